@@ -1,0 +1,35 @@
+"""The way the papers' own code decodes: request after request, branch after branch, one forward pass each."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from decoding.hf_engine.encoder import Encoded
+from decoding.hf_engine.model import Model
+
+Mix = Callable[[list[Tensor]], Tensor]
+
+
+@torch.inference_mode()
+def decode(model: Model, prompts: list[Encoded], mix: Mix, tokens: int) -> float:
+    """Seconds per token after the first, greedy, each branch with a cache of its own."""
+    caches = [DynamicCache() for _ in prompts]
+    logits = [
+        model.network(
+            input_ids=prompt.ids[None], **prompt.extras, past_key_values=cache, use_cache=True, logits_to_keep=1
+        ).logits[0, -1]
+        for prompt, cache in zip(prompts, caches, strict=True)
+    ]
+    token = int(mix(logits).argmax())
+    began = time.perf_counter()
+    for _ in range(tokens - 1):
+        read = torch.tensor([[token]])
+        logits = [
+            model.network(input_ids=read, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+            for cache in caches
+        ]
+        token = int(mix(logits).argmax())
+    return (time.perf_counter() - began) / (tokens - 1)

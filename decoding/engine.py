@@ -1,0 +1,52 @@
+"""What runs a model. Engines know nothing about particular strategies."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from decoding.answer import Heat, Memory, Token, Usage
+from decoding.ask import Ask, Probe, Relevance
+
+Capability = Literal["branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "logprobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a client may want to know of the model that is served."""
+
+    name: str
+    context: int  # tokens, prompt and answer together
+    pictures: bool
+
+
+class Engine(Protocol):
+    """Every method raises `Unsupported` or `BadRequest` before anything runs when the ask cannot be served."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
+        """Stream the answer. Closing the generator frees its rows before the next step."""
+        ...
+
+    async def probe(self, probe: Probe) -> tuple[Memory, Usage]: ...
+
+    async def relevance(self, relevance: Relevance) -> Heat: ...
+
+    def forget(self, memory: Memory) -> None:
+        """Free what a probe or a digest left. The handle is dead afterwards."""
+        ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    async def start(self) -> None:
+        """Load the model and warm it up."""
+        ...
+
+    async def close(self) -> None:
+        """Stop, failing what still runs."""
+        ...

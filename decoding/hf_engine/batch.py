@@ -1,0 +1,175 @@
+"""The running batch: every row of every request, extended by one token a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decoding.answer import Token
+from decoding.hf_engine.encoder import Encoded
+from decoding.hf_engine.heads import Scales
+from decoding.hf_engine.hooks import Rows, mixed
+from decoding.hf_engine.model import Model, Prefilled
+from decoding.hf_engine.request import MAIN, Request
+from decoding.hf_engine.sampler import choose
+
+PREFILL_TOKENS = 8192  # padded, in one pass over prompts
+
+Ready = dict[tuple[int, str], Prefilled]  # id of a request, prompt name -> its prompt after its pass
+Said = list[tuple[Request, Token | Exception]]
+
+
+@dataclass(slots=True)
+class Row:
+    """One prompt of a request. Its number in the batch is its number in the cache."""
+
+    request: Request
+    name: str
+    position: int  # of the token that it reads next
+
+
+class Batch:
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.cache = model.new_cache()
+        self.rows: list[Row] = []
+        self._scales: Scales | None = None  # of the head outputs of every row
+        self._tokens = torch.empty(0, dtype=torch.long, device=model.device)  # [rows] read by the next step
+
+    @property
+    def requests(self) -> list[Request]:
+        return list({id(row.request): row.request for row in self.rows}.values())
+
+    def join(self, requests: Sequence[Request], ready: Ready) -> Said:
+        """Add the rows of new requests, and say their first tokens."""
+        base = len(self.rows)
+        for request in requests:
+            for name in request.prompts:
+                self.cache.join(ready[id(request), name].pairs)
+                self.rows.append(Row(request, name, ready[id(request), name].position))
+        logits = torch.stack([ready[id(row.request), row.name].logits for row in self.rows[base:]])
+        self._tokens = torch.cat([self._tokens, self._tokens.new_zeros(len(self.rows) - base)])
+        self._regroup()
+        return self._say([request for request in requests if not request.ask.choices], logits, base) + [
+            (request, self._weigh(request, logits, base)) for request in requests if request.ask.choices
+        ]
+
+    def step(self) -> Said:
+        """One token for every request."""
+        logits = self.model.decode(self._tokens, [row.position for row in self.rows], self.cache, self._scales)
+        for row in self.rows:
+            row.position += 1
+            row.request.spent.forward_passes += 1
+        return self._say(self.requests, logits, base=0)
+
+    def leave(self, requests: Iterable[Request]) -> None:
+        """Free the rows of these requests; ones that are not in the batch are passed over."""
+        going = {id(request) for request in requests}
+        for number in reversed(range(len(self.rows))):
+            if id(self.rows[number].request) in going:
+                self.cache.leave(number)
+                self.rows[number], self._tokens[number] = self.rows[-1], self._tokens[-1].clone()
+                self.rows.pop()
+                self._tokens = self._tokens[:-1]
+        self._regroup()
+
+    def _say(self, requests: Sequence[Request], logits: Tensor, base: int) -> Said:
+        """`logits`: [rows from number `base` on, vocab]."""
+        if not requests:
+            return []
+        places = self._places(base)
+        rows = [places[id(request)] for request in requests]
+        scores, failed = mixed(requests, rows, logits)
+        chosen = choose(scores, [request.chooser for request in requests])
+        raw = logits[[own[MAIN] for own in rows]]
+        changed = scores.argmax(-1) != raw.argmax(-1)
+        said: Said = []
+        for number, (token, moved) in enumerate(torch.stack([chosen, changed.to(chosen.dtype)], 1).tolist()):
+            request, own = requests[number], rows[number]
+            for row in own.values():
+                self._tokens[base + row] = token
+            if number in failed:
+                said.append((request, failed[number]))
+                continue
+            try:
+                request.remember(raw[number])
+                by_name = {name: logits[row] for name, row in own.items()} if request.ask.compare else {}
+                said.append((request, request.say(token, scores[number], by_name, bool(moved))))
+            except Exception as error:  # its digest's fault, not the others'
+                said.append((request, error))
+        return said
+
+    def _weigh(self, request: Request, logits: Tensor, base: int) -> Token | Exception:
+        own = self._places(base)[id(request)]
+        scores, failed = mixed([request], [own], logits)
+        changed = int(scores[0].argmax()) != int(logits[own[MAIN]].argmax())
+        return failed[0] if failed else request.weigh(scores[0], changed)
+
+    def _places(self, base: int) -> dict[int, Rows]:
+        places: dict[int, dict[str, int]] = {}
+        for number, row in enumerate(self.rows[base:]):
+            places.setdefault(id(row.request), {})[row.name] = number
+        return dict(places)
+
+    def _regroup(self) -> None:
+        """The factors of the batch as it now stands: those of a request act on its main row."""
+        self._scales = self.model.tap.scales([factors_of(row.request, row.name) for row in self.rows])
+
+
+def prefill(model: Model, requests: Sequence[Request]) -> Ready:
+    """Every prompt of every request after its pass; prompts that are equal, factors included, are run once."""
+    ready: Ready = {}
+    todo: dict[object, list[tuple[Request, str]]] = {}
+    for request in requests:
+        request.spent.started = time.perf_counter()
+        for name, prompt in ((MAIN, request.ask.prompt), *request.ask.branches.items()):
+            kept = request.reusable() if name == MAIN else None
+            if kept is not None:
+                ready[id(request), name] = kept
+            else:
+                scaled = name == MAIN and request.factors is not None
+                origin = (request.stack, *request.ask.memories.items()) if scaled else None
+                todo.setdefault((prompt, origin), []).append((request, name))
+    for group in grouped([wanted[0] for wanted in todo.values()]):
+        for (request, name), done in zip(group, run(model, group), strict=True):
+            ready[id(request), name] = done
+    for wanted in todo.values():
+        for request, name in wanted:
+            request.spent.forward_passes += 1  # a shared pass counts for all, so that receipts can be compared
+            ready[id(request), name] = ready[id(wanted[0][0]), wanted[0][1]]
+    return ready
+
+
+def run(model: Model, group: Sequence[tuple[Request, str]]) -> list[Prefilled]:
+    scales = model.tap.scales([factors_of(request, name) for request, name in group])
+    return model.prefill([request.prompts[name] for request, name in group], scales)
+
+
+def factors_of(request: Request, name: str) -> Tensor | None:
+    return request.factors if name == MAIN else None
+
+
+def grouped(wanted: Sequence[tuple[Request, str]]) -> list[list[tuple[Request, str]]]:
+    """Prompts that can go through the model together: pixels of one shape, and not too many tokens."""
+    groups: list[list[tuple[Request, str]]] = []
+    by_length = sorted(wanted, key=lambda one: len(one[0].prompts[one[1]]))
+    for request, name in by_length:
+        encoded = request.prompts[name]
+        for group in groups:
+            together = [other.prompts[of] for other, of in group]
+            if fits(encoded, together):
+                group.append((request, name))
+                break
+        else:
+            groups.append([(request, name)])
+    return groups
+
+
+def fits(encoded: Encoded, group: Sequence[Encoded]) -> bool:
+    shapes = [encoded.pixel_shape, *(other.pixel_shape for other in group)]
+    longest = max(len(encoded), *(len(other) for other in group))
+    return longest * len(shapes) <= PREFILL_TOKENS and len(set(shapes) - {None}) <= 1

@@ -1,0 +1,180 @@
+"""The transformers engine: the reference, and the default."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from decoding.answer import Heat, Memory, Token, Usage
+from decoding.ask import Ask, Probe, Relevance
+from decoding.engine import Capability, ModelCard
+from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Overloaded, Unsupported
+from decoding.hf_engine import probing
+from decoding.hf_engine.detokenizer import Vocabulary
+from decoding.hf_engine.encoder import Encoded
+from decoding.hf_engine.matcher import Matcher
+from decoding.hf_engine.model import Model
+from decoding.hf_engine.request import MAIN, Remembered, Request
+from decoding.hf_engine.settings import HFSettings
+from decoding.hf_engine.worker import Place, Ticket, Worker, stopped
+from decoding.prompt import Picture, Prompt
+from decoding.sampling import Sampling
+
+Made = TypeVar("Made")
+
+
+class HFEngine:
+    """The model runs in one thread, prompts are encoded in another, the matcher in a third; the event loop in none."""
+
+    def __init__(self, settings: HFSettings) -> None:
+        self.settings = settings
+        self._encoding = ThreadPoolExecutor(1, "onlyseen-encoder")
+        self._matching = ThreadPoolExecutor(1, "onlyseen-matcher")
+        self._remembered: dict[str, Remembered] = {}
+        self._places: set[Place] = set()
+        self._handles = itertools.count()
+        self._model: Model | None = None
+        self._worker: Worker | None = None
+        self._matcher: Matcher | None = None
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        always: set[Capability] = {"branches", "logits", "heads", "probe", "digest", "noise", "choices", "logprobs"}
+        return frozenset(always | ({"relevance"} if self.settings.matcher else set()))
+
+    @property
+    def card(self) -> ModelCard:
+        name = self.settings.name or Path(self.settings.model).name
+        return ModelCard(name, self.model.context, pictures=True)
+
+    @property
+    def model(self) -> Model:
+        if self._model is None:
+            raise EngineFailed("The model is still being loaded.")
+        return self._model
+
+    @property
+    def worker(self) -> Worker:
+        if self._worker is None:
+            raise EngineFailed("The model is still being loaded.")
+        return self._worker
+
+    @property
+    def alive(self) -> bool:
+        return self._worker is not None and self._worker.alive
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._model = await loop.run_in_executor(self._encoding, Model, self.settings)
+        if self.settings.matcher:
+            self._matcher = await loop.run_in_executor(
+                self._matching, Matcher, self.settings.matcher, str(self._model.device)
+            )
+        self._words = Vocabulary(self._model.encoder.tokenizer)
+        self._worker = Worker(self._model, self.settings.max_rows)
+        self._worker.start()
+        await self._warm_up()
+
+    async def close(self) -> None:
+        if self._worker is not None and self._worker.alive:
+            await asyncio.to_thread(self._worker.close)
+        for threads in (self._encoding, self._matching):
+            await asyncio.to_thread(threads.shutdown)
+
+    async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
+        rows = 1 + len(ask.branches)
+        if rows > self.settings.max_rows:
+            raise Unsupported(f"The request needs {rows} rows; this engine runs {self.settings.max_rows}.")
+        if ask.compare is not None and ask.compare not in ask.branches:
+            raise BadRequest(f"There is no branch '{ask.compare}' to compare with.")
+        memories = {owner: self._recall(memory) for owner, memory in ask.memories.items()}
+        with self._queue(rows) as place:
+            request = await self._encode(lambda: self._request(ask, memories))
+            ticket = Ticket(request, place, asyncio.get_running_loop())
+            self.worker.submit(ticket)
+            try:
+                while True:
+                    said = await ticket.said.get()
+                    if isinstance(said, OnlySeenError):
+                        raise said
+                    if said.end is None:
+                        yield said
+                        continue
+                    memory = self._remember(Remembered(request.digested)) if ask.digest else None
+                    yield replace(said, end=replace(said.end, memory=memory))
+                    return
+            finally:
+                ticket.cancelled = True
+
+    async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
+        with self._queue(len(probe.prompts)):
+            prompts = await self._encode(lambda: self._prompts(probe.prompts))
+            remembered = await self.worker.errand(lambda: probing.run(probe, prompts, self.model))
+        return self._remember(remembered), Usage(forward_passes=len(prompts))
+
+    async def relevance(self, relevance: Relevance) -> Heat:
+        if self._matcher is None:
+            raise Unsupported("This server has no image-text matcher; start it with --matcher.", code="unsupported")
+        if not self.alive:
+            raise stopped()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._matching, self._matcher.relevance, relevance.picture, relevance.text)
+
+    def forget(self, memory: Memory) -> None:
+        self._remembered.pop(memory.handle, None)
+
+    @contextmanager
+    def _queue(self, rows: int) -> Iterator[Place]:
+        """A place for these rows, from before they are encoded until the batch takes them.
+
+        Raises:
+            Overloaded: the queue is full.
+        """
+        if not self.alive:
+            raise stopped()
+        if sum(place.rows for place in self._places if not place.taken) + rows > self.settings.max_waiting:
+            raise Overloaded("The queue is full; try again in a moment.", code="queue_full")
+        place = Place(rows)
+        self._places.add(place)
+        try:
+            yield place
+        finally:
+            self._places.discard(place)
+
+    async def _encode(self, work: Callable[[], Made]) -> Made:
+        return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
+
+    def _prompts(self, prompts: Mapping[str, Prompt]) -> dict[str, Encoded]:
+        return {name: self.model.encoder.encode(prompt) for name, prompt in prompts.items()}
+
+    def _request(self, ask: Ask, memories: Mapping[str, Remembered]) -> Request:
+        return Request(ask, self._prompts({MAIN: ask.prompt, **ask.branches}), memories, self.model, self._words)
+
+    def _remember(self, remembered: Remembered) -> Memory:
+        memory = Memory(f"memory-{next(self._handles)}")
+        self._remembered[memory.handle] = remembered
+        return memory
+
+    def _recall(self, memory: Memory) -> Remembered:
+        if memory.handle not in self._remembered:
+            raise BadRequest("The request refers to a memory that is gone.")
+        return self._remembered[memory.handle]
+
+    async def _warm_up(self) -> None:
+        """First passes allocate and tune: better now than in a user's first answer."""
+        from PIL import Image
+
+        picture = Picture(Image.new("RGB", (64, 64)))
+        ask = Ask(Prompt.of("Hello.", picture), Sampling(max_tokens=2, ignore_eos=True))
+        if self.settings.max_rows > 1:
+            ask = ask.but(branches={"warm/up": ask.prompt.without_pictures()})
+        async for _ in self.generate(ask):
+            pass
+        if self._matcher is not None:
+            await self.relevance(Relevance(picture, "hello"))

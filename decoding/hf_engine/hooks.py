@@ -1,0 +1,61 @@
+"""Calls the strategies' `logits` hooks, once for all requests that share a stack."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from decoding.hf_engine.request import MAIN, Request
+from decoding.strategy import Step, Strategy
+
+Rows = Mapping[str, int]  # prompt name -> row of the logits
+
+
+Failed = dict[int, Exception]  # number of a request -> what its strategies raised
+
+
+def mixed(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> tuple[Tensor, Failed]:
+    """[rows, vocab] of all branches -> [requests, vocab] as their stacks leave them, inner strategies first.
+
+    A strategy that raises fails the requests that use it, not the batch.
+    """
+    scores = logits[[own[MAIN] for own in rows]]
+    failed: Failed = {}
+    groups: dict[object, list[int]] = defaultdict(list)
+    for number, request in enumerate(requests):
+        if any("logits" in strategy.hooks() for strategy in request.ask.stack):
+            groups[request.kind].append(number)
+    for members in groups.values():
+        try:
+            scores[members] = through([requests[i] for i in members], [rows[i] for i in members], logits)
+        except Exception as error:
+            failed |= dict.fromkeys(members, error)
+    return scores, failed
+
+
+def through(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> Tensor:
+    """The same for requests of one kind."""
+    raw = logits[[own[MAIN] for own in rows]]
+    position = torch.tensor([[request.spent.steps] for request in requests], device=logits.device)
+    scores = raw
+    for strategy in reversed(requests[0].ask.stack):
+        if "logits" not in strategy.hooks():
+            continue
+        branches = {
+            name: logits[[own[name] for own in rows]]
+            for name in requests[0].ask.branches
+            if name.startswith(f"{strategy.name}/")
+        }
+        scores = strategy.logits(Step(scores, raw, branches, remembered(strategy, requests), position))
+    return scores
+
+
+def remembered(strategy: Strategy, requests: Sequence[Request]) -> dict[str, Tensor]:
+    """What the strategy's digest left for each request, stacked: [requests, *shape] by name."""
+    memories = [request.memories[strategy.name].tensors for request in requests if strategy.name in request.memories]
+    if not memories:
+        return {}
+    return {name: torch.stack([memory[name] for memory in memories]) for name in memories[0]}

@@ -1,0 +1,168 @@
+"""A vision-language model of transformers: the pass over prompts, and the pass over one token per row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, DynamicCache
+
+from decoding.hf_engine.cache import AlignedCache
+from decoding.hf_engine.encoder import Encoded, Encoder
+from decoding.hf_engine.families import context_of, family_of
+from decoding.hf_engine.heads import HeadTap, Observer, Scales
+from decoding.hf_engine.loading import end_tokens, load, load_processor
+from decoding.hf_engine.settings import HFSettings
+
+Pairs = list[tuple[Tensor, Tensor]]  # per layer: keys and values, [kv heads, length, head_dim]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """One prompt after its forward pass."""
+
+    pairs: Pairs
+    logits: Tensor  # [vocab], float32, after the last prompt token
+    position: int  # of the token that comes next
+
+
+class Model:
+    """Everything here runs in the engine's one worker thread; only `encoder` may run in another."""
+
+    def __init__(self, settings: HFSettings) -> None:
+        config = AutoConfig.from_pretrained(settings.model)
+        self.family = family_of(config)
+        self.context: int = context_of(config)
+        self.encoder = Encoder(load_processor(settings.model, self.family), self.context, self.family)
+        self.network = load(settings)
+        self.body = self.family.body(self.network)
+        self.decoder = at(self.network, self.family.decoder)
+        self.head = self.network.get_output_embeddings()
+        text = self.decoder.config
+        self.tap = HeadTap(
+            [at(layer, self.family.head_output) for layer in self.decoder.layers], text.num_attention_heads
+        )
+        self.window: int | None = getattr(text, "sliding_window", None)
+        self.layer_types: frozenset[str] = frozenset(getattr(text, "layer_types", None) or ())
+        embedding = self.network.get_input_embeddings().weight
+        self.device: torch.device = embedding.device
+        self.dtype: torch.dtype = embedding.dtype
+        self.vocab: int = self.head.weight.shape[0]
+        self.eos = torch.tensor(end_tokens(self.network, self.encoder.tokenizer), dtype=torch.long, device=self.device)
+
+    @property
+    def layers(self) -> int:
+        return self.tap.layers
+
+    def new_cache(self) -> AlignedCache:
+        return AlignedCache(self.layers)
+
+    def prefill(self, prompts: Sequence[Encoded], scales: Scales | None = None) -> list[Prefilled]:
+        """`scales` act on the head outputs at every position."""
+        return self._prefill(prompts, self.tap.scaled_by(scales))
+
+    def observe(self, prompts: Sequence[Encoded], observer: Observer) -> list[Prefilled]:
+        """A pass over prompts whose head outputs go through `observer`, layer by layer."""
+        return self._prefill(prompts, self.tap.observed_by(observer))
+
+    def decode(self, tokens: Tensor, positions: Sequence[int], cache: AlignedCache, scales: Scales | None) -> Tensor:
+        """One token per row: [rows] -> [rows, vocab], float32."""
+        cache.make_room()
+        at_position = torch.tensor(positions, device=self.device)[:, None]
+        with self.tap.scaled_by(scales):
+            hidden = self.decoder(
+                input_ids=tokens[:, None],
+                position_ids=at_position.expand(3, -1, -1) if self._has_mrope else at_position,
+                attention_mask=self._mask(cache),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        cache.advance()
+        return self._logits(hidden[:, -1])
+
+    def _prefill(self, prompts: Sequence[Encoded], tapped: AbstractContextManager[None]) -> list[Prefilled]:
+        lengths = [len(prompt) for prompt in prompts]
+        batch = self._collate(prompts)
+        positions, nexts = self._positions(batch, lengths)
+        cache = DynamicCache()
+        with tapped:
+            hidden = self.body(**batch, **positions, past_key_values=cache, use_cache=True).last_hidden_state
+        logits = self._logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
+        return [
+            Prefilled(
+                [(layer.keys[row, :, :n], layer.values[row, :, :n]) for layer in cache.layers], logits[row], nexts[row]
+            )
+            for row, n in enumerate(lengths)
+        ]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Where the ids are: a model that is spread over several GPUs ends on another one than it begins."""
+        return self.head(hidden).to(self.device, torch.float32)  # type: ignore[no-any-return]
+
+    def _collate(self, prompts: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Right-padded: a causal row never sees what comes after it."""
+        ids = [prompt.ids for prompt in prompts]
+        batch = {"input_ids": pad(ids)}
+        if len({len(row) for row in ids}) > 1:
+            batch["attention_mask"] = pad([torch.ones_like(row) for row in ids])
+        names = dict.fromkeys(name for prompt in prompts for name in prompt.extras)
+        for name in names:
+            if name in self.family.per_token:
+                blank = [torch.zeros_like(row) for row in ids]
+                batch[name] = pad(
+                    [p.extras[name][0] if name in p.extras else b for p, b in zip(prompts, blank, strict=True)]
+                )
+            else:
+                parts = [p.extras[name] for p in prompts if name in p.extras]
+                parts = even(parts) if name in self.family.ragged else parts
+                batch[name] = torch.cat(parts, self.family.picture_axis)
+        return {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for name, tensor in batch.items()
+        }
+
+    @property
+    def _has_mrope(self) -> bool:
+        return hasattr(self.body, "get_rope_index")
+
+    def _positions(self, batch: dict[str, Tensor], lengths: list[int]) -> tuple[dict[str, Tensor], list[int]]:
+        """What to tell the model of positions, and each prompt's next one."""
+        if not self._has_mrope:
+            return {}, lengths
+        known = {name: batch[name] for name in ("image_grid_thw", "attention_mask") if name in batch}
+        kinds = batch.get("mm_token_type_ids", torch.zeros_like(batch["input_ids"]))
+        positions, deltas = self.body.get_rope_index(batch["input_ids"], kinds, **known)
+        nexts = [length + int(delta) for length, delta in zip(lengths, deltas.flatten().tolist(), strict=True)]
+        return {"position_ids": positions}, nexts
+
+    def _mask(self, cache: AlignedCache) -> Any:
+        full = cache.mask(self.dtype, self.device)
+        if self.window is not None and not self.layer_types:
+            return cache.mask(self.dtype, self.device, self.window)
+        if "sliding_attention" not in self.layer_types:
+            return full
+        return {"full_attention": full, "sliding_attention": cache.mask(self.dtype, self.device, self.window)}
+
+
+def at(module: Any, path: str) -> Any:
+    return reduce(getattr, path.split("."), module)
+
+
+def pad(rows: Sequence[Tensor]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def even(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Padded with 0 at the ends of all dimensions but the first, to one shape."""
+    target = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    return [
+        nn.functional.pad(
+            part, [n for has, wants in zip(part.shape[:0:-1], target[::-1], strict=True) for n in (0, wants - has)]
+        )
+        for part in parts
+    ]

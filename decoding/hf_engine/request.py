@@ -1,0 +1,171 @@
+"""One ask on its way through the batch: its prompts, what it has said, and what it has cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from decoding.answer import Alternative, End, Reason, Token, Usage
+from decoding.ask import Ask
+from decoding.hf_engine.detokenizer import Detokenizer, Vocabulary
+from decoding.hf_engine.encoder import Encoded
+from decoding.hf_engine.model import Model, Prefilled
+from decoding.hf_engine.sampler import Chooser
+from decoding.prompt import Prompt
+from decoding.strategy import Captured, Tensors
+
+MAIN = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a memory handle stands for. After a probe, its main prompt is ready to go on from."""
+
+    tensors: Tensors
+    prompt: Prompt | None = None
+    prefilled: Prefilled | None = None
+    factors: Tensor | None = None  # [layers, heads] that scaled the heads of `prefilled`
+
+
+@dataclass(slots=True)
+class Spent:
+    forward_passes: int = 0
+    steps: int = 0
+    changed_steps: int = 0
+    arrived: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+    first_token: float = 0.0
+
+
+class Request:
+    """Made by the encoding thread, then the worker's alone. `prompts`: MAIN and the branches by name, encoded."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        prompts: Mapping[str, Encoded],
+        memories: Mapping[str, Remembered],
+        model: Model,
+        words: Vocabulary,
+    ) -> None:
+        self.ask = ask
+        self.prompts = prompts
+        self.memories = memories
+        self.words = words
+        factors = head_factors(ask, memories)
+        self.factors = None if factors is None else factors.to(model.device, model.dtype)  # [layers, heads]
+        self.firsts = {choice: model.encoder.first_tokens(choice).to(model.device) for choice in ask.choices}
+        self.chooser = Chooser(ask.sampling, prompts[MAIN].ids.to(model.device), model.eos, model.vocab)
+        self.detokenizer = Detokenizer(model.encoder.tokenizer, ask.sampling.stop)
+        self.eos = frozenset(model.eos.tolist())
+        self.digested: Tensors = {}
+        self.spent = Spent()
+        self.room = min(ask.sampling.max_tokens or model.context, model.context - max(map(len, prompts.values())))
+        # As JSON, not as strategies: one with a list among its parameters cannot be hashed.
+        self.stack = tuple((type(strategy), strategy.model_dump_json()) for strategy in ask.stack)
+        self.kind = (self.stack, tuple(sorted(ask.branches)), shapes(memories))  # one kind shares its hooks' calls
+
+    def reusable(self) -> Prefilled | None:
+        """The main prompt as a probe left it, when that is what this ask's factors would make of it."""
+        for remembered in self.memories.values():
+            if remembered.prompt == self.ask.prompt and same(remembered.factors, self.factors):
+                return remembered.prefilled
+        return None
+
+    def remember(self, raw: Tensor) -> None:
+        """Fold the raw logits, [vocab], of this step into the memory that the ask wants digested."""
+        if self.ask.digest is not None:
+            self.digested = self.ask.digest.digest(self.digested, Captured(logits=raw))
+
+    def say(self, token: int, scores: Tensor, logits: Mapping[str, Tensor], changed: bool) -> Token:
+        """Take the chosen token. `scores`, and `logits` by prompt name: [vocab] each."""
+        self.chooser.chose(token)
+        self._count(changed)
+        if token in self.eos and not self.ask.sampling.ignore_eos:
+            return Token(token, self.detokenizer.flush(), end=self.end("stop"))
+        text, reason = self.detokenizer.push(token), self._reason()
+        if reason == "length":
+            text += self.detokenizer.flush()
+        alternatives = self._alternatives(token, scores)
+        return Token(
+            token,
+            text,
+            chosen=alternatives[0] if alternatives else None,
+            top=alternatives[1:],
+            grounding=self._grounding(token, logits),
+            end=self.end(reason) if reason else None,
+        )
+
+    def weigh(self, scores: Tensor, changed: bool) -> Token:
+        """The log-probabilities of the ask's choices, each under the tokens that it may begin with."""
+        self._count(changed)
+        logprobs = scores.log_softmax(-1)
+        weighed = {choice: float(logprobs[ids].logsumexp(-1)) for choice, ids in self.firsts.items()}
+        return Token(int(scores.argmax()), "", end=self.end("stop", weighed))
+
+    def end(self, reason: Reason, choices: Mapping[str, float] | None = None) -> End:
+        now, spent = time.perf_counter(), self.spent
+        inside = any("heads" in strategy.hooks() for strategy in self.ask.stack)
+        usage = Usage(
+            prompt_tokens=len(self.prompts[MAIN]),
+            completion_tokens=spent.steps,
+            steps=spent.steps,
+            forward_passes=spent.forward_passes,
+            changed_steps=None if inside else spent.changed_steps,
+            seconds={
+                "queue": spent.started - spent.arrived,
+                "prefill": spent.first_token - spent.started,
+                "decode": now - spent.first_token,
+            },
+        )
+        return End(reason, usage, choices=choices or {})
+
+    def _count(self, changed: bool) -> None:
+        self.spent.steps += 1
+        self.spent.changed_steps += changed
+        self.spent.first_token = self.spent.first_token or time.perf_counter()
+
+    def _reason(self) -> Reason | None:
+        if self.detokenizer.stopped:
+            return "stop"
+        return "length" if self.spent.steps >= self.room else None
+
+    def _alternatives(self, token: int, scores: Tensor) -> tuple[Alternative, ...]:
+        """The token itself, then the likeliest ones."""
+        if self.ask.sampling.top_logprobs is None:
+            return ()
+        logprobs = scores.log_softmax(-1)
+        best = logprobs.topk(self.ask.sampling.top_logprobs)
+        ids = [token, *best.indices.tolist()]
+        values = [float(logprobs[token]), *best.values.tolist()]
+        return tuple(self.words.alternative(id_, value) for id_, value in zip(ids, values, strict=True))
+
+    def _grounding(self, token: int, logits: Mapping[str, Tensor]) -> float | None:
+        if self.ask.compare is None:
+            return None
+        seeing, blind = (logits[name].log_softmax(-1)[token] for name in (MAIN, self.ask.compare))
+        return float(seeing - blind)
+
+
+def same(one: Tensor | None, other: Tensor | None) -> bool:
+    return torch.equal(one, other) if one is not None and other is not None else one is other
+
+
+def shapes(memories: Mapping[str, Remembered]) -> tuple[object, ...]:
+    """Whose memories there are, of what: those of one kind can be stacked."""
+    return tuple(
+        (owner, name, tensor.shape) for owner in sorted(memories) for name, tensor in memories[owner].tensors.items()
+    )
+
+
+def head_factors(ask: Ask, memories: Mapping[str, Remembered]) -> Tensor | None:
+    """The product of what the strategies ask for, [layers, heads]; None when none asks for anything."""
+    empty = Remembered({})
+    wanted = [strategy.heads(memories.get(strategy.name, empty).tensors) for strategy in ask.stack]
+    factors = [factor for factor in wanted if factor is not None]
+    return reduce(torch.mul, factors) if factors else None

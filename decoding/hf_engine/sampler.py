@@ -1,0 +1,90 @@
+"""Chooses the next token of every request of a batch, on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from decoding.sampling import Sampling
+
+
+class Chooser:
+    """What one request's sampling remembers between its steps."""
+
+    def __init__(self, sampling: Sampling, prompt: Tensor, eos: Tensor, vocab: int) -> None:
+        self.sampling = sampling
+        self.eos = eos  # [n] ids that end an answer
+        self.generator = torch.Generator(device=prompt.device)
+        if sampling.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(sampling.seed)
+        self.chosen = 0
+        penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+        self.counts = torch.zeros(vocab, device=prompt.device) if penalised else None  # [vocab] in the answer so far
+        self.in_prompt = torch.zeros(vocab, dtype=torch.bool, device=prompt.device) if penalised else None
+        if self.in_prompt is not None:
+            self.in_prompt[prompt] = True
+
+    def chose(self, token: int) -> None:
+        self.chosen += 1
+        if self.counts is not None:
+            self.counts[token] += 1
+
+    @property
+    def is_argmax(self) -> bool:
+        return self.sampling.temperature == 0 and self.counts is None and self.chosen >= self.sampling.min_tokens
+
+
+def choose(scores: Tensor, choosers: Sequence[Chooser]) -> Tensor:
+    """[requests, vocab] -> [requests] token ids."""
+    if all(chooser.is_argmax for chooser in choosers):
+        return scores.argmax(-1)
+    return torch.stack([choose_one(row, chooser) for row, chooser in zip(scores, choosers, strict=True)])
+
+
+def choose_one(scores: Tensor, chooser: Chooser) -> Tensor:
+    sampling = chooser.sampling
+    if chooser.chosen < sampling.min_tokens:
+        scores = scores.index_fill(-1, chooser.eos, -torch.inf)
+    if chooser.counts is not None and chooser.in_prompt is not None:
+        scores = penalised(scores, chooser.counts, chooser.in_prompt, sampling)
+    if sampling.temperature == 0:
+        return scores.argmax(-1)
+    scores = min_p(top_p(top_k(scores / sampling.temperature, sampling.top_k), sampling.top_p), sampling.min_p)
+    # The largest of p/e with e ~ Exp(1) is a draw from p, and needs no generator shared between requests.
+    race = torch.empty_like(scores).exponential_(generator=chooser.generator)
+    return (scores.softmax(-1) / race).argmax(-1)
+
+
+def penalised(scores: Tensor, counts: Tensor, in_prompt: Tensor, sampling: Sampling) -> Tensor:
+    """Repetition (CTRL, prompt included) divides positive and multiplies negative scores; the others subtract."""
+    seen = in_prompt | (counts > 0)
+    repeated = torch.where(scores > 0, scores / sampling.repetition_penalty, scores * sampling.repetition_penalty)
+    scores = torch.where(seen, repeated, scores)
+    return scores - sampling.frequency_penalty * counts - sampling.presence_penalty * (counts > 0)
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    if k == 0 or k >= scores.shape[-1]:
+        return scores
+    return scores.masked_fill(scores < scores.topk(k).values[..., -1:], -torch.inf)
+
+
+def top_p(scores: Tensor, p: float) -> Tensor:
+    """The smallest set of likeliest tokens whose probabilities reach p."""
+    if p >= 1:
+        return scores
+    ordered, order = scores.sort(descending=True)
+    probabilities = ordered.softmax(-1)
+    beyond = probabilities.cumsum(-1) - probabilities >= p
+    return scores.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+
+
+def min_p(scores: Tensor, p: float) -> Tensor:
+    if p == 0:
+        return scores
+    probabilities = scores.softmax(-1)
+    return scores.masked_fill(probabilities < p * probabilities.max(-1, keepdim=True).values, -torch.inf)

@@ -1,0 +1,117 @@
+"""What is asked: messages made of text and pictures. Plain data that the server, strategies and engines share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from PIL.Image import Image
+
+from decoding.errors import BadRequest
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Forward-diffusion noise which the engine adds to the picture's normalised pixels (VCD)."""
+
+    step: int  # 0 ... 999
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One decoded RGB image. `image` is never changed in place: every edit makes a new picture."""
+
+    image: Image
+    noise: Noise | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 over mode, size, pixels and noise: equal keys mean equal model input."""
+        shape = f"{self.image.mode} {self.image.width}x{self.image.height} {self.noise}".encode()
+        return hashlib.sha256(shape + b"\0" + self.image.tobytes()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Picture) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def noised(self, noise: Noise) -> Picture:
+        return replace(self, noise=noise)
+
+
+Part = str | Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that ends with the user's question."""
+
+    messages: tuple[Message, ...]
+
+    @classmethod
+    def of(cls, text: str, *pictures: Picture) -> Prompt:
+        return cls((Message("user", (*pictures, text)),))
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(part for message in self.messages for part in message.parts if isinstance(part, Picture))
+
+    @property
+    def question(self) -> str:
+        """The text of the last user message."""
+        return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
+
+    def require_pictures(self, strategy: str) -> tuple[Picture, ...]:
+        """The pictures, for a strategy that is meaningless without one.
+
+        Raises:
+            BadRequest: the prompt holds no picture.
+        """
+        if not self.pictures:
+            raise BadRequest(f"Strategy '{strategy}' needs a picture: add an image_url part.", param="messages")
+        return self.pictures
+
+    def map_pictures(self, change: Callable[[Picture], Picture | None]) -> Prompt:
+        """Every picture replaced by `change(picture)`; None takes it out."""
+
+        def changed(part: Part) -> Part | None:
+            return change(part) if isinstance(part, Picture) else part
+
+        return Prompt(
+            tuple(
+                replace(message, parts=tuple(new for part in message.parts if (new := changed(part)) is not None))
+                for message in self.messages
+            )
+        )
+
+    def without_pictures(self) -> Prompt:
+        return self.map_pictures(lambda _: None)
+
+    def with_system(self, text: str) -> Prompt:
+        """The system message says `text` instead, or for the first time."""
+        said = tuple(message for message in self.messages if message.role != "system")
+        return Prompt((Message("system", (text,)), *said))
+
+    def with_question(self, text: str) -> Prompt:
+        """The last user message says `text` instead; its pictures stay, before the text."""
+        at = max(i for i, message in enumerate(self.messages) if message.role == "user")
+        pictures = tuple(part for part in self.messages[at].parts if isinstance(part, Picture))
+        asked = replace(self.messages[at], parts=(*pictures, text))
+        return Prompt((*self.messages[:at], asked, *self.messages[at + 1 :]))

@@ -1,0 +1,27 @@
+"""Scale and cut, one branch."""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from decoding.strategy import Step, Strategy
+from decoding.tensors import only, plausible
+
+
+class Sharpen(Strategy):
+    """z_f = scale z where p(w) >= beta max p, -inf elsewhere: temperature 1/scale after a plausibility cut.
+
+    A control of our own, from no paper. AGLA adds logits without dividing by the sum of their weights, so with two
+    identical branches it comes to exactly this at scale = 1 + alpha. What AGLA gains over it, the masked picture has
+    contributed. The defaults are those of AGLA (alpha 2, beta 0.5). Greedy answers stay as they are.
+    """
+
+    name = "sharpen"
+    paper = "none"
+
+    scale: Annotated[float, Field(ge=0.01, le=100, description="What the logits are multiplied by.")] = 3.0
+    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.5
+
+    def logits(self, step: Step) -> Tensor:
+        return only(self.scale * step.scores, plausible(step.raw, self.beta))

@@ -1,0 +1,84 @@
+"""Pure functions over [..., vocab] scores, and the noise of visual contrastive decoding.
+
+None of them changes its input, widens the dtype of what it returns, or lets -inf become anything else.
+"""
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from decoding.prompt import Noise
+
+DIFFUSION_STEPS = 1000
+
+
+def plausible(raw: Tensor, beta: float) -> Tensor:
+    """Mask of the tokens at least `beta` times as likely as the likeliest: p(w) >= beta max p.
+
+    The normaliser of the softmax cancels, so this is z(w) >= max z + ln beta. The cut-off is taken in float64: rounded
+    to the dtype of the logits it could fall on a token that lies below it.
+    """
+    possible = raw > -torch.inf
+    if beta == 0:
+        return possible
+    cutoff = raw.amax(dim=-1, keepdim=True).double() + math.log(beta)
+    return possible & (raw >= cutoff)
+
+
+def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Mask of the smallest set of likeliest tokens whose tempered probability reaches `top_p`; never empty."""
+    possible = logits > -torch.inf
+    if top_p >= 1:  # a rounded cumulative sum could lose the tail
+        return possible
+    tempered = (logits.float() / temperature).softmax(dim=-1)
+    ordered, tokens = tempered.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    keep = before < top_p
+    keep[..., 0] = True
+    return possible & torch.zeros_like(keep).scatter(-1, tokens, keep)
+
+
+def only(scores: Tensor, keep: Tensor) -> Tensor:
+    return scores.masked_fill(~keep, -torch.inf)
+
+
+def add(scores: Tensor, other: Tensor, weight: float) -> Tensor:
+    """scores + weight other. Weight 0 gives the scores to the last bit, whatever `other` holds."""
+    if weight == 0:
+        return scores
+    # A weight too small for the dtype is 0 there, and 0 times -inf is nan.
+    return scores + (weight * other).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+
+
+def contrast(scores: Tensor, other: Tensor, weight: float | Tensor) -> Tensor:
+    """(1 + weight) scores - weight other, written so that equal branches or weight 0 give the scores to the last bit.
+
+    Where either is -inf there is nothing to contrast and the score stays: subtracted, an -inf of `other` would force
+    the token, and two of them would make nan. A weight that differs between rows is [..., 1], in the scores' dtype.
+    """
+    gap = scores - other
+    return scores + weight * gap.masked_fill(~gap.isfinite(), 0.0)
+
+
+@cache
+def alphas() -> Tensor:
+    """[1000] how much of the signal's variance is left after each step of VCD's forward diffusion.
+
+    b_i = sigmoid(u_i) (5e-3 - 1e-5) + 1e-5 with u equally spaced on [-6, 6]; alpha_t = prod_{i <= t} (1 - b_i).
+    """
+    rates = torch.linspace(-6, 6, DIFFUSION_STEPS, dtype=torch.float64).sigmoid() * (5e-3 - 1e-5) + 1e-5
+    return (1 - rates).cumprod(dim=0)
+
+
+def diffuse(pixels: Tensor, step: int, generator: torch.Generator) -> Tensor:
+    """sqrt(alpha_t) x + sqrt(1 - alpha_t) eps. The noise is drawn on the CPU, so every device sees the same."""
+    alpha = alphas()[step].item()
+    noise = torch.randn(pixels.shape, generator=generator).to(pixels)
+    return math.sqrt(alpha) * pixels + math.sqrt(1 - alpha) * noise
+
+
+def noised(pixels: Tensor, noise: Noise) -> Tensor:
+    """One picture's normalised pixels, in whatever shape its model takes them, with the noise it asks for."""
+    return diffuse(pixels, noise.step, torch.Generator().manual_seed(noise.seed))

@@ -1,0 +1,19 @@
+"""onlyseen-eval, also `python -m eval`."""
+
+from __future__ import annotations
+
+import sys
+
+from eval.cli import app
+from eval.errors import EvaluationError
+
+
+def main() -> None:
+    try:
+        app(prog_name="onlyseen-eval")
+    except EvaluationError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What is in the pictures: the annotated objects, and what the reference captions mention."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.chair.reading import Reader
+from eval.chair.vocabulary import Vocabulary
+from eval.errors import InputError
+from eval.inputs import Record, document, kind
+
+ImageId = int | str
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The nodes of every picture asked for that the annotations know; a picture may be known and hold nothing."""
+
+    nodes: dict[ImageId, frozenset[str]]
+    folder: Path
+
+    def of(self, record: Record) -> frozenset[str]:
+        """Those of the picture that a caption belongs to.
+
+        Raises:
+            InputError: unknown, where the official script would take the picture for empty.
+        """
+        wanted = record.identifier("image_id")
+        if wanted in self.nodes:
+            return self.nodes[wanted]
+        raise record.error(
+            f"{wanted!r} is no image of the annotations in {self.folder}{_hint(wanted, self)}", "image_id"
+        )
+
+
+def truth(folder: Path, wanted: Collection[ImageId], read: Reader, vocabulary: Vocabulary) -> Truth:
+    """From all `instances*.json` and `captions*.json` of a folder, in COCO's format.
+
+    Raises:
+        InputError: a kind of annotation that is missing, or one that is malformed.
+    """
+    found: dict[ImageId, set[str]] = {}
+    # A picture that was asked for with the wrong type of id is looked up too, for the error to say so.
+    wanted = {*wanted, *(str(each) for each in wanted), *(int(each) for each in wanted if _whole(each))}
+    for file in _files(folder, "instances"):
+        content = _Annotations(file)
+        names = content.categories(vocabulary)
+        for image in content.images(wanted):
+            found.setdefault(image, set())
+        for place, image in content.annotated(wanted):
+            category = place.value[place.field("category_id")]
+            if category not in names:
+                raise place.error(f"{category!r} is none of the categories", "category_id")
+            found.setdefault(image, set()).add(names[category])
+    for file in _files(folder, "captions"):
+        content = _Annotations(file)
+        for image in content.images(wanted):
+            found.setdefault(image, set())
+        for place, image in content.annotated(wanted):
+            found.setdefault(image, set()).update(mention.node for mention in read(place.text("caption")).mentions)
+    return Truth({image: frozenset(nodes) for image, nodes in found.items()}, folder)
+
+
+class _Annotations:
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._content = document(file)
+
+    def categories(self, vocabulary: Vocabulary) -> dict[Any, str]:
+        names = {}
+        for place in self._rows("categories"):
+            name = place.text("name")
+            if name not in vocabulary:
+                raise place.error(f"{name!r} is not in the table of synonyms", "name")
+            names[place.identifier("id")] = vocabulary[name]
+        return names
+
+    def images(self, wanted: Collection[ImageId]) -> Iterator[ImageId]:
+        if "images" in self._content:
+            yield from (image for place in self._rows("images") if (image := place.identifier("id")) in wanted)
+
+    def annotated(self, wanted: Collection[ImageId]) -> Iterator[tuple[Record, ImageId]]:
+        for place in self._rows("annotations"):
+            image = place.identifier("image_id")
+            if image in wanted:
+                yield place, image
+
+    def _rows(self, key: str) -> Iterator[Record]:
+        rows = self._content.get(key)
+        if not isinstance(rows, list):
+            raise InputError(
+                f"must be a list, not {kind(rows)}" if key in self._content else "is missing", self._file, None, key
+            )
+        for index, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise InputError(f"must be an object, not {kind(row)}", self._file, None, f"{key}[{index}]")
+            yield Record(row, self._file, index=index, within=key)
+
+
+def _files(folder: Path, what: str) -> list[Path]:
+    found = sorted(
+        each for each in folder.glob(f"{what}*.json") if each.stem == what or each.stem.startswith(f"{what}_")
+    )
+    if not found:
+        raise InputError(f"holds no {what}_*.json" if folder.is_dir() else "is no folder", folder)
+    return found
+
+
+def _whole(image: ImageId) -> bool:
+    return isinstance(image, str) and image.isascii() and image.isdigit() and len(image) < 19
+
+
+def _hint(wanted: ImageId, known: Truth) -> str:
+    if isinstance(wanted, int) and str(wanted) in known.nodes:
+        return ", which has this as a text"
+    if isinstance(wanted, str) and _whole(wanted) and int(wanted) in known.nodes:
+        return ", which has this as a number"
+    return ""

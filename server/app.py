@@ -1,0 +1,66 @@
+"""The application: routes, middleware and the engine's life."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, Response
+
+from decoding.engine import Engine
+from server import about, chat, engines, health, models, openapi, strategies
+from server.errors import http_error
+from server.guard import Guard
+from server.headers import SecurityHeaders
+from server.keys import Keys
+from server.middleware import BodyLimit, ErrorLayer, RequestId
+from server.service import Service
+from server.settings import Settings
+
+
+def create_app(settings: Settings, create: Callable[[Settings], Engine] = engines.create) -> FastAPI:
+    """`create` makes the engine, in a thread, once the application runs."""
+    app = FastAPI(
+        title="OnlySeen",
+        version=version("onlyseen"),
+        description="Vision-language models that say only what they see, over the OpenAI API.",
+        lifespan=lifespan,
+        redoc_url=None,
+        middleware=[
+            Middleware(RequestId),
+            Middleware(SecurityHeaders),
+            Middleware(ErrorLayer),
+            Middleware(BodyLimit, limit=settings.max_body_mb * 1_000_000),
+            Middleware(Guard, keys=Keys.of(settings)),
+        ],
+        exception_handlers={HTTPException: refused_by_router, RequestValidationError: refused_by_router},
+    )
+    app.state.service = Service(settings, create)
+    for module in (chat, models, strategies, health, about):
+        app.include_router(module.router)
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    starting = asyncio.create_task(service.start())
+    try:
+        yield
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await service.close()
+
+
+async def refused_by_router(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse(http_error(error.status_code).model_dump(), error.status_code, error.headers)
+    return JSONResponse(http_error(400).model_dump(), 400)

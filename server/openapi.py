@@ -1,0 +1,43 @@
+"""/openapi.json: FastAPI's document, with the request model that the chat route reads by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from server.chat_request import ChatRequest
+from server.errors import ErrorBody
+
+COMPONENTS = "#/components/schemas/"
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Made once: the strategies are those installed when the server started."""
+    if app.openapi_schema is None:
+        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = made["components"]["schemas"]
+        for model in (ChatRequest, ErrorBody):
+            schema = model.model_json_schema(ref_template=COMPONENTS + "{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        made["paths"]["/v1/chat/completions"]["post"]["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": COMPONENTS + ChatRequest.__name__}}},
+        }
+        for operations in made["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)  # refusals are 400
+                operation["responses"]["default"] = refused()
+        for fastapis_own in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(fastapis_own, None)
+        app.openapi_schema = made
+    return app.openapi_schema
+
+
+def refused() -> dict[str, Any]:
+    return {
+        "description": "Every refusal and failure.",
+        "content": {"application/json": {"schema": {"$ref": COMPONENTS + ErrorBody.__name__}}},
+    }

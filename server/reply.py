@@ -1,0 +1,121 @@
+"""One request's answers, from its strategies' questions to the last token of each choice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from decoding.answer import Answer, End, Token, Usage
+from decoding.ask import Ask
+from decoding.errors import BadRequest, EngineFailed
+from server.deadline import until
+from server.receipt import Receipt, receipt
+from server.together import together
+
+if TYPE_CHECKING:
+    from decoding.stack import Run
+    from server.metrics import Watch
+
+log = structlog.get_logger("onlyseen.server")
+
+
+class Reply:
+    """Begin it, take its tokens, close it: closing frees whatever still runs or is kept for it in the engine."""
+
+    def __init__(
+        self, run: Run, ask: Ask, *, choices: int, grounding: bool, watch: Watch, deadline: float, most_rows: int
+    ) -> None:
+        self.choices = choices
+        self.ends: dict[int, End] = {}
+        self._run = run
+        self._ask = ask
+        self._grounding = grounding
+        self._watch = watch
+        self._most_rows = most_rows
+        self._deadline = deadline  # of the event loop's clock
+        self._began = time.perf_counter()
+        self._branches: tuple[str, ...] = ()
+        self._is_answered = False
+        self._tokens: AsyncGenerator[tuple[int, Token], None] | None = None
+        self._first: tuple[int, Token] | None = None
+
+    async def begin(self) -> None:
+        """Done when every choice has its first token: what cannot be served has been refused by then."""
+        outcome = await self._run.resolve(self._ask, grounding=self._grounding)
+        self._is_answered = isinstance(outcome, Answer)
+        if isinstance(outcome, Ask):
+            self._branches = tuple(outcome.branches)
+            self._fits(self.choices * (1 + len(self._branches)))
+        self._tokens = together([self._run.stream(seeded(outcome, choice)) for choice in range(self.choices)])
+        self._first = await anext(self._tokens, None)
+        self._watch.began_to_answer()
+
+    async def tokens(self) -> AsyncGenerator[tuple[int, Token], None]:
+        """(choice, token), in the order in which they come."""
+        if self._first is not None:
+            yield self._heard(*self._first)
+        if self._tokens is not None:
+            while (said := await self._next(self._tokens)) is not None:
+                self._watch.token()
+                yield self._heard(*said)
+        if len(self.ends) < self.choices:
+            raise EngineFailed("The engine ended an answer without saying why.")
+
+    async def close(self) -> None:
+        try:
+            if self._tokens is not None:
+                await self._tokens.aclose()
+            await self._run.__aexit__(None, None, None)
+        finally:
+            if self.is_over:
+                told = self.receipt
+                self._watch.answered(told, self.usage.prompt_tokens)
+                log.info("receipt", **told.model_dump())
+            self._watch.over()
+
+    @property
+    def is_over(self) -> bool:
+        return len(self.ends) == self.choices
+
+    @property
+    def usage(self) -> Usage:
+        """The prompt once, the answers together."""
+        usages = [end.usage for end in self.ends.values()]
+        return Usage(
+            prompt_tokens=max(usage.prompt_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+        )
+
+    @property
+    def receipt(self) -> Receipt:
+        usages = [self.ends[choice].usage for choice in sorted(self.ends)]
+        if self._is_answered:  # a strategy's own answer: its passes are among those of its questions
+            usages = [replace(usages[0], forward_passes=0)]
+        total = time.perf_counter() - self._began
+        return receipt(self._run.stack, self._branches, self._run.spent, usages, total)
+
+    def _fits(self, rows: int) -> None:
+        """Raises: BadRequest: more sequences than the engine runs at once."""
+        if rows > self._most_rows:
+            message = f"The request needs {rows} sequences, n times (1 + branches); at most {self._most_rows} are run."
+            raise BadRequest(message, param="n", code="too_many_sequences")
+
+    async def _next(self, tokens: AsyncGenerator[tuple[int, Token], None]) -> tuple[int, Token] | None:
+        async with until(self._deadline):
+            return await anext(tokens, None)
+
+    def _heard(self, choice: int, token: Token) -> tuple[int, Token]:
+        if token.end is not None:
+            self.ends[choice] = token.end
+        return choice, token
+
+
+def seeded(outcome: Ask | Answer, choice: int) -> Ask | Answer:
+    """Choices of one request differ, and each can be had again."""
+    if isinstance(outcome, Answer) or outcome.sampling.seed is None:
+        return outcome
+    return outcome.but(sampling=replace(outcome.sampling, seed=(outcome.sampling.seed + choice) % (1 << 63)))

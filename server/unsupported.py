@@ -1,0 +1,62 @@
+"""OpenAI's request fields that this server does not have, with the reason. Each is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from decoding.errors import BadRequest
+
+NO_TOOLS = "the served models call no tools"
+NO_AUDIO = "answers are text"
+NO_STORE = "nothing is stored"
+NO_PLATFORM = "it belongs to OpenAI's platform"
+
+UNSUPPORTED: Mapping[str, str] = {
+    "audio": NO_AUDIO,
+    "function_call": NO_TOOLS,
+    "functions": NO_TOOLS,
+    "logit_bias": "token ids differ from model to model",
+    "metadata": NO_STORE,
+    "modalities": NO_AUDIO,
+    "moderation": NO_PLATFORM,
+    "parallel_tool_calls": NO_TOOLS,
+    "prediction": NO_PLATFORM,
+    "prompt_cache_key": NO_PLATFORM,
+    "prompt_cache_options": NO_PLATFORM,
+    "prompt_cache_retention": NO_PLATFORM,
+    "reasoning_effort": "the served models do not reason before they answer",
+    "response_format": "answers are free text",
+    "safety_identifier": NO_PLATFORM,
+    "service_tier": NO_PLATFORM,
+    "store": NO_STORE,
+    "tool_choice": NO_TOOLS,
+    "tools": NO_TOOLS,
+    "verbosity": "say in the prompt how long the answer should be",
+    "web_search_options": NO_TOOLS,
+}
+
+# What some clients always send, and what asks for nothing that is not done anyway.
+HARMLESS: Mapping[str, tuple[Any, ...]] = {
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+}
+
+
+def supported(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are left for the request model.
+
+    Raises:
+        BadRequest: a field asks for what the server does not do.
+    """
+    for name, reason in UNSUPPORTED.items():
+        value = data.get(name)
+        if value is not None and not any(harmless == value for harmless in HARMLESS.get(name, ())):
+            raise BadRequest(f"'{name}' is not supported: {reason}.", param=name, code="unsupported_parameter")
+    return {name: value for name, value in data.items() if name not in UNSUPPORTED}

@@ -1,0 +1,68 @@
+"""Models to ask: a tiny random one, made here, and the embedded one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from decoding.hf_engine.engine import HFEngine
+from decoding.hf_engine.settings import HFSettings
+from tests.decoding.hf_engine import checkpoint
+from tests.decoding.hf_engine.asking import FakeMatcher
+from tests.decoding.hf_engine.reference import Reference
+
+EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    checkpoint.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["tiny", "embedded"])
+def model(request: pytest.FixtureRequest, tiny: Path) -> Path:
+    return tiny if request.param == "tiny" else EMBEDDED
+
+
+@pytest.fixture(scope="session")
+def either(model: Path) -> Iterator[HFEngine]:
+    """An engine on each model in turn."""
+    yield from running(model)
+
+
+@pytest.fixture(scope="session")
+def reference(model: Path) -> Reference:
+    return Reference(model, FakeMatcher().relevance)
+
+
+@pytest.fixture(scope="session")
+def engine(tiny: Path) -> Iterator[HFEngine]:
+    """An engine on the tiny model."""
+    yield from running(tiny)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """The engine logs every failure, with its traceback."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+def running(model: Path, **settings: Any) -> Iterator[HFEngine]:
+    engine = started(model, **settings)
+    yield engine
+    asyncio.run(engine.close())
+
+
+def started(model: Path, **settings: Any) -> HFEngine:
+    engine = HFEngine(HFSettings(str(model), device="cpu", **settings))
+    asyncio.run(engine.start())
+    engine._matcher = FakeMatcher()  # type: ignore[assignment]
+    return engine

@@ -1,0 +1,89 @@
+"""A request says the same whether it runs alone or joins others half-way, and so do the others."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from decoding.ask import Ask
+from decoding.hf_engine.engine import HFEngine
+from decoding.prompt import Prompt
+from decoding.stack import Run
+from decoding.strategy import Strategy
+from tests.decoding.hf_engine.asking import exactly, prompt, stack
+
+LENGTH, LONG = 32, 80
+QUESTIONS = ["Is there a cat?", "How many chairs are in the picture?", "Please describe this image in detail."]
+COMPANIONS = [
+    (strategies, prompt(seed=10 + i, text=QUESTIONS[i % 3]), LONG)
+    for i, strategies in enumerate(
+        [stack("plain"), stack("vcd"), stack("agla"), stack("vhr"), stack("vdgd"), stack("agla+vhr"), stack("vdgd+vcd")]
+    )
+]
+NEWCOMERS = [
+    "plain",
+    "truncate",
+    "sharpen",
+    "vcd",
+    "agla",
+    "vhr",
+    "vdgd",
+    "vcd+vhr",
+    "agla+vhr",
+    "vdgd+vcd",
+    "agla+vcd",
+]
+Wanted = tuple[tuple[Strategy, ...], Prompt, int]
+
+
+class Speaker:
+    """One request of several, and the tokens it has said."""
+
+    def __init__(self, engine: HFEngine, wanted: Wanted) -> None:
+        self.strategies, self.prompt, self.length = wanted
+        self.engine = engine
+        self.said: list[int] = []
+        self.spoke = asyncio.Event()
+
+    async def speak(self) -> list[int]:
+        async with Run(self.strategies, self.engine) as run:
+            outcome = await run.resolve(Ask(self.prompt, exactly(self.length)))
+            async with aclosing(run.stream(outcome)) as tokens:
+                async for token in tokens:
+                    self.said.append(token.id)
+                    if len(self.said) >= 3:
+                        self.spoke.set()
+        return self.said
+
+
+@pytest.fixture(scope="module")
+def expected(either: HFEngine) -> list[list[int]]:
+    """What the companions say, each alone."""
+    return [asyncio.run(Speaker(either, companion).speak()) for companion in COMPANIONS]
+
+
+@pytest.mark.parametrize("names", NEWCOMERS)
+async def test_joining_seven_others_half_way_changes_nobodys_answer(
+    names: str, either: HFEngine, expected: list[list[int]]
+) -> None:
+    wanted = (stack(names), prompt(seed=2), LENGTH)
+    companions = [Speaker(either, companion) for companion in COMPANIONS]
+    newcomer = Speaker(either, wanted)
+    async with asyncio.TaskGroup() as group:
+        for companion in companions:
+            group.create_task(companion.speak())
+        await asyncio.gather(*(companion.spoke.wait() for companion in companions))
+        joining = group.create_task(newcomer.speak())
+        await newcomer.spoke.wait()
+        assert not any(len(companion.said) == LONG for companion in companions)
+    assert [companion.said for companion in companions] == expected
+    assert joining.result() == await Speaker(either, wanted).speak()
+
+
+async def test_equal_requests_at_once_say_the_same(engine: HFEngine) -> None:
+    """Their prompts are run once for all of them."""
+    wanted = (stack("agla+vhr"), prompt(seed=3), LENGTH)
+    said = await asyncio.gather(*(Speaker(engine, wanted).speak() for _ in range(5)))
+    assert all(tokens == said[0] for tokens in said)

@@ -1,0 +1,212 @@
+"""What every registered strategy must do, whatever its method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from decoding.ask import Ask, Prompt
+from decoding.errors import BadRequest
+from decoding.rehearsal import canned, rehearse
+from decoding.stack import Run, collect
+from decoding.strategy import Captured, Step, Strategy, Tensors
+from tests.decoding.fakes import asking
+from tests.decoding.strategies.registered import NEUTRAL, every_strategy, extreme
+from tests.decoding.toy import ToyEngine
+
+VOCABULARY, LAYERS, HEADS, WIDTH = 50, 8, 6, 4
+
+REWORDS = {"vdgd"}  # the question is asked with the description before it, whatever the parameters
+BLIND = {"plain", "truncate", "sharpen"}  # work without a picture
+GREEDY_AS_PLAIN = {"plain", "truncate", "sharpen"}  # act on sampling only
+
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+
+
+def digested(strategy: Strategy, seed: int) -> Tensors:
+    """A memory folded from random captures, of the kind that the strategy asks for."""
+    random = torch.Generator().manual_seed(seed)
+    memory: Tensors = {}
+    if "digest" in rehearse(strategy).needs:
+        for _ in range(5):
+            memory = strategy.digest(memory, Captured(logits=torch.randn(VOCABULARY, generator=random)))
+    if "probe" in rehearse(strategy).needs:
+        for layer in range(LAYERS):
+            heads = {name: torch.randn(HEADS, WIDTH, generator=random) for name in ("seeing", "blind")}
+            memory = strategy.digest(memory, Captured(heads, layer, LAYERS))
+    return memory
+
+
+def random_step(strategy: Strategy, dtype: torch.dtype = torch.float32, seed: int = 0) -> Step:
+    """Logits as models give them; some tokens are ruled out everywhere, others by the strategy inside or a branch."""
+    random = torch.Generator().manual_seed(seed)
+
+    def logits(*ruled_out: slice) -> Tensor:
+        drawn = (4 * torch.randn(VOCABULARY, generator=random)).to(dtype)
+        for tokens in ruled_out:
+            drawn[tokens] = -torch.inf
+        return drawn
+
+    nowhere, inside, in_branch = slice(0, 5), slice(5, 10), slice(8, 12)
+    raw = logits(nowhere)
+    raw[20] = raw.max() + 1  # the likeliest stays possible
+    scores = raw.clone()
+    scores[inside] = -torch.inf
+    branches = {name: logits(nowhere, in_branch) for name in rehearse(strategy).branches}
+    return Step(scores, raw, branches, digested(strategy, seed), torch.tensor([seed]))
+
+
+def tensors(step: Step) -> list[Tensor]:
+    return [step.scores, step.raw, step.position, *step.branches.values(), *step.memory.values()]
+
+
+def together(steps: list[Step]) -> Step:
+    return Step(
+        torch.stack([step.scores for step in steps]),
+        torch.stack([step.raw for step in steps]),
+        {name: torch.stack([step.branches[name] for step in steps]) for name in steps[0].branches},
+        {name: torch.stack([step.memory[name] for step in steps]) for name in steps[0].memory},
+        torch.stack([step.position for step in steps]),
+    )
+
+
+async def tokens(stack: tuple[Strategy, ...], ask: Ask) -> tuple[list[int], Prompt]:
+    """What a toy model says under the stack, and the prompt it ends with."""
+    async with Run(stack, ToyEngine()) as run:
+        outcome = await run.resolve(ask)
+        assert isinstance(outcome, Ask)
+        answer = await collect(run.stream(outcome))
+    return [token.id for token in answer.tokens], outcome.prompt
+
+
+@every_strategy
+@pytest.mark.parametrize("question", ["Is there a cat?", "How many dogs?", "Describe the image."])
+async def test_neutral_parameters_decode_greedily_like_the_plain_model(kind: type[Strategy], question: str) -> None:
+    ask = asking(question)
+    said, prompt = await tokens((kind(**NEUTRAL[kind.name]),), ask)
+    assert (prompt == ask.prompt) == (kind.name not in REWORDS)
+    assert said == (await tokens((), ask.but(prompt=prompt)))[0]
+
+
+@every_strategy
+async def test_defaults_change_answers_unless_greedy_ones_are_left_alone(kind: type[Strategy]) -> None:
+    """Else the tests of neutral parameters would prove nothing."""
+    asks = [asking(f"Is there a {thing}?") for thing in ("cat", "dog", "car", "cup")]
+    changed = [(await tokens((kind(),), ask))[0] != (await tokens((), ask))[0] for ask in asks]
+    assert any(changed) == (kind.name not in GREEDY_AS_PLAIN)
+
+
+@every_strategy
+@every_dtype
+def test_neutral_parameters_keep_the_likeliest_token(kind: type[Strategy], dtype: torch.dtype) -> None:
+    strategy = kind(**NEUTRAL[kind.name])
+    step = random_step(strategy, dtype)
+    assert strategy.logits(step).argmax() == step.scores.argmax()
+    if kind.name not in REWORDS:
+        assert torch.equal(strategy.logits(step), step.scores)
+    if (factors := strategy.heads(step.memory)) is not None:
+        assert torch.equal(factors, torch.ones_like(factors))
+
+
+@every_strategy
+@every_dtype
+def test_hooks_keep_shape_dtype_and_device(kind: type[Strategy], dtype: torch.dtype) -> None:
+    strategy = kind()
+    step = random_step(strategy, dtype)
+    after = strategy.logits(step)
+    assert (after.shape, after.dtype, after.device) == (step.scores.shape, dtype, step.scores.device)
+    if (factors := strategy.heads(step.memory)) is not None:
+        assert factors.shape == (LAYERS, HEADS)
+
+
+@every_strategy
+def test_hooks_leave_their_inputs_as_they_are(kind: type[Strategy]) -> None:
+    strategy = kind()
+    step = random_step(strategy)
+    before = [tensor.clone() for tensor in tensors(step)]
+    strategy.logits(step)
+    strategy.heads(step.memory)
+    if "digest" in strategy.hooks():
+        heads = {"seeing": torch.randn(HEADS, WIDTH), "blind": torch.randn(HEADS, WIDTH)}
+        for layer in range(LAYERS):
+            strategy.digest(step.memory, Captured(heads, layer, LAYERS, logits=torch.randn(VOCABULARY)))
+    assert all(torch.equal(now, then) for now, then in zip(tensors(step), before, strict=True))
+
+
+@every_strategy
+@every_dtype
+@pytest.mark.parametrize("seed", range(5))
+def test_impossible_tokens_stay_impossible_and_nothing_is_nan(
+    kind: type[Strategy], dtype: torch.dtype, seed: int
+) -> None:
+    for parameters in ({}, NEUTRAL[kind.name], extreme(kind, top=True), extreme(kind, top=False)):
+        strategy = kind(**parameters)
+        step = random_step(strategy, dtype, seed)
+        after = strategy.logits(step)
+        assert not after.isnan().any()
+        assert not (after == torch.inf).any()
+        assert (after[step.scores == -torch.inf] == -torch.inf).all()
+        assert after[step.raw.argmax()] > -torch.inf
+
+
+@every_strategy
+@every_dtype
+def test_a_batch_is_its_rows(kind: type[Strategy], dtype: torch.dtype) -> None:
+    strategy = kind()
+    steps = [random_step(strategy, dtype, seed) for seed in range(4)]
+    batch = together(steps)
+    assert torch.equal(strategy.logits(batch), torch.stack([strategy.logits(step) for step in steps]))
+    if (factors := strategy.heads(batch.memory)) is not None:
+        rows = [strategy.heads(step.memory) for step in steps]
+        assert torch.equal(factors, torch.stack([row for row in rows if row is not None]))
+
+
+@every_strategy
+def test_a_row_does_not_depend_on_its_neighbours(kind: type[Strategy]) -> None:
+    strategy = kind()
+    first, second, third = (random_step(strategy, seed=seed) for seed in range(3))
+    assert torch.equal(strategy.logits(together([first, second]))[0], strategy.logits(together([first, third]))[0])
+
+
+@every_strategy
+def test_run_closes_cleanly_at_any_yield(kind: type[Strategy]) -> None:
+    for yields in range(10):
+        program, reply = kind().run(asking()), None
+        try:
+            for _ in range(yields):
+                reply = canned(program.send(reply))
+        except StopIteration:
+            return
+        program.close()
+    pytest.fail("the strategy asks without end")
+
+
+@every_strategy
+def test_branches_and_memories_are_named_by_their_owner(kind: type[Strategy]) -> None:
+    assert all(branch.startswith(f"{kind.name}/") for branch in rehearse(kind()).branches)
+
+
+@every_strategy
+def test_a_picture_is_demanded_where_it_matters(kind: type[Strategy]) -> None:
+    program = kind().run(Ask(Prompt.of("Is there a cat?")))
+    if kind.name in BLIND:
+        with pytest.raises(StopIteration):
+            next(program)
+    else:
+        with pytest.raises(BadRequest, match=f"'{kind.name}' needs a picture") as refused:
+            next(program)
+        assert refused.value.param == "messages"
+
+
+@every_strategy
+def test_docstring_names_the_paper(kind: type[Strategy]) -> None:
+    assert kind.__doc__
+    assert kind.paper == "none" or kind.paper in kind.__doc__
+    assert kind.__doc__ != Strategy.__doc__
+
+
+@every_strategy
+def test_what_a_strategy_asks_follows_from_its_parameters(kind: type[Strategy]) -> None:
+    """A strategy that is random without a seed could not be repeated, nor its cost told beforehand."""
+    assert rehearse(kind()) == rehearse(kind())

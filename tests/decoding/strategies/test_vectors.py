@@ -1,0 +1,87 @@
+"""Worked examples: a vocabulary of four, results by hand from the papers' formulas."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from decoding.strategies.agla import AGLA
+from decoding.strategies.icd import ICD
+from decoding.strategies.m3id import M3ID
+from decoding.strategies.plain import Plain
+from decoding.strategies.sharpen import Sharpen
+from decoding.strategies.truncate import Truncate
+from decoding.strategies.vcd import VCD
+from decoding.strategies.vdgd import VDGD
+from decoding.strategy import Captured, Step, Strategy, Tensors
+
+OUT = -torch.inf
+Z = torch.tensor([2.0, 1.5, 0.0, -1.0])
+OTHER = torch.tensor([1.0, 1.6, 0.2, -1.5])  # z of the branch
+DESCRIPTION = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.3, 0.3, 0.2, 0.2]]).log()  # two tokens
+
+
+def step(other: Tensor = OTHER, memory: Tensors | None = None, position: int = 0) -> Step:
+    names = ("vcd/noisy", "agla/local", "icd/disturbed", "m3id/blind")
+    return Step(Z, Z, dict.fromkeys(names, other), memory or {}, torch.tensor([position]))
+
+
+def told(strategy: VDGD, description: Tensor = DESCRIPTION) -> Tensors:
+    memory: Tensors = {}
+    for logits in description:
+        memory = strategy.digest(memory, Captured(logits=logits))
+    return memory
+
+
+@pytest.mark.parametrize(
+    ("strategy", "logits", "probabilities"),
+    [
+        (Plain(), [2.0, 1.5, 0.0, -1.0], [0.55814, 0.33853, 0.07554, 0.02779]),
+        (AGLA(alpha=2, beta=0.5), [4.0, 4.7, OUT, OUT], [0.3318, 0.6682, 0, 0]),
+        (VCD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (ICD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (Truncate(beta=0.5), [2.0, 1.5, OUT, OUT], [0.6225, 0.3775, 0, 0]),
+        (Truncate(beta=0.1), [2.0, 1.5, 0.0, OUT], [0.5741, 0.3482, 0.0777, 0]),
+        (Truncate(beta=1), [2.0, OUT, OUT, OUT], [1, 0, 0, 0]),
+        (Sharpen(scale=3, beta=0.5), [6.0, 4.5, OUT, OUT], [0.8176, 0.1824, 0, 0]),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, Strategy) else None,
+)
+def test_mixture(strategy: Strategy, logits: list[float], probabilities: list[float]) -> None:
+    after = strategy.logits(step())
+    torch.testing.assert_close(after, torch.tensor(logits))
+    torch.testing.assert_close(after.softmax(-1), torch.tensor(probabilities, dtype=torch.float32), atol=5e-5, rtol=0)
+
+
+def test_the_tenth_token_without_a_picture() -> None:
+    """The paper's scores are log-probabilities and not normalised: one number apart from ours."""
+    after = M3ID(decay=0.02, beta=0.1).logits(step(position=9))
+    gap = after[:3] - torch.tensor([-0.4443, -1.1879, -2.7100])
+    torch.testing.assert_close(gap, gap[0].expand(3), atol=2e-4, rtol=0)
+    torch.testing.assert_close(after.softmax(-1), torch.tensor([0.6332, 0.3011, 0.0657, 0]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "probabilities"),
+    [("min", [0.3333, 0.6667]), ("mean", [0.2899, 0.7101]), ("sum", [0.1429, 0.8571])],
+)
+def test_description_decides_among_the_plausible(reduction: str, probabilities: list[float]) -> None:
+    """beta 0.5 leaves the first two tokens."""
+    strategy = VDGD.model_validate({"reduction": reduction, "truncation": "plausibility", "beta": 0.5})
+    after = strategy.logits(step(memory=told(strategy)))
+    torch.testing.assert_close(after.softmax(-1), torch.tensor([*probabilities, 0, 0]), atol=5e-5, rtol=0)
+
+
+def test_the_nucleus_of_the_example_is_one_token() -> None:
+    """Tempered to [.7201, .2649, .0132, .0018], the first alone reaches one half."""
+    strategy = VDGD()
+    assert strategy.candidates(Z).tolist() == [True, False, False, False]
+    assert VDGD(top_p=0.73).candidates(Z).tolist() == [True, True, False, False]
+
+
+def test_equal_branches_cancel_or_sharpen() -> None:
+    same = step(other=Z)
+    assert torch.equal(VCD(alpha=1.7, beta=0).logits(same), Z)
+    assert torch.equal(ICD(alpha=1.7, beta=0).logits(same), Z)
+    assert torch.equal(M3ID(beta=0).logits(same), Z)
+    torch.testing.assert_close(AGLA(alpha=2, beta=0).logits(same), 3 * Z)
+    assert torch.equal(AGLA(alpha=2, beta=0.5).logits(same), Sharpen(scale=3, beta=0.5).logits(same))

@@ -1,0 +1,130 @@
+"""Every parser against a table of answers whose reading was taken from the code that it stands for."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.pope.parsers import PARSERS
+
+# answer: official, opera, vcd for a label yes, vcd for a label no, lmms-eval, vlmevalkit
+READINGS: dict[str, tuple[str | None, ...]] = {
+    "yes": ("yes", "yes", "yes", "yes", "yes", "yes"),
+    "no": ("no", "no", "no", "no", "no", "no"),
+    "Yes.": ("yes", "yes", "yes", "yes", None, "yes"),
+    "No.": ("no", "no", "no", "no", None, "no"),
+    "  No ": ("no", "no", "no", "no", "no", "no"),
+    "": ("yes", "yes", "no", "yes", None, None),
+    " ": ("yes", "yes", "no", "yes", None, None),
+    "NO": ("yes", "no", "no", "no", "no", "no"),
+    "No!": ("yes", "yes", "no", "no", None, "no"),
+    "No\n": ("yes", "yes", "no", "no", "no", "no"),
+    "No\nthere is none": ("yes", "yes", "no", "no", None, "no"),
+    '"No"': ("yes", "yes", "no", "no", None, "no"),
+    "**No**": ("yes", "yes", "no", "no", None, None),
+    "<no>": ("yes", "yes", "no", "no", None, "no"),
+    "nope": ("yes", "yes", "no", "no", None, None),
+    "none": ("yes", "yes", "no", "no", None, None),
+    "cannot tell": ("yes", "yes", "no", "no", None, None),
+    "There isn't.": ("yes", "no", "no", "yes", None, None),
+    "There isn't a cat": ("yes", "no", "no", "yes", None, None),
+    "There isnt": ("yes", "yes", "no", "yes", None, None),
+    ".No": ("yes", "no", "no", "no", None, "no"),
+    "Hmm. No": ("yes", "no", "no", "no", None, "no"),
+    "Yes, not only a cat": ("no", "no", "yes", "no", None, "yes"),
+    "Not present": ("yes", "yes", "no", "no", None, None),
+    "not present": ("no", "no", "no", "no", None, None),
+    "n,o": ("no", "no", "no", "yes", None, None),
+    "n.o": ("yes", "no", "no", "yes", None, "no"),
+    "Yes - house no 7": ("no", "no", "yes", "no", None, None),
+    "1. No": ("yes", "no", "no", "no", None, "no"),
+    "No, there is no dog.": ("no", "no", "no", "no", None, "no"),
+    "Yes, there is a snowboard": ("yes", "yes", "yes", "no", None, "yes"),
+    "A snowboard": ("yes", "yes", "no", "no", None, None),
+    "I don't know": ("yes", "no", "no", "no", None, None),
+    "I don\u2019t know": ("yes", "yes", "no", "no", None, None),
+    "no\tcat": ("yes", "yes", "no", "no", None, "no"),
+    "no\xa0cat": ("yes", "yes", "no", "no", None, "no"),
+    "yes and no": ("no", "no", "yes", "no", None, None),
+    "YES": ("yes", "yes", "yes", "yes", "yes", "yes"),
+    "Yes/No": ("yes", "yes", "yes", "no", None, None),
+    "It is 3.5, no": ("yes", "no", "no", "no", None, "no"),
+    "no, 1,000 of them": ("no", "no", "no", "no", None, "no"),
+    "eyes": ("yes", "yes", "yes", "yes", None, None),
+}
+
+
+@pytest.mark.parametrize("answer", READINGS, ids=repr)
+def test_readings(answer: str) -> None:
+    read = {
+        (name, label): PARSERS[name].read(answer, label)
+        for name, label in (
+            ("official", "yes"),
+            ("opera", "yes"),
+            ("vcd", "yes"),
+            ("vcd", "no"),
+            ("lmms-eval", "yes"),
+            ("vlmevalkit", "yes"),
+        )
+    }
+    assert tuple(read.values()) == READINGS[answer]
+
+
+@pytest.mark.parametrize("name", [name for name in PARSERS if name != "vcd"])
+def test_only_vcd_looks_at_the_label(name: str) -> None:
+    for answer in READINGS:
+        assert PARSERS[name].read(answer, "yes") == PARSERS[name].read(answer, "no")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "unparsed"),
+    [
+        ("official", "", True),
+        ("official", "nope", True),
+        ("official", "There isn't", True),
+        ("official", "NO", False),
+        ("official", "Hmm. Yes", False),
+        ("official", "Not at all", False),
+        ("opera", "There isn't", False),
+        ("opera", "perhaps", True),
+        ("vcd", "know", False),
+        ("vcd", "perhaps", True),
+        ("lmms-eval", "Yes.", True),
+        ("lmms-eval", "Yes", False),
+        ("vlmevalkit", "yes and no", True),
+        ("vlmevalkit", "yes, a noose", False),
+    ],
+)
+def test_unparsed(name: str, answer: str, unparsed: bool) -> None:
+    assert PARSERS[name].unparsed(answer) is unparsed
+
+
+@pytest.mark.parametrize("label", ["No", "NO", "n", "yes", "Yes", "maybe", ""])
+def test_the_official_label_is_a_no_only_if_it_is_exactly_no(label: str) -> None:
+    assert PARSERS["official"].gold(label) == "yes"
+    assert PARSERS["official"].gold("no") == "no"
+
+
+def test_vlmevalkit_removes_only_the_first_32_full_stops() -> None:
+    """A flag stands where re.sub takes a count, and its value is 32."""
+    assert PARSERS["vlmevalkit"].read("." * 32 + "no", "no") == "no"
+    assert PARSERS["vlmevalkit"].read("." * 33 + "no", "no") is None
+
+
+@given(st.text(alphabet="NnOoTt.,' \n!yesYES7-", max_size=24))
+def test_the_official_rule_told_another_way(answer: str) -> None:
+    sentence = ""
+    for character in answer:
+        if character == ".":
+            break
+        sentence += "" if character == "," else character
+    padded = f" {sentence} "
+    expected = "no" if any(f" {word} " in padded for word in ("No", "no", "not")) else "yes"
+    assert PARSERS["official"].read(answer, "yes") == expected
+
+
+@given(st.text(max_size=60))
+def test_no_text_breaks_a_parser(answer: str) -> None:
+    for parser in PARSERS.values():
+        for label in ("yes", "no"):
+            assert parser.read(answer, label) in ("yes", "no", None)
+            parser.unparsed(answer)

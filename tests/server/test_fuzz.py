@@ -1,0 +1,62 @@
+"""Whatever comes in, the answer is a request, a picture or a refusal."""
+
+from __future__ import annotations
+
+import base64
+import json
+from contextlib import suppress
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from decoding.errors import BadRequest
+from server.chat_request import ChatRequest, parse
+from server.image import load
+from tests.server.conftest import asked, data_url, seeing
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(seeing()),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from([*ChatRequest.model_fields, "tools", "nonsense"])
+PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "x"]) | JSON}, optional={"text": JSON})
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "x"]) | JSON},
+        optional={"content": JSON | st.lists(PARTS, max_size=3), "name": JSON},
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=200)
+@given(st.dictionaries(FIELDS, JSON, max_size=3), st.none() | MESSAGES)
+def test_requests(fields: dict[str, Any], messages: list[Any] | None) -> None:
+    body = asked(**fields) | ({} if messages is None else {"messages": messages})
+    with suppress(BadRequest):
+        parse(json.dumps(body).encode()).sampling(context=100)
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=200))
+def test_bytes(body: bytes) -> None:
+    with suppress(BadRequest):
+        parse(body)
+
+
+NOISE = Image.effect_noise((24, 17), 80).convert("RGB")
+WHOLE = {kind: base64.b64decode(data_url(NOISE, kind).partition(",")[2]) for kind in ("PNG", "JPEG", "GIF", "WEBP")}
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(sorted(WHOLE)), st.dictionaries(st.integers(0, 5000), st.integers(0, 255), max_size=6))
+def test_damaged_pictures(kind: str, damage: dict[int, int]) -> None:
+    content = bytearray(WHOLE[kind])
+    for place, byte in damage.items():
+        content[place % len(content)] = byte
+    url = f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
+    with suppress(BadRequest):
+        assert load(url, "url").image.mode == "RGB"

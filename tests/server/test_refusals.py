@@ -1,0 +1,155 @@
+"""Bad input is refused with OpenAI's error body, naming the field, and never reaches the engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import Serve, Served, asked, seeing
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": 3}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": ["hi"]}, "messages[0]"),
+        ({"messages": [{"role": "wizard", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "a", "tool_call_id": "1"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0].name"),
+        ({"messages": [{"role": "system", "content": seeing()[0]["content"]}]}, "messages[0].content[0].type"),
+        ({"messages": [*asked()["messages"], {"role": "assistant", "content": "a"}]}, "messages"),
+        ({"messages": [{"role": "system", "content": "a"}]}, "messages"),
+        ({"messages": asked()["messages"] * 20_000}, "messages"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 99}, "presence_penalty"),
+        ({"frequency_penalty": -99}, "frequency_penalty"),
+        ({"n": 0}, "n"),
+        ({"n": -1}, "n"),
+        ({"n": 1.5}, "n"),
+        ({"n": 1_000_000}, "n"),
+        ({"n": True}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 1e9}, "max_tokens"),
+        ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens"),
+        ({"max_tokens": 2, "min_tokens": 3}, "min_tokens"),
+        ({"seed": 10**400}, "seed"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": False, "decoding": {"grounding": True}}, "logprobs"),
+        ({"stop": [1, 2]}, "stop[0]"),
+        ({"stop": list("abcde")}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": 1}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"chunks": 1}}, "stream_options.chunks"),
+        ({"chat_template": "x"}, "chat_template"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs"),
+        ({"tokenize": False}, "tokenize"),
+        ({"mm_processor_kwargs": {}}, "mm_processor_kwargs"),
+        ({"prompt_embeds": "x"}, "prompt_embeds"),
+        ({"x" * 100_000: 1}, "x" * 64),
+    ],
+    ids=lambda value: json.dumps(value)[:60],
+)
+async def test_bad_fields(served: Served, fields: dict[str, Any], param: str) -> None:
+    body = json.dumps(asked(**fields))
+    response = await served.http.post("/v1/chat/completions", content=body, headers=JSON)
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert error["message"]
+    assert len(response.content) < 1000
+    assert not served.engine.asks
+
+
+async def test_unsupported_fields_are_refused_by_name(served: Served) -> None:
+    response = await served.chat(tools=[{"type": "function"}])
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, "tools", "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe\x00",
+        b'{"model": "\xff"}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        json.dumps(asked()).replace("Hello.", "\\ud800").encode(),
+    ],
+    ids=lambda body: repr(body[:12]),
+)
+async def test_bad_json(served: Served, body: bytes) -> None:
+    response = await served.http.post("/v1/chat/completions", content=body, headers=JSON)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert response.json()["error"]["code"] is None
+
+
+async def test_a_body_that_is_too_large(serve: Serve) -> None:
+    served = await serve(max_body_mb=1)
+
+    async def pieces(count: int) -> Any:
+        for _ in range(count):
+            yield b"x" * 100_000
+
+    for content in (b"x" * 1_000_001, pieces(11)):
+        response = await served.http.post("/v1/chat/completions", content=content)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
+    assert (await served.http.post("/v1/chat/completions", content=pieces(10))).status_code == 400
+
+
+async def test_a_form_is_no_request(served: Served) -> None:
+    """A browser sends forms across origins without asking first."""
+    response = await served.http.post("/v1/chat/completions", data={"model": "tiny"})
+    assert (response.status_code, response.json()["error"]["type"]) == (415, "invalid_request_error")
+
+
+async def test_a_charset_is_taken(served: Served) -> None:
+    headers = {"content-type": "application/json; charset=utf-8"}
+    content = json.dumps(asked())
+    response = await served.http.post("/v1/chat/completions", content=content, headers=headers)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/v1/chat/completions", 405), ("POST", "/v1/models", 405), ("GET", "/v1/", 404)],
+)
+async def test_routes_that_are_not_there(served: Served, method: str, path: str, status: int) -> None:
+    response = await served.http.request(method, path)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert ("allow" in response.headers) == (status == 405)

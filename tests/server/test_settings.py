@@ -1,0 +1,95 @@
+"""Flags before environment before file before defaults; what is not known is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from decoding.errors import Unsupported
+from server.engines import create
+from server.greeting import example
+from server.settings import EMBEDDED_NAME, Settings
+
+HELP = """
+import sys
+from server.__main__ import main
+sys.argv = ["onlyseen-server", "--help"]
+try:
+    main()
+except SystemExit:
+    print({"torch", "transformers", "fastapi", "openai"} & set(sys.modules))
+"""
+
+
+def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "onlyseen.toml"
+    file.write_text('host = "file"\nport = 1\nstrategy = "vcd"\n')
+    monkeypatch.setenv("ONLYSEEN_CONFIG", str(file))
+    monkeypatch.setenv("ONLYSEEN_PORT", "2")
+    monkeypatch.setenv("ONLYSEEN_HOST", "environment")
+    settings = Settings.load(["--host", "flag"])
+    assert (settings.host, settings.port, settings.strategy, settings.device) == ("flag", 2, "vcd", "auto")
+    assert Settings.load(["--config", str(file), "--port", "3"]).port == 3
+
+
+def test_what_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "onlyseen.toml"
+    file.write_text("ports = 1\n")
+    with pytest.raises(ValidationError, match="ports"):
+        Settings.load(["--config", str(file)])
+    with pytest.raises(OSError, match="nothing"):
+        Settings.load(["--config", str(tmp_path / "nothing")])
+    with pytest.raises(SystemExit):
+        Settings.load(["--ports", "1"])
+    with pytest.raises(ValidationError, match="strategy"):
+        Settings.load(["--strategy", "vcd+"])
+    monkeypatch.setenv("ONLYSEEN_API_KEY", "secret")
+    with pytest.raises(ValueError, match="ONLYSEEN_API_KEY"):
+        Settings.load()
+
+
+def test_names(tmp_path: Path) -> None:
+    assert Settings().name == EMBEDDED_NAME
+    assert Settings(model="llava-hf/llava-1.5-7b-hf").name == "llava-hf/llava-1.5-7b-hf"
+    assert Settings(model=str(tmp_path)).name == tmp_path.name
+    assert Settings(model=str(tmp_path), served_name="mine").name == "mine"
+    with pytest.raises(ValidationError, match="served_name"):
+        Settings(served_name="a:b")
+
+
+def test_the_embedded_matcher_goes_with_the_embedded_model_only(tmp_path: Path) -> None:
+    assert Settings(model=str(tmp_path)).matcher_source is None
+    assert Settings(model=str(tmp_path), matcher="hub/id").matcher_source == "hub/id"
+
+
+def test_an_engine_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Unsupported, match="vLLM"):
+        create(Settings(engine="vllm"))
+
+
+def test_help_loads_nothing_heavy() -> None:
+    ran = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    assert "--strategy" in ran.stdout
+    assert ran.stdout.rstrip().endswith("set()")
+
+
+def test_a_bad_setting_ends_with_one_line() -> None:
+    ran = subprocess.run([sys.executable, "-m", "server", "--port", "x"], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("port: ")
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_example_is_one_request(tmp_path: Path) -> None:
+    import json
+
+    (tmp_path / "a.png").write_bytes(b"picture" * 1000)
+    for folder in (tmp_path, tmp_path / "nothing"):
+        command = "cat " + example("http://server", "tiny:vcd", folder).partition("@- ")[2]
+        said = json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout)
+        assert said["model"] == "tiny:vcd"
+        assert said["messages"][0]["content"][-1]["type"] == "text"
