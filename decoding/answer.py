@@ -68,6 +68,7 @@ class Token:
     top: tuple[Alternative, ...] = ()
     grounding: float | None = None  # log p(token | main) - log p(token | Ask.compare)
     end: End | None = None  # on the last token only
+    changed: bool | None = None  # whether another token was likeliest before the strategies; None: unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ async def json_body(request: Request) -> bytes:
 
 async def answered(chat: ChatRequest, service: Service, request: Request) -> Response:
     """The response to send: a whole answer, or a stream whose first token is there."""
-    head = Letterhead(chat.model, logprobs=chat.wants_logprobs, grounding=chat.wants_grounding)
+    head = Letterhead(chat.model, logprobs=chat.wants_logprobs, grounding=chat.wants_grounding, trace=chat.wants_trace)
     async with AsyncExitStack() as held:
         deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
         async with until(deadline):
@@ -94,6 +94,7 @@ async def begun(chat: ChatRequest, service: Service, deadline: float) -> Reply:
         ask,
         choices=chat.choices,
         grounding=chat.wants_grounding,
+        trace=chat.wants_trace,
         watch=watch,
         deadline=deadline,
         most_rows=settings.max_rows,

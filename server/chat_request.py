@@ -37,6 +37,11 @@ class Decoding(Wire):
         description="Adds to each entry of logprobs.content: log p(token | image) - log p(token | no image). "
         "Switches logprobs on.",
     )
+    trace: bool | None = Field(
+        default=None,
+        description="Adds to each entry of logprobs.content whether the strategy `changed` the likeliest token, and to "
+        "the receipt the pictures that its branches saw. Switches logprobs on.",
+    )
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -83,7 +88,7 @@ class ChatRequest(Wire):
     ) = Field(default=None, description="Up to 4 strings; the answer ends before the first.")
     ignore_eos: bool | None = Field(default=None, description="Default false. Go on to max_tokens.")
     n: int | None = Field(default=None, ge=1, le=8, description="Default 1. Answers to the same question.")
-    logprobs: bool | None = Field(default=None, description="Default: as decoding.grounding.")
+    logprobs: bool | None = Field(default=None, description="Default: whether decoding.grounding or trace is true.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Needs logprobs.")
     stream: bool | None = Field(
         default=None, description="Default false. Server-sent events; `data: [DONE]` is the last."
@@ -102,8 +107,9 @@ class ChatRequest(Wire):
             raise BadRequest("min_tokens is larger than max_tokens.", param="min_tokens")
         if self.top_logprobs is not None and not self.wants_logprobs:
             raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
-        if self.logprobs is False and self.wants_grounding:
-            raise BadRequest("decoding.grounding is told in logprobs, which are switched off.", param="logprobs")
+        if self.logprobs is False and (self.wants_grounding or self.wants_trace):
+            asked = "grounding" if self.wants_grounding else "trace"
+            raise BadRequest(f"decoding.{asked} is told in logprobs, which are switched off.", param="logprobs")
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options needs stream to be true.", param="stream_options")
         return self
@@ -117,8 +123,12 @@ class ChatRequest(Wire):
         return self.decoding is not None and bool(self.decoding.grounding)
 
     @property
+    def wants_trace(self) -> bool:
+        return self.decoding is not None and bool(self.decoding.trace)
+
+    @property
     def wants_logprobs(self) -> bool:
-        return self.wants_grounding if self.logprobs is None else self.logprobs
+        return self.wants_grounding or self.wants_trace if self.logprobs is None else self.logprobs
 
     @property
     def wants_usage(self) -> bool:

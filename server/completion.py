@@ -31,6 +31,9 @@ class TokenLogprob(ChatCompletionTokenLogprob):
     grounding: float | None = None
     """log p(token | image) - log p(token | no image), where decoding.grounding asked for it."""
 
+    changed: bool | None = None
+    """Whether the strategy changed the likeliest token, where decoding.trace asked for it; null where it is unknown."""
+
 
 class Logprobs(chat_completion.ChoiceLogprobs):
     content: list[TokenLogprob] | None = None  # type: ignore[assignment]
@@ -67,6 +70,7 @@ class Letterhead:
     model: str
     logprobs: bool
     grounding: bool
+    trace: bool = False
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time()))
 
@@ -126,6 +130,8 @@ class Letterhead:
         )
         if self.grounding:
             entry.grounding = token.grounding
+        if self.trace:
+            entry.changed = token.changed
         return [entry]
 
 

@@ -25,6 +25,10 @@ class Receipt(BaseModel):
         description="Steps whose likeliest token the strategy changed; null where it acts inside the model."
     )
     timings: dict[str, float] = Field(description="Seconds by phase; total is the server's, from the parsed request.")
+    pictures: dict[str, list[str]] | None = Field(
+        default=None,
+        description="Where decoding.trace asked for it: the edited pictures that branches saw, as data URLs of PNGs.",
+    )
 
 
 def receipt(

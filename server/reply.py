@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
+from anyio.to_thread import run_sync
 
 from decoding.answer import Answer, End, Token, Usage
 from decoding.ask import Ask
@@ -15,6 +16,7 @@ from decoding.errors import BadRequest, EngineFailed
 from server.deadline import until
 from server.receipt import Receipt, receipt
 from server.together import together
+from server.views import views
 
 if TYPE_CHECKING:
     from decoding.stack import Run
@@ -27,18 +29,29 @@ class Reply:
     """Begin it, take its tokens, close it: closing frees whatever still runs or is kept for it in the engine."""
 
     def __init__(
-        self, run: Run, ask: Ask, *, choices: int, grounding: bool, watch: Watch, deadline: float, most_rows: int
+        self,
+        run: Run,
+        ask: Ask,
+        *,
+        choices: int,
+        grounding: bool,
+        trace: bool,
+        watch: Watch,
+        deadline: float,
+        most_rows: int,
     ) -> None:
         self.choices = choices
         self.ends: dict[int, End] = {}
         self._run = run
         self._ask = ask
         self._grounding = grounding
+        self._trace = trace
         self._watch = watch
         self._most_rows = most_rows
         self._deadline = deadline  # of the event loop's clock
         self._began = time.perf_counter()
         self._branches: tuple[str, ...] = ()
+        self._views: dict[str, list[str]] | None = None
         self._is_answered = False
         self._tokens: AsyncGenerator[tuple[int, Token], None] | None = None
         self._first: tuple[int, Token] | None = None
@@ -50,6 +63,8 @@ class Reply:
         if isinstance(outcome, Ask):
             self._branches = tuple(outcome.branches)
             self._fits(self.choices * (1 + len(self._branches)))
+        if self._trace:
+            self._views = await run_sync(views, outcome) if isinstance(outcome, Ask) else {}
         self._tokens = together([self._run.stream(seeded(outcome, choice)) for choice in range(self.choices)])
         self._first = await anext(self._tokens, None)
         self._watch.began_to_answer()
@@ -74,7 +89,7 @@ class Reply:
             if self.is_over:
                 told = self.receipt
                 self._watch.answered(told, self.usage.prompt_tokens)
-                log.info("receipt", **told.model_dump())
+                log.info("receipt", **told.model_dump(exclude={"pictures"}))
             self._watch.over()
 
     @property
@@ -96,7 +111,8 @@ class Reply:
         if self._is_answered:  # a strategy's own answer: its passes are among those of its questions
             usages = [replace(usages[0], forward_passes=0)]
         total = time.perf_counter() - self._began
-        return receipt(self._run.stack, self._branches, self._run.spent, usages, total)
+        told = receipt(self._run.stack, self._branches, self._run.spent, usages, total)
+        return told if self._views is None else told.model_copy(update={"pictures": self._views})
 
     def _fits(self, rows: int) -> None:
         """Raises: BadRequest: more sequences than the engine runs at once."""

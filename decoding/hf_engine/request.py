@@ -63,6 +63,7 @@ class Request:
         self.chooser = Chooser(ask.sampling, prompts[MAIN].ids.to(model.device), model.eos, model.vocab)
         self.detokenizer = Detokenizer(model.encoder.tokenizer, ask.sampling.stop)
         self.eos = frozenset(model.eos.tolist())
+        self.acts_inside = any("heads" in strategy.hooks() for strategy in ask.stack)
         self.digested: Tensors = {}
         self.spent = Spent()
         self.room = min(ask.sampling.max_tokens or model.context, model.context - max(map(len, prompts.values())))
@@ -98,6 +99,7 @@ class Request:
             chosen=alternatives[0] if alternatives else None,
             top=alternatives[1:],
             grounding=self._grounding(token, logits),
+            changed=None if self.acts_inside else changed,
             end=self.end(reason) if reason else None,
         )
 
@@ -110,13 +112,12 @@ class Request:
 
     def end(self, reason: Reason, choices: Mapping[str, float] | None = None) -> End:
         now, spent = time.perf_counter(), self.spent
-        inside = any("heads" in strategy.hooks() for strategy in self.ask.stack)
         usage = Usage(
             prompt_tokens=len(self.prompts[MAIN]),
             completion_tokens=spent.steps,
             steps=spent.steps,
             forward_passes=spent.forward_passes,
-            changed_steps=None if inside else spent.changed_steps,
+            changed_steps=None if self.acts_inside else spent.changed_steps,
             seconds={
                 "queue": spent.started - spent.arrived,
                 "prefill": spent.first_token - spent.started,

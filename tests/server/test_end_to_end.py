@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import re
 import threading
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion
+from PIL import Image
 
 from server.app import create_app
 from server.settings import EMBEDDED, Settings
@@ -125,6 +128,30 @@ def test_the_receipt_adds_up(client: OpenAI, strategy: str, rows: int, more: int
     assert told["steps"] == answer.usage.completion_tokens == 6
     assert told["forward_passes"] == rows * 6 + more
     assert (told["changed_steps"] is None) == ("vhr" in strategy)
+
+
+TRACED = {"extra_body": {"decoding": {"trace": True}, "ignore_eos": True}}
+
+
+@pytest.mark.parametrize("strategy", ["vcd", "vhr"])
+def test_the_changed_tokens_are_those_that_were_counted(client: OpenAI, strategy: str) -> None:
+    answer = client.chat.completions.create(**greedy(strategy, max_tokens=24), **TRACED)
+    assert answer.choices[0].logprobs is not None
+    changed = [(entry.model_extra or {})["changed"] for entry in answer.choices[0].logprobs.content or []]
+    if strategy == "vhr":  # acts inside the model
+        assert (changed, receipt(answer)["pictures"]) == ([None] * 24, {})
+    else:
+        assert len(changed) > sum(changed) == receipt(answer)["changed_steps"] > 0
+
+
+def test_aglas_branch_saw_the_picture_with_black_in_it(client: OpenAI) -> None:
+    asked = question(SCENES[2], "Is there a cat in the image?")
+    *_, last = client.chat.completions.create(**greedy("agla", max_tokens=2, messages=asked), **TRACED, stream=True)
+    (view,) = receipt(last)["pictures"]["agla/local"]
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(view.partition(",")[2]))))
+    black = (seen == 0).all(-1)
+    assert 0 < black.mean() < 1
+    np.testing.assert_array_equal(seen[~black], np.asarray(Image.open(SCENES[2]).convert("RGB"))[~black])
 
 
 def test_a_token_that_is_ruled_out_has_a_finite_logprob(client: OpenAI) -> None:

@@ -74,7 +74,7 @@ async def test_openapi_names_every_parameter_of_every_strategy(served: Served) -
     schemas = document["components"]["schemas"]
     decoding = schemas["Decoding"]
     assert decoding["additionalProperties"] is False
-    assert set(decoding["properties"]) == {"strategy", "grounding", "blind", "focus", "plain", "vote"}
+    assert set(decoding["properties"]) == {"strategy", "grounding", "trace", "blind", "focus", "plain", "vote"}
     pattern = decoding["properties"]["strategy"]["anyOf"][0]["pattern"]
     assert re.match(pattern, "blind+focus")
     assert not re.match(pattern, "blind+nonsense")
@@ -82,7 +82,7 @@ async def test_openapi_names_every_parameter_of_every_strategy(served: Served) -
     assert "alpha" in (schemas[blind["$ref"].rsplit("/")[-1]] if "$ref" in blind else blind)["properties"]
     for reference in re.findall(r'"\$ref": "#/components/schemas/([^"]+)"', json.dumps(document)):
         assert reference in schemas
-    assert "grounding" in schemas["TokenLogprob"]["properties"]
+    assert {"grounding", "changed"} <= set(schemas["TokenLogprob"]["properties"])
     assert "forward_passes" in schemas["Receipt"]["properties"]
 
 
