@@ -7,7 +7,9 @@ from typing import Literal, Protocol
 from decoding.answer import Heat, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Relevance
 
-Capability = Literal["branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "logprobs"]
+Capability = Literal[
+    "branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "logprobs", "grammar"
+]
 
 
 @dataclass(frozen=True, slots=True)

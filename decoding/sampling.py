@@ -22,4 +22,5 @@ class Sampling:
     seed: int | None = None  # None: a fresh one is drawn
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    grammar: str | None = None  # what the answer must look like, as decoding.grammar.grammar_of made it
     top_logprobs: int | None = None  # None: no log-probabilities; 0: the chosen token's alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from decoding.answer import Token
 from decoding.ask import Ask
 from decoding.errors import BadRequest
-from server import doors
+from server import doors, response_format
 from server.chat_request import ChatRequest, parse
 from server.completion import Completion, Letterhead, to_json
 from server.deadline import until
@@ -76,6 +77,7 @@ async def answered(chat: ChatRequest, service: Service, request: Request) -> Res
 async def begun(chat: ChatRequest, service: Service, deadline: float) -> Reply:
     settings, engine = service.settings, service.ready_engine
     stack = doors.chosen(chat.model, chat.decoding, settings.name, settings.strategy)
+    grammar = await response_format.grammar(chat.response_format, engine)
     prompt = await to_prompt(chat.messages, service.pictures, settings.max_images)
     if chat.wants_grounding and not prompt.pictures:
         raise BadRequest("Grounding needs a picture: add an image_url part.", param="decoding.grounding")
@@ -87,7 +89,7 @@ async def begun(chat: ChatRequest, service: Service, deadline: float) -> Reply:
         choices=chat.choices,
         user=chat.user,
     )
-    ask = Ask(prompt, chat.sampling(engine.card.context))
+    ask = Ask(prompt, replace(chat.sampling(engine.card.context), grammar=grammar))
     run, watch = service.run(stack), service.metrics.watch(strategy)
     return Reply(
         run,

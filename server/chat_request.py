@@ -12,6 +12,7 @@ from pydantic_core import CoreSchema
 from decoding.errors import BadRequest
 from decoding.sampling import Sampling
 from server.messages import AnyMessage
+from server.response_format import ResponseFormat, TextFormat
 from server.unsupported import supported
 from server.wire import STRING_OR_ARRAY, Wire, read, read_json
 
@@ -88,6 +89,7 @@ class ChatRequest(Wire):
     ) = Field(default=None, description="Up to 4 strings; the answer ends before the first.")
     ignore_eos: bool | None = Field(default=None, description="Default false. Go on to max_tokens.")
     n: int | None = Field(default=None, ge=1, le=8, description="Default 1. Answers to the same question.")
+    response_format: ResponseFormat | None = Field(default=None, description="Default: free text.")
     logprobs: bool | None = Field(default=None, description="Default: whether decoding.grounding or trace is true.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Needs logprobs.")
     stream: bool | None = Field(
@@ -105,6 +107,8 @@ class ChatRequest(Wire):
             raise BadRequest("max_tokens says something else than max_completion_tokens.", param="max_tokens")
         if most and self.min_tokens and self.min_tokens > most:
             raise BadRequest("min_tokens is larger than max_tokens.", param="min_tokens")
+        if self.is_structured and (self.min_tokens or self.ignore_eos):
+            raise BadRequest("An answer that has a format ends when it is complete.", param="response_format")
         if self.top_logprobs is not None and not self.wants_logprobs:
             raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
         if self.logprobs is False and (self.wants_grounding or self.wants_trace):
@@ -117,6 +121,10 @@ class ChatRequest(Wire):
     @property
     def choices(self) -> int:
         return self.n or 1
+
+    @property
+    def is_structured(self) -> bool:
+        return self.response_format is not None and not isinstance(self.response_format, TextFormat)
 
     @property
     def wants_grounding(self) -> bool:

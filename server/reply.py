@@ -12,7 +12,7 @@ from anyio.to_thread import run_sync
 
 from decoding.answer import Answer, End, Token, Usage
 from decoding.ask import Ask
-from decoding.errors import BadRequest, EngineFailed
+from decoding.errors import BadRequest, EngineFailed, Unsupported
 from server.deadline import until
 from server.receipt import Receipt, receipt
 from server.together import together
@@ -60,6 +60,9 @@ class Reply:
         """Done when every choice has its first token: what cannot be served has been refused by then."""
         outcome = await self._run.resolve(self._ask, grounding=self._grounding)
         self._is_answered = isinstance(outcome, Answer)
+        if self._is_answered and self._ask.sampling.grammar is not None:
+            message = "The strategy answers in words of its own, which cannot be held to a format."
+            raise Unsupported(message, param="response_format")
         if isinstance(outcome, Ask):
             self._branches = tuple(outcome.branches)
             self._fits(self.choices * (1 + len(self._branches)))

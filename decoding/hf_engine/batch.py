@@ -12,7 +12,7 @@ from torch import Tensor
 from decoding.answer import Token
 from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.heads import Scales
-from decoding.hf_engine.hooks import Rows, mixed
+from decoding.hf_engine.hooks import Rows, mixed, within_grammars
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.hf_engine.request import MAIN, Request
 from decoding.hf_engine.sampler import choose
@@ -83,9 +83,10 @@ class Batch:
             return []
         places = self._places(base)
         rows = [places[id(request)] for request in requests]
-        scores, failed = mixed(requests, rows, logits)
+        lawful = within_grammars(requests, rows, logits)
+        scores, failed = mixed(requests, rows, lawful)
         chosen = choose(scores, [request.chooser for request in requests])
-        raw = logits[[own[MAIN] for own in rows]]
+        raw = lawful[[own[MAIN] for own in rows]]
         changed = scores.argmax(-1) != raw.argmax(-1)
         said: Said = []
         for number, (token, moved) in enumerate(torch.stack([chosen, changed.to(chosen.dtype)], 1).tolist()):

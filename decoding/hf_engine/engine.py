@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from decoding.answer import Heat, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Relevance
 from decoding.engine import Capability, ModelCard
 from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Overloaded, Unsupported
 from decoding.hf_engine import probing
+from decoding.hf_engine.constraint import Constraints
 from decoding.hf_engine.detokenizer import Vocabulary
 from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.matcher import Matcher
@@ -27,6 +28,7 @@ from decoding.prompt import Picture, Prompt
 from decoding.sampling import Sampling
 
 Made = TypeVar("Made")
+ALL: frozenset[Capability] = frozenset(get_args(Capability))
 
 
 class HFEngine:
@@ -45,8 +47,7 @@ class HFEngine:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        always: set[Capability] = {"branches", "logits", "heads", "probe", "digest", "noise", "choices", "logprobs"}
-        return frozenset(always | ({"relevance"} if self.settings.matcher else set()))
+        return ALL if self.settings.matcher else ALL - {"relevance"}
 
     @property
     def card(self) -> ModelCard:
@@ -77,6 +78,7 @@ class HFEngine:
                 self._matching, Matcher, self.settings.matcher, str(self._model.device)
             )
         self._words = Vocabulary(self._model.encoder.tokenizer)
+        self._constraints = Constraints(self._model)
         self._worker = Worker(self._model, self.settings.max_rows)
         self._worker.start()
         await self._warm_up()
@@ -154,7 +156,8 @@ class HFEngine:
         return {name: self.model.encoder.encode(prompt) for name, prompt in prompts.items()}
 
     def _request(self, ask: Ask, memories: Mapping[str, Remembered]) -> Request:
-        return Request(ask, self._prompts({MAIN: ask.prompt, **ask.branches}), memories, self.model, self._words)
+        prompts = self._prompts({MAIN: ask.prompt, **ask.branches})
+        return Request(ask, prompts, memories, self.model, self._words, self._constraints)
 
     def _remember(self, remembered: Remembered) -> Memory:
         memory = Memory(f"memory-{next(self._handles)}")

@@ -1,4 +1,4 @@
-"""Calls the strategies' `logits` hooks, once for all requests that share a stack."""
+"""What stands between the model's scores and the choice: the grammars, then the strategies' `logits` hooks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ Rows = Mapping[str, int]  # prompt name -> row of the logits
 
 
 Failed = dict[int, Exception]  # number of a request -> what its strategies raised
+
+
+def within_grammars(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> Tensor:
+    """[rows, vocab] with -inf, in main rows, where the request's grammar allows no token.
+
+    Before the strategies, so that they weigh among what can be said: a cut that kept only what the grammar forbids
+    would leave nothing.
+    """
+    bound = [(own[MAIN], request.constraint) for request, own in zip(requests, rows, strict=True) if request.constraint]
+    if not bound:
+        return logits
+    lawful = logits.clone()
+    for row, constraint in bound:
+        lawful[row].masked_fill_(~constraint.allowed, -torch.inf)
+    return lawful
 
 
 def mixed(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> tuple[Tensor, Failed]:

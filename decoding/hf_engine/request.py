@@ -12,6 +12,7 @@ from torch import Tensor
 
 from decoding.answer import Alternative, End, Reason, Token, Usage
 from decoding.ask import Ask
+from decoding.hf_engine.constraint import Constraints
 from decoding.hf_engine.detokenizer import Detokenizer, Vocabulary
 from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.model import Model, Prefilled
@@ -52,6 +53,7 @@ class Request:
         memories: Mapping[str, Remembered],
         model: Model,
         words: Vocabulary,
+        constraints: Constraints,
     ) -> None:
         self.ask = ask
         self.prompts = prompts
@@ -62,6 +64,8 @@ class Request:
         self.firsts = {choice: model.encoder.first_tokens(choice).to(model.device) for choice in ask.choices}
         self.chooser = Chooser(ask.sampling, prompts[MAIN].ids.to(model.device), model.eos, model.vocab)
         self.detokenizer = Detokenizer(model.encoder.tokenizer, ask.sampling.stop)
+        grammar = ask.sampling.grammar
+        self.constraint = None if grammar is None else constraints.constraint(grammar)
         self.eos = frozenset(model.eos.tolist())
         self.acts_inside = any("heads" in strategy.hooks() for strategy in ask.stack)
         self.digested: Tensors = {}
@@ -89,6 +93,8 @@ class Request:
         self._count(changed)
         if token in self.eos and not self.ask.sampling.ignore_eos:
             return Token(token, self.detokenizer.flush(), end=self.end("stop"))
+        if self.constraint is not None:
+            self.constraint.take(token)
         text, reason = self.detokenizer.push(token), self._reason()
         if reason == "length":
             text += self.detokenizer.flush()
