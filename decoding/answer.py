@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Reason = Literal["stop", "length"]
+
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,23 @@ class Answer:
     text: str
     tokens: tuple[Token, ...]
     end: End
+
+    @classmethod
+    def decided(cls, votes: Mapping[str, float], prompt_tokens: int, top_logprobs: int | None) -> Answer:
+        """The text with the most votes, as one token of no model's, whose probability is its share of them.
+
+        What it has cost is counted where the votes were asked for.
+        """
+        ranked = sorted(votes, key=lambda text: -votes[text])
+        shares = [
+            Alternative(NO_TOKEN, text, text.encode(), math.log(votes[text] / sum(votes.values())))
+            for text in ranked
+            if votes[text] > 0
+        ]
+        end = End("stop", Usage(prompt_tokens, completion_tokens=1, steps=1))
+        told = top_logprobs is not None
+        token = Token(NO_TOKEN, ranked[0], shares[0] if told else None, tuple(shares[: top_logprobs or 0]), end=end)
+        return cls(ranked[0], (token,), end)
 
     @property
     def choices(self) -> Mapping[str, float]:

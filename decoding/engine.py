@@ -8,7 +8,7 @@ from decoding.answer import Heat, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Relevance
 
 Capability = Literal[
-    "branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "logprobs", "grammar"
+    "branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "begin", "logprobs", "grammar"
 ]
 
 

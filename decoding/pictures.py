@@ -1,10 +1,13 @@
-"""From a matcher's heat to a picture that shows only what matters to the text (AGLA, arXiv:2406.12718)."""
+"""Pictures made from pictures: one that shows only what matters to the text (AGLA), and parts of one (ZoomEye)."""
 
-from dataclasses import replace
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from decoding.answer import Heat
@@ -12,6 +15,7 @@ from decoding.prompt import Picture
 
 BLUR = 0.02  # of the matcher's side
 MOST_KEPT = 1 - 1e-5
+MARGIN = (122, 116, 104)  # the mean of CLIP's training pictures, which is 0 once they are normalised
 
 
 def keep_relevant(picture: Picture, heat: Heat) -> Picture:
@@ -52,3 +56,70 @@ def normalised(values: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = values - values.min()
     peak = shifted.max()
     return np.asarray(shifted / peak if peak > 0 else shifted)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Box:
+    """A part of a picture, in pixels; right and bottom are the first ones outside. Ordered from left to right."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @classmethod
+    def whole(cls, picture: Picture) -> Box:
+        return cls(0, 0, *picture.image.size)
+
+    @classmethod
+    def around(cls, boxes: Sequence[Box]) -> Box:
+        """The least box that holds them all."""
+        return cls(
+            min(box.left for box in boxes),
+            min(box.top for box in boxes),
+            max(box.right for box in boxes),
+            max(box.bottom for box in boxes),
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.right - self.left, self.bottom - self.top
+
+    def quartered(self) -> tuple[Box, ...]:
+        """Two by two; a box twice as long as it is wide, or more, into a row of four. The last ones take the rest."""
+        width, height = self.size
+        columns, rows = (1, 4) if height >= 2 * width else (4, 1) if width >= 2 * height else (2, 2)
+        across = [*(self.left + n * (width // columns) for n in range(columns)), self.right]
+        down = [*(self.top + n * (height // rows) for n in range(rows)), self.bottom]
+        return tuple(Box(across[x], down[y], across[x + 1], down[y + 1]) for y in range(rows) for x in range(columns))
+
+    def grown(self, factor: float, within: Box) -> Box:
+        """About its centre, as far as there is room."""
+        dx, dy = (round(length * (factor - 1) / 2) for length in self.size)
+        return Box(
+            max(self.left - dx, within.left),
+            max(self.top - dy, within.top),
+            min(self.right + dx, within.right),
+            min(self.bottom + dy, within.bottom),
+        )
+
+
+def cropped(picture: Picture, box: Box) -> Picture:
+    return replace(picture, image=picture.image.crop((box.left, box.top, box.right, box.bottom)))
+
+
+def squared(picture: Picture, side: int) -> Picture:
+    """In the middle of a square canvas, at least `side` wide."""
+    width, height = picture.image.size
+    side = max(width, height, side)
+    canvas = Image.new("RGB", (side, side), MARGIN)
+    canvas.paste(picture.image, ((side - width) // 2, (side - height) // 2))
+    return replace(picture, image=canvas)
+
+
+def framed(picture: Picture, box: Box, colour: str) -> Picture:
+    """With a frame along the box's edge."""
+    image = picture.image.copy()
+    corners = (box.left, box.top, box.right - 1, box.bottom - 1)
+    ImageDraw.Draw(image).rectangle(corners, outline=colour, width=max(2, max(image.size) // 200))
+    return replace(picture, image=image)

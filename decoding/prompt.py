@@ -78,31 +78,35 @@ class Prompt:
         """The text of the last user message."""
         return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
 
-    def require_pictures(self, strategy: str) -> tuple[Picture, ...]:
-        """The pictures, for a strategy that is meaningless without one.
+    def require_pictures(self, strategy: str, most: int | None = None) -> tuple[Picture, ...]:
+        """The pictures, for a strategy that is meaningless without one, or with more than `most`.
 
         Raises:
-            BadRequest: the prompt holds no picture.
+            BadRequest: the prompt holds no picture, or too many.
         """
         if not self.pictures:
             raise BadRequest(f"Strategy '{strategy}' needs a picture: add an image_url part.", param="messages")
+        if most is not None and len(self.pictures) > most:
+            message = f"Strategy '{strategy}' takes {most} picture(s); the messages hold {len(self.pictures)}."
+            raise BadRequest(message, param="messages")
         return self.pictures
 
-    def map_pictures(self, change: Callable[[Picture], Picture | None]) -> Prompt:
-        """Every picture replaced by `change(picture)`; None takes it out."""
+    def map_pictures(self, change: Callable[[Picture], Picture | tuple[Picture, ...]]) -> Prompt:
+        """Every picture replaced by `change(picture)`, one or several; none takes it out."""
 
-        def changed(part: Part) -> Part | None:
-            return change(part) if isinstance(part, Picture) else part
+        def changed(part: Part) -> tuple[Part, ...]:
+            new = change(part) if isinstance(part, Picture) else part
+            return new if isinstance(new, tuple) else (new,)
 
         return Prompt(
             tuple(
-                replace(message, parts=tuple(new for part in message.parts if (new := changed(part)) is not None))
+                replace(message, parts=tuple(new for part in message.parts for new in changed(part)))
                 for message in self.messages
             )
         )
 
     def without_pictures(self) -> Prompt:
-        return self.map_pictures(lambda _: None)
+        return self.map_pictures(lambda _: ())
 
     def with_system(self, text: str) -> Prompt:
         """The system message says `text` instead, or for the first time."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import combinations
 from typing import Any
 
 from pydantic import ValidationError
@@ -37,7 +38,8 @@ def build(names: str, parameters: Mapping[str, Any]) -> tuple[Strategy, ...]:
     """`"agla+vhr"` and `{"agla": {"alpha": 1.0}}` -> the stack, outermost first.
 
     Raises:
-        BadRequest: an unknown name or parameter, a value out of bounds, or parameters of a strategy that is not named.
+        BadRequest: an unknown name or parameter, a value out of bounds, parameters of a strategy that is not named, or
+            two strategies that do not compose.
     """
     wanted = names.split("+")
     for name in wanted:
@@ -46,6 +48,9 @@ def build(names: str, parameters: Mapping[str, Any]) -> tuple[Strategy, ...]:
             raise BadRequest(f"Unknown strategy '{name}'. Known: {known}.", param="decoding.strategy")
     if len(set(wanted)) < len(wanted):
         raise BadRequest(f"'{names}' names a strategy twice.", param="decoding.strategy")
+    for outer, inner in combinations(wanted, 2):
+        if (reason := refusal(outer, inner)) is not None:
+            raise BadRequest(f"'{outer}' cannot stand outside '{inner}': {reason}.", param="decoding.strategy")
     for name in parameters:
         if name not in wanted:
             hint = f"parameters go under the name of a strategy of '{names}', as in decoding.{wanted[0]}.{name}"
@@ -61,6 +66,11 @@ def one(name: str, parameters: Any) -> Strategy:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(["decoding", name, *map(str, first["loc"])])
         raise BadRequest(f"{field}: {first['msg']}.", param=field) from None
+
+
+def refusal(outer: str, inner: str) -> str | None:
+    """Why the one cannot stand outside the other; None where it can."""
+    return strategies()[inner].refuses(strategies()[outer])
 
 
 def label(stack: tuple[Strategy, ...]) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from decoding.answer import Answer, End, Heat, Memory, Usage
+from decoding.answer import Alternative, Answer, End, Heat, Memory, Token, Usage
 from decoding.ask import Ask, Picture, Probe, Prompt, Relevance
 from decoding.engine import Capability
 from decoding.strategy import Effect, Strategy
+
+QUESTION, SIDE = "Is there a cat in the image?", 512  # of a picture that is worth cutting into parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ def rehearse(strategy: Strategy) -> Rehearsal:
     for ask in (*asks, *final):
         needs |= {"branches"} if ask.branches else set()
         needs |= {"choices"} if ask.choices else set()
+        needs |= {"begin"} if ask.sampling.begin else set()
+        needs |= {"logprobs"} if ask.sampling.top_logprobs is not None else set()
         needs |= {"digest"} if ask.digest else set()
         needs |= {"noise"} if any(picture.noise for prompt in prompts(ask) for picture in prompt.pictures) else set()
     needs |= {"logits"} if "logits" in strategy.hooks() else set()
@@ -47,7 +51,7 @@ def rehearse(strategy: Strategy) -> Rehearsal:
 
 
 def perform(strategy: Strategy) -> tuple[list[Ask | Probe | Relevance], Ask | Answer]:
-    program, reply = strategy.run(Ask(Prompt.of("Is there a cat?", Picture(Image.new("RGB", (32, 32)))))), None
+    program, reply = strategy.run(Ask(Prompt.of(QUESTION, Picture(Image.new("RGB", (SIDE, SIDE)))))), None
     effects: list[Ask | Probe | Relevance] = []
     while True:
         try:
@@ -62,7 +66,10 @@ def canned(effect: Effect) -> Any:
     match effect:
         case Ask():
             choices = {choice: np.log(0.5).item() for choice in effect.choices}
-            return Answer("A cat.", (), End("stop", Usage(), Memory("rehearsal") if effect.digest else None, choices))
+            end = End("stop", Usage(), Memory("rehearsal") if effect.digest else None, choices)
+            several = effect.sampling.top_logprobs or 0
+            top = [Alternative(number, "A", b"A", -np.log(several).item()) for number in range(several)]
+            return Answer("A cat.", (Token(0, "A cat.", top=tuple(top), end=end),), end)
         case Probe():
             return Memory("rehearsal")
         case Relevance():

@@ -23,4 +23,5 @@ class Sampling:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     grammar: str | None = None  # what the answer must look like, as decoding.grammar.grammar_of made it
+    begin: tuple[int, ...] = ()  # tokens that the answer begins with, whatever their scores
     top_logprobs: int | None = None  # None: no log-probabilities; 0: the chosen token's alone

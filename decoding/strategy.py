@@ -70,6 +70,11 @@ class Strategy(BaseModel):
         return None
 
     @classmethod
+    def refuses(cls, outer: type[Strategy]) -> str | None:
+        """Why `outer` cannot stand outside this strategy in a stack; None where it can."""
+        return None
+
+    @classmethod
     def hooks(cls) -> frozenset[str]:
         """The tensor hooks this strategy overrides. What it needs of an engine follows from them."""
         names = ("digest", "logits", "heads")

@@ -14,17 +14,18 @@ from decoding.prompt import Noise
 DIFFUSION_STEPS = 1000
 
 
-def plausible(raw: Tensor, beta: float) -> Tensor:
+def plausible(raw: Tensor, beta: float | Tensor) -> Tensor:
     """Mask of the tokens at least `beta` times as likely as the likeliest: p(w) >= beta max p.
 
     The normaliser of the softmax cancels, so this is z(w) >= max z + ln beta. The cut-off is taken in float64: rounded
-    to the dtype of the logits it could fall on a token that lies below it.
+    to the dtype of the logits it could fall on a token that lies below it. A beta that differs between rows is
+    [..., 1].
     """
     possible = raw > -torch.inf
-    if beta == 0:
+    if isinstance(beta, float | int) and beta == 0:
         return possible
-    cutoff = raw.amax(dim=-1, keepdim=True).double() + math.log(beta)
-    return possible & (raw >= cutoff)
+    least = beta.double().log() if isinstance(beta, Tensor) else math.log(beta)
+    return possible & (raw >= raw.amax(dim=-1, keepdim=True).double() + least)
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:

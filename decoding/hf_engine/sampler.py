@@ -35,7 +35,9 @@ class Chooser:
 
     @property
     def is_argmax(self) -> bool:
-        return self.sampling.temperature == 0 and self.counts is None and self.chosen >= self.sampling.min_tokens
+        sampling = self.sampling
+        forced = self.chosen < max(sampling.min_tokens, len(sampling.begin))
+        return sampling.temperature == 0 and self.counts is None and not forced
 
 
 def choose(scores: Tensor, choosers: Sequence[Chooser]) -> Tensor:
@@ -47,6 +49,8 @@ def choose(scores: Tensor, choosers: Sequence[Chooser]) -> Tensor:
 
 def choose_one(scores: Tensor, chooser: Chooser) -> Tensor:
     sampling = chooser.sampling
+    if chooser.chosen < len(sampling.begin):
+        return torch.tensor(sampling.begin[chooser.chosen], device=scores.device)
     if chooser.chosen < sampling.min_tokens:
         scores = scores.index_fill(-1, chooser.eos, -torch.inf)
     if chooser.counts is not None and chooser.in_prompt is not None:

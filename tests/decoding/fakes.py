@@ -14,7 +14,7 @@ from decoding.ask import Ask, Picture, Probe, Prompt, Relevance
 from decoding.engine import Capability, ModelCard
 
 EVERYTHING: frozenset[Capability] = frozenset(
-    ("branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "logprobs", "grammar")
+    ("branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "begin", "logprobs", "grammar")
 )
 
 

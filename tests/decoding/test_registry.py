@@ -52,6 +52,8 @@ def test_a_stack_is_built_outermost_first() -> None:
         ("agla vhr", {}, "decoding.strategy", "Unknown strategy"),
         ("AGLA", {}, "decoding.strategy", "Unknown strategy 'AGLA'"),
         ("agla+vhr+agla", {}, "decoding.strategy", "twice"),
+        ("agla+mvp", {}, "decoding.strategy", "'agla' cannot stand outside 'mvp': mvp votes among answers"),
+        ("zoomeye+vhr+mvp", {}, "decoding.strategy", "'vhr' cannot stand outside 'mvp'"),
         ("agla", {"vhr": {}}, "decoding.vhr", "Unknown field 'vhr'"),
         ("agla", {"alpha": 2}, "decoding.alpha", "decoding.agla.alpha"),
         ("agla", {"agla": {"gama": 1}}, "decoding.agla.gama", "decoding.agla.gama"),

@@ -19,6 +19,8 @@ class Vote(Strategy):
 def test_needs_and_costs_follow_from_what_is_asked() -> None:
     nothing = Rehearsal(frozenset(), (), {})
     found = {name: rehearse(kind()) for name, kind in strategies().items()}
+    assert found["zoomeye"].needs == {"choices"}
+    assert set(found["zoomeye"].questions) == {"answers"}
     expected = {
         "plain": nothing,
         "truncate": Rehearsal(frozenset({"logits"}), (), {}),
@@ -29,6 +31,8 @@ def test_needs_and_costs_follow_from_what_is_asked() -> None:
         "agla": Rehearsal(frozenset({"logits", "branches", "relevance"}), ("agla/local",), {"relevance maps": 1}),
         "vhr": Rehearsal(frozenset({"heads", "probe"}), (), {"probed prompts": 2}),
         "vdgd": Rehearsal(frozenset({"logits", "digest"}), (), {"answers": 1}),
+        "code": Rehearsal(frozenset({"logits", "branches"}), ("code/told",), {"answers": 1}),
+        "mvp": Rehearsal(frozenset({"logprobs", "begin"}), (), {"answers": 3 + 3 + 9}),
     }
     assert {name: found[name] for name in expected} == expected
 

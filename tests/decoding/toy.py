@@ -8,12 +8,13 @@ from collections.abc import AsyncGenerator, Mapping
 import torch
 from torch import Tensor
 
-from decoding.answer import End, Memory, Token, Usage
+from decoding.answer import Alternative, End, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Prompt
 from decoding.strategy import Captured, Step, Strategy, Tensors
 from tests.decoding.fakes import FakeEngine
 
 VOCABULARY, LAYERS, HEADS, WIDTH = 24, 8, 4, 6
+WORDS = (" Yes", " No", *(f" {number}" for number in range(2, VOCABULARY)))
 
 
 class ToyEngine(FakeEngine):
@@ -40,7 +41,8 @@ class ToyEngine(FakeEngine):
         factors = self.factors(ask.stack, memories)
         said: list[int] = []
         digested: Tensors = {}
-        for position in range(ask.sampling.max_tokens or 6):
+        length = 1 if ask.choices else ask.sampling.max_tokens or 6
+        for position in range(length):
             raw = self.logits(ask.prompt, said, factors)
             ones = torch.ones_like(factors)
             branches = {name: self.logits(prompt, said, ones) for name, prompt in ask.branches.items()}
@@ -48,12 +50,20 @@ class ToyEngine(FakeEngine):
             for strategy in reversed(ask.stack):
                 memory = memories.get(strategy.name, {})
                 scores = strategy.logits(Step(scores, raw, branches, memory, torch.tensor([position])))
-            said.append(int(scores.argmax()))
+            logprobs = scores.log_softmax(-1)
+            said.append(ask.sampling.begin[position] if position < len(ask.sampling.begin) else int(scores.argmax()))
             if ask.digest:
                 digested = ask.digest.digest(digested, Captured(logits=raw))
-            last = position + 1 == (ask.sampling.max_tokens or 6)
+            last = position + 1 == length
             memory = self.keep(digested) if last and ask.digest else None
-            yield Token(said[-1], f" {said[-1]}", end=End("length", Usage(), memory) if last else None)
+            choices = {choice: float(logprobs[WORDS.index(f" {choice}")]) for choice in ask.choices}
+            best = logprobs.topk(ask.sampling.top_logprobs or 0).indices.tolist()
+            yield Token(
+                said[-1],
+                WORDS[said[-1]],
+                top=tuple(Alternative(id_, WORDS[id_], WORDS[id_].encode(), float(logprobs[id_])) for id_ in best),
+                end=End("length", Usage(), memory, choices) if last else None,
+            )
 
     def factors(self, stack: tuple[Strategy, ...], memories: Mapping[str, Tensors]) -> Tensor:
         product = torch.ones(LAYERS, HEADS)

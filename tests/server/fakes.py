@@ -16,7 +16,7 @@ from decoding.errors import OnlySeenError
 from decoding.strategy import Program, Strategy, Tensors
 
 ALL: frozenset[Capability] = frozenset(
-    {"branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "logprobs", "grammar"}
+    {"branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "begin", "logprobs", "grammar"}
 )
 
 

@@ -16,16 +16,17 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion
 from PIL import Image
 
+from decoding.hf_engine.model import Model
 from server.app import create_app
 from server.settings import EMBEDDED, Settings
 
 NAME = "onlyseen-tiny"
 SCENES = sorted((EMBEDDED / "scenes" / "images").glob("*.png"))[:8]
-STRATEGIES = ["plain", "truncate", "sharpen", "vcd", "vhr", "vdgd", "vcd+vhr", "agla", "agla+vhr"]
+STRATEGIES = ["plain", "truncate", "sharpen", "vcd", "vhr", "vdgd", "vcd+vhr", "agla", "agla+vhr", "code", "zoomeye"]
 
 
 @pytest.fixture
@@ -152,6 +153,59 @@ def test_aglas_branch_saw_the_picture_with_black_in_it(client: OpenAI) -> None:
     black = (seen == 0).all(-1)
     assert 0 < black.mean() < 1
     np.testing.assert_array_equal(seen[~black], np.asarray(Image.open(SCENES[2]).convert("RGB"))[~black])
+
+
+@pytest.fixture
+def rows_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each pass of the model had, told by the model itself."""
+    rows: list[int] = []
+    decode, prefill = Model.decode, Model._prefill
+
+    def decoding(model: Model, tokens: Any, *rest: Any) -> Any:
+        rows.append(len(tokens))
+        return decode(model, tokens, *rest)
+
+    def prefilling(model: Model, prompts: Any, *rest: Any) -> Any:
+        rows.append(len(prompts))
+        return prefill(model, prompts, *rest)
+
+    monkeypatch.setattr(Model, "decode", decoding)
+    monkeypatch.setattr(Model, "_prefill", prefilling)
+    return rows
+
+
+@pytest.mark.parametrize("strategy", ["mvp+agla+vhr", "zoomeye+mvp+icd", "code+agla+vhr"])
+def test_three_at_once_cost_what_was_run(client: OpenAI, strategy: str, rows_run: list[int]) -> None:
+    """One path of one view, since equal prompts that come together are run once and counted for each."""
+    decoding = {
+        "mvp": {"bottom_up": 0, "top_down": 0, "paths": 1, "description_tokens": 8},
+        "zoomeye": {"side": 56},
+        "code": {"description_tokens": 8},
+    }
+    chosen = {name: parameters for name, parameters in decoding.items() if name in strategy}
+    fields = greedy(strategy, messages=question(SCENES[0], "Is there a dog in the image?"), logprobs=True)
+    whole = client.chat.completions.create(**fields, extra_body={"decoding": chosen})
+    told = receipt(whole)
+    assert told["strategy"] == strategy
+    assert told["forward_passes"] == sum(rows_run)
+    rows_run.clear()
+    chunks = list(client.chat.completions.create(**fields, extra_body={"decoding": chosen}, stream=True))
+    assert receipt(chunks[-1])["forward_passes"] == sum(rows_run) == told["forward_passes"]
+    pieces = [choice.delta.content for chunk in chunks for choice in chunk.choices if choice.delta.content]
+    assert "".join(pieces) == whole.choices[0].message.content
+    if "mvp" in strategy:
+        assert pieces in (["Yes"], ["No"])  # a vote is one piece
+        assert whole.usage is not None
+        assert whole.usage.completion_tokens == told["steps"] == 1
+        assert whole.choices[0].logprobs is not None
+        assert [entry.token for entry in whole.choices[0].logprobs.content or []] == pieces
+
+
+def test_a_strategy_that_would_not_act_is_refused(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        client.chat.completions.create(**greedy("agla+mvp"))
+    assert refused.value.param == "decoding.strategy"
+    assert "'agla' cannot stand outside 'mvp'" in refused.value.message
 
 
 def test_a_token_that_is_ruled_out_has_a_finite_logprob(client: OpenAI) -> None:

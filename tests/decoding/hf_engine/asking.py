@@ -22,11 +22,18 @@ from decoding.strategy import Strategy
 DESCRIBE = "Please describe this image in detail."
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    "vdgd": {"description_tokens": 12},
+    "code": {"description_tokens": 12},
+    "mvp": {"description_tokens": 4, "path_tokens": 4},
+    "zoomeye": {"side": 32},
+}
+
+
 def stack(names: str, **parameters: Any) -> tuple[Strategy, ...]:
-    """VDGD's descriptions are kept short."""
-    if "vdgd" in names:
-        parameters["vdgd"] = {"description_tokens": 12} | parameters.get("vdgd", {})
-    return build(names, parameters)
+    """Descriptions are kept short, and searches shallow."""
+    small = {name: SMALL[name] for name in names.split("+") if name in SMALL}
+    return build(names, {name: small.get(name, {}) | parameters.get(name, {}) for name in {**small, **parameters}})
 
 
 def picture(seed: int) -> Picture:

@@ -43,6 +43,12 @@ def reference(model: Path) -> Reference:
 
 
 @pytest.fixture(scope="session")
+def embedded() -> Iterator[HFEngine]:
+    """An engine on the embedded model."""
+    yield from running(EMBEDDED)
+
+
+@pytest.fixture(scope="session")
 def engine(tiny: Path) -> Iterator[HFEngine]:
     """An engine on the tiny model."""
     yield from running(tiny)

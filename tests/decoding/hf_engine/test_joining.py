@@ -15,7 +15,11 @@ from decoding.strategy import Strategy
 from tests.decoding.hf_engine.asking import exactly, prompt, stack
 
 LENGTH, LONG = 32, 80
-QUESTIONS = ["Is there a cat?", "How many chairs are in the picture?", "Please describe this image in detail."]
+QUESTIONS = [
+    "Is there a cat in the image?",
+    "How many chairs are in the picture?",
+    "Please describe this image in detail.",
+]
 COMPANIONS = [
     (strategies, prompt(seed=10 + i, text=QUESTIONS[i % 3]), LONG)
     for i, strategies in enumerate(
@@ -30,6 +34,9 @@ NEWCOMERS = [
     "agla",
     "vhr",
     "vdgd",
+    "code",
+    "mvp",
+    "zoomeye",
     "vcd+vhr",
     "agla+vhr",
     "vdgd+vcd",
@@ -55,6 +62,7 @@ class Speaker:
                     self.said.append(token.id)
                     if len(self.said) >= 3:
                         self.spoke.set()
+        self.spoke.set()  # a vote is one word
         return self.said
 
 
@@ -68,7 +76,7 @@ def expected(either: HFEngine) -> list[list[int]]:
 async def test_joining_seven_others_half_way_changes_nobodys_answer(
     names: str, either: HFEngine, expected: list[list[int]]
 ) -> None:
-    wanted = (stack(names), prompt(seed=2), LENGTH)
+    wanted = (stack(names), prompt(seed=2, text=QUESTIONS[0]), LENGTH)
     companions = [Speaker(either, companion) for companion in COMPANIONS]
     newcomer = Speaker(either, wanted)
     async with asyncio.TaskGroup() as group:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from decoding.strategies.agla import AGLA
+from decoding.strategies.code import CODE
 from decoding.strategies.icd import ICD
 from decoding.strategies.m3id import M3ID
 from decoding.strategies.plain import Plain
@@ -21,7 +22,7 @@ DESCRIPTION = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.3, 0.3, 0.2, 0.2]]).log()  
 
 
 def step(other: Tensor = OTHER, memory: Tensors | None = None, position: int = 0) -> Step:
-    names = ("vcd/noisy", "agla/local", "icd/disturbed", "m3id/blind")
+    names = ("vcd/noisy", "agla/local", "icd/disturbed", "m3id/blind", "code/told")
     return Step(Z, Z, dict.fromkeys(names, other), memory or {}, torch.tensor([position]))
 
 
@@ -39,6 +40,8 @@ def told(strategy: VDGD, description: Tensor = DESCRIPTION) -> Tensors:
         (AGLA(alpha=2, beta=0.5), [4.0, 4.7, OUT, OUT], [0.3318, 0.6682, 0, 0]),
         (VCD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
         (ICD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (CODE(exponent=0.7), [2.5955, 1.4404, OUT, OUT], [0.7604, 0.2396, 0, 0]),
+        (CODE(exponent=0.2), [2.2231, OUT, OUT, OUT], [1, 0, 0, 0]),
         (Truncate(beta=0.5), [2.0, 1.5, OUT, OUT], [0.6225, 0.3775, 0, 0]),
         (Truncate(beta=0.1), [2.0, 1.5, 0.0, OUT], [0.5741, 0.3482, 0.0777, 0]),
         (Truncate(beta=1), [2.0, OUT, OUT, OUT], [1, 0, 0, 0]),
@@ -48,7 +51,7 @@ def told(strategy: VDGD, description: Tensor = DESCRIPTION) -> Tensors:
 )
 def test_mixture(strategy: Strategy, logits: list[float], probabilities: list[float]) -> None:
     after = strategy.logits(step())
-    torch.testing.assert_close(after, torch.tensor(logits))
+    torch.testing.assert_close(after, torch.tensor(logits), atol=5e-5, rtol=0)
     torch.testing.assert_close(after.softmax(-1), torch.tensor(probabilities, dtype=torch.float32), atol=5e-5, rtol=0)
 
 
@@ -83,5 +86,6 @@ def test_equal_branches_cancel_or_sharpen() -> None:
     assert torch.equal(VCD(alpha=1.7, beta=0).logits(same), Z)
     assert torch.equal(ICD(alpha=1.7, beta=0).logits(same), Z)
     assert torch.equal(M3ID(beta=0).logits(same), Z)
+    assert torch.equal(CODE().logits(same), Z)
     torch.testing.assert_close(AGLA(alpha=2, beta=0).logits(same), 3 * Z)
     assert torch.equal(AGLA(alpha=2, beta=0.5).logits(same), Sharpen(scale=3, beta=0.5).logits(same))
