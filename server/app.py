@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
 from decoding.engine import Engine
-from server import about, chat, engines, health, models, openapi, strategies
+from server import about, chat, engines, health, models, openapi, playground, strategies
 from server.errors import http_error
 from server.guard import Guard
 from server.headers import SecurityHeaders
@@ -37,13 +37,15 @@ def create_app(settings: Settings, create: Callable[[Settings], Engine] = engine
             Middleware(SecurityHeaders),
             Middleware(ErrorLayer),
             Middleware(BodyLimit, limit=settings.max_body_mb * 1_000_000),
-            Middleware(Guard, keys=Keys.of(settings)),
+            Middleware(Guard, keys=Keys.of(settings), also_open=playground.open_paths(settings)),
         ],
         exception_handlers={HTTPException: refused_by_router, RequestValidationError: refused_by_router},
     )
     app.state.service = Service(settings, create)
     for module in (chat, models, strategies, health, about):
         app.include_router(module.router)
+    if settings.playground != "off":
+        app.include_router(playground.router)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app
 

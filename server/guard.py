@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 
 import anyio
@@ -18,12 +19,13 @@ PATIENCE = 5.0  # seconds in which a client that is refused may finish sending, 
 class Guard:
     """Looks at the path that is routed, which no Host header or query can change."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, also_open: Collection[str] = ()) -> None:
         self.app = app
         self.keys = keys
+        self.open = frozenset((*OPEN, *also_open))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.keys and scope["path"] not in OPEN:
+        if scope["type"] == "http" and self.keys and scope["path"] not in self.open:
             try:
                 self.keys.admit(authorization(scope))
             except OnlySeenError:

@@ -66,6 +66,10 @@ class Settings(BaseSettings):
         None
     )
     rate_limit: Annotated[str | None, Field(description="requests with one API key, as in '60/minute'")] = None
+    playground: Annotated[
+        Literal["on", "open", "off"],
+        Field(description="the page at /; open: without an API key too, it then asks for one"),
+    ] = "on"
     max_body_mb: Annotated[int, Field(ge=1, description="largest request body, megabytes")] = 20
     max_images: Annotated[int, Field(ge=0, description="most images in one request")] = 16
     image_hosts: Annotated[
