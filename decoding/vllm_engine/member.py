@@ -76,6 +76,11 @@ class Member:
     def is_main(self) -> bool:
         return self.name == MAIN
 
+    @property
+    def is_bound(self) -> bool:
+        """It must not be scheduled like any other request."""
+        return self.size > 1 or self.whole
+
     def spell(self) -> dict[str, Any]:
         """As `SamplingParams.extra_args` takes it."""
         return {KEY: asdict(self)}

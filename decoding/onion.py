@@ -1,0 +1,28 @@
+"""The strategies of a stack, each acting on what the one inside it left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from decoding.strategy import Step, Strategy, Tensors
+
+
+def through(
+    stack: Sequence[Strategy],
+    raw: Tensor,
+    branches: Mapping[str, Tensor],
+    memories: Mapping[str, Tensors],
+    position: Tensor,
+) -> Tensor:
+    """[..., vocab] -> [..., vocab] by the `logits` hooks, inner strategies first. A strategy sees its own branches.
+
+    `stack` is outermost first, `memories` by owner, `position` [..., 1] tokens generated so far.
+    """
+    scores = raw
+    for strategy in reversed(stack):
+        if "logits" in strategy.hooks():
+            own = {name: logits for name, logits in branches.items() if name.startswith(f"{strategy.name}/")}
+            scores = strategy.logits(Step(scores, raw, own, memories.get(strategy.name, {}), position))
+    return scores

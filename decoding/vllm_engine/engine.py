@@ -1,0 +1,238 @@
+"""The vLLM engine: the same strategies at the throughput of continuous batching."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from decoding.answer import Heat, Memory, Token, Usage
+from decoding.ask import Ask, Probe, Relevance
+from decoding.engine import Capability, ModelCard
+from decoding.errors import BadRequest, EngineFailed, Overloaded, Unsupported
+from decoding.hf_engine.encoder import Encoded
+from decoding.hf_engine.matcher import Matcher
+from decoding.prompt import Prompt
+from decoding.vllm_engine import selftest
+from decoding.vllm_engine.answering import Answering
+from decoding.vllm_engine.casting import Part, cast, room_for
+from decoding.vllm_engine.connection import GONE, Connection
+from decoding.vllm_engine.member import MAIN
+from decoding.vllm_engine.reader import Reader
+from decoding.vllm_engine.settings import VllmSettings
+
+Made = TypeVar("Made")
+
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """Rows that wait for their first token."""
+
+    rows: int
+    taken: bool = False
+
+
+class VllmEngine:
+    """vLLM runs in processes of its own; prompts are encoded in a thread here, and so is the matcher."""
+
+    def __init__(self, settings: VllmSettings) -> None:
+        self.settings = settings
+        self._encoding = ThreadPoolExecutor(1, "onlyseen-encoder")
+        self._matching = ThreadPoolExecutor(1, "onlyseen-matcher")
+        self._numbers = itertools.count()
+        self._places: set[Place] = set()
+        self._known: set[str] = set()  # handles of the memories that are there
+        self._forgotten: set[asyncio.Task[Any]] = set()
+        self._reader: Reader | None = None
+        self._line: Connection | None = None
+        self._matcher: Matcher | None = None
+        self._inputs: Any = None
+        self._limits: Mapping[str, Any] = {}
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        always: set[Capability] = {"branches", "logits", "digest", "noise", "choices", "logprobs"}
+        return frozenset(always | ({"relevance"} if self.settings.matcher else set()))
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard(self.settings.name or Path(self.settings.model).name, self.reader.context, pictures=True)
+
+    @property
+    def reader(self) -> Reader:
+        if self._reader is None:
+            raise EngineFailed("The model is still being loaded.")
+        return self._reader
+
+    @property
+    def line(self) -> Connection:
+        if self._line is None:
+            raise EngineFailed("The model is still being loaded.")
+        if not self._line.is_alive:
+            raise EngineFailed(GONE)
+        return self._line
+
+    @property
+    def alive(self) -> bool:
+        return self._line is not None and self._line.is_alive
+
+    async def start(self) -> None:
+        """Raises:
+        Unsupported: this vLLM, or this model, cannot be used.
+        EngineFailed: what vLLM runs is not what was asked for.
+        """
+        self._reader = await self._encode(lambda: Reader(self.settings.model, self.settings.context))
+        line = await Connection.open(self.settings, self._reader.context)
+        self._line = line
+        self._limits = await line.report()
+        selftest.check(self._limits, self.settings)
+        self._inputs = await self._encode(self._make_inputs)
+        if self.settings.matcher:
+            self._matcher = await asyncio.get_running_loop().run_in_executor(
+                self._matching, Matcher, self.settings.matcher, "cpu"
+            )
+        await selftest.run(self)
+
+    async def close(self) -> None:
+        if self._line is not None:
+            await asyncio.gather(*self._forgotten, return_exceptions=True)
+            await self._line.close()
+        for threads in (self._encoding, self._matching):
+            await asyncio.to_thread(threads.shutdown)
+
+    async def report(self) -> Mapping[str, Any]:
+        """What the engine core holds and has counted."""
+        return await self.line.report()
+
+    async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
+        self._refuse(ask)
+        with self._queue(1 + len(ask.branches)) as place:
+            digest = self._new_memory() if ask.digest else None
+            parts = await self._encode(lambda: self._cast(ask, digest))
+            answering = self._answering(ask, parts, digest)
+            boxes = await self._submit(parts, ask, answering)
+            try:
+                while not answering.is_over:
+                    output = await self._hear(boxes[-1])
+                    for token in answering.read(output):
+                        place.taken = True
+                        yield token
+            finally:
+                self._leave(boxes, ask, digest, answering)
+
+    async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
+        raise Unsupported("The vLLM engine does not look inside the model's layers.", code="unsupported")
+
+    async def relevance(self, relevance: Relevance) -> Heat:
+        if self._matcher is None:
+            raise Unsupported("This server has no image-text matcher; start it with --matcher.", code="unsupported")
+        if not self.alive:
+            raise EngineFailed(GONE)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._matching, self._matcher.relevance, relevance.picture, relevance.text)
+
+    def forget(self, memory: Memory) -> None:
+        self._known.discard(memory.handle)
+        if self.alive:
+            task = asyncio.get_running_loop().create_task(self.line.rpc("onlyseen_forget", [memory.handle]))
+            self._forgotten.add(task)
+            task.add_done_callback(self._forgotten.discard)
+
+    def _refuse(self, ask: Ask) -> None:
+        """Raises:
+        BadRequest, Unsupported: the ask cannot be served as it stands.
+        """
+        if ask.compare is not None and ask.compare not in ask.branches:
+            raise BadRequest(f"There is no branch '{ask.compare}' to compare with.")
+        for memory in ask.memories.values():
+            if memory.handle not in self._known:
+                raise BadRequest("The request refers to a memory that is gone.")
+        hooks = {hook for strategy in ask.stack for hook in strategy.hooks()}
+        if lacking := sorted(hooks - self.capabilities):
+            raise Unsupported(f"The vLLM engine lacks {', '.join(lacking)}.", code="unsupported")
+
+    @contextmanager
+    def _queue(self, rows: int) -> Iterator[Place]:
+        """A place for these rows, until their first token is there.
+
+        Raises:
+            Overloaded: the queue is full.
+        """
+        if not self.alive:
+            raise EngineFailed(GONE)
+        if sum(place.rows for place in self._places if not place.taken) + rows > self.settings.max_waiting:
+            raise Overloaded("The queue is full; try again in a moment.", code="queue_full")
+        place = Place(rows)
+        self._places.add(place)
+        try:
+            yield place
+        finally:
+            self._places.discard(place)
+
+    def _cast(self, ask: Ask, digest: Memory | None) -> list[Part]:
+        encoder = self.reader.encoder
+        prompts: dict[str, Prompt] = {MAIN: ask.prompt, **ask.branches}
+        encoded: dict[str, Encoded] = {name: encoder.encode(prompt) for name, prompt in prompts.items()}
+        firsts = {choice: encoder.first_tokens(choice).tolist() for choice in ask.choices}
+        return cast(ask, encoded, f"gang-{next(self._numbers)}", firsts, digest)
+
+    def _answering(self, ask: Ask, parts: list[Part], digest: Memory | None) -> Answering:
+        limits, reader = self._limits, self.reader
+        # One block of vLLM's is never used.
+        room = room_for(
+            ask, parts, reader.context, limits["blocks"] - 1, limits["block_size"], limits["most_rows"]
+        )
+        length = len(parts[0].encoded)
+        eos = frozenset(reader.eos)
+        return Answering(ask, length, len(parts), room, eos, reader.words, reader.tokenizer, digest)
+
+    async def _submit(self, parts: list[Part], ask: Ask, answering: Answering) -> list[Any]:
+        """The branches before the main one: it is the last to arrive, and its outbox the last of those returned."""
+        from decoding.vllm_engine.params import of_branch, of_main
+
+        number = next(self._numbers)
+        requests: list[tuple[str, Any, Any]] = []
+        for part in reversed(parts):
+            member = part.member
+            params = (
+                of_main(ask.sampling, answering.room, self.reader.eos, member)
+                if part.name == MAIN or member is None
+                else of_branch(answering.room, member)
+            )
+            inputs = await self._encode(lambda part=part: self._inputs.of(part.encoded, part.prompt.pictures, part.salt))
+            requests.append((f"ask-{number}-{part.name}", inputs, params))
+        boxes = await self.line.submit(requests)
+        answering.clock.submitted = answering.clock.submitted or time.perf_counter()
+        return boxes
+
+    async def _hear(self, box: Any) -> Any:
+        try:
+            return await box.get()
+        except Exception as error:
+            raise EngineFailed(GONE) from error
+
+    def _leave(self, boxes: list[Any], ask: Ask, digest: Memory | None, answering: Answering) -> None:
+        if self.alive:
+            self.line.leave(boxes)
+        if digest is not None:
+            if answering.is_over:
+                self._known.add(digest.handle)
+            else:
+                self.forget(digest)
+
+    async def _encode(self, work: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
+
+    def _new_memory(self) -> Memory:
+        return Memory(f"memory-{next(self._numbers)}")
+
+    def _make_inputs(self) -> Any:
+        from decoding.vllm_engine.prompts import Inputs
+
+        return Inputs(self.line.llm.model_config, self.reader.image_token)

@@ -1,0 +1,203 @@
+"""Calls the strategies' hooks on the rows of a step, once for all gangs of one kind, on the device.
+
+The plan of a step holds index tensors only, and is kept for as long as the same rows stand in the batch: a step costs
+no Python per request beyond what its strategies do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import torch
+from torch import Tensor
+
+from decoding.onion import through
+from decoding.strategy import Captured, Strategy, Tensors
+from decoding.vllm_engine.member import MAIN, Member, Spelled
+from decoding.vllm_engine.memories import Memories
+from decoding.vllm_engine.rows import Rows
+
+log = structlog.get_logger(__name__)
+
+Notes = dict[str, dict[str, Any]]  # request id -> what the engine is told with the token
+
+
+@dataclass(slots=True)
+class Kind:
+    """Gangs that share stack, branch names and the shapes of their memories: one call of each hook."""
+
+    members: list[Member]  # the main ones
+    ids: list[str]
+    stack: tuple[Strategy, ...]
+    mains: Tensor  # [gangs] rows
+    branches: dict[str, Tensor]  # name -> [gangs] rows
+    memories: dict[str, Tensors]  # owner -> name -> [gangs, *shape]
+    numbers: list[int]  # the rows of `mains`, on the host
+
+    @property
+    def has_logits(self) -> bool:
+        return any("logits" in strategy.hooks() for strategy in self.stack)
+
+
+@dataclass(slots=True)
+class Drawn:
+    """What a kind's rows were before the sampler, kept until it has drawn."""
+
+    kind: Kind
+    raw: Tensor  # [gangs, vocab]
+    scores: Tensor  # [gangs, vocab]
+    compared: dict[int, tuple[Tensor, Tensor]]  # gang -> log-probabilities with and without the picture, [vocab] each
+
+
+class Mixer:
+    """Of one model runner. `mix` before the sampler, `spread` after it."""
+
+    def __init__(self, memories: Memories, device: torch.device) -> None:
+        self.memories = memories
+        self.device = device
+        self._composition: tuple[object, ...] = ()
+        self._kinds: list[Kind] = []
+        self._leaders, self._followers = (torch.empty(0, dtype=torch.long) for _ in range(2))
+        self._drawn: list[Drawn] = []
+        self._stacks: dict[tuple[Spelled, ...], tuple[Strategy, ...]] = {}
+
+    def mix(self, rows: Rows, logits: Tensor, notes: Notes) -> Tensor:
+        """[rows, vocab] as the model gave them -> the same with the main rows as their stacks leave them, float32.
+
+        Rows of a gang that is not complete in this step are left alone: their tokens will be dropped.
+        """
+        if rows.composition != self._composition:
+            self._arrange(rows)
+        self._drawn = []
+        if not self._kinds:
+            return logits
+        mixed = logits.float() if logits.dtype != torch.float32 else logits
+        for kind in self._kinds:
+            raw = mixed[kind.mains]
+            scores = self._through(kind, raw, mixed, rows, notes)
+            self._drawn.append(Drawn(kind, raw, scores, compared(kind, raw, mixed)))
+            mixed[kind.mains] = scores
+        return mixed
+
+    def spread(self, sampled: Tensor, notes: Notes) -> None:
+        """The token of each main row goes to its branches, in place. `sampled`: [rows, 1]."""
+        if len(self._followers):
+            sampled[self._followers] = sampled[self._leaders]
+        for drawn in self._drawn:
+            tokens = sampled[drawn.kind.mains, 0].long()
+            self._tell(drawn, tokens, notes)
+            self._digest(drawn, notes)
+        self._drawn = []
+
+    def _arrange(self, rows: Rows) -> None:
+        gangs: dict[str, dict[str, int]] = defaultdict(dict)
+        for row, member in rows.members.items():
+            if rows.draws[row]:
+                gangs[member.gang][member.name] = row
+        kinds: dict[object, list[dict[str, int]]] = defaultdict(list)
+        leaders: list[int] = []
+        followers: list[int] = []
+        for places in gangs.values():
+            size = next(rows.members[row].size for row in places.values())
+            if len(places) < size or MAIN not in places:
+                continue
+            main = rows.members[places[MAIN]]
+            leaders += [places[MAIN]] * (size - 1)
+            followers += [row for name, row in places.items() if name != MAIN]
+            kinds[main.stack, main.branches, self._shapes(main)].append(places)
+        self._kinds = [self._kind(alike, rows) for alike in kinds.values()]
+        self._leaders, self._followers = self._index(leaders), self._index(followers)
+        self._composition = rows.composition
+
+    def _kind(self, alike: list[dict[str, int]], rows: Rows) -> Kind:
+        numbers = [places[MAIN] for places in alike]
+        members = [rows.members[row] for row in numbers]
+        return Kind(
+            members=members,
+            ids=[rows.ids[row] for row in numbers],
+            stack=self._built(members[0].stack),
+            mains=self._index(numbers),
+            branches={name: self._index([places[name] for places in alike]) for name in members[0].branches},
+            memories={owner: self._stacked(owner, members) for owner in members[0].memories},
+            numbers=numbers,
+        )
+
+    def _stacked(self, owner: str, members: list[Member]) -> Tensors:
+        recalled = [self.memories.recall(member.memories[owner]) for member in members]
+        return {name: torch.stack([memory[name] for memory in recalled]) for name in recalled[0]}
+
+    def _shapes(self, main: Member) -> object:
+        """Of what memories of one kind must agree in to be stacked."""
+        return tuple(
+            (owner, name, tensor.shape)
+            for owner, handle in sorted(main.memories.items())
+            for name, tensor in self.memories.recall(handle).items()
+        )
+
+    def _built(self, spelled: tuple[Spelled, ...]) -> tuple[Strategy, ...]:
+        if spelled not in self._stacks:
+            if len(self._stacks) > 1000:  # parameters are the clients' to choose
+                self._stacks.clear()
+            self._stacks[spelled] = tuple(strategy.build() for strategy in spelled)
+        return self._stacks[spelled]
+
+    def _index(self, rows: list[int]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.long).to(self.device, non_blocking=True)
+
+    def _through(self, kind: Kind, raw: Tensor, logits: Tensor, rows: Rows, notes: Notes) -> Tensor:
+        if not kind.has_logits:
+            return raw
+        branches = {name: logits[places] for name, places in kind.branches.items()}
+        position = torch.from_numpy(rows.generated[kind.numbers]).to(self.device)[:, None]
+        try:
+            return through(kind.stack, raw, branches, kind.memories, position)
+        except Exception:  # a strategy's fault, which must not end the others' answers
+            log.exception("a strategy failed", strategies=[strategy.name for strategy in kind.stack])
+            for request in kind.ids:
+                notes.setdefault(request, {})["failed"] = "The strategy failed on this request."
+            return raw
+
+    def _tell(self, drawn: Drawn, tokens: Tensor, notes: Notes) -> None:
+        changed = drawn.scores.argmax(-1) != drawn.raw.argmax(-1)
+        for number, (request, moved) in enumerate(zip(drawn.kind.ids, changed.tolist(), strict=True)):
+            note = notes.setdefault(request, {})
+            note["changed"] = moved
+            if number in drawn.compared:
+                seeing, blind = (logprobs[tokens[number]] for logprobs in drawn.compared[number])
+                note["grounding"] = float(seeing - blind)
+            if choices := drawn.kind.members[number].choices:
+                note["choices"] = weighed(drawn.scores[number], choices)
+
+    def _digest(self, drawn: Drawn, notes: Notes) -> None:
+        for number, member in enumerate(drawn.kind.members):
+            if member.digest is None:
+                continue
+            request = drawn.kind.ids[number]
+            try:
+                (strategy,) = self._built((member.digest.strategy,))
+                captured = Captured(logits=drawn.raw[number])
+                self.memories.keep(
+                    member.digest.handle,
+                    strategy.digest(self.memories.recall_or_nothing(member.digest.handle), captured),
+                )
+            except Exception:
+                log.exception("a digest failed", strategy=member.digest.strategy.name)
+                notes.setdefault(request, {})["failed"] = "What the answer says could not be remembered."
+
+
+def compared(kind: Kind, raw: Tensor, logits: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """Before the sampler, which may change the rows in place."""
+    return {
+        number: (raw[number].log_softmax(-1), logits[kind.branches[member.compare][number]].log_softmax(-1))
+        for number, member in enumerate(kind.members)
+        if member.compare is not None
+    }
+
+
+def weighed(scores: Tensor, choices: Mapping[str, Any]) -> dict[str, float]:
+    logprobs = scores.log_softmax(-1)
+    return {choice: float(logprobs[list(tokens)].logsumexp(-1)) for choice, tokens in choices.items()}

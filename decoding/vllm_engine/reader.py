@@ -1,0 +1,43 @@
+"""The checkpoint as the server process knows it: its prompts, its words and its limits, without its weights."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from transformers import AutoConfig, GenerationConfig
+
+from decoding.errors import Unsupported
+from decoding.hf_engine.detokenizer import Vocabulary
+from decoding.hf_engine.encoder import Encoder
+from decoding.hf_engine.families import context_of, family_of
+from decoding.hf_engine.loading import end_tokens, load_processor
+
+FAMILIES = ("llava",)  # whose pictures this engine was tested to place
+
+
+class Reader:
+    def __init__(self, model: str, context: int | None) -> None:
+        """Raises:
+        Unsupported: the model's family is unknown, or was not tested on this engine.
+        """
+        config = AutoConfig.from_pretrained(model)
+        family = family_of(config)
+        if config.model_type not in FAMILIES:
+            known = ", ".join(FAMILIES)
+            raise Unsupported(
+                f"Model type '{config.model_type}' was not tested on the vLLM engine, which runs {known}: "
+                "start with --engine hf."
+            )
+        self.context = min(context_of(config), context or context_of(config))
+        self.encoder = Encoder(load_processor(model, family), self.context, family)
+        self.tokenizer = self.encoder.tokenizer
+        self.words = Vocabulary(self.tokenizer)
+        self.eos = end_tokens(SimpleNamespace(generation_config=generation_config(model)), self.tokenizer)
+        self.image_token: int = self.tokenizer.convert_tokens_to_ids(self.encoder.processor.image_token)
+
+
+def generation_config(model: str) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:  # the checkpoint has none
+        return GenerationConfig()

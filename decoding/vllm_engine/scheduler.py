@@ -1,0 +1,373 @@
+"""vLLM's scheduler with gangs: in every step either all members of a gang draw a token or none does.
+
+- A member fills its cache at its own pace, in chunks, with prefix hits, but not beyond its last known token. All last
+  tokens of a gang run in the same step, so that chunked prefill, encoder budgets and prompts of different lengths have
+  no part in the lockstep: whoever is delayed makes the others hold.
+- Preemption is decided before vLLM's loop runs, gang by gang from the newest on, so that the loop finds room for
+  everyone and never preempts by itself.
+- A gang is shown to the loop when there are slots and KV blocks for all its members.
+- A gang that is `whole` runs all its prompts uncut in one step of its own.
+- What went wrong all the same is found before the model runs: lone tokens are dropped and drawn again.
+
+vLLM calls the interface of its scheduler not public: the hooks used here are checked by the self-test at start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.request_queue import create_request_queue
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import RequestStatus
+
+from decoding.vllm_engine.counters import Counters
+from decoding.vllm_engine.gangs import Gang, Gangs, Request
+from decoding.vllm_engine.member import Member
+
+log = init_logger(__name__)
+
+Unit = tuple[Request, ...]  # the running members of one gang, or one request without branches
+
+
+class GangScheduler(Scheduler):  # type: ignore[misc]
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.gangs = Gangs()
+        self.counters = Counters()
+        self._go: set[str] = set()  # members that may run their last known token in this step
+        self._alone: Gang | None = None  # the gang that has this step for itself
+
+    # Arrival and departure
+
+    def add_request(self, request: Request) -> None:
+        member = Member.of(request.sampling_params)
+        if member is None or not member.is_bound or request.request_id in self.requests:
+            super().add_request(request)
+            return
+        gang = self.gangs.join(request, member)
+        self.requests[request.request_id] = request  # already now, so that it can be aborted
+        if gang.is_complete:
+            for one in gang.members:
+                del self.requests[one.request_id]
+                super().add_request(one)
+
+    def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: Any) -> list[Request]:
+        if request_ids is not None:
+            named = [request_ids] if isinstance(request_ids, str) else request_ids
+            request_ids = self.gangs.together(named)
+        finished: list[Request] = super().finish_requests(request_ids, finished_status)
+        for request in finished:
+            self.gangs.forget(request.request_id)
+        return finished
+
+    # One step
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        if not self.gangs:
+            return super().schedule(throttle_prefills)
+        self.counters.steps += 1
+        self._go.clear()
+        # A gang that could not be run whole in the last step, for all its room, must not keep the others from running.
+        self._alone = self._next_whole() if self._alone is None else None
+        output = self._schedule_together() if self._alone is None else self._schedule_alone(self._alone)
+        self._check(output)
+        return output
+
+    def _plan(self) -> int:
+        """Who may go in this step, as vLLM's loop over the running requests will find it.
+
+        Returns the KV blocks left for newcomers; none where somebody had to be preempted.
+        """
+        units, planned, budget = self._units(), 0, self.max_num_scheduled_tokens
+        preempted, number = False, 0
+        while number < len(units):
+            unit = units[number]
+            goes = self._is_ready(unit) and budget >= len(unit)
+            wanted = self._wanted(unit, goes, budget)
+            need = sum(self._blocks(request, tokens) for request, tokens in wanted)
+            while need > self._free - planned and number < len(units):
+                self._preempt(units.pop())
+                preempted = True
+            if number == len(units):
+                break
+            planned += need
+            budget -= sum(tokens for _, tokens in wanted)
+            if goes and self.gangs.of(unit[0].request_id):
+                self._go.update(request.request_id for request in self._departing(unit))
+            number += 1
+        return 0 if preempted else self._free - planned
+
+    def _units(self) -> list[Unit]:
+        """The running requests, gangs together."""
+        units: dict[str, list[Request]] = {}
+        for request in self.running:
+            gang = self.gangs.of(request.request_id)
+            units.setdefault(gang.id if gang else request.request_id, []).append(request)
+        self.running = [request for unit in units.values() for request in unit]
+        return [tuple(unit) for unit in units.values()]
+
+    def _is_ready(self, unit: Unit) -> bool:
+        """All members run, and stand before their last known token. A request without branches always is."""
+        gang = self.gangs.of(unit[0].request_id)
+        return gang is None or (len(unit) == gang.size and all(left(request) == 1 for request in unit))
+
+    def _departing(self, unit: Unit) -> Sequence[Request]:
+        """Those of a ready gang that draw a token in this step: all. A test withholds one."""
+        return unit
+
+    def _wanted(self, unit: Unit, goes: bool, budget: int) -> list[tuple[Request, int]]:
+        wanted: list[tuple[Request, int]] = []
+        for request in unit:
+            tokens = max(min(left(request) if goes else left(request) - 1, budget), 0)
+            wanted.append((request, tokens))
+            budget -= tokens
+        return wanted
+
+    def _preempt(self, unit: Unit) -> None:
+        for request in reversed(unit):  # so that the main one is the first in the queue again
+            self.running.remove(request)
+            super()._preempt_request(request, time.monotonic())
+        if self.gangs.of(unit[0].request_id):
+            self.counters.gang_preemptions += 1
+        else:
+            self.counters.single_preemptions += 1
+
+    def _preempt_request(self, request: Request, *arguments: Any, **named: Any) -> None:
+        """Only vLLM's own loop comes here."""
+        self.counters.stock_preemptions += 1
+        super()._preempt_request(request, *arguments, **named)
+
+    # Admission
+
+    def _next_whole(self) -> Gang | None:
+        """The gang at the head of the queue, when it wants a step of its own and can have it."""
+        gang = self.gangs.of(self.waiting.peek_request().request_id) if self.waiting else None
+        if gang is None or not gang.whole:
+            return None
+        tokens = sum(request.num_tokens for request in gang.members)
+        blocks = sum(self._blocks(request, request.num_tokens) for request in gang.members)
+        has_room = (
+            gang.size <= self.max_num_active_reqs - len(self.running)
+            and tokens <= self.scheduler_config.max_num_batched_tokens
+            and blocks + self.kv_cache_manager.watermark_blocks <= self._free
+            and self._embeddings(gang) <= self.encoder_cache_manager.num_freeable_slots
+            and self._embeddings(gang) <= self.max_num_encoder_input_tokens
+        )
+        return gang if has_room else None
+
+    def _embeddings(self, gang: Gang) -> int:
+        """Of pictures that the gang would have to encode."""
+        features = {feature.identifier: feature for request in gang.members for feature in request.mm_features or ()}
+        return sum(feature.mm_position.get_num_embeds() for feature in features.values())
+
+    def _schedule_alone(self, gang: Gang) -> Any:
+        self.counters.alone += 1
+        self._go.update(gang.ids)
+        usual, self.max_num_scheduled_tokens = (
+            self.max_num_scheduled_tokens,
+            self.scheduler_config.max_num_batched_tokens,
+        )
+        everyone, self.waiting = self.waiting, create_request_queue(self.policy)
+        try:
+            for _ in gang.members:
+                self.waiting.add_request(everyone.pop_request())
+            return super().schedule()
+        finally:
+            self.max_num_scheduled_tokens = usual
+            everyone.prepend_requests(reversed(list(self.waiting)))
+            self.waiting = everyone
+
+    def _schedule_together(self) -> Any:
+        """Run vLLM's loop, which sees of the queue only what may be admitted now."""
+        free = self._plan()
+        everyone, self.waiting = self.waiting, create_request_queue(self.policy)
+        looked_at: list[Request] = []
+        try:
+            for request in self._admissible(everyone, looked_at, free):
+                self.waiting.add_request(request)
+            return super().schedule()
+        finally:
+            running = {id(request) for request in self.running}
+            back = [request for request in looked_at if id(request) not in running and not request.is_finished()]
+            everyone.prepend_requests(reversed(back))
+            self.waiting = everyone
+
+    def _admissible(self, queue: Any, looked_at: list[Request], free: int) -> list[Request]:
+        """Takes from the queue what it looks at. First come, first served: what finds no room stops those behind it."""
+        shown: list[Request] = []
+        slots = self.max_num_active_reqs - len(self.running)
+        while queue and free > 0:
+            gang = self.gangs.of(queue.peek_request().request_id)
+            unit = [queue.pop_request()]
+            while queue and gang is not None and self.gangs.of(queue.peek_request().request_id) is gang:
+                unit.append(queue.pop_request())
+            looked_at += unit
+            if self._waits_for_grammar(unit):
+                shown += unit if gang is None else ()
+                continue
+            need = sum(self._blocks(request, request.num_tokens) for request in unit)
+            is_full = len(unit) > slots or need + self.kv_cache_manager.watermark_blocks > free
+            if is_full or (gang is not None and gang.whole):
+                break
+            shown += unit
+            slots -= len(unit)
+            free -= need
+        return shown
+
+    def _waits_for_grammar(self, unit: Sequence[Request]) -> bool:
+        return any(
+            request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+            and (request.structured_output_request is None or request.structured_output_request.grammar is None)
+            for request in unit
+        )
+
+    # Hooks that vLLM's loop calls for each request
+
+    def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
+        """The last thing said about how many tokens a request runs in this step."""
+        tokens: int = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        remaining = request.num_tokens_with_spec + request.num_output_placeholders - num_computed_tokens - tokens
+        if self._alone is not None:
+            return tokens if request.request_id in self._go and remaining == 0 else 0
+        if remaining > 0 or request.request_id in self._go or self.gangs.of(request.request_id) is None:
+            return tokens
+        self.counters.holds += 1
+        return max(tokens - 1, 0)
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, ...]:
+        """A member whose whole prompt is cached but for the last token would have nothing to run until the others come,
+        and vLLM admits nobody who runs nothing: one block is left to be run again."""
+        blocks, hit, *rest = super()._get_local_prefix_cache_hit(request)
+        if hit and hit >= request.num_tokens - 1 and self.gangs.of(request.request_id) is not None:
+            hit -= self.block_size
+            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, hit)
+        return (blocks, hit, *rest)
+
+    # What became of it
+
+    def _check(self, output: Any) -> None:
+        """Note on the output who would draw a token without the rest of the gang: nobody, if all is well."""
+        drawing: dict[str, list[str]] = {}
+        for request_id in output.num_scheduled_tokens:
+            gang = self.gangs.of(request_id)
+            if gang is not None and not self.requests[request_id].is_prefill_chunk:
+                drawing.setdefault(gang.id, []).append(request_id)
+        lone: list[str] = []
+        for ids in drawing.values():
+            gang = self.gangs.of(ids[0])
+            if gang is None or len(ids) < gang.size:
+                lone += ids
+            else:
+                self.counters.tokens += 1
+        output.lone = lone
+        if lone:
+            self.counters.violations += len(lone)
+            log.error("Members of a gang would draw a token without the others: %s", lone)
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, Any]:
+        notes: dict[str, dict[str, Any]] = getattr(model_runner_output, "notes", {})
+        failed = {request_id for request_id, note in notes.items() if "failed" in note}
+        failed |= self._drop_lone(scheduler_output, model_runner_output)
+        for request_id in failed:
+            self._drop(request_id, model_runner_output)
+        said: dict[int, Any] = super().update_from_output(scheduler_output, model_runner_output)
+        ended: list[str] = []
+        for outputs in said.values():
+            for output in outputs.outputs:
+                output.kv_transfer_params = notes.get(output.request_id)
+                if output.finish_reason is not None:
+                    ended.append(output.request_id)
+        for request_id in ended:
+            self._take_along(request_id, said)
+        for request_id in failed:
+            self._fail(request_id, notes.get(request_id, {"failed": "The branches of the ask came apart."}), said)
+        return said
+
+    def _drop_lone(self, scheduler_output: Any, model_runner_output: Any) -> set[str]:
+        """Lone tokens are drawn again; a gang that had to be whole and was not has failed."""
+        failed: set[str] = set()
+        for request_id in getattr(scheduler_output, "lone", ()):
+            gang, request = self.gangs.of(request_id), self.requests.get(request_id)
+            if gang is None or request is None:
+                continue
+            if gang.whole:
+                failed.add(request_id)
+            elif self._drop(request_id, model_runner_output):
+                request.num_computed_tokens -= 1
+                self.counters.redone += 1
+        return failed
+
+    def _drop(self, request_id: str, model_runner_output: Any) -> bool:
+        """True where there was a token to drop."""
+        row = model_runner_output.req_id_to_index.get(request_id)
+        tokens = model_runner_output.sampled_token_ids
+        if row is None or not tokens or not tokens[row]:
+            return False
+        tokens[row].clear()
+        return True
+
+    def _take_along(self, request_id: str, said: dict[int, Any]) -> None:
+        """One member has ended: the others end, too. A branch cannot end an answer but by running out of context."""
+        gang = self.gangs.of(request_id)
+        if gang is None:
+            return
+        main = gang.members[0].request_id
+        self._end([main] if main != request_id else [], RequestStatus.FINISHED_LENGTH_CAPPED, said)
+        self._end([one for one in gang.ids if one != request_id], RequestStatus.FINISHED_ABORTED, said)
+        self.gangs.forget(request_id)
+
+    def _fail(self, request_id: str, note: dict[str, Any], said: dict[int, Any]) -> None:
+        gang = self.gangs.of(request_id)
+        self.counters.failed += gang is not None
+        self._end(gang.ids if gang else [request_id], RequestStatus.FINISHED_ERROR, said, note)
+
+    def _end(self, ids: Sequence[str], status: Any, said: dict[int, Any], note: dict[str, Any] | None = None) -> None:
+        for request in Scheduler.finish_requests(self, ids, status):
+            outputs = said.setdefault(request.client_index, EngineCoreOutputs(outputs=[]))
+            outputs.outputs.append(
+                EngineCoreOutput(
+                    request_id=request.request_id,
+                    new_token_ids=[],
+                    finish_reason=request.get_finished_reason(),
+                    events=request.take_events(),
+                    kv_transfer_params=note,
+                )
+            )
+            if note is not None:
+                self.gangs.forget(request.request_id)
+
+    # KV blocks
+
+    @property
+    def _free(self) -> int:
+        return self.kv_cache_manager.block_pool.get_num_free_blocks()  # type: ignore[no-any-return]
+
+    def _blocks(self, request: Request, tokens: int) -> int:
+        """KV blocks that the request needs for so many more tokens. Counted by vLLM, but only where one may be full."""
+        computed = request.num_computed_tokens
+        if tokens <= 0 or self._is_within_a_block(computed, tokens):
+            return 0
+        total = computed + tokens
+        return self.kv_cache_manager.coordinator.get_num_blocks_to_allocate(  # type: ignore[no-any-return]
+            request_id=request.request_id,
+            num_tokens=min(total + self.num_lookahead_tokens, self.max_model_len),
+            new_computed_blocks=self.kv_cache_manager.empty_kv_cache_blocks.blocks,
+            num_encoder_tokens=0,
+            total_computed_tokens=computed,
+            num_local_computed_tokens=computed,
+            num_tokens_main_model=total,
+            prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
+        )
+
+    def _is_within_a_block(self, computed: int, tokens: int) -> bool:
+        size = self.block_size
+        return len(self.kv_cache_config.kv_cache_groups) == 1 and computed % size > 0 and computed % size + tokens <= size
+
+
+def left(request: Request) -> int:
+    """Known tokens that it has not run yet."""
+    return request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens  # type: ignore[no-any-return]

@@ -1,0 +1,52 @@
+"""What stands next to the model: memories, the mixing of rows, and whatever acts inside the layers."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from decoding.vllm_engine.memories import Memories
+from decoding.vllm_engine.mixing import Mixer, Notes
+from decoding.vllm_engine.rows import Rows
+
+
+class Inside(Protocol):
+    """Acts between the layers of the model."""
+
+    def before_forward(self, rows: Rows) -> None: ...
+
+    def after_forward(self, rows: Rows) -> None: ...
+
+
+class Stage:
+    """Of one model runner. The runner's adapter calls it, in this order, at every step that has a gang in it."""
+
+    def __init__(self, device: torch.device, most_bytes: int) -> None:
+        self.memories = Memories(most_bytes)
+        self.mixer = Mixer(self.memories, device)
+        self.inside: Inside | None = None
+        self.notes: Notes = {}
+
+    def before_forward(self, rows: Rows) -> None:
+        self.notes = {}
+        if self.inside is not None:
+            self.inside.before_forward(rows)
+
+    def after_forward(self, rows: Rows) -> None:
+        if self.inside is not None:
+            self.inside.after_forward(rows)
+
+    def mix(self, rows: Rows, logits: Tensor) -> Tensor:
+        return self.mixer.mix(rows, logits, self.notes)
+
+    def spread(self, sampled: Tensor) -> None:
+        self.mixer.spread(sampled, self.notes)
+
+    def take_notes(self) -> Notes:
+        notes, self.notes = self.notes, {}
+        return notes
+
+    def told(self) -> dict[str, Any]:
+        return {"memories": len(self.memories), "memory_bytes": self.memories.bytes}
