@@ -47,9 +47,7 @@ def cast(
         digest=Digest(Spelled.of(ask.digest), digest.handle) if ask.digest and digest else None,
     )
     members = {name: main if name == MAIN else Member(gang, name, size) for name in prompts}
-    return [
-        Part(name, prompt, encoded[name], None if is_plain else members[name]) for name, prompt in prompts.items()
-    ]
+    return [Part(name, prompt, encoded[name], None if is_plain else members[name]) for name, prompt in prompts.items()]
 
 
 def room_for(ask: Ask, parts: Sequence[Part], context: int, blocks: int, block_tokens: int, most_rows: int) -> int:

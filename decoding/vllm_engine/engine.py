@@ -185,9 +185,7 @@ class VllmEngine:
     def _answering(self, ask: Ask, parts: list[Part], digest: Memory | None) -> Answering:
         limits, reader = self._limits, self.reader
         # One block of vLLM's is never used.
-        room = room_for(
-            ask, parts, reader.context, limits["blocks"] - 1, limits["block_size"], limits["most_rows"]
-        )
+        room = room_for(ask, parts, reader.context, limits["blocks"] - 1, limits["block_size"], limits["most_rows"])
         length = len(parts[0].encoded)
         eos = frozenset(reader.eos)
         return Answering(ask, length, len(parts), room, eos, reader.words, reader.tokenizer, digest)
@@ -205,7 +203,9 @@ class VllmEngine:
                 if part.name == MAIN or member is None
                 else of_branch(answering.room, member)
             )
-            inputs = await self._encode(lambda part=part: self._inputs.of(part.encoded, part.prompt.pictures, part.salt))
+            inputs = await self._encode(
+                lambda part=part: self._inputs.of(part.encoded, part.prompt.pictures, part.salt)
+            )
             requests.append((f"ask-{number}-{part.name}", inputs, params))
         boxes = await self.line.submit(requests)
         answering.clock.submitted = answering.clock.submitted or time.perf_counter()

@@ -31,7 +31,9 @@ class Spelled:
         Unsupported: the strategy is not registered, so that the engine core could not build it again.
         """
         if strategies().get(strategy.name) is not type(strategy):
-            raise Unsupported(f"Strategy '{strategy.name}' is not registered: the vLLM engine knows strategies by name.")
+            raise Unsupported(
+                f"Strategy '{strategy.name}' is not registered: the vLLM engine knows strategies by name."
+            )
         return cls(strategy.name, strategy.model_dump_json())
 
     def build(self) -> Strategy:

@@ -39,9 +39,7 @@ class Inputs:
         fields = self._processor._get_mm_fields_config(extras, {})
         items = MultiModalKwargsItems.from_hf_inputs(extras, fields)
         places = placed(encoded.ids == self.image_token, len(pictures))
-        return mm_input(
-            ids, items, {IMAGE: [picture.key for picture in pictures]}, {IMAGE: places}, cache_salt=salt
-        )
+        return mm_input(ids, items, {IMAGE: [picture.key for picture in pictures]}, {IMAGE: places}, cache_salt=salt)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
@@ -56,8 +54,12 @@ def placed(is_picture: Tensor, pictures: int) -> list[PlaceholderRange]:
         ValueError: the tokens cannot be told apart by picture.
     """
     runs: list[tuple[int, int]] = []
-    edges = torch.diff(is_picture.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
-    for start, end in zip((edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist(), strict=True):
+    edges = torch.diff(
+        is_picture.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int)
+    )
+    for start, end in zip(
+        (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist(), strict=True
+    ):
         runs.append((start, end))
     if len(runs) != pictures:
         total = int(is_picture.sum())

@@ -365,7 +365,9 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
 
     def _is_within_a_block(self, computed: int, tokens: int) -> bool:
         size = self.block_size
-        return len(self.kv_cache_config.kv_cache_groups) == 1 and computed % size > 0 and computed % size + tokens <= size
+        return (
+            len(self.kv_cache_config.kv_cache_groups) == 1 and computed % size > 0 and computed % size + tokens <= size
+        )
 
 
 def left(request: Request) -> int:
