@@ -29,4 +29,25 @@ def create(settings: Settings) -> Engine:
                 )
             )
         case "vllm":
-            raise Unsupported("The vLLM engine is not part of this version: start with --engine hf.")
+            return vllm(settings)
+
+
+def vllm(settings: Settings) -> Engine:
+    from decoding.vllm_engine.engine import VllmEngine
+    from decoding.vllm_engine.settings import VllmSettings
+
+    if settings.quantization is not None:
+        raise Unsupported("--quantization is for --engine hf: vLLM reads it from the checkpoint.")
+    return VllmEngine(
+        VllmSettings(
+            model=settings.model,
+            matcher=settings.matcher_source,
+            name=settings.name,
+            device=settings.device,
+            dtype=settings.dtype,
+            context=settings.context,
+            max_rows=settings.max_rows,
+            max_waiting=settings.max_waiting,
+            cache_bytes=None if settings.cache_gb is None else int(settings.cache_gb * (1 << 30)),
+        )
+    )

@@ -58,6 +58,17 @@ class Settings(BaseSettings):
     quantization: Annotated[Literal["4bit", "8bit"] | None, Field(description="through bitsandbytes")] = None
     max_rows: Annotated[int, Field(ge=1, description="prompts and branches that run at once")] = 64
     max_waiting: Annotated[int, Field(ge=1, description="rows that may wait; beyond them requests get a 429")] = 256
+    context: Annotated[
+        int | None, Field(ge=16, description="vllm: most tokens of a request, prompt and answer; else the model's")
+    ] = None
+    cache_gb: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="vllm: GiB of cached keys and values; else 1 on a CPU, or all of a GPU",
+        ),
+    ] = None
     api_keys: Annotated[
         SecretStr | None,
         Field(description="comma-separated keys, one of which every request needs; better in the environment"),
@@ -113,6 +124,13 @@ class Settings(BaseSettings):
             parse(self.rate_limit)
         except ValueError:
             raise ValueError("rate_limit: write it as in '60/minute' or '5 per second'") from None
+        return self
+
+    @model_validator(mode="after")
+    def _ignores_nothing(self) -> Settings:
+        for name in ("context", "cache_gb"):
+            if self.engine != "vllm" and getattr(self, name) is not None:
+                raise ValueError(f"{name}: only with engine vllm")
         return self
 
     @classmethod

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from decoding import onion
 from decoding.hf_engine.request import MAIN, Request
-from decoding.strategy import Step, Strategy
+from decoding.strategy import Strategy
 
 Rows = Mapping[str, int]  # prompt name -> row of the logits
 
@@ -55,17 +56,10 @@ def through(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -
     """The same for requests of one kind."""
     raw = logits[[own[MAIN] for own in rows]]
     position = torch.tensor([[request.spent.steps] for request in requests], device=logits.device)
-    scores = raw
-    for strategy in reversed(requests[0].ask.stack):
-        if "logits" not in strategy.hooks():
-            continue
-        branches = {
-            name: logits[[own[name] for own in rows]]
-            for name in requests[0].ask.branches
-            if name.startswith(f"{strategy.name}/")
-        }
-        scores = strategy.logits(Step(scores, raw, branches, remembered(strategy, requests), position))
-    return scores
+    stack = requests[0].ask.stack
+    branches = {name: logits[[own[name] for own in rows]] for name in requests[0].ask.branches}
+    memories = {strategy.name: remembered(strategy, requests) for strategy in stack}
+    return onion.through(stack, raw, branches, memories, position)
 
 
 def remembered(strategy: Strategy, requests: Sequence[Request]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from decoding.vllm_engine.core import REPORT
 from decoding.vllm_engine.settings import VllmSettings
 
 GONE = "The engine has stopped."
+SECONDS_TO_STOP = 10
 
 
 class Connection:
@@ -91,7 +92,7 @@ class Connection:
 
     async def close(self) -> None:
         await asyncio.gather(*self._leaving, return_exceptions=True)
-        await asyncio.to_thread(self.llm.shutdown)
+        await asyncio.to_thread(self.llm.shutdown, SECONDS_TO_STOP)
 
 
 def start(settings: VllmSettings, context: int) -> Any:

@@ -90,19 +90,24 @@ class VllmEngine:
         self._reader = await self._encode(lambda: Reader(self.settings.model, self.settings.context))
         line = await Connection.open(self.settings, self._reader.context)
         self._line = line
-        self._limits = await line.report()
-        selftest.check(self._limits, self.settings)
-        self._inputs = await self._encode(self._make_inputs)
-        if self.settings.matcher:
-            self._matcher = await asyncio.get_running_loop().run_in_executor(
-                self._matching, Matcher, self.settings.matcher, "cpu"
-            )
-        await selftest.run(self)
+        try:
+            self._limits = await line.report()
+            selftest.check(self._limits)
+            self._inputs = await self._encode(self._make_inputs)
+            if self.settings.matcher:
+                self._matcher = await asyncio.get_running_loop().run_in_executor(
+                    self._matching, Matcher, self.settings.matcher, "cpu"
+                )
+            await selftest.run(self)
+        except BaseException:
+            await line.close()
+            raise
 
     async def close(self) -> None:
         if self._line is not None:
             await asyncio.gather(*self._forgotten, return_exceptions=True)
             await self._line.close()
+            self._line = None
         for threads in (self._encoding, self._matching):
             await asyncio.to_thread(threads.shutdown)
 

@@ -19,11 +19,9 @@ from decoding.onion import through
 from decoding.strategy import Captured, Strategy, Tensors
 from decoding.vllm_engine.member import MAIN, Member, Spelled
 from decoding.vllm_engine.memories import Memories
-from decoding.vllm_engine.rows import Rows
+from decoding.vllm_engine.rows import Notes, Rows
 
 log = structlog.get_logger(__name__)
-
-Notes = dict[str, dict[str, Any]]  # request id -> what the engine is told with the token
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 
-class Outbox(RequestOutputCollector):  # type: ignore[misc]
+class Outbox(RequestOutputCollector):
     """vLLM's own collector merges what waits in it, and loses what we note beside a token."""
 
     def __init__(self, request_id: str, output_kind: Any) -> None:

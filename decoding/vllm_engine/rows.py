@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decoding.vllm_engine.member import Member
+
+Notes = dict[str, dict[str, Any]]  # request id -> what the engine is told with the token of this step
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The adapter to vLLM's model runner V1: names this step's rows, and calls the stage around forward and sampler.
 
-The strategies act before vLLM's sampler rather than as one of its logits processors: that is the order of the contract
-(strategies, then penalties, temperature and the cuts), vLLM's raw log-probabilities are then those after the strategies,
+The strategies act before vLLM's sampler rather than as one of its logits processors. That is the order of the contract:
+strategies, then penalties, temperature and the cuts. vLLM's raw log-probabilities are then those after the strategies,
 and rows of prompts that are not read to their end, which no processor can tell, are known here.
 """
 
@@ -19,6 +19,7 @@ from decoding.vllm_engine.rows import Rows
 from decoding.vllm_engine.stage import Stage
 
 MEMORY_BYTES = 1 << 30
+MARK = "is_onlyseen"
 
 
 def install() -> None:
@@ -30,11 +31,11 @@ def install() -> None:
     for runner in classes():
         for name in HOOKS:
             method = vars(runner).get(name)
-            if method is not None and not hasattr(method, "is_onlyseen"):
+            if method is not None and not hasattr(method, MARK):
                 wrapped = functools.wraps(method)(WRAPS[name](method))
-                wrapped.is_onlyseen = True
+                setattr(wrapped, MARK, True)
                 setattr(runner, name, wrapped)
-    if missing := [name for name in HOOKS if not hasattr(getattr(classes()[0], name), "is_onlyseen")]:
+    if missing := [name for name in HOOKS if not hasattr(getattr(classes()[0], name), MARK)]:
         raise AttributeError(f"vLLM's model runner has no {', '.join(missing)}.")
 
 
@@ -52,7 +53,7 @@ def classes() -> list[type[Any]]:
 
 def hooked(runner: Any) -> list[str]:
     """The hooks that are in place on this runner."""
-    return [name for name in HOOKS if hasattr(getattr(type(runner), name), "is_onlyseen")]
+    return [name for name in HOOKS if hasattr(getattr(type(runner), name), MARK)]
 
 
 def loading(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,7 +112,7 @@ def sparing_generators(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def spared_generators(runner: Any) -> Iterator[None]:
-    """The seeds of rows that draw nothing are out of reach: vLLM would draw and wind them back, which fails on a CPU."""
+    """Hides the seeds of rows that draw nothing: vLLM would wind them back, which fails on a CPU."""
     generators: dict[int, Any] = runner.input_batch.generators
     idle = [row for row in generators if runner.discard_request_mask.np[row]] if generators else []
     hidden = {row: generators.pop(row) for row in idle}

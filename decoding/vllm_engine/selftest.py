@@ -10,7 +10,6 @@ from PIL import Image
 from decoding.ask import Ask, Picture, Prompt, Sampling
 from decoding.errors import EngineFailed
 from decoding.stack import collect
-from decoding.vllm_engine.settings import VllmSettings
 
 if TYPE_CHECKING:
     from decoding.vllm_engine.engine import VllmEngine
@@ -19,7 +18,7 @@ HOOKS = frozenset({"load_model", "_model_forward", "_sample", "sample_tokens", "
 TOKENS = 3
 
 
-def check(report: Mapping[str, Any], settings: VllmSettings) -> None:
+def check(report: Mapping[str, Any]) -> None:
     """Raises:
     EngineFailed: a part of ours is not in place in vLLM's processes.
     """

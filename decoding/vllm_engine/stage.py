@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from decoding.vllm_engine.memories import Memories
-from decoding.vllm_engine.mixing import Mixer, Notes
-from decoding.vllm_engine.rows import Rows
+from decoding.vllm_engine.mixing import Mixer
+from decoding.vllm_engine.rows import Notes, Rows
 
 
 class Inside(Protocol):
