@@ -33,9 +33,11 @@ def create(settings: Settings) -> Engine:
 
 
 def vllm(settings: Settings) -> Engine:
+    from decoding.vllm_engine import versions
     from decoding.vllm_engine.engine import VllmEngine
     from decoding.vllm_engine.settings import VllmSettings
 
+    versions.installed()
     if settings.quantization is not None:
         raise Unsupported("--quantization is for --engine hf: vLLM reads it from the checkpoint.")
     return VllmEngine(

@@ -47,6 +47,7 @@ class Answering:
         self.clock = Clock()
         self.steps = 0
         self.changed = 0
+        self.acts_inside = any("heads" in strategy.hooks() for strategy in ask.stack)
         self.is_over = False
 
     def read(self, output: Any) -> Iterator[Token]:
@@ -86,6 +87,7 @@ class Answering:
             chosen=alternatives[0] if alternatives else None,
             top=alternatives[1:],
             grounding=note.get("grounding"),
+            changed=None if self.acts_inside else note.get("changed", False),
             end=self._end(reason) if reason else None,
         )
 
@@ -101,13 +103,12 @@ class Answering:
     def _end(self, reason: Reason, choices: Mapping[str, float] | None = None) -> End:
         self.is_over = True
         now, clock = time.perf_counter(), self.clock
-        inside = any("heads" in strategy.hooks() for strategy in self.ask.stack)
         usage = Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.steps,
             steps=self.steps,
             forward_passes=self.steps * self.rows,
-            changed_steps=None if inside else self.changed,
+            changed_steps=None if self.acts_inside else self.changed,
             seconds={
                 "queue": clock.submitted - clock.arrived,
                 "prefill": clock.first_token - clock.submitted,

@@ -59,6 +59,7 @@ def arguments(settings: VllmSettings, context: int, is_cpu: bool) -> dict[str, A
         "mm_processor_cache_gb": 0,  # pixels come ready from our own encoder
         "limit_mm_per_prompt": {"image": MOST_PICTURES},
         "max_logprobs": 20,
+        "structured_outputs_config": {"backend": "guidance"},  # reads schemas as the other engine does
         "enforce_eager": not settings.compiled,
         "disable_log_stats": True,
         "enable_log_requests": False,

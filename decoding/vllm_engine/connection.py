@@ -30,6 +30,7 @@ class Connection:
         Raises:
             Unsupported: this vLLM, or what it was told from elsewhere, cannot keep gangs together.
         """
+        versions.installed()
         configuration.prepare_environment()
         llm = await asyncio.to_thread(start, settings, context)
         connection = cls(llm)
@@ -96,7 +97,6 @@ class Connection:
 
 
 def start(settings: VllmSettings, context: int) -> Any:
-    versions.installed()
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform

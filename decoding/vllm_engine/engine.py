@@ -57,7 +57,15 @@ class VllmEngine:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        always: set[Capability] = {"branches", "logits", "digest", "noise", "choices", "logprobs"}
+        always: set[Capability] = {
+            "branches",
+            "logits",
+            "digest",
+            "noise",
+            "choices",
+            "logprobs",
+            "grammar",
+        }
         return frozenset(always | ({"relevance"} if self.settings.matcher else set()))
 
     @property

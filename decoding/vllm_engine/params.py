@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from decoding.sampling import Sampling
 from decoding.vllm_engine.member import Member
@@ -27,6 +27,7 @@ def of_main(sampling: Sampling, room: int, eos: Sequence[int], member: Member | 
         seed=None if sampling.seed is None else sampling.seed % SEEDS,
         stop_token_ids=[] if sampling.ignore_eos else list(eos),
         ignore_eos=sampling.ignore_eos,
+        structured_outputs=None if sampling.grammar is None else StructuredOutputsParams(json=sampling.grammar),
         logprobs=sampling.top_logprobs,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,

@@ -15,7 +15,7 @@ from tests.decoding.hf_engine.asking import FakeMatcher
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
 
 # vLLM has an environment of its own: `make test-vllm` runs these. What needs no vLLM is tested everywhere.
-WITHOUT_VLLM = ("test_gangs.py", "test_members.py", "test_versions.py", "test_casting.py")
+WITHOUT_VLLM = ("test_gangs.py", "test_members.py", "test_mixing.py", "test_refusals.py")
 if find_spec("vllm") is None:
     collect_ignore = [file.name for file in Path(__file__).parent.glob("test_*.py") if file.name not in WITHOUT_VLLM]
 
@@ -27,6 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("default"))
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+# Chunks of 32 tokens, and a cache in which gangs push each other out.
+TIGHT: dict[str, Any] = {
+    "context": 256,
+    "max_rows": 8,
+    "step_tokens": 32,
+    "cache_blocks": 15,  # of 32 tokens, one of them unused; three rows with a picture grow to 12
+    "max_waiting": 1000,
+}
 
 
 async def started(**settings: Any) -> Any:
@@ -57,5 +67,12 @@ async def hf() -> AsyncIterator[Any]:
 async def roomy() -> AsyncIterator[Any]:
     """Room for everybody."""
     engine = await started(max_rows=64)
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def tight() -> AsyncIterator[Any]:
+    engine = await started(**TIGHT)
     yield engine
     await engine.close()

@@ -15,19 +15,12 @@ from decoding.errors import EngineFailed
 from decoding.prompt import Prompt
 from decoding.strategy import Strategy
 from decoding.vllm_engine import selftest
-from tests.decoding.vllm_engine.conftest import started
+from tests.decoding.vllm_engine.conftest import TIGHT, started
 from tests.decoding.vllm_engine.scenes import STACKS, answers, ids, prompts
 
 STOCK = "vllm.v1.core.sched.scheduler.Scheduler"
 FORGETFUL = "tests.decoding.vllm_engine.forgetful.Forgetful"
 GANGS, PLAIN, TOKENS = 48, 8, 24
-TIGHT: dict[str, Any] = {
-    "context": 256,
-    "max_rows": 8,
-    "step_tokens": 32,
-    "cache_blocks": 15,  # of 32 tokens, one of them unused; three rows with a picture grow to 12
-    "max_waiting": 1000,
-}
 
 
 def crowd() -> list[tuple[Sequence[Strategy], Prompt]]:
