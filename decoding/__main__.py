@@ -20,7 +20,9 @@ def row(name: str, strategy: type[Strategy]) -> str:
     summary = (sys.modules[strategy.__module__].__doc__ or "").strip().splitlines()[0]
     rehearsal = rehearse(strategy())
     asked = ", ".join(f"{kind}: {count}" for kind, count in rehearsal.questions.items()) or "nothing"
-    return f"| `{name}` | {summary} | {strategy.paper} | {1 + len(rehearsal.branches)} | {asked} |"
+    most = 1 + len(rehearsal.branches)
+    rows = f"1 to {most}" if "wakes" in strategy.hooks() else most
+    return f"| `{name}` | {summary} | {strategy.paper} | {rows} | {asked} |"
 
 
 def updated(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class Step:
 
     scores: Tensor  # [..., vocab] as left by the strategy inside this one
     raw: Tensor  # [..., vocab] the main branch as the model gave it
-    branches: Mapping[str, Tensor]  # "owner/name" -> [..., vocab]
+    branches: Mapping[str, Tensor]  # "owner/name" -> [..., vocab]; without those that sleep
     memory: Tensors  # what this strategy's digest left, each [..., *shape]
     position: Tensor  # [..., 1] tokens generated so far
 
@@ -65,6 +66,14 @@ class Strategy(BaseModel):
         """[..., vocab] -> [..., vocab], once per generated token."""
         return step.scores
 
+    def wakes(self, raw: Tensor) -> Tensor:
+        """[..., vocab] of the main branch -> [...] true where this step needs the strategy's branches.
+
+        The branches of a strategy with this hook sleep: elsewhere they are not run, and `Step.branches` lacks them.
+        What is said meanwhile they read in one pass when they wake.
+        """
+        return torch.ones(raw.shape[:-1], dtype=torch.bool, device=raw.device)
+
     def heads(self, memory: Tensors) -> Tensor | None:
         """[layers, heads] factors on the head outputs before the output projection. None: all 1."""
         return None
@@ -77,5 +86,5 @@ class Strategy(BaseModel):
     @classmethod
     def hooks(cls) -> frozenset[str]:
         """The tensor hooks this strategy overrides. What it needs of an engine follows from them."""
-        names = ("digest", "logits", "heads")
+        names = ("digest", "logits", "wakes", "heads")
         return frozenset(name for name in names if getattr(cls, name) is not getattr(Strategy, name))

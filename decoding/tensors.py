@@ -54,12 +54,17 @@ def add(scores: Tensor, other: Tensor, weight: float) -> Tensor:
 
 
 def contrast(scores: Tensor, other: Tensor, weight: float | Tensor) -> Tensor:
-    """(1 + weight) scores - weight other, written so that equal branches or weight 0 give the scores to the last bit.
+    """(1 + weight) scores - weight other: `shifted` from what the other says."""
+    return shifted(scores, scores, other, weight)
 
-    Where either is -inf there is nothing to contrast and the score stays: subtracted, an -inf of `other` would force
+
+def shifted(scores: Tensor, towards: Tensor, away: Tensor, weight: float | Tensor) -> Tensor:
+    """scores + weight (towards - away), written so that equal branches or weight 0 give the scores to the last bit.
+
+    Where either is -inf there is nothing to contrast and the score stays: subtracted, an -inf of `away` would force
     the token, and two of them would make nan. A weight that differs between rows is [..., 1], in the scores' dtype.
     """
-    gap = scores - other
+    gap = towards - away
     return scores + weight * gap.masked_fill(~gap.isfinite(), 0.0)
 
 

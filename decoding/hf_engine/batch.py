@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from decoding.answer import Token
-from decoding.hf_engine.encoder import Encoded
+from decoding.hf_engine.dormant import Dormitory
+from decoding.hf_engine.grouping import grouped
 from decoding.hf_engine.heads import Scales
-from decoding.hf_engine.hooks import Rows, mixed, within_grammars
+from decoding.hf_engine.hooks import Failed, Rows, mixed, waking, within_grammars
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.hf_engine.request import MAIN, Request
 from decoding.hf_engine.sampler import choose
-
-PREFILL_TOKENS = 8192  # padded, in one pass over prompts
 
 Ready = dict[tuple[int, str], Prefilled]  # id of a request, prompt name -> its prompt after its pass
 Said = list[tuple[Request, Token | Exception]]
@@ -36,6 +35,7 @@ class Batch:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.cache = model.new_cache()
+        self.dormitory = Dormitory(model)
         self.rows: list[Row] = []
         self._scales: Scales | None = None  # of the head outputs of every row
         self._tokens = torch.empty(0, dtype=torch.long, device=model.device)  # [rows] read by the next step
@@ -48,7 +48,8 @@ class Batch:
         """Add the rows of new requests, and say their first tokens."""
         base = len(self.rows)
         for request in requests:
-            for name in request.prompts:
+            self.dormitory.admit(request)
+            for name in request.awake:
                 self.cache.join(ready[id(request), name].pairs)
                 self.rows.append(Row(request, name, ready[id(request), name].position))
         logits = torch.stack([ready[id(row.request), row.name].logits for row in self.rows[base:]])
@@ -68,6 +69,8 @@ class Batch:
 
     def leave(self, requests: Iterable[Request]) -> None:
         """Free the rows of these requests; ones that are not in the batch are passed over."""
+        requests = list(requests)
+        self.dormitory.leave(requests)
         going = {id(request) for request in requests}
         for number in reversed(range(len(self.rows))):
             if id(self.rows[number].request) in going:
@@ -84,7 +87,7 @@ class Batch:
         places = self._places(base)
         rows = [places[id(request)] for request in requests]
         lawful = within_grammars(requests, rows, logits)
-        scores, failed = mixed(requests, rows, lawful)
+        scores, failed = self._mixed(requests, rows, lawful)
         chosen = choose(scores, [request.chooser for request in requests])
         raw = lawful[[own[MAIN] for own in rows]]
         changed = scores.argmax(-1) != raw.argmax(-1)
@@ -93,6 +96,7 @@ class Batch:
             request, own = requests[number], rows[number]
             for row in own.values():
                 self._tokens[base + row] = token
+            self.dormitory.hear(request, token)
             if number in failed:
                 said.append((request, failed[number]))
                 continue
@@ -106,9 +110,23 @@ class Batch:
 
     def _weigh(self, request: Request, logits: Tensor, base: int) -> Token | Exception:
         own = self._places(base)[id(request)]
-        scores, failed = mixed([request], [own], logits)
+        scores, failed = self._mixed([request], [own], logits)
         changed = int(scores[0].argmax()) != int(logits[own[MAIN]].argmax())
         return failed[0] if failed else request.weigh(scores[0], changed)
+
+    def _mixed(self, requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> tuple[Tensor, Failed]:
+        """The scores of the requests, with the rows of those branches that this step wakes."""
+        wanted, failed = waking(requests, rows, logits)
+        if wanted:
+            woken = self.dormitory.wake([(requests[number], names) for number, names in wanted.items()])
+            rows, more = list(rows), [logits]
+            for number, heard in zip(wanted, woken, strict=True):
+                base = sum(map(len, more))
+                rows[number] = {**rows[number], **{name: base + place for place, name in enumerate(heard)}}
+                more.append(torch.stack(list(heard.values())))
+            logits = torch.cat(more)
+        scores, others = mixed(requests, rows, logits)
+        return scores, {**others, **failed}
 
     def _places(self, base: int) -> dict[int, Rows]:
         places: dict[int, dict[str, int]] = {}
@@ -127,7 +145,7 @@ def prefill(model: Model, requests: Sequence[Request]) -> Ready:
     todo: dict[object, list[tuple[Request, str]]] = {}
     for request in requests:
         request.spent.started = time.perf_counter()
-        for name, prompt in ((MAIN, request.ask.prompt), *request.ask.branches.items()):
+        for name, prompt in request.awake.items():
             kept = request.reusable() if name == MAIN else None
             if kept is not None:
                 ready[id(request), name] = kept
@@ -135,7 +153,9 @@ def prefill(model: Model, requests: Sequence[Request]) -> Ready:
                 scaled = name == MAIN and request.factors is not None
                 origin = (request.stack, *request.ask.memories.items()) if scaled else None
                 todo.setdefault((prompt, origin), []).append((request, name))
-    for group in grouped([wanted[0] for wanted in todo.values()]):
+    firsts = [wanted[0] for wanted in todo.values()]
+    for numbers in grouped([request.prompts[name] for request, name in firsts]):
+        group = [firsts[number] for number in numbers]
         for (request, name), done in zip(group, run(model, group), strict=True):
             ready[id(request), name] = done
     for wanted in todo.values():
@@ -152,25 +172,3 @@ def run(model: Model, group: Sequence[tuple[Request, str]]) -> list[Prefilled]:
 
 def factors_of(request: Request, name: str) -> Tensor | None:
     return request.factors if name == MAIN else None
-
-
-def grouped(wanted: Sequence[tuple[Request, str]]) -> list[list[tuple[Request, str]]]:
-    """Prompts that can go through the model together: pixels of one shape, and not too many tokens."""
-    groups: list[list[tuple[Request, str]]] = []
-    by_length = sorted(wanted, key=lambda one: len(one[0].prompts[one[1]]))
-    for request, name in by_length:
-        encoded = request.prompts[name]
-        for group in groups:
-            together = [other.prompts[of] for other, of in group]
-            if fits(encoded, together):
-                group.append((request, name))
-                break
-        else:
-            groups.append([(request, name)])
-    return groups
-
-
-def fits(encoded: Encoded, group: Sequence[Encoded]) -> bool:
-    shapes = [encoded.pixel_shape, *(other.pixel_shape for other in group)]
-    longest = max(len(encoded), *(len(other) for other in group))
-    return longest * len(shapes) <= PREFILL_TOKENS and len(set(shapes) - {None}) <= 1

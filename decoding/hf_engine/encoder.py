@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
-from torch import Tensor
+from torch import Tensor, nn
 
 from decoding.errors import BadRequest, Unsupported
 from decoding.hf_engine.families import Family
@@ -23,6 +23,15 @@ class Encoded:
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
+
+    def followed_by(self, tokens: Sequence[int]) -> Encoded:
+        """With tokens of an answer after the prompt. What goes with every token is 0 for text."""
+        ids = torch.cat([self.ids, torch.tensor(tokens, dtype=self.ids.dtype)])
+        extras = {
+            name: nn.functional.pad(extra, (0, len(tokens))) if extra.shape == (1, len(self)) else extra
+            for name, extra in self.extras.items()
+        }
+        return Encoded(ids, extras)
 
     @property
     def pixel_shape(self) -> tuple[int, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -33,6 +34,37 @@ def within_grammars(requests: Sequence[Request], rows: Sequence[Rows], logits: T
     return lawful
 
 
+def waking(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> tuple[dict[int, list[str]], Failed]:
+    """The sleeping branches that this step needs, by number of the request: what their strategies say to its scores."""
+    wanted: dict[int, list[str]] = {}
+    failed: Failed = {}
+    for members in kinds(requests, [bool(request.dormant) for request in requests]):
+        raw = logits[[rows[i][MAIN] for i in members]]
+        try:
+            for strategy in requests[members[0]].ask.stack:
+                names = [name for name in requests[members[0]].dormant if owns(strategy, name)]
+                needed = strategy.wakes(raw).tolist() if names else ()
+                for number in compress(members, needed):
+                    wanted.setdefault(number, []).extend(names)
+        except Exception as error:
+            failed |= dict.fromkeys(members, error)
+    return {number: names for number, names in wanted.items() if number not in failed}, failed
+
+
+def kinds(requests: Sequence[Request], wanted: Sequence[bool], rows: Sequence[Rows] | None = None) -> list[list[int]]:
+    """Numbers of those that are wanted, in groups that share their hooks' calls: of one kind, with the same rows."""
+    groups: dict[object, list[int]] = defaultdict(list)
+    for number, request in enumerate(requests):
+        if wanted[number]:
+            own = frozenset(rows[number]) if rows and request.dormant else None
+            groups[request.kind, own].append(number)
+    return list(groups.values())
+
+
+def owns(strategy: Strategy, branch: str) -> bool:
+    return branch.startswith(f"{strategy.name}/")
+
+
 def mixed(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> tuple[Tensor, Failed]:
     """[rows, vocab] of all branches -> [requests, vocab] as their stacks leave them, inner strategies first.
 
@@ -40,11 +72,8 @@ def mixed(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> 
     """
     scores = logits[[own[MAIN] for own in rows]]
     failed: Failed = {}
-    groups: dict[object, list[int]] = defaultdict(list)
-    for number, request in enumerate(requests):
-        if any("logits" in strategy.hooks() for strategy in request.ask.stack):
-            groups[request.kind].append(number)
-    for members in groups.values():
+    acting = [any("logits" in strategy.hooks() for strategy in request.ask.stack) for request in requests]
+    for members in kinds(requests, acting, rows):
         try:
             scores[members] = through([requests[i] for i in members], [rows[i] for i in members], logits)
         except Exception as error:
@@ -57,7 +86,7 @@ def through(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -
     raw = logits[[own[MAIN] for own in rows]]
     position = torch.tensor([[request.spent.steps] for request in requests], device=logits.device)
     stack = requests[0].ask.stack
-    branches = {name: logits[[own[name] for own in rows]] for name in requests[0].ask.branches}
+    branches = {name: logits[[own[name] for own in rows]] for name in requests[0].ask.branches if name in rows[0]}
     memories = {strategy.name: remembered(strategy, requests) for strategy in stack}
     return onion.through(stack, raw, branches, memories, position)
 

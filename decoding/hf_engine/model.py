@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
@@ -85,6 +85,41 @@ class Model:
         cache.advance()
         return self._logits(hidden[:, -1])
 
+    def extend(self, caches: Sequence[Prefilled], tokens: Sequence[Sequence[int]]) -> list[Prefilled]:
+        """Rows go on from their caches, each by one token or several, in one pass."""
+        past = [cache.pairs[0][0].shape[1] for cache in caches]
+        lengths = [len(row) for row in tokens]
+        cache = DynamicCache()
+        for layer in range(self.layers):
+            keys, values = zip(*(cached.pairs[layer] for cached in caches), strict=True)
+            cache.update(before(keys), before(values), layer)
+        ids = pad([torch.tensor(row, device=self.device) for row in tokens])
+        offsets = torch.arange(ids.shape[1], device=self.device)
+        at_position = torch.tensor([cached.position for cached in caches], device=self.device)[:, None] + offsets
+        hidden = self.decoder(
+            input_ids=ids,
+            position_ids=at_position.expand(3, -1, -1) if self._has_mrope else at_position,
+            attention_mask=self._masks(lambda window: behind(past, ids.shape[1], window, self.dtype).to(self.device)),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits = self._logits(hidden[torch.arange(len(caches)), torch.tensor(lengths) - 1])
+        first = max(past)
+        return [
+            Prefilled(
+                [
+                    (
+                        layer.keys[row, :, first - past[row] : first + n],
+                        layer.values[row, :, first - past[row] : first + n],
+                    )
+                    for layer in cache.layers
+                ],
+                logits[row],
+                caches[row].position + n,
+            )
+            for row, n in enumerate(lengths)
+        ]
+
     def _prefill(self, prompts: Sequence[Encoded], tapped: AbstractContextManager[None]) -> list[Prefilled]:
         lengths = [len(prompt) for prompt in prompts]
         batch = self._collate(prompts)
@@ -141,12 +176,15 @@ class Model:
         return {"position_ids": positions}, nexts
 
     def _mask(self, cache: AlignedCache) -> Any:
-        full = cache.mask(self.dtype, self.device)
+        return self._masks(lambda window: cache.mask(self.dtype, self.device, window))
+
+    def _masks(self, made: Callable[[int | None], Tensor | None]) -> Any:
+        """As the decoder takes them: one, or one for each type of layer. `made` knows the mask for a window."""
         if self.window is not None and not self.layer_types:
-            return cache.mask(self.dtype, self.device, self.window)
+            return made(self.window)
         if "sliding_attention" not in self.layer_types:
-            return full
-        return {"full_attention": full, "sliding_attention": cache.mask(self.dtype, self.device, self.window)}
+            return made(None)
+        return {"full_attention": made(None), "sliding_attention": made(self.window)}
 
 
 def at(module: Any, path: str) -> Any:
@@ -155,6 +193,22 @@ def at(module: Any, path: str) -> Any:
 
 def pad(rows: Sequence[Tensor]) -> Tensor:
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def before(states: Sequence[Tensor]) -> Tensor:
+    """Keys or values of several rows, [kv heads, length, head_dim] each, padded with 0 before their first column."""
+    longest = max(row.shape[1] for row in states)
+    return torch.stack([nn.functional.pad(row, (0, 0, longest - row.shape[1], 0)) for row in states])
+
+
+def behind(past: Sequence[int], chunk: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Additive [rows, 1, chunk, columns]: every query sees what its own row has before it, itself included."""
+    longest = max(past)
+    column = torch.arange(longest + chunk)
+    query = column[longest:, None]
+    first = longest - torch.tensor(past)[:, None, None]
+    seen = (column >= first) & (column <= query) & (query - column < (window or longest + chunk))
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def even(parts: Sequence[Tensor]) -> list[Tensor]:

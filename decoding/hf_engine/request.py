@@ -18,7 +18,7 @@ from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.hf_engine.sampler import Chooser
 from decoding.prompt import Prompt
-from decoding.strategy import Captured, Tensors
+from decoding.strategy import Captured, Strategy, Tensors
 
 MAIN = "main"
 
@@ -67,6 +67,7 @@ class Request:
         grammar = ask.sampling.grammar
         self.constraint = None if grammar is None else constraints.constraint(grammar)
         self.eos = frozenset(model.eos.tolist())
+        self.dormant = frozenset(name for name in ask.branches if any(sleeps(name, owner) for owner in ask.stack))
         self.acts_inside = any("heads" in strategy.hooks() for strategy in ask.stack)
         self.digested: Tensors = {}
         self.spent = Spent()
@@ -74,6 +75,12 @@ class Request:
         # As JSON, not as strategies: one with a list among its parameters cannot be hashed.
         self.stack = tuple((type(strategy), strategy.model_dump_json()) for strategy in ask.stack)
         self.kind = (self.stack, tuple(sorted(ask.branches)), shapes(memories))  # one kind shares its hooks' calls
+
+    @property
+    def awake(self) -> dict[str, Prompt]:
+        """The prompts that have a row in every step, by name."""
+        everyone = {MAIN: self.ask.prompt, **self.ask.branches}
+        return {name: prompt for name, prompt in everyone.items() if name not in self.dormant}
 
     def reusable(self) -> Prefilled | None:
         """The main prompt as a probe left it, when that is what this ask's factors would make of it."""
@@ -157,6 +164,10 @@ class Request:
             return None
         seeing, blind = (logits[name].log_softmax(-1)[token] for name in (MAIN, self.ask.compare))
         return float(seeing - blind)
+
+
+def sleeps(branch: str, owner: Strategy) -> bool:
+    return "wakes" in owner.hooks() and branch.startswith(f"{owner.name}/")
 
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:

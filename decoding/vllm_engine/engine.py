@@ -166,8 +166,10 @@ class VllmEngine:
         for memory in ask.memories.values():
             if memory.handle not in self._known:
                 raise BadRequest("The request refers to a memory that is gone.")
-        hooks = {hook for strategy in ask.stack for hook in strategy.hooks()}
-        if lacking := sorted(hooks - self.capabilities):
+        # Branches that may sleep are run in every step: `wakes` only says where they do not matter.
+        wanted = {hook for strategy in ask.stack for hook in strategy.hooks()} - {"wakes"}
+        wanted |= {"begin"} if ask.sampling.begin else set()
+        if lacking := sorted(wanted - self.capabilities):
             raise Unsupported(f"The vLLM engine lacks {', '.join(lacking)}.", code="unsupported")
 
     @contextmanager

@@ -31,6 +31,11 @@ def test_needs_and_costs_follow_from_what_is_asked() -> None:
         "agla": Rehearsal(frozenset({"logits", "branches", "relevance"}), ("agla/local",), {"relevance maps": 1}),
         "vhr": Rehearsal(frozenset({"heads", "probe"}), (), {"probed prompts": 2}),
         "vdgd": Rehearsal(frozenset({"logits", "digest"}), (), {"answers": 1}),
+        "auto": Rehearsal(
+            frozenset({"logits", "branches", "heads", "probe", "relevance"}),
+            ("auto/blind", "auto/local"),
+            {"probed prompts": 2, "relevance maps": 1},
+        ),
         "code": Rehearsal(frozenset({"logits", "branches"}), ("code/told",), {"answers": 1}),
         "mvp": Rehearsal(frozenset({"logprobs", "begin"}), (), {"answers": 3 + 3 + 9}),
     }

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from decoding.ask import Ask, Prompt, Sampling
-from decoding.hf_engine.batch import fits
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.families import FAMILIES
+from decoding.hf_engine.grouping import fits
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.settings import HFSettings
 from decoding.registry import build
@@ -108,6 +108,24 @@ def test_prompts_share_a_pass(name: str, checkpoint: Callable[[str], Path]) -> N
         inputs, tokens = naive.read(prompt), [int(said[row]), int(second[row].argmax())]
         for logits, seen in ((ready[row].logits, []), (second[row], tokens[:1]), (third[row], tokens)):
             torch.testing.assert_close(logits, naive.logits(inputs, seen), atol=1e-3, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_row_that_slept_reads_several_tokens_in_one_pass(name: str, checkpoint: Callable[[str], Path]) -> None:
+    """Prompts of all lengths, with as much of an answer behind them as each, go on by one token, by three, by five."""
+    model, naive = Model(HFSettings(str(checkpoint(name)), device="cpu")), Naive(checkpoint(name))
+    prompts = [prompt for prompt in PROMPTS.values() if can_read(name, prompt)]
+    words = model.encoder.tokenizer("a cat on the table and a dog", add_special_tokens=False)["input_ids"][:8]
+    heard = [row % 3 for row in range(len(prompts))]
+    read = model.prefill(
+        [model.encoder.encode(prompt).followed_by(words[:n]) for prompt, n in zip(prompts, heard, strict=True)]
+    )
+    for more in ([1 + 2 * (row % 3) for row in range(len(prompts))], [1] * len(prompts)):
+        read = model.extend(read, [words[n : n + m] for n, m in zip(heard, more, strict=True)])
+        heard = [n + m for n, m in zip(heard, more, strict=True)]
+        for one, prompt, n in zip(read, prompts, heard, strict=True):
+            torch.testing.assert_close(one.logits, naive.logits(naive.read(prompt), words[:n]), atol=1e-3, rtol=0)
 
 
 def test_pictures_and_strategies_change_what_is_said(family: Family) -> None:

@@ -43,6 +43,11 @@ def reference(model: Path) -> Reference:
 
 
 @pytest.fixture(scope="session")
+def reference_of_tiny(tiny: Path) -> Reference:
+    return Reference(tiny, FakeMatcher().relevance)
+
+
+@pytest.fixture(scope="session")
 def embedded() -> Iterator[HFEngine]:
     """An engine on the embedded model."""
     yield from running(EMBEDDED)

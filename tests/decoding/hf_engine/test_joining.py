@@ -37,6 +37,7 @@ NEWCOMERS = [
     "code",
     "mvp",
     "zoomeye",
+    "auto",
     "vcd+vhr",
     "agla+vhr",
     "vdgd+vcd",

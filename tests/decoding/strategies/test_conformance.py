@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -167,6 +169,24 @@ def test_a_row_does_not_depend_on_its_neighbours(kind: type[Strategy]) -> None:
     strategy = kind()
     first, second, third = (random_step(strategy, seed=seed) for seed in range(3))
     assert torch.equal(strategy.logits(together([first, second]))[0], strategy.logits(together([first, third]))[0])
+
+
+@every_strategy
+@pytest.mark.parametrize("seed", range(5))
+def test_branches_that_sleep_would_not_have_mattered(kind: type[Strategy], seed: int) -> None:
+    """An engine may run them in every step, or only in those that wake them."""
+    strategy, step = kind(), random_step(kind(), seed=seed)
+    asleep = replace(step, branches={})
+    if "wakes" in kind.hooks() and not strategy.wakes(step.raw):
+        assert torch.equal(strategy.logits(step), strategy.logits(asleep))
+    certain = replace(step, raw=step.raw.index_fill(-1, step.raw.argmax(), 50.0))
+    torn = replace(step, raw=step.raw.where(step.raw == -torch.inf, 0.0))
+    if "wakes" in kind.hooks():
+        assert not strategy.wakes(certain.raw)
+        assert torch.equal(strategy.logits(certain), certain.scores)
+        assert strategy.wakes(torn.raw)
+    else:
+        assert strategy.wakes(certain.raw)
 
 
 @every_strategy

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from decoding.strategies.agla import AGLA
+from decoding.strategies.auto import Auto
 from decoding.strategies.code import CODE
 from decoding.strategies.icd import ICD
 from decoding.strategies.m3id import M3ID
@@ -22,7 +23,7 @@ DESCRIPTION = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.3, 0.3, 0.2, 0.2]]).log()  
 
 
 def step(other: Tensor = OTHER, memory: Tensors | None = None, position: int = 0) -> Step:
-    names = ("vcd/noisy", "agla/local", "icd/disturbed", "m3id/blind", "code/told")
+    names = ("vcd/noisy", "agla/local", "icd/disturbed", "m3id/blind", "code/told", "auto/blind", "auto/local")
     return Step(Z, Z, dict.fromkeys(names, other), memory or {}, torch.tensor([position]))
 
 
@@ -40,6 +41,9 @@ def told(strategy: VDGD, description: Tensor = DESCRIPTION) -> Tensors:
         (AGLA(alpha=2, beta=0.5), [4.0, 4.7, OUT, OUT], [0.3318, 0.6682, 0, 0]),
         (VCD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
         (ICD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (Auto(torn=0.55), [2.0, 1.5, 0.0, -1.0], [0.55814, 0.33853, 0.07554, 0.02779]),
+        (Auto(torn=0.56, grounded=0.6, blind=1), [2.0, 1.5, 0.0, -1.0], [0.55814, 0.33853, 0.07554, 0.02779]),
+        (Auto(torn=0.56, grounded=0.7, blind=1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
         (CODE(exponent=0.7), [2.5955, 1.4404, OUT, OUT], [0.7604, 0.2396, 0, 0]),
         (CODE(exponent=0.2), [2.2231, OUT, OUT, OUT], [1, 0, 0, 0]),
         (Truncate(beta=0.5), [2.0, 1.5, OUT, OUT], [0.6225, 0.3775, 0, 0]),

@@ -1,0 +1,88 @@
+"""Contrast only where the model is torn: no picture and a masked one wake for the steps that need them."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from decoding.ask import Ask, Heat, Memory, Picture, Probe, Relevance
+from decoding.pictures import keep_relevant
+from decoding.strategies.agla import without_short_answer
+from decoding.strategies.vhr import VHR
+from decoding.strategy import Captured, Program, Step, Strategy, Tensors
+from decoding.tensors import contrast, only, plausible, shifted
+
+
+class Auto(Strategy):
+    """z_f = z where max p >= torn, or l(w*) - l_blind(w*) >= grounded for the likeliest token w*; elsewhere
+    z_f = z + blind (l - l_blind) + local (l_local - l_blind) where p(w) >= beta max p, -inf beyond.
+
+    l, l_blind and l_local are the log-probabilities of the main row, of the prompt without its pictures (as in M3ID),
+    and of the prompt whose pictures show only what matters to the question (as in AGLA). The main row runs with the
+    heads reinforced that react to the picture (as in VHR). A step in which the main row is certain is decided by it
+    alone: the two branches sleep, and read what they missed in one pass when the model is next torn. Then a token that
+    the picture has made likely stays; what comes from the language alone has to compete with what the picture, and the
+    part of it that matters, speak for.
+    """
+
+    name = "auto"
+    paper = "none"
+
+    torn: Annotated[
+        float, Field(ge=0, le=1, description="Probability of the likeliest token below which the branches are asked.")
+    ] = 0.5
+    grounded: Annotated[
+        float, Field(ge=0, le=100, description="Gain of the likeliest token by the picture, in nats, that settles it.")
+    ] = 2.0
+    blind: Annotated[float, Field(ge=0, le=100, description="Weight of the contrast with no picture.")] = 1.0
+    local: Annotated[float, Field(ge=0, le=100, description="Weight of the masked picture against none.")] = 0.5
+    relevant: Annotated[
+        float, Field(ge=-1, le=1, description="Similarity of picture and question from which the masked one counts.")
+    ] = 0.25
+    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
+    heads_by: Annotated[float, Field(ge=0, le=10, description="Factor on the heads that react; 1 is off.")] = 1.5
+
+    def run(self, ask: Ask) -> Program:
+        ask.prompt.require_pictures(self.name)
+        if self.heads_by != 1:
+            pair = {"seeing": ask.prompt, "blind": ask.prompt.without_pictures()}
+            memory: Memory = yield Probe(self, pair, main="seeing", layerwise=True)
+            ask = ask.remember(self, memory)
+        if self.blind or self.local:
+            ask = ask.branch(self, "blind", ask.prompt.without_pictures())
+        if self.local:
+            text = without_short_answer(ask.prompt.question)
+            heats: dict[Picture, Heat] = {}
+            for picture in dict.fromkeys(ask.prompt.pictures):
+                heats[picture] = yield Relevance(picture, text)
+            if max(heat.similarity for heat in heats.values()) >= self.relevant:
+                local = ask.prompt.map_pictures(lambda picture: keep_relevant(picture, heats[picture]))
+                ask = ask.branch(self, "local", local)
+        return ask
+
+    def digest(self, memory: Tensors, captured: Captured) -> Tensors:
+        return VHR(alpha=self.heads_by).digest(memory, captured)
+
+    def heads(self, memory: Tensors) -> Tensor | None:
+        return memory.get("factors")
+
+    def wakes(self, raw: Tensor) -> Tensor:
+        return raw.float().softmax(dim=-1).amax(dim=-1) < self.torn
+
+    def logits(self, step: Step) -> Tensor:
+        blind = step.branches.get("auto/blind")
+        if blind is None:
+            return step.scores
+        settled = ~self.wakes(step.raw)[..., None] | (self.gain(step.raw, blind) >= self.grounded)
+        mixed = contrast(step.scores, blind, self.blind)
+        if "auto/local" in step.branches:
+            mixed = shifted(mixed, step.branches["auto/local"], blind, self.local)
+        return torch.where(settled, step.scores, only(mixed, plausible(step.raw, self.beta)))
+
+    def gain(self, seeing: Tensor, blind: Tensor) -> Tensor:
+        """[..., 1] by how many nats the picture has raised the likeliest token."""
+        likeliest = seeing.argmax(dim=-1, keepdim=True)
+        logprobs = (logits.log_softmax(dim=-1, dtype=torch.float32).gather(-1, likeliest) for logits in (seeing, blind))
+        with_it, without = logprobs
+        return with_it - without
