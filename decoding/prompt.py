@@ -61,9 +61,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation that ends with the user's question."""
+    """A conversation that ends with the user's question; or, `bare`, a text to go on from without a chat template."""
 
     messages: tuple[Message, ...]
+    bare: bool = False
 
     @classmethod
     def of(cls, text: str, *pictures: Picture) -> Prompt:
@@ -98,8 +99,8 @@ class Prompt:
             new = change(part) if isinstance(part, Picture) else part
             return new if isinstance(new, tuple) else (new,)
 
-        return Prompt(
-            tuple(
+        return self._saying(
+            *(
                 replace(message, parts=tuple(new for part in message.parts for new in changed(part)))
                 for message in self.messages
             )
@@ -111,11 +112,14 @@ class Prompt:
     def with_system(self, text: str) -> Prompt:
         """The system message says `text` instead, or for the first time."""
         said = tuple(message for message in self.messages if message.role != "system")
-        return Prompt((Message("system", (text,)), *said))
+        return self._saying(Message("system", (text,)), *said)
 
     def with_question(self, text: str) -> Prompt:
         """The last user message says `text` instead; its pictures stay, before the text."""
         at = max(i for i, message in enumerate(self.messages) if message.role == "user")
         pictures = tuple(part for part in self.messages[at].parts if isinstance(part, Picture))
         asked = replace(self.messages[at], parts=(*pictures, text))
-        return Prompt((*self.messages[:at], asked, *self.messages[at + 1 :]))
+        return self._saying(*self.messages[:at], asked, *self.messages[at + 1 :])
+
+    def _saying(self, *messages: Message) -> Prompt:
+        return replace(self, messages=messages)

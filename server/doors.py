@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from decoding.errors import BadRequest
-from server.chat_request import Decoding
+from server.decoding_field import Decoding
 from server.errors import ModelNotFound
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The conversation of a request, and what it is to the strategies: a prompt of texts and pictures."""
+"""The conversation of a chat request."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Tag
 
-from decoding.errors import BadRequest
-from decoding.prompt import Message, Part, Picture, Prompt
-from server.image import MOST_PIXELS, Pictures
+from server.question import ImageAt, Turn
 from server.wire import STRING_OR_ARRAY, Wire
-
-MOST_PIXELS_TOGETHER = 2 * MOST_PIXELS  # of all images of a request
 
 
 class TextPart(Wire):
@@ -65,32 +61,21 @@ class AssistantMessage(Wire):
 AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
 
 
-async def to_prompt(messages: list[AnyMessage], pictures: Pictures, most_images: int) -> Prompt:
-    """Raises: BadRequest: too many images, or one that cannot be loaded."""
-    images = sum(isinstance(part, ImagePart) for message in messages for part in parts_of(message))
-    if images > most_images:
-        raise BadRequest(f"The request has {images} images; at most {most_images} are taken.", param="messages")
-    pixels_left, said = MOST_PIXELS_TOGETHER, []
-    for at, message in enumerate(messages):
-        parts: list[Part] = []
-        for place, part in enumerate(parts_of(message)):
-            if isinstance(part, TextPart):
-                parts.append(part.text)
-                continue
-            param = f"messages[{at}].content[{place}].image_url.url"
-            picture = await pictures.load(part.image_url.url, param, pixels_left)
-            pixels_left -= pixels(picture)
-            parts.append(picture)
-        role = "system" if isinstance(message, SystemMessage) else message.role
-        said.append(Message(role, tuple(parts)))
-    return Prompt(tuple(said))
+def turns(messages: list[AnyMessage]) -> tuple[Turn, ...]:
+    return tuple(
+        Turn(
+            "system" if isinstance(message, SystemMessage) else message.role,
+            tuple(said(part, f"messages[{at}].content[{place}]") for place, part in enumerate(parts_of(message))),
+        )
+        for at, message in enumerate(messages)
+    )
+
+
+def said(part: TextPart | ImagePart, where: str) -> str | ImageAt:
+    return part.text if isinstance(part, TextPart) else ImageAt(part.image_url.url, f"{where}.image_url.url")
 
 
 def parts_of(message: AnyMessage) -> list[TextPart] | list[AnyPart]:
     if isinstance(message.content, str):
         return [TextPart(type="text", text=message.content)]
     return message.content
-
-
-def pixels(picture: Picture) -> int:
-    return picture.image.width * picture.image.height

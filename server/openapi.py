@@ -1,4 +1,4 @@
-"""/openapi.json: FastAPI's document, with the request model that the chat route reads by itself."""
+"""/openapi.json: FastAPI's document, with the request models that routes read by themselves."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from server.chat_request import ChatRequest
 from server.errors import ErrorBody
+from server.text_request import TextRequest
 
 COMPONENTS = "#/components/schemas/"
+BODIES: dict[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/completions": TextRequest}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -18,14 +21,16 @@ def document(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = made["components"]["schemas"]
-        for model in (ChatRequest, ErrorBody):
+        models: list[type[BaseModel]] = [*BODIES.values(), ErrorBody]
+        for model in models:
             schema = model.model_json_schema(ref_template=COMPONENTS + "{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
-        made["paths"]["/v1/chat/completions"]["post"]["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": COMPONENTS + ChatRequest.__name__}}},
-        }
+        for path, model in BODIES.items():
+            made["paths"][path]["post"]["requestBody"] = {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": COMPONENTS + model.__name__}}},
+            }
         for operations in made["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)  # refusals are 400

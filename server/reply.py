@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,19 +31,20 @@ class Reply:
     def __init__(
         self,
         run: Run,
-        ask: Ask,
+        asks: Sequence[Ask],
         *,
-        choices: int,
+        each: int,
         grounding: bool,
         trace: bool,
         watch: Watch,
         deadline: float,
         most_rows: int,
     ) -> None:
-        self.choices = choices
+        self.choices = each * len(asks)
         self.ends: dict[int, End] = {}
         self._run = run
-        self._ask = ask
+        self._asks = asks
+        self._each = each  # choices of each prompt
         self._grounding = grounding
         self._trace = trace
         self._watch = watch
@@ -58,17 +59,18 @@ class Reply:
 
     async def begin(self) -> None:
         """Done when every choice has its first token: what cannot be served has been refused by then."""
-        outcome = await self._run.resolve(self._ask, grounding=self._grounding)
-        self._is_answered = isinstance(outcome, Answer)
-        if self._is_answered and self._ask.sampling.grammar is not None:
+        outcomes = [await self._run.resolve(ask, grounding=self._grounding) for ask in self._asks]
+        self._is_answered = any(isinstance(outcome, Answer) for outcome in outcomes)
+        if self._is_answered and self._asks[0].sampling.grammar is not None:
             message = "The strategy answers in words of its own, which cannot be held to a format."
             raise Unsupported(message, param="response_format")
-        if isinstance(outcome, Ask):
-            self._branches = tuple(outcome.branches)
-            self._fits(self.choices * (1 + len(self._branches)))
+        asks = [outcome for outcome in outcomes if isinstance(outcome, Ask)]
+        self._branches = tuple(asks[0].branches) if asks else ()
+        self._fits(self._each * sum(1 + len(ask.branches) for ask in asks))
         if self._trace:
-            self._views = await run_sync(views, outcome) if isinstance(outcome, Ask) else {}
-        self._tokens = together([self._run.stream(seeded(outcome, choice)) for choice in range(self.choices)])
+            self._views = await run_sync(views, asks[0]) if asks else {}
+        streams = [self._run.stream(seeded(outcome, choice)) for outcome in outcomes for choice in range(self._each)]
+        self._tokens = together(streams)
         self._first = await anext(self._tokens, None)
         self._watch.began_to_answer()
 
@@ -101,18 +103,18 @@ class Reply:
 
     @property
     def usage(self) -> Usage:
-        """The prompt once, the answers together."""
-        usages = [end.usage for end in self.ends.values()]
+        """Each prompt once, the answers together."""
+        first = [self.ends[choice].usage for choice in range(0, self.choices, self._each)]
         return Usage(
-            prompt_tokens=max(usage.prompt_tokens for usage in usages),
-            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            prompt_tokens=sum(usage.prompt_tokens for usage in first),
+            completion_tokens=sum(end.usage.completion_tokens for end in self.ends.values()),
         )
 
     @property
     def receipt(self) -> Receipt:
         usages = [self.ends[choice].usage for choice in sorted(self.ends)]
         if self._is_answered:  # a strategy's own answer: its passes are among those of its questions
-            usages = [replace(usages[0], forward_passes=0)]
+            usages = [replace(usage, forward_passes=0) for usage in usages[:: self._each]]
         total = time.perf_counter() - self._began
         told = receipt(self._run.stack, self._branches, self._run.spent, usages, total)
         return told if self._views is None else told.model_copy(update={"pictures": self._views})

@@ -1,4 +1,4 @@
-"""OpenAI's request fields that this server does not have, with the reason. Each is refused by name."""
+"""OpenAI's request fields that this server does not have, by route, with the reason. Each is refused by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NO_AUDIO = "answers are text"
 NO_STORE = "nothing is stored"
 NO_PLATFORM = "it belongs to OpenAI's platform"
 
-UNSUPPORTED: Mapping[str, str] = {
+CHAT: Mapping[str, str] = {
     "audio": NO_AUDIO,
     "function_call": NO_TOOLS,
     "functions": NO_TOOLS,
@@ -35,8 +35,18 @@ UNSUPPORTED: Mapping[str, str] = {
     "web_search_options": NO_TOOLS,
 }
 
+TEXT: Mapping[str, str] = {
+    "best_of": "ask for n and choose by logprobs",
+    "echo": "the prompt is not said again",
+    "logit_bias": CHAT["logit_bias"],
+    "prompt_logprobs": "log-probabilities are told of what is generated",
+    "suffix": "the served models write onwards only",
+}
+
 # What some clients always send, and what asks for nothing that is not done anyway.
 HARMLESS: Mapping[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "echo": (False,),
     "functions": ([],),
     "logit_bias": ({},),
     "modalities": (["text"],),
@@ -47,14 +57,19 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def supported(data: Mapping[str, Any]) -> dict[str, Any]:
+def supported(data: Mapping[str, Any], unsupported: Mapping[str, str]) -> dict[str, Any]:
     """The fields that are left for the request model.
 
     Raises:
         BadRequest: a field asks for what the server does not do.
     """
-    for name, reason in UNSUPPORTED.items():
+    for name, reason in unsupported.items():
         value = data.get(name)
-        if value is not None and not any(harmless == value for harmless in HARMLESS.get(name, ())):
+        if value is not None and not any(same(harmless, value) for harmless in HARMLESS.get(name, ())):
             raise BadRequest(f"'{name}' is not supported: {reason}.", param=name, code="unsupported_parameter")
-    return {name: value for name, value in data.items() if name not in UNSUPPORTED}
+    return {name: value for name, value in data.items() if name not in unsupported}
+
+
+def same(one: Any, other: Any) -> bool:
+    """False is no 0 here, nor is 1 true."""
+    return type(one) is type(other) and bool(one == other)

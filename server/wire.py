@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from openai.types.completion_usage import CompletionUsage
 from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
+from decoding.answer import Usage
 from decoding.errors import BadRequest
 
 NAME_SHOWN = 64  # characters of an unknown field's name that the refusal repeats
@@ -82,3 +84,16 @@ def told(error: ErrorDetails, where: str) -> str:
             return f"{where}: Input should be an object.".removeprefix(": ")
         case _:
             return f"{where}: {error['msg']}.".removeprefix(": ")
+
+
+def counted(usage: Usage) -> CompletionUsage:
+    return CompletionUsage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+    )
+
+
+def to_json(document: BaseModel) -> str:
+    """Only what was set, nulls that were set included."""
+    return document.model_dump_json(exclude_unset=True)

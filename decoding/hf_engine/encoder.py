@@ -92,7 +92,7 @@ class Encoder:
 
     def _spell(self, prompt: Prompt) -> str:
         """The conversation as one text, with a placeholder for each picture."""
-        if not self.family.chats:
+        if prompt.bare or not self.family.chats:
             return "\n".join(message.text for message in prompt.messages)
         said = [{"role": message.role, "content": contents(message)} for message in prompt.messages]
         template = chat_template(self.processor)
