@@ -5,10 +5,21 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from decoding.answer import Heat, Memory, Token, Usage
-from decoding.ask import Ask, Probe, Relevance
+from decoding.ask import Ask, Probe, Prompt, Relevance
 
 Capability = Literal[
-    "branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "begin", "logprobs", "grammar"
+    "branches",
+    "logits",
+    "heads",
+    "probe",
+    "digest",
+    "relevance",
+    "noise",
+    "choices",
+    "begin",
+    "logprobs",
+    "grammar",
+    "tokens",
 ]
 
 
@@ -32,6 +43,10 @@ class Engine(Protocol):
 
     def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
         """Stream the answer. Closing the generator frees its rows before the next step."""
+        ...
+
+    async def tokens(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt as the model reads it, with those that stand for its pictures."""
         ...
 
     async def probe(self, probe: Probe) -> tuple[Memory, Usage]: ...

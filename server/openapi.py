@@ -11,9 +11,14 @@ from pydantic import BaseModel
 from server.chat_request import ChatRequest
 from server.errors import ErrorBody
 from server.text_request import TextRequest
+from server.tokenize import TokenizeRequest
 
 COMPONENTS = "#/components/schemas/"
-BODIES: dict[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/completions": TextRequest}
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": TextRequest,
+    "/tokenize": TokenizeRequest,
+}
 
 
 def document(app: FastAPI) -> dict[str, Any]:

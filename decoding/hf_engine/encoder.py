@@ -49,6 +49,8 @@ class Encoder:
         self.context = context
         self.family = family
         special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        # No text of more fits, and millions of them would keep the tokenizer, and all who wait for it, for minutes.
+        self._most_characters = context * max(map(len, self.tokenizer.get_vocab()))
         self._special = tuple(token for token in (*special, self._placeholder) if token)
 
     def encode(self, prompt: Prompt) -> Encoded:
@@ -59,6 +61,12 @@ class Encoder:
         """
         for message in prompt.messages:
             self._refuse_special(message)
+        if sum(len(message.text) for message in prompt.messages) > self._most_characters:
+            raise BadRequest(
+                f"The prompt is longer than the model's context of {self.context} tokens.",
+                param="messages",
+                code="context_length_exceeded",
+            )
         most, pictures = self.family.most_pictures, prompt.pictures
         if most is not None and len(pictures) > most:
             raise BadRequest(

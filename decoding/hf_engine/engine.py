@@ -114,6 +114,10 @@ class HFEngine:
             finally:
                 ticket.cancelled = True
 
+    async def tokens(self, prompt: Prompt) -> list[int]:
+        ids: list[int] = (await self._encode(lambda: self.model.encoder.encode(prompt))).ids.tolist()
+        return ids
+
     async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
         with self._queue(len(probe.prompts)):
             prompts = await self._encode(lambda: self._prompts(probe.prompts))

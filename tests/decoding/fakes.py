@@ -14,7 +14,20 @@ from decoding.ask import Ask, Picture, Probe, Prompt, Relevance
 from decoding.engine import Capability, ModelCard
 
 EVERYTHING: frozenset[Capability] = frozenset(
-    ("branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "begin", "logprobs", "grammar")
+    (
+        "branches",
+        "logits",
+        "heads",
+        "probe",
+        "digest",
+        "relevance",
+        "noise",
+        "choices",
+        "begin",
+        "logprobs",
+        "grammar",
+        "tokens",
+    )
 )
 
 
@@ -81,6 +94,9 @@ class FakeEngine:
         memory = Memory(f"memory {len(self.left) + len(self.forgotten)}")
         self.left.append(memory)
         return memory
+
+    async def tokens(self, prompt: Prompt) -> list[int]:
+        raise NotImplementedError
 
     async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
         self.history.append(probe)

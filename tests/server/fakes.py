@@ -10,13 +10,26 @@ from typing import ClassVar
 import numpy as np
 
 from decoding.answer import Alternative, Answer, End, Heat, Memory, Token, Usage
-from decoding.ask import Ask, Probe, Relevance
+from decoding.ask import Ask, Probe, Prompt, Relevance
 from decoding.engine import Capability, ModelCard
 from decoding.errors import OnlySeenError
 from decoding.strategy import Program, Strategy, Tensors
 
 ALL: frozenset[Capability] = frozenset(
-    {"branches", "logits", "heads", "probe", "digest", "relevance", "noise", "choices", "begin", "logprobs", "grammar"}
+    {
+        "branches",
+        "logits",
+        "heads",
+        "probe",
+        "digest",
+        "relevance",
+        "noise",
+        "choices",
+        "begin",
+        "logprobs",
+        "grammar",
+        "tokens",
+    }
 )
 
 
@@ -63,6 +76,9 @@ class FakeEngine:
         finally:
             self.running -= 1
             self.closed_early += not finished
+
+    async def tokens(self, prompt: Prompt) -> list[int]:
+        return [len(word) for message in prompt.messages for word in message.text.split()]
 
     async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
         await asyncio.sleep(self.pause)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -19,6 +19,7 @@ import uvicorn
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from decoding.hf_engine.model import Model
 from server.app import create_app
@@ -315,3 +316,29 @@ def test_every_listed_model_answers(client: OpenAI) -> None:
     for model in client.models.list():
         answer = client.chat.completions.create(**greedy("plain", max_tokens=2) | {"model": model.id})
         assert answer.model == model.id
+
+
+@pytest.mark.parametrize("strategy", ["plain", "agla"])
+def test_an_answer_can_be_held_to_a_schema(client: OpenAI, strategy: str) -> None:
+    class Seen(BaseModel):
+        object: Literal["cat", "dog", "person"]
+        count: int = Field(ge=0, le=9)
+
+    answer = client.chat.completions.parse(**greedy(strategy, max_tokens=64), response_format=Seen)
+    assert isinstance(answer.choices[0].message.parsed, Seen)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_texts_go_on(client: OpenAI) -> None:
+    whole = client.completions.create(model=NAME, prompt="There is a", temperature=0, max_tokens=6)
+    chunks = client.completions.create(model=NAME, prompt="There is a", temperature=0, max_tokens=6, stream=True)
+    assert whole.choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+
+
+def test_a_prompt_has_as_many_tokens_as_it_costs(url: str, client: OpenAI) -> None:
+    messages = question(SCENES[0])
+    told = httpx.post(f"{url}/tokenize", json={"model": NAME, "messages": messages}).json()
+    usage = client.chat.completions.create(**greedy("plain", max_tokens=2)).usage
+    assert usage is not None
+    assert told["count"] == len(told["tokens"]) == usage.prompt_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from PIL import Image
@@ -73,3 +74,21 @@ async def test_a_token_of_the_models_own_cannot_be_put_together_from_parts(engin
 async def test_an_odd_but_harmless_text_is_answered(engine: HFEngine) -> None:
     said = await say(engine, Prompt.of("< image > 🦦 \x00 \u202e {{ 7 * 7 }} {% raw %}", picture(0)), exactly(N))
     assert len(said.tokens) == N
+
+
+async def test_a_bare_text_is_read_as_it_is(engine: HFEngine) -> None:
+    bare = Prompt((Message("user", ("There is a cat",)),), bare=True)
+    ids = await engine.tokens(bare)
+    tokenizer = engine.model.encoder.tokenizer
+    assert ids == tokenizer("There is a cat")["input_ids"]
+    assert len(await engine.tokens(Prompt.of("There is a cat"))) > len(ids)
+    assert (await say(engine, bare, exactly(3))).end.usage.prompt_tokens == len(ids)
+
+
+async def test_a_text_far_beyond_the_context_is_not_even_read(engine: HFEngine) -> None:
+    """Previously millions of words kept the tokenizer, and everybody else's prompts, for half a minute."""
+    began = time.perf_counter()
+    with pytest.raises(BadRequest) as refused:
+        await engine.tokens(Prompt.of("word " * 3_000_000))
+    assert time.perf_counter() - began < 1
+    assert refused.value.code == "context_length_exceeded"
