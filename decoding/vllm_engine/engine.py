@@ -65,6 +65,7 @@ class VllmEngine:
             "choices",
             "logprobs",
             "grammar",
+            "tokens",
         }
         return frozenset(always | ({"relevance"} if self.settings.matcher else set()))
 
@@ -138,6 +139,10 @@ class VllmEngine:
                         yield token
             finally:
                 self._leave(boxes, ask, digest, answering)
+
+    async def tokens(self, prompt: Prompt) -> list[int]:
+        ids: list[int] = (await self._encode(lambda: self.reader.encoder.encode(prompt))).ids.tolist()
+        return ids
 
     async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
         raise Unsupported("The vLLM engine does not look inside the model's layers.", code="unsupported")
