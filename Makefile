@@ -43,7 +43,7 @@ format: install
 	$(BIN)/ruff check --fix .
 
 docs: install
-	$(BIN)/python -m decoding README.md
+	$(BIN)/python -m decoding README.md docs/strategies.md
 
 train: install
 	$(BIN)/python -m embedded.train

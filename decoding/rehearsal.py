@@ -22,6 +22,7 @@ class Rehearsal:
     needs: frozenset[Capability]
     branches: tuple[str, ...]  # of the final ask, each a row more per step
     questions: Mapping[str, int]  # asked on the way: "answers", "probed prompts", "relevance maps"
+    votes: bool = False  # ends with an answer of its own, which cannot be streamed
 
 
 def rehearse(strategy: Strategy) -> Rehearsal:
@@ -47,7 +48,8 @@ def rehearse(strategy: Strategy) -> Rehearsal:
         "relevance maps": sum(isinstance(effect, Relevance) for effect in effects),
     }
     branches = tuple(name for ask in final for name in ask.branches)
-    return Rehearsal(frozenset(needs), branches, {kind: count for kind, count in counts.items() if count})
+    asked = {kind: count for kind, count in counts.items() if count}
+    return Rehearsal(frozenset(needs), branches, asked, votes=isinstance(outcome, Answer))
 
 
 def perform(strategy: Strategy) -> tuple[list[Ask | Probe | Relevance], Ask | Answer]:
@@ -69,7 +71,7 @@ def canned(effect: Effect) -> Any:
             end = End("stop", Usage(), Memory("rehearsal") if effect.digest else None, choices)
             several = effect.sampling.top_logprobs or 0
             top = [Alternative(number, "A", b"A", -np.log(several).item()) for number in range(several)]
-            return Answer("A cat.", (Token(0, "A cat.", top=tuple(top), end=end),), end)
+            return Answer("Yes.", (Token(0, "Yes.", top=tuple(top), end=end),), end)
         case Probe():
             return Memory("rehearsal")
         case Relevance():

@@ -11,9 +11,11 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_strategy_table_is_fresh() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert updated(readme) == readme, "run `make docs`"
+@pytest.mark.parametrize("page", ["README.md", "docs/strategies.md"])
+def test_the_strategy_tables_are_fresh(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert "<!-- strategies" in text
+    assert updated(text) == text, "run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -37,13 +37,13 @@ def test_needs_and_costs_follow_from_what_is_asked() -> None:
             {"probed prompts": 2, "relevance maps": 1},
         ),
         "code": Rehearsal(frozenset({"logits", "branches"}), ("code/told",), {"answers": 1}),
-        "mvp": Rehearsal(frozenset({"logprobs", "begin"}), (), {"answers": 3 + 3 + 9}),
+        "mvp": Rehearsal(frozenset({"logprobs", "begin"}), (), {"answers": 3 + 3 + 9}, votes=True),
     }
     assert {name: found[name] for name in expected} == expected
 
 
 def test_questions_asked_together_are_counted_one_by_one() -> None:
-    assert rehearse(Vote()) == Rehearsal(frozenset({"choices"}), (), {"answers": 3})
+    assert rehearse(Vote()) == Rehearsal(frozenset({"choices"}), (), {"answers": 3}, votes=True)
 
 
 def test_every_effect_has_a_canned_reply() -> None:

@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vdgd": {"description_tokens": 12},
     "code": {"description_tokens": 12},
     "mvp": {"description_tokens": 4, "path_tokens": 4},
-    "zoomeye": {"side": 32},
+    "zoomeye": {"side": 32, "cues": "cat"},  # the examples with which it asks for cues fill the tiny model's context
 }
 
 

@@ -31,6 +31,9 @@ NEUTRAL: dict[str, dict[str, Any]] = {
 }
 
 
+REWORDS = {"vdgd"}  # the question is asked with the description before it, whatever the parameters
+
+
 def limits(kind: type[Strategy], name: str) -> dict[str, float]:
     """The bounds of a numeric field, as "least" and "most"."""
     found = {}

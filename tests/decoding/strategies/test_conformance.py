@@ -14,13 +14,12 @@ from decoding.rehearsal import canned, rehearse
 from decoding.stack import Run, collect
 from decoding.strategy import Captured, Step, Strategy, Tensors
 from tests.decoding.fakes import asking, speckled
-from tests.decoding.strategies.registered import NEUTRAL, every_strategy, extreme
+from tests.decoding.strategies.registered import NEUTRAL, REWORDS, every_strategy, extreme
 from tests.decoding.toy import ToyEngine
 
 VOCABULARY, LAYERS, HEADS, WIDTH = 50, 8, 6, 4
 LARGE = speckled(size=(400, 300))  # enough to be cut
 
-REWORDS = {"vdgd"}  # the question is asked with the description before it, whatever the parameters
 BLIND = {"plain", "truncate", "sharpen"}  # work without a picture
 GREEDY_AS_PLAIN = {"plain", "truncate", "sharpen"}  # act on sampling only
 
