@@ -80,7 +80,7 @@ class Answering:
         reason: Reason | None = "stop" if self.detokenizer.stopped else "length" if self.steps >= self.room else None
         if reason == "length":
             text += self.detokenizer.flush()
-        alternatives = self._alternatives(token, logprobs)
+        alternatives = self._alternatives(token, logprobs, note.get("logprob"))
         return Token(
             token,
             text,
@@ -91,14 +91,17 @@ class Answering:
             end=self._end(reason) if reason else None,
         )
 
-    def _alternatives(self, token: int, logprobs: Mapping[int, Any] | None) -> tuple[Alternative, ...]:
-        """The token itself, then the likeliest ones."""
+    def _alternatives(
+        self, token: int, logprobs: Mapping[int, Any] | None, forced: float | None
+    ) -> tuple[Alternative, ...]:
+        """The token itself, then the likeliest ones. `forced`: its log-probability where it was not drawn."""
         wanted = self.ask.sampling.top_logprobs
         if wanted is None or logprobs is None:
             return ()
         ranked = sorted(logprobs.items(), key=lambda entry: entry[1].rank)[:wanted]
-        entries = [(token, logprobs[token]), *ranked]
-        return tuple(self.words.alternative(id_, entry.logprob) for id_, entry in entries)
+        own = logprobs[token].logprob if forced is None else forced
+        entries = [(token, own), *((id_, entry.logprob) for id_, entry in ranked)]
+        return tuple(self.words.alternative(id_, logprob) for id_, logprob in entries)
 
     def _end(self, reason: Reason, choices: Mapping[str, float] | None = None) -> End:
         self.is_over = True

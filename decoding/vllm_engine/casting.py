@@ -34,7 +34,7 @@ def cast(
     prompts = {MAIN: ask.prompt, **ask.branches}
     size = len(prompts)
     acts = any(strategy.hooks() for strategy in ask.stack)
-    is_plain = size == 1 and not (acts or ask.choices or ask.digest)
+    is_plain = size == 1 and not (acts or ask.choices or ask.digest or ask.sampling.begin)
     main = Member(
         gang=gang,
         name=MAIN,
@@ -43,6 +43,7 @@ def cast(
         branches=tuple(ask.branches),
         memories={owner: memory.handle for owner, memory in ask.memories.items()},
         choices=firsts,
+        begin=ask.sampling.begin,
         compare=ask.compare,
         digest=Digest(Spelled.of(ask.digest), digest.handle) if ask.digest and digest else None,
     )

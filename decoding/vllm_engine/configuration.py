@@ -60,7 +60,7 @@ def arguments(settings: VllmSettings, context: int, is_cpu: bool) -> dict[str, A
         "limit_mm_per_prompt": {"image": MOST_PICTURES},
         "max_logprobs": 20,
         "structured_outputs_config": {"backend": "guidance"},  # reads schemas as the other engine does
-        "enforce_eager": not settings.compiled,
+        "enforce_eager": is_cpu if settings.compiled is None else not settings.compiled,
         "disable_log_stats": True,
         "enable_log_requests": False,
         **{name: value for name, value in sizes.items() if value is not None},

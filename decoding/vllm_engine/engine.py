@@ -63,6 +63,7 @@ class VllmEngine:
             "digest",
             "noise",
             "choices",
+            "begin",
             "logprobs",
             "grammar",
             "tokens",
@@ -130,7 +131,9 @@ class VllmEngine:
             digest = self._new_memory() if ask.digest else None
             parts = await self._encode(lambda: self._cast(ask, digest))
             answering = self._answering(ask, parts, digest)
-            boxes = await self._submit(parts, ask, answering)
+            requests = await self._encode(lambda: self._requests(parts, ask, answering))
+            boxes = await self.line.submit(requests)
+            answering.clock.submitted = time.perf_counter()
             try:
                 while not answering.is_over:
                     output = await self._hear(boxes[-1])
@@ -210,26 +213,20 @@ class VllmEngine:
         eos = frozenset(reader.eos)
         return Answering(ask, length, len(parts), room, eos, reader.words, reader.tokenizer, digest)
 
-    async def _submit(self, parts: list[Part], ask: Ask, answering: Answering) -> list[Any]:
-        """The branches before the main one: it is the last to arrive, and its outbox the last of those returned."""
+    def _requests(self, parts: list[Part], ask: Ask, answering: Answering) -> list[tuple[str, Any, Any]]:
+        """As the line takes them. The main one is the last to arrive, and its outbox the last of those returned."""
         from decoding.vllm_engine.params import of_branch, of_main
 
-        number = next(self._numbers)
+        number, room = next(self._numbers), answering.room
         requests: list[tuple[str, Any, Any]] = []
         for part in reversed(parts):
-            member = part.member
-            params = (
-                of_main(ask.sampling, answering.room, self.reader.eos, member)
-                if part.name == MAIN or member is None
-                else of_branch(answering.room, member)
-            )
-            inputs = await self._encode(
-                lambda part=part: self._inputs.of(part.encoded, part.prompt.pictures, part.salt)
-            )
+            if part.name == MAIN or part.member is None:
+                params = of_main(ask.sampling, room, self.reader.eos, part.member)
+            else:
+                params = of_branch(room, part.member)
+            inputs = self._inputs.of(part.encoded, part.prompt.pictures, part.salt)
             requests.append((f"ask-{number}-{part.name}", inputs, params))
-        boxes = await self.line.submit(requests)
-        answering.clock.submitted = answering.clock.submitted or time.perf_counter()
-        return boxes
+        return requests
 
     async def _hear(self, box: Any) -> Any:
         try:

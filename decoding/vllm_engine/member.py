@@ -70,6 +70,7 @@ class Member:
     branches: tuple[str, ...] = ()
     memories: Mapping[str, str] = field(default_factory=dict)  # owner -> handle
     choices: Mapping[str, Sequence[int]] = field(default_factory=dict)  # choice -> tokens that it may begin with
+    begin: tuple[int, ...] = ()  # tokens that the answer begins with, whatever the scores
     compare: str | None = None  # branch against which the grounding of each token is measured
     digest: Digest | None = None
     probing: Probing | None = None
@@ -99,6 +100,7 @@ class Member:
             | {
                 "stack": tuple(Spelled(**one) for one in spelled["stack"]),
                 "branches": tuple(spelled["branches"]),
+                "begin": tuple(spelled["begin"]),
                 "digest": digest and Digest(Spelled(**digest["strategy"]), digest["handle"]),
                 "probing": probing and Probing(**probing | {"owner": Spelled(**probing["owner"])}),
             }

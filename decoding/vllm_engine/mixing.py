@@ -81,8 +81,10 @@ class Mixer:
             mixed[kind.mains] = scores
         return mixed
 
-    def spread(self, sampled: Tensor, notes: Notes) -> None:
+    def spread(self, rows: Rows, sampled: Tensor, notes: Notes) -> None:
         """The token of each main row goes to its branches, in place. `sampled`: [rows, 1]."""
+        for kind in self._kinds:
+            force(kind, rows, sampled)
         if len(self._followers):
             sampled[self._followers] = sampled[self._leaders]
         for drawn in self._drawn:
@@ -167,6 +169,8 @@ class Mixer:
             if number in drawn.compared:
                 seeing, blind = (logprobs[tokens[number]] for logprobs in drawn.compared[number])
                 note["grounding"] = float(seeing - blind)
+            if drawn.kind.members[number].begin:
+                note["logprob"] = float(drawn.scores[number].log_softmax(-1)[tokens[number]])
             if choices := drawn.kind.members[number].choices:
                 note["choices"] = weighed(drawn.scores[number], choices)
 
@@ -194,6 +198,13 @@ def compared(kind: Kind, raw: Tensor, logits: Tensor) -> dict[int, tuple[Tensor,
         for number, member in enumerate(kind.members)
         if member.compare is not None
     }
+
+
+def force(kind: Kind, rows: Rows, sampled: Tensor) -> None:
+    """Answers that are to begin with given tokens do."""
+    for row, member in zip(kind.numbers, kind.members, strict=True):
+        if rows.generated[row] < len(member.begin):
+            sampled[row] = member.begin[rows.generated[row]]
 
 
 def weighed(scores: Tensor, choices: Mapping[str, Any]) -> dict[str, float]:

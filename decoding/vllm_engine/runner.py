@@ -86,7 +86,7 @@ def sampling(original: Callable[..., Any]) -> Callable[..., Any]:
             if rows is None:
                 return original(runner, logits, *arguments, **named)
             drawn = original(runner, runner.stage.mix(rows, logits), *arguments, **named)
-        runner.stage.spread(drawn.sampled_token_ids)
+        runner.stage.spread(rows, drawn.sampled_token_ids)
         return drawn
 
     return sample

@@ -20,5 +20,5 @@ class VllmSettings:
     cache_blocks: int | None = None  # of keys and values, instead of bytes
     block_tokens: int | None = None  # tokens in a block of the cache
     prefix_cache: bool = True
-    compiled: bool = True  # False: no torch.compile, no CUDA graphs
+    compiled: bool | None = None  # torch.compile and CUDA graphs; None: on a GPU, where they pay for their minutes
     scheduler: str = "decoding.vllm_engine.scheduler.GangScheduler"  # tests put others in its place

@@ -41,8 +41,8 @@ class Stage:
     def mix(self, rows: Rows, logits: Tensor) -> Tensor:
         return self.mixer.mix(rows, logits, self.notes)
 
-    def spread(self, sampled: Tensor) -> None:
-        self.mixer.spread(sampled, self.notes)
+    def spread(self, rows: Rows, sampled: Tensor) -> None:
+        self.mixer.spread(rows, sampled, self.notes)
 
     def take_notes(self) -> Notes:
         notes, self.notes = self.notes, {}

@@ -43,7 +43,7 @@ async def started(**settings: Any) -> Any:
     from decoding.vllm_engine.engine import VllmEngine
     from decoding.vllm_engine.settings import VllmSettings
 
-    roomy: dict[str, Any] = {"block_tokens": 32, "cache_bytes": 1 << 28, "compiled": False}
+    roomy: dict[str, Any] = {"block_tokens": 32, "cache_bytes": 1 << 28}
     engine = VllmEngine(VllmSettings(str(EMBEDDED), **{**roomy, **settings}))
     await engine.start()
     engine._matcher = FakeMatcher()  # type: ignore[assignment]

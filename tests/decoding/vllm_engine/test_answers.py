@@ -116,6 +116,18 @@ class Stranger(Strategy):
         return -step.scores
 
 
+@pytest.mark.parametrize("names", ["plain", "vcd"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_an_answer_begins_as_it_is_told(names: str, temperature: float, hf: Any, roomy: Any) -> None:
+    begun = exactly(8, begin=(301, 275), top_logprobs=2, temperature=temperature, seed=1)
+    expected, said = await both(hf, roomy, names, begun)
+    assert ids(said)[:2] == [301, 275]
+    if temperature == 0:
+        same(expected, said)
+        told = [[token.chosen.logprob for token in one.tokens if token.chosen] for one in (said, expected)]
+        assert told[0] == pytest.approx(told[1], abs=1e-3)
+
+
 async def test_what_it_cannot_do_is_refused(roomy: Any) -> None:
     with pytest.raises(Unsupported, match="not registered"):
         await answer(roomy, (Stranger(),), ASKED, exactly(2))
