@@ -20,7 +20,7 @@ QUESTIONS = (
     "Please describe this image in detail.",
     "Is there a person in the image?",
     "What do you see?",
-    "Is there a dog in the image? Answer with one word.",
+    "How many dogs are in the image?",
 )
 STACKS = {
     "plain": stack("plain"),

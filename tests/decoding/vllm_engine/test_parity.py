@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from tests.decoding.hf_engine.asking import FakeMatcher
+from tests.decoding.vllm_engine.conftest import EMBEDDED
 from tests.decoding.vllm_engine.scenes import STACKS, answers, ids, prompts
 
 PROMPTS = 24
 TOKENS = 24
+NAIVE_TOKENS = 12  # each costs a pass over the whole prompt for every branch
 
 
 @pytest.mark.parametrize("names", STACKS)
@@ -23,3 +26,19 @@ async def test_answers_as_the_transformers_engine_does(names: str, roomy: Any, h
         assert one.end.usage.changed_steps == other.end.usage.changed_steps
         assert one.end.usage.forward_passes == other.end.usage.forward_passes
         assert one.end.usage.prompt_tokens == other.end.usage.prompt_tokens
+
+
+@pytest.fixture(scope="module")
+def naive() -> Any:
+    from tests.decoding.hf_engine.reference import Reference
+
+    return Reference(EMBEDDED, FakeMatcher().relevance)
+
+
+@pytest.mark.parametrize("names", [name for name in STACKS if name not in ("icd", "m3id")])
+async def test_answers_as_if_every_branch_were_recomputed_from_scratch(names: str, roomy: Any, naive: Any) -> None:
+    """The reference knows neither icd nor m3id; what it knows covers branches with other pictures, and other texts."""
+    asked = prompts(PROMPTS)
+    said = await answers(roomy, [(STACKS[names], prompt) for prompt in asked], NAIVE_TOKENS)
+    for one, prompt in zip(said, asked, strict=True):
+        assert ids(one) == naive.decode(STACKS[names], prompt, NAIVE_TOKENS).tokens
