@@ -1,6 +1,6 @@
 """What runs a model. Engines know nothing about particular strategies."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -55,6 +55,10 @@ class Engine(Protocol):
 
     def forget(self, memory: Memory) -> None:
         """Free what a probe or a digest left. The handle is dead afterwards."""
+        ...
+
+    async def counters(self) -> Mapping[str, int]:
+        """What it counts of its own doings, since it started: name -> count. For operators; {} where it counts none."""
         ...
 
     @property

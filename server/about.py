@@ -27,4 +27,6 @@ async def get_version() -> Version:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(service: TheService) -> Response:
     """In Prometheus' text format."""
+    if service.is_settled and service.is_alive:
+        await service.metrics.engine.refresh(service.engine)
     return Response(generate_latest(service.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from server.engine_counters import EngineCounters
+
 if TYPE_CHECKING:
     from server.picture_cache import PictureCache
     from server.receipt import Receipt
@@ -30,6 +32,8 @@ class Metrics:
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.forward_passes = self._counter("forward_passes", "Rows run through the model.")
+        self.engine = EngineCounters()
+        self.registry.register(self.engine)
         for name, told in {"hits": "found", "misses": "decoded anew"}.items():
             counter = Gauge(f"onlyseen_image_cache_{name}", f"Pictures {told}.", registry=self.registry)
             counter.set_function(partial(getattr, cache, name))

@@ -135,6 +135,9 @@ class HFEngine:
     def forget(self, memory: Memory) -> None:
         self._remembered.pop(memory.handle, None)
 
+    async def counters(self) -> Mapping[str, int]:
+        return {}
+
     @contextmanager
     def _queue(self, rows: int) -> Iterator[Place]:
         """A place for these rows, from before they are encoded until the batch takes them.

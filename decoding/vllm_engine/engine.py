@@ -125,6 +125,10 @@ class VllmEngine:
         """What the engine core holds and has counted."""
         return await self.line.report()
 
+    async def counters(self) -> Mapping[str, int]:
+        counted: Mapping[str, int] = (await self.report())["counters"]
+        return {f"gang_{name}": count for name, count in counted.items()}
+
     async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
         self._refuse(ask)
         with self._queue(1 + len(ask.branches)) as place:

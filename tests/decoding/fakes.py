@@ -108,6 +108,9 @@ class FakeEngine:
         await self._pace()
         return Heat(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), similarity=0.5, side=32)
 
+    async def counters(self) -> dict[str, int]:
+        return {}
+
     def forget(self, memory: Memory) -> None:
         self.left.remove(memory)
         self.forgotten.append(memory)

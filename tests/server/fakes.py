@@ -56,6 +56,7 @@ class FakeEngine:
         self.running = 0
         self.closed_early = 0
         self.kept: set[str] = set()
+        self.counted: dict[str, int] = {}
         self.starts = asyncio.Event()
         self.starts.set()
         self._handles = itertools.count()
@@ -86,6 +87,9 @@ class FakeEngine:
 
     async def relevance(self, relevance: Relevance) -> Heat:
         return Heat(np.ones((4, 4), dtype=np.float32), similarity=0.5, side=32)
+
+    async def counters(self) -> dict[str, int]:
+        return self.counted
 
     def forget(self, memory: Memory) -> None:
         self.kept.discard(memory.handle)

@@ -42,6 +42,14 @@ async def test_a_failure_runs_no_longer(serve: Serve, fails_after: int) -> None:
     assert told['num_requests_running{strategy="plain"}'] == told['num_requests_waiting{strategy="plain"}'] == 0
 
 
+async def test_what_the_engine_counts_is_told(served: Served) -> None:
+    served.engine.counted = {"gang_violations": 3}
+    assert (await counted(served))["gang_violations_total"] == 3
+    served.engine.alive = False  # it is not asked any more
+    served.engine.counted = {"gang_violations": 4}
+    assert (await counted(served))["gang_violations_total"] == 3
+
+
 async def test_labels_are_bounded(served: Served) -> None:
     for number in range(100):
         served.app.state.service.metrics.watch(f"made-up-{number}").over()
