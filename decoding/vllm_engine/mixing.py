@@ -7,7 +7,7 @@ no Python per request beyond what its strategies do.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +154,7 @@ class Mixer:
         branches = {name: logits[places] for name, places in kind.branches.items()}
         position = torch.from_numpy(rows.generated[kind.numbers]).to(self.device)[:, None]
         try:
-            return through(kind.stack, raw, branches, kind.memories, position)
+            return awake(kind.stack, raw, branches, kind.memories, position)
         except Exception:  # a strategy's fault, which must not end the others' answers
             log.exception("a strategy failed", strategies=[strategy.name for strategy in kind.stack])
             for request in kind.ids:
@@ -189,6 +189,38 @@ class Mixer:
             except Exception:
                 log.exception("a digest failed", strategy=member.digest.strategy.name)
                 notes.setdefault(request, {})["failed"] = "What the answer says could not be remembered."
+
+
+def awake(
+    stack: tuple[Strategy, ...],
+    raw: Tensor,
+    branches: Mapping[str, Tensor],
+    memories: Mapping[str, Tensors],
+    position: Tensor,
+) -> Tensor:
+    """`through`, but where a strategy does not wake its branches it is not shown them.
+
+    Here branches never sleep: they stand in the batch at every step. What a strategy makes of a step is the same.
+    """
+    sleepers = [strategy for strategy in stack if "wakes" in strategy.hooks()]
+    if not sleepers:
+        return through(stack, raw, branches, memories, position)
+    scores = raw.clone()
+    for names, numbers in by_waking(sleepers, raw).items():
+        own = torch.tensor(numbers, device=raw.device)
+        shown = {name: logits[own] for name, logits in branches.items() if name.partition("/")[0] not in names}
+        kept = {owner: {name: of[own] for name, of in memory.items()} for owner, memory in memories.items()}
+        scores[own] = through(stack, raw[own], shown, kept, position[own])
+    return scores
+
+
+def by_waking(sleepers: Sequence[Strategy], raw: Tensor) -> dict[frozenset[str], list[int]]:
+    """Names of the strategies whose branches sleep in this step -> numbers of the gangs."""
+    needed = torch.stack([strategy.wakes(raw) for strategy in sleepers], dim=-1).tolist()
+    groups: dict[frozenset[str], list[int]] = defaultdict(list)
+    for number, wakes in enumerate(needed):
+        groups[frozenset(each.name for each, is_up in zip(sleepers, wakes, strict=True) if not is_up)].append(number)
+    return groups
 
 
 def compared(kind: Kind, raw: Tensor, logits: Tensor) -> dict[int, tuple[Tensor, Tensor]]:

@@ -31,6 +31,7 @@ STACKS = {
     "m3id": stack("m3id"),
     "agla": stack("agla"),
     "agla+vcd": stack("agla+vcd"),
+    "code": stack("code", code={"description_tokens": 12}),
     "vdgd": stack("vdgd"),
     "vdgd+vcd": stack("vdgd+vcd"),
 }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from decoding.strategies.vcd import VCD
+from decoding.strategy import Step
 from decoding.tensors import contrast, only, plausible
 from decoding.vllm_engine.member import MAIN, Digest, Member, Spelled
 from decoding.vllm_engine.memories import Memories
@@ -155,3 +156,20 @@ def test_an_answer_begins_with_what_it_must() -> None:
         mix.spread(step, sampled, notes)
         assert sampled.item() == token
         assert notes["row-0"]["logprob"] == pytest.approx(logits(1)[0].log_softmax(-1)[token].item())
+
+
+def test_a_strategy_is_not_shown_branches_that_it_does_not_wake() -> None:
+    """On the transformers engine they sleep in such steps; here they stand in the batch all the same."""
+    own = {"grounded": 100}  # nothing is settled by the picture alone
+    (auto,) = stack("auto", auto=own)
+    main = Member("g", MAIN, 2, stack=spelled("auto", auto=own), branches=("auto/blind",))
+    torn = Member("h", MAIN, 2, stack=spelled("auto", auto=own), branches=("auto/blind",))
+    step = rows(main, Member("g", "auto/blind", 2), torn, Member("h", "auto/blind", 2))
+    given = logits(4) / 3
+    given[0, 7] = 50.0  # certain
+    mixed = mixer().mix(step, given.clone(), Notes())
+    assert auto.wakes(given[[0, 2]]).tolist() == [False, True]
+    assert torch.equal(mixed[0], given[0])
+    shown = Step(given[2], given[2], {"auto/blind": given[3]}, {}, torch.tensor([0]))
+    assert torch.equal(mixed[2], auto.logits(shown))
+    assert not torch.equal(mixed[2], given[2])
