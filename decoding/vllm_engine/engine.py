@@ -125,10 +125,6 @@ class VllmEngine:
         """What the engine core holds and has counted."""
         return await self.line.report()
 
-    async def tokens(self, prompt: Prompt) -> list[int]:
-        ids: list[int] = (await self._encode(lambda: self.reader.encoder.encode(prompt))).ids.tolist()
-        return ids
-
     async def counters(self) -> Mapping[str, int]:
         counted: Mapping[str, int] = (await self.report())["counters"]
         return {f"gang_{name}": count for name, count in counted.items()}

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from decoding.answer import Answer
-from decoding.ask import Ask, Sampling
+from decoding.ask import Ask, Prompt, Sampling
 from decoding.errors import BadRequest, Unsupported
 from decoding.grammar import grammar_of
 from decoding.stack import collect
@@ -136,3 +136,20 @@ async def test_what_it_cannot_do_is_refused(roomy: Any) -> None:
         await collect(roomy.generate(crowded))
     with pytest.raises(BadRequest, match="rows"):
         await collect(roomy.generate(Ask(ASKED, exactly(2), branches={f"toy/{n}": ASKED for n in range(64)})))
+
+
+async def test_a_search_that_asks_many_questions_ends_as_it_does_there(hf: Any, roomy: Any) -> None:
+    asked = Prompt.of("Is there a dog in the image?", *prompts(2)[1].pictures)
+    (expected, cost), (said, spent) = [
+        await answer(engine, "zoomeye", asked, Sampling(max_tokens=8)) for engine in (hf, roomy)
+    ]
+    same(expected, said)
+    assert spent.forward_passes == cost.forward_passes > 10
+
+
+async def test_paths_can_vote(roomy: Any) -> None:
+    """Drawn from other random numbers than there."""
+    asked = Prompt.of("Is there a dog in the image?", *prompts(2)[1].pictures)
+    votes = [(await answer(roomy, "mvp", asked, Sampling(seed=4, top_logprobs=2)))[0] for _ in range(2)]
+    assert votes[0].text in ("Yes", "No")
+    assert votes[0].tokens == votes[1].tokens
