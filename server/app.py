@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
 from decoding.engine import Engine
-from server import about, chat, engines, health, models, openapi, playground, strategies, text, tokenize
+from server import about, chat, engines, health, models, openapi, playground, responses, strategies, text, tokenize
 from server.errors import http_error
 from server.guard import Guard
 from server.headers import SecurityHeaders
@@ -42,7 +42,7 @@ def create_app(settings: Settings, create: Callable[[Settings], Engine] = engine
         exception_handlers={HTTPException: refused_by_router, RequestValidationError: refused_by_router},
     )
     app.state.service = Service(settings, create)
-    for module in (chat, text, tokenize, models, strategies, health, about):
+    for module in (chat, responses, text, tokenize, models, strategies, health, about):
         app.include_router(module.router)
     if settings.playground != "off":
         app.include_router(playground.router)

@@ -85,8 +85,8 @@ async def begun(question: Question, service: Service) -> Reply:
             await reply.begin()
         except BaseException as error:
             await reply.close()
-            if isinstance(error, OnlySeenError) and error.param == "messages":
-                error.param = question.param  # what engines and strategies call the prompt
+            if isinstance(error, OnlySeenError):
+                error.param = question.fields.get(error.param, error.param)
             raise
     return reply
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from server.chat_request import ChatRequest
 from server.errors import ErrorBody
+from server.responses_request import ResponsesRequest
 from server.text_request import TextRequest
 from server.tokenize import TokenizeRequest
 
@@ -17,6 +18,7 @@ COMPONENTS = "#/components/schemas/"
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": TextRequest,
+    "/v1/responses": ResponsesRequest,
     "/tokenize": TokenizeRequest,
 }
 

@@ -41,6 +41,11 @@ class Question:
     choices: int = 1  # of each prompt
     user: str | None = None
 
+    @property
+    def fields(self) -> dict[str | None, str]:
+        """What engines and strategies call a field, who know chat requests alone -> what this route calls it."""
+        return {"messages": self.param, "response_format": self.format_param}
+
     async def prompts(self, pictures: Pictures, most_images: int) -> list[Prompt]:
         """Raises: BadRequest: too many images, or one that cannot be loaded."""
         if self.texts:

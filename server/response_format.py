@@ -54,7 +54,8 @@ async def grammar(wanted: ResponseFormat | None, engine: Engine, param: str = PA
         raise Unsupported("This engine cannot hold an answer to a schema.", param=param)
     if isinstance(wanted, JsonObjectFormat):
         return await understood({"type": "object"}, param)
-    return await understood(wanted.json_schema.schema_, f"{param}.json_schema.schema")
+    inside = "json_schema.schema" if param == PARAM else "schema"  # /v1/responses has it flat
+    return await understood(wanted.json_schema.schema_, f"{param}.{inside}")
 
 
 async def understood(schema: dict[str, Any], param: str) -> str:

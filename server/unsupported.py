@@ -43,17 +43,47 @@ TEXT: Mapping[str, str] = {
     "suffix": "the served models write onwards only",
 }
 
+RESPONSES: Mapping[str, str] = {
+    "access_programs": NO_PLATFORM,
+    "background": NO_STORE,
+    "background_options": NO_STORE,
+    "context_management": "a conversation is taken whole",
+    "conversation": NO_STORE,
+    "image": "answers are text",
+    "input_transformations": NO_PLATFORM,
+    "max_tool_calls": NO_TOOLS,
+    "moderation": NO_PLATFORM,
+    "parallel_tool_calls": NO_TOOLS,
+    "previous_response_id": f"{NO_STORE}: send the whole conversation",
+    "prompt": NO_PLATFORM,
+    "prompt_cache_key": NO_PLATFORM,
+    "prompt_cache_options": NO_PLATFORM,
+    "prompt_cache_retention": NO_PLATFORM,
+    "reasoning": CHAT["reasoning_effort"],
+    "safety_identifier": NO_PLATFORM,
+    "service_tier": NO_PLATFORM,
+    "store": NO_STORE,
+    "stream_options": "events are not padded",
+    "tool_choice": NO_TOOLS,
+    "tools": NO_TOOLS,
+    "truncation": "a prompt that is too long is refused",
+}
+
 # What some clients always send, and what asks for nothing that is not done anyway.
 HARMLESS: Mapping[str, tuple[Any, ...]] = {
+    "background": (False,),
     "best_of": (1,),
     "echo": (False,),
     "functions": ([],),
     "logit_bias": ({},),
     "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
     "service_tier": ("auto", "default"),
     "store": (False,),
+    "stream_options": ({}, {"include_obfuscation": False}),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "truncation": ("disabled",),
 }
 
 

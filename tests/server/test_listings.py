@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params
 from pydantic import BaseModel
 
 from server.chat_request import ChatRequest
+from server.responses_request import ResponsesRequest
 from server.text_request import TextRequest
-from server.unsupported import CHAT, HARMLESS, TEXT
+from server.unsupported import CHAT, HARMLESS, RESPONSES, TEXT
 from tests.server.conftest import Serve, Served
 from tests.server.fakes import ALL, FakeEngine, Plain
 
@@ -91,6 +93,7 @@ async def test_openapi_names_every_parameter_of_every_strategy(served: Served) -
     ("theirs", "ours", "refused"),
     [
         (completion_create_params.CompletionCreateParamsStreaming, TextRequest, TEXT),
+        (response_create_params.ResponseCreateParamsStreaming, ResponsesRequest, RESPONSES),
         (chat_params.CompletionCreateParamsStreaming, ChatRequest, CHAT),
     ],
 )
@@ -104,4 +107,4 @@ def test_every_field_of_openais_requests_is_supported_or_refused_with_a_reason(
 
 
 def test_harmless_values_are_of_fields_that_would_be_refused() -> None:
-    assert set(HARMLESS) <= {*CHAT, *TEXT}
+    assert set(HARMLESS) <= {*CHAT, *TEXT, *RESPONSES}
