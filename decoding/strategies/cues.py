@@ -1,6 +1,9 @@
 """What has to be looked for in a picture to answer a question, in words: ZoomEye's visual cues."""
 
 import re
+from collections.abc import Generator
+
+from decoding.ask import Answer, Ask, Prompt, Sampling
 
 LEAD = "I need to look at"
 EXAMPLES = f"""Tell which objects must be seen to answer a question about an image.
@@ -24,6 +27,17 @@ PRONOUN = re.compile(
     r"\b(?:i|you|he|she|it|we|they|me|him|her|us|them|his|its|our|their|this|that|these|those)\b", re.IGNORECASE
 )
 ALL = "all "
+
+
+def wanted(prompt: Prompt, given: str | None) -> Generator[Ask, Answer, list[str]]:
+    """The cues that were given, with commas between; or the question's own; or those that the model names."""
+    if given is not None:
+        return [cue for part in given.split(",") if (cue := part.strip())]
+    if (named := asked_for(prompt.question)) is not None:
+        return [named]
+    examples = prompt.with_question(EXAMPLES.replace("{question}", prompt.question))
+    reply = yield Ask(examples, Sampling(max_tokens=64))
+    return listed(reply.text)
 
 
 def asked_for(question: str) -> str | None:

@@ -11,6 +11,11 @@ from decoding.pictures import Box, cropped, framed, squared
 from decoding.strategies.cues import with_article
 
 EXISTS = "Is there {cue} in the {view}? Answer Yes or No."
+LATENT = (
+    "According to your common sense knowledge and the content of the image, "
+    "is it possible to find {cue} in the image by zooming in? Answer Yes or No."
+)
+ANSWERABLE = "Could you answer the question `{}` based on the available visual information? Answer Yes or No."
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,12 @@ class Eye:
 
     def exists(self, cue: str) -> str:
         return EXISTS.format(cue=with_article(cue), view="zoomed-in view" if self.budget.whole else "image")
+
+    def latent(self, cue: str) -> str:
+        return LATENT.format(cue=with_article(cue))
+
+    def answerable(self, question: str) -> str:
+        return ANSWERABLE.format(question)
 
     def ask(self, box: Box, question: str) -> Ask:
         return Ask(self.at(box).with_question(question), choices=("Yes", "No"))

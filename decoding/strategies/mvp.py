@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from itertools import accumulate
 from typing import Annotated
 
@@ -71,11 +72,13 @@ class MVP(Strategy):
         if ask.choices or ask.digest or not weights:
             return ask
         seed = self.seed + (ask.sampling.seed or 0)
+        drawn = Sampling(max_tokens=self.description_tokens, temperature=self.temperature, top_p=self.top_p)
         looks = [
-            Ask(ask.prompt.with_question(VIEWS[view]), self.describing(seed + n)) for n, view in enumerate(weights)
+            Ask(ask.prompt.with_question(VIEWS[view]), replace(drawn, seed=seed + n)) for n, view in enumerate(weights)
         ]
         described: list[Answer] = yield looks
         views = [self.captioned(ask.prompt, said.text) for said in described]
+        onwards = Sampling(max_tokens=1 + self.path_tokens, temperature=self.temperature, top_logprobs=2)
         first = Sampling(max_tokens=1, top_logprobs=self.paths, ignore_eos=True)
         begun: list[Answer] = yield [Ask(view, first) for view in views]
         votes = dict.fromkeys(ANSWERS, 0.0)
@@ -86,7 +89,8 @@ class MVP(Strategy):
                 if q >= self.least and (word := answer_of(token.text)):
                     votes[word] += weight * q
                 elif q >= self.least:
-                    paths.append((weight * q, Ask(view, self.walking(seed + len(paths), token.id))))
+                    walk = replace(onwards, seed=seed + len(paths), begin=(token.id,))
+                    paths.append((weight * q, Ask(view, walk)))
         walked: list[Answer] = yield [path for _, path in paths]
         for (worth, _), path in zip(paths, walked, strict=True):
             if (end := conclusion(path)) is not None:
@@ -100,14 +104,6 @@ class MVP(Strategy):
         question = prompt.question.lower() if self.lower_case else prompt.question
         before, after = CAPTIONED.split("{description}")
         return prompt.with_question(before + description.strip() + after.replace("{question}", question))
-
-    def describing(self, seed: int) -> Sampling:
-        return Sampling(max_tokens=self.description_tokens, temperature=self.temperature, top_p=self.top_p, seed=seed)
-
-    def walking(self, seed: int, first: int) -> Sampling:
-        return Sampling(
-            max_tokens=1 + self.path_tokens, temperature=self.temperature, seed=seed, begin=(first,), top_logprobs=2
-        )
 
 
 def answer_of(token: str) -> str | None:

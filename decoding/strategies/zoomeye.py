@@ -9,20 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from decoding.ask import Answer, Ask, Prompt, Sampling
+from decoding.ask import Answer, Ask
 from decoding.pictures import Box
-from decoding.strategies.cues import EXAMPLES, asked_for, listed, means_all, single, with_article
+from decoding.strategies.cues import means_all, single, wanted
 from decoding.strategies.eye import FAMILIES, Eye, confidence
 from decoding.strategy import Effect, Program, Strategy
 
-LATENT = (
-    "According to your common sense knowledge and the content of the image, "
-    "is it possible to find {cue} in the image by zooming in? Answer Yes or No."
-)
-ANSWERABLE = "Could you answer the question `{}` based on the available visual information? Answer Yes or No."
 FOUND = 0.6  # existence from which a part holds one of the things of which all are wanted
 LEVELS = 2  # down to which all of them are looked for
-
 
 Search = Generator[Effect, Any, list[Box]]
 
@@ -71,11 +65,11 @@ class ZoomEye(Strategy):
         eye = Eye(ask.prompt, picture, budget, self.side or budget.side, self.depth)
         if eye.depth == 0:
             return ask
-        cues = yield from self.wanted(ask.prompt)
+        cues = yield from wanted(ask.prompt, self.cues)
         thorough = len(cues) > 1 or any(map(means_all, cues))
         looks = [f"What is the appearance of the {single(cue)}?" if thorough else ask.prompt.question for cue in cues]
         if budget.whole and len(cues) > 1:
-            seen: list[Answer] = yield [eye.ask(eye.root, ANSWERABLE.format(look)) for look in looks]
+            seen: list[Answer] = yield [eye.ask(eye.root, eye.answerable(look)) for look in looks]
             if max(map(confidence, seen)) >= budget.upper:
                 return ask
         found: list[Box] = []
@@ -83,15 +77,6 @@ class ZoomEye(Strategy):
             search = self.all_of(eye, single(cue)) if means_all(cue) else self.one_of(eye, cue, look, thorough)
             found += yield from search
         return ask.but(prompt=eye.at(Box.around(found))) if found else ask
-
-    def wanted(self, prompt: Prompt) -> Generator[Effect, Any, list[str]]:
-        if self.cues is not None:
-            return [cue for part in self.cues.split(",") if (cue := part.strip())]
-        if (named := asked_for(prompt.question)) is not None:
-            return [named]
-        examples = prompt.with_question(EXAMPLES.replace("{question}", prompt.question))
-        reply: Answer = yield Ask(examples, Sampling(max_tokens=64))
-        return listed(reply.text)
 
     def one_of(self, eye: Eye, cue: str, look: str, thorough: bool) -> Search:
         """The node that answers `look`, if any. A thorough search goes down to a leaf before it ends."""
@@ -106,7 +91,7 @@ class ZoomEye(Strategy):
                 _, depth, box = visited
                 visits, parts = visits - 1, eye.parts(box, depth)
                 may_end = may_end or not parts
-                judged: Answer = yield eye.ask(box, ANSWERABLE.format(look))
+                judged: Answer = yield eye.ask(box, eye.answerable(look))
                 if box != eye.root or budget.whole or not thorough:
                     sure[box] = confidence(judged)
             else:
@@ -122,7 +107,7 @@ class ZoomEye(Strategy):
 
     def priorities(self, eye: Eye, cue: str, parts: Sequence[Box], depth: int) -> Generator[Effect, Any, list[float]]:
         """w c_e + (1 - w) c_l of every part: the smaller it is, the more what is seen in it counts."""
-        questions = (eye.exists(cue), LATENT.format(cue=with_article(cue)))
+        questions = (eye.exists(cue), eye.latent(cue))
         answers: list[Answer] = yield [eye.ask(part, question) for part in parts for question in questions]
         weight = eye.budget.base + (1 - eye.budget.base) * (depth / eye.depth) ** 2
         return [
