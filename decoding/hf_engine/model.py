@@ -16,6 +16,7 @@ from decoding.hf_engine.cache import AlignedCache
 from decoding.hf_engine.encoder import Encoded, Encoder
 from decoding.hf_engine.families import context_of, family_of
 from decoding.hf_engine.heads import HeadTap, Observer, Scales
+from decoding.hf_engine.linear import pack
 from decoding.hf_engine.loading import end_tokens, load, load_processor
 from decoding.hf_engine.settings import HFSettings
 
@@ -43,6 +44,7 @@ class Model:
         self.body = self.family.body(self.network)
         self.decoder = at(self.network, self.family.decoder)
         self.head = self.network.get_output_embeddings()
+        pack(self.decoder, self.head)
         text = self.decoder.config
         self.tap = HeadTap(
             [at(layer, self.family.head_output) for layer in self.decoder.layers], text.num_attention_heads

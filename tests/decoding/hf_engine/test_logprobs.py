@@ -66,7 +66,8 @@ async def test_grounding_measures_the_model_and_not_its_strategies(engine: HFEng
 
 async def test_a_prompt_without_pictures_grounds_nothing(engine: HFEngine) -> None:
     said, _ = await answer(engine, "plain", Prompt.of("Is there a cat?"), exactly(N), grounding=True)
-    assert [token.grounding for token in said.tokens] == [0.0] * N
+    # The same prompt in two rows of a batch: which kernel a row meets depends on the machine, its last bits with it.
+    assert [token.grounding for token in said.tokens] == pytest.approx([0.0] * N, abs=1e-4)
 
 
 async def test_a_comparison_with_a_branch_that_is_not_there_is_refused(engine: HFEngine) -> None:
