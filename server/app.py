@@ -15,6 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from decoding.engine import Engine
 from server import about, chat, engines, health, models, openapi, playground, responses, strategies, text, tokenize
+from server.batch import batches, files
+from server.batch.runner import Runner
 from server.errors import http_error
 from server.guard import Guard
 from server.headers import SecurityHeaders
@@ -36,13 +38,18 @@ def create_app(settings: Settings, create: Callable[[Settings], Engine] = engine
             Middleware(RequestId),
             Middleware(SecurityHeaders),
             Middleware(ErrorLayer),
-            Middleware(BodyLimit, limit=settings.max_body_mb * 1_000_000),
+            Middleware(
+                BodyLimit,
+                limit=settings.max_body_mb * 1_000_000,
+                larger={"/v1/files": settings.max_file_mb * 1_000_000},
+            ),
             Middleware(Guard, keys=Keys.of(settings), also_open=playground.open_paths(settings)),
         ],
         exception_handlers={HTTPException: refused_by_router, RequestValidationError: refused_by_router},
     )
-    app.state.service = Service(settings, create)
-    for module in (chat, responses, text, tokenize, models, strategies, health, about):
+    service = app.state.service = Service(settings, create)
+    service.batches = Runner(service)
+    for module in (chat, responses, text, tokenize, files, batches, models, strategies, health, about):
         app.include_router(module.router)
     if settings.playground != "off":
         app.include_router(playground.router)
@@ -53,16 +60,26 @@ def create_app(settings: Settings, create: Callable[[Settings], Engine] = engine
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
-    starting = asyncio.create_task(service.start())
+    await service.store.open()
+    starting = asyncio.create_task(started(service))
     try:
         yield
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
+        await service.batches.close()
         await service.close()
+        await service.store.close()
+
+
+async def started(service: Service) -> None:
+    await service.start()
+    if service.failure is None:
+        service.batches.start()
 
 
 async def refused_by_router(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return JSONResponse(http_error(error.status_code).model_dump(), error.status_code, error.headers)
-    return JSONResponse(http_error(400).model_dump(), 400)
+    param = str(error.errors()[0]["loc"][-1]) if isinstance(error, RequestValidationError) else None
+    return JSONResponse(http_error(400, param).model_dump(), 400)

@@ -19,6 +19,10 @@ class ModelNotFound(BadRequest):
     """No such model, or no such strategy behind its name."""
 
 
+class NotFound(BadRequest):
+    """No such file or batch, or another key's."""
+
+
 class BodyTooLarge(BadRequest):
     """More bytes than the server reads."""
 
@@ -71,6 +75,7 @@ class Kind:
 # The first class that fits decides.
 KINDS: tuple[tuple[type[OnlySeenError], Kind], ...] = (
     (ModelNotFound, Kind(404, "invalid_request_error", "model_not_found")),
+    (NotFound, Kind(404, "invalid_request_error", "not_found")),
     (Unauthorized, Kind(401, "authentication_error", "invalid_api_key")),
     (BodyTooLarge, Kind(413, "invalid_request_error", "request_too_large")),
     (WrongMediaType, Kind(415, "invalid_request_error", "unsupported_media_type")),
@@ -115,9 +120,13 @@ def explain(error: BaseException) -> Explanation:
     return Explanation(kind, ErrorBody(error=detail), getattr(error, "retry_after", RETRY_AFTER))
 
 
-def http_error(status: int) -> ErrorBody:
+def http_error(status: int, param: str | None = None) -> ErrorBody:
     """For what the router refuses."""
     texts = {404: "There is no such route. GET /openapi.json lists them.", 405: "This route has no such method."}
     return ErrorBody(
-        error=ErrorDetail(message=texts.get(status, "The request cannot be answered."), type="invalid_request_error")
+        error=ErrorDetail(
+            message=texts.get(status, "The request cannot be answered." if param is None else f"{param} is not valid."),
+            type="invalid_request_error",
+            param=param,
+        )
     )

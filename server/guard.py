@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import suppress
+from typing import Annotated
 
 import anyio
+from fastapi import Depends, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from decoding.errors import OnlySeenError
@@ -27,11 +29,19 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.keys and scope["path"] not in self.open:
             try:
-                self.keys.admit(authorization(scope))
+                scope.setdefault("state", {})["owner"] = self.keys.admit(authorization(scope))
             except OnlySeenError:
                 await drain(receive)
                 raise
         await self.app(scope, receive, send)
+
+
+def owner(request: Request) -> str:
+    """Whose files and batches the request is about: a key's hash, or nobody's where there are no keys."""
+    return str(getattr(request.state, "owner", ""))
+
+
+Owner = Annotated[str, Depends(owner)]
 
 
 def authorization(scope: Scope) -> bytes:

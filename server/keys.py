@@ -31,8 +31,8 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._hashes)
 
-    def admit(self, authorization: bytes) -> None:
-        """The header of one request.
+    def admit(self, authorization: bytes) -> str:
+        """Whose request it is, by its header: the hash of the key.
 
         Raises:
             Unauthorized: it has no key, or one that is not known.
@@ -45,6 +45,7 @@ class Keys:
         if scheme.lower() != b"bearer" or not fitting:
             raise Unauthorized("A valid API key is needed: Authorization: Bearer <key>.")
         self._count(given.hex())
+        return given.hex()
 
     def _count(self, who: str) -> None:
         if self._rate is None or self._limiter.hit(self._rate, who):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from uuid import uuid4
 
 import structlog
@@ -79,22 +80,24 @@ class ErrorLayer:
 class BodyLimit:
     """Counts what is read, whatever the headers say."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, larger: Mapping[str, int] | None = None) -> None:
+        """`larger`: path -> its own limit."""
         self.app = app
         self.limit = limit
+        self.larger = larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seen = 0
+        seen, limit = 0, self.larger.get(scope.get("path", ""), self.limit)
 
         async def counted() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen <= self.limit:
+            if seen <= limit:
                 return message
-            while message.get("more_body", False) and seen <= self.limit + DISCARD:
+            while message.get("more_body", False) and seen <= limit + DISCARD:
                 message = await receive()
                 seen += len(message.get("body", b""))
-            raise BodyTooLarge(f"The body is larger than {self.limit // 1_000_000} MB.")
+            raise BodyTooLarge(f"The body is larger than {limit // 1_000_000} MB.")
 
         await self.app(scope, counted, send)

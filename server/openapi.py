@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from server.batch.batches import BatchRequest
 from server.chat_request import ChatRequest
 from server.errors import ErrorBody
 from server.responses_request import ResponsesRequest
@@ -19,6 +20,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": TextRequest,
     "/v1/responses": ResponsesRequest,
+    "/v1/batches": BatchRequest,
     "/tokenize": TokenizeRequest,
 }
 

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from decoding.engine import Engine
 from decoding.errors import Unsupported
+from server.batch.store import Store
 from server.errors import Unavailable
 from server.image import Pictures
 from server.metrics import Metrics
@@ -20,6 +21,7 @@ from server.settings import Settings
 if TYPE_CHECKING:
     from decoding.stack import Run
     from decoding.strategy import Strategy
+    from server.batch.runner import Runner
 
 log = structlog.get_logger("onlyseen.server")
 
@@ -31,6 +33,8 @@ class Service:
         self.settings = settings
         self.pictures = Pictures(settings.allowed_hosts(), settings.image_cache_mb * 1_000_000)
         self.metrics = Metrics(self.pictures.cache)
+        self.store = Store(settings.data_dir, settings.max_data_mb * 1_000_000)
+        self.batches: Runner  # the application sets it
         self.began = int(time.time())
         self.failure: Exception | None = None
         self.on_settled: Callable[[Service], None] = lambda _: None  # called once, when ready or failed

@@ -88,6 +88,15 @@ class Settings(BaseSettings):
         Field(description="comma-separated host or host:port that images are fetched from; empty: data URLs only"),
     ] = ""
     image_cache_mb: Annotated[int, Field(ge=0, description="decoded pictures kept for the next turn, megabytes")] = 256
+    data_dir: Annotated[
+        Path | None,
+        Field(
+            description="folder of files and batches, which go on after a restart; without it they end with the server"
+        ),
+    ] = None
+    max_file_mb: Annotated[int, Field(ge=1, description="largest file of a batch, megabytes")] = 512
+    max_data_mb: Annotated[int, Field(ge=1, description="all files together, megabytes")] = 4096
+    batch_requests: Annotated[int, Field(ge=1, description="requests of a batch that run at once")] = 8
     request_timeout: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="seconds that a request gets, from its images to its end")
     ] = 600

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import re
 import threading
 import time
@@ -342,3 +343,26 @@ def test_a_prompt_has_as_many_tokens_as_it_costs(url: str, client: OpenAI) -> No
     usage = client.chat.completions.create(**greedy("plain", max_tokens=2)).usage
     assert usage is not None
     assert told["count"] == len(told["tokens"]) == usage.prompt_tokens
+
+
+def test_pope_as_one_file(client: OpenAI) -> None:
+    rows = [json.loads(row) for row in (EMBEDDED / "scenes" / "pope" / "random.jsonl").read_text().splitlines()[:12]]
+    lines = [
+        {
+            "custom_id": str(row["question_id"]),
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": greedy("agla", messages=question(EMBEDDED / "scenes" / "images" / row["image"], row["text"])),
+        }
+        for row in rows
+    ]
+    file = client.files.create(file=("pope.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    end = time.monotonic() + 120
+    while batch.status != "completed" and time.monotonic() < end:
+        time.sleep(0.2)
+        batch = client.batches.retrieve(batch.id)
+    answers = [json.loads(line) for line in client.files.content(batch.output_file_id or "").text.splitlines()]
+    said = {each["custom_id"]: each["response"]["body"]["choices"][0]["message"]["content"] for each in answers}
+    assert set(said) == {str(row["question_id"]) for row in rows}
+    assert all(text.startswith(("Yes", "No")) for text in said.values())
