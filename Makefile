@@ -37,6 +37,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive server decoding eval embedded bench install
+	$(BIN)/python install/audit.py $(AUDIT)
 
 format: install
 	$(BIN)/ruff format .

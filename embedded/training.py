@@ -119,7 +119,7 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _load(self) -> None:
-        state = torch.load(self.path, map_location="cpu")
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
