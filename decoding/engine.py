@@ -11,6 +11,8 @@ Capability = Literal[
     "branches",
     "logits",
     "heads",
+    "attend",
+    "exits",
     "probe",
     "digest",
     "relevance",

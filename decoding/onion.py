@@ -15,14 +15,17 @@ def through(
     branches: Mapping[str, Tensor],
     memories: Mapping[str, Tensors],
     position: Tensor,
+    early: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """[..., vocab] -> [..., vocab] by the `logits` hooks, inner strategies first. A strategy sees its own branches.
 
-    `stack` is outermost first, `memories` by owner, `position` [..., 1] tokens generated so far.
+    `stack` is outermost first, `memories` by owner, `position` [..., 1] tokens generated so far, `early` by owner what
+    the layers say that it listens at, [..., exits, vocab].
     """
     scores = raw
     for strategy in reversed(stack):
         if "logits" in strategy.hooks():
             own = {name: logits for name, logits in branches.items() if name.startswith(f"{strategy.name}/")}
-            scores = strategy.logits(Step(scores, raw, own, memories.get(strategy.name, {}), position))
+            heard = (early or {}).get(strategy.name)
+            scores = strategy.logits(Step(scores, raw, own, memories.get(strategy.name, {}), position, heard))
     return scores

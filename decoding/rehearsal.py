@@ -15,6 +15,7 @@ from decoding.engine import Capability
 from decoding.strategy import Effect, Strategy
 
 QUESTION, SIDE = "Is there a cat in the image?", 512  # of a picture that is worth cutting into parts
+HOOKS: frozenset[Capability] = frozenset({"logits", "heads", "attend", "exits"})  # capabilities of the same name
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,7 @@ def rehearse(strategy: Strategy) -> Rehearsal:
         needs |= {"logprobs"} if ask.sampling.top_logprobs is not None else set()
         needs |= {"digest"} if ask.digest else set()
         needs |= {"noise"} if any(picture.noise for prompt in prompts(ask) for picture in prompt.pictures) else set()
-    needs |= {"logits"} if "logits" in strategy.hooks() else set()
-    needs |= {"heads"} if "heads" in strategy.hooks() else set()
+    needs |= HOOKS & strategy.hooks()
     needs |= {"probe"} if any(isinstance(effect, Probe) for effect in effects) else set()
     needs |= {"relevance"} if any(isinstance(effect, Relevance) for effect in effects) else set()
     counts = {

@@ -26,6 +26,29 @@ class Step:
     branches: Mapping[str, Tensor]  # "owner/name" -> [..., vocab]; without those that sleep
     memory: Tensors  # what this strategy's digest left, each [..., *shape]
     position: Tensor  # [..., 1] tokens generated so far
+    early: Tensor | None = None  # [..., exits, vocab] the main branch after the layers that `exits` names
+
+
+@dataclass(frozen=True, slots=True)
+class Exits:
+    """After how many layers (0: the embeddings) the model is asked for the next token, through its own head."""
+
+    layers: tuple[int, ...]
+    normed: bool = True  # through the final norm first, as after the last layer
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What the newest token of each row attends to, in one layer."""
+
+    pictures: Tensor  # [..., keys] number of the picture token in its prompt; -1 where the token is text
+    layer: int
+    layers: int
+
+    @property
+    def visual(self) -> Tensor:
+        """[..., keys] true for the tokens of pictures."""
+        return self.pictures >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +64,8 @@ class Captured:
 class Strategy(BaseModel):
     """The text side speaks in asks and never sees a tensor; the tensor side is pure functions next to the model.
 
-    Hooks must keep shape, dtype and device, leave their inputs as they are, and keep -inf at -inf. `heads` acts on
-    the main row only, at every position, prompt included.
+    Hooks must keep shape, dtype and device, leave their inputs as they are, and keep -inf at -inf. `heads` and `attend`
+    act on the main row only: `heads` at every position, prompt included; `attend` on what the newest token looks at.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -78,6 +101,14 @@ class Strategy(BaseModel):
         """[layers, heads] factors on the head outputs before the output projection. None: all 1."""
         return None
 
+    def attend(self, scores: Tensor, keys: Keys, memory: Tensors) -> Tensor:
+        """[..., heads, keys] -> the same: scaled attention scores of the newest token, before mask and softmax."""
+        return scores
+
+    def exits(self, layers: int, tied: bool) -> Exits:
+        """Where to listen, for `Step.early`, in a model of so many layers. `tied`: its head is its embedding."""
+        return Exits(())
+
     @classmethod
     def refuses(cls, outer: type[Strategy]) -> str | None:
         """Why `outer` cannot stand outside this strategy in a stack; None where it can."""
@@ -86,5 +117,5 @@ class Strategy(BaseModel):
     @classmethod
     def hooks(cls) -> frozenset[str]:
         """The tensor hooks this strategy overrides. What it needs of an engine follows from them."""
-        names = ("digest", "logits", "wakes", "heads")
+        names = ("digest", "logits", "wakes", "heads", "attend", "exits")
         return frozenset(name for name in names if getattr(cls, name) is not getattr(Strategy, name))

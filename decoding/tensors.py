@@ -41,6 +41,14 @@ def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     return possible & torch.zeros_like(keep).scatter(-1, tokens, keep)
 
 
+def top(logits: Tensor, k: int) -> Tensor:
+    """Mask of the k likeliest tokens, and of those as likely as the last of them; k 0 keeps all."""
+    possible = logits > -torch.inf
+    if k == 0 or k >= logits.shape[-1]:
+        return possible
+    return possible & (logits >= logits.topk(k, dim=-1).values[..., -1:])
+
+
 def only(scores: Tensor, keep: Tensor) -> Tensor:
     return scores.masked_fill(~keep, -torch.inf)
 
@@ -66,6 +74,23 @@ def shifted(scores: Tensor, towards: Tensor, away: Tensor, weight: float | Tenso
     """
     gap = towards - away
     return scores + weight * gap.masked_fill(~gap.isfinite(), 0.0)
+
+
+def subtract(scores: Tensor, other: Tensor, weight: float) -> Tensor:
+    """scores - weight other; where `other` is -inf the score stays. Weight 0 gives the scores to the last bit."""
+    taken = weight * other
+    return scores - taken.masked_fill(~taken.isfinite(), 0.0)
+
+
+def divergence(one: Tensor, other: Tensor) -> Tensor:
+    """Jensen-Shannon divergence, in nats, of the distributions of two logits: [..., vocab] each -> [...]."""
+    p, q = (logits.softmax(dim=-1, dtype=torch.float32) for logits in (one, other))
+    return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+
+
+def entropy(p: Tensor) -> Tensor:
+    shares: Tensor = torch.special.entr(p)
+    return shares.sum(dim=-1)
 
 
 @cache

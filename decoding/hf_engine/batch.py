@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from decoding.hf_engine.dormant import Dormitory
 from decoding.hf_engine.grouping import grouped
 from decoding.hf_engine.heads import Scales
 from decoding.hf_engine.hooks import Failed, Rows, mixed, waking, within_grammars
+from decoding.hf_engine.inside import Inside
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.hf_engine.request import MAIN, Request
 from decoding.hf_engine.sampler import choose
@@ -38,6 +39,7 @@ class Batch:
         self.dormitory = Dormitory(model)
         self.rows: list[Row] = []
         self._scales: Scales | None = None  # of the head outputs of every row
+        self._inside = Inside(model, [])
         self._tokens = torch.empty(0, dtype=torch.long, device=model.device)  # [rows] read by the next step
 
     @property
@@ -52,6 +54,7 @@ class Batch:
             for name in request.awake:
                 self.cache.join(ready[id(request), name].pairs)
                 self.rows.append(Row(request, name, ready[id(request), name].position))
+            request.early = ready[id(request), MAIN].early
         logits = torch.stack([ready[id(row.request), row.name].logits for row in self.rows[base:]])
         self._tokens = torch.cat([self._tokens, self._tokens.new_zeros(len(self.rows) - base)])
         self._regroup()
@@ -61,7 +64,8 @@ class Batch:
 
     def step(self) -> Said:
         """One token for every request."""
-        logits = self.model.decode(self._tokens, [row.position for row in self.rows], self.cache, self._scales)
+        with self._inside.step(self.cache):
+            logits = self.model.decode(self._tokens, [row.position for row in self.rows], self.cache, self._scales)
         for row in self.rows:
             row.position += 1
             row.request.spent.forward_passes += 1
@@ -135,12 +139,13 @@ class Batch:
         return dict(places)
 
     def _regroup(self) -> None:
-        """The factors of the batch as it now stands: those of a request act on its main row."""
+        """What is done inside the batch as it now stands: what a request asks for acts on its main row."""
+        self._inside = Inside(self.model, [(row.request, row.name) for row in self.rows])
         self._scales = self.model.tap.scales([factors_of(row.request, row.name) for row in self.rows])
 
 
 def prefill(model: Model, requests: Sequence[Request]) -> Ready:
-    """Every prompt of every request after its pass; prompts that are equal, factors included, are run once."""
+    """Every prompt of every request after its pass; prompts to which the same is done are run once."""
     ready: Ready = {}
     todo: dict[object, list[tuple[Request, str]]] = {}
     for request in requests:
@@ -150,8 +155,8 @@ def prefill(model: Model, requests: Sequence[Request]) -> Ready:
             if kept is not None:
                 ready[id(request), name] = kept
             else:
-                scaled = name == MAIN and request.factors is not None
-                origin = (request.stack, *request.ask.memories.items()) if scaled else None
+                plain = name != MAIN or request.plain_inside
+                origin = None if plain else (request.stack, *request.ask.memories.items())
                 todo.setdefault((prompt, origin), []).append((request, name))
     firsts = [wanted[0] for wanted in todo.values()]
     for numbers in grouped([request.prompts[name] for request, name in firsts]):
@@ -161,13 +166,17 @@ def prefill(model: Model, requests: Sequence[Request]) -> Ready:
     for wanted in todo.values():
         for request, name in wanted:
             request.spent.forward_passes += 1  # a shared pass counts for all, so that receipts can be compared
+            request.failure = wanted[0][0].failure or request.failure
             ready[id(request), name] = ready[id(wanted[0][0]), wanted[0][1]]
     return ready
 
 
 def run(model: Model, group: Sequence[tuple[Request, str]]) -> list[Prefilled]:
+    prompts = [request.prompts[name] for request, name in group]
     scales = model.tap.scales([factors_of(request, name) for request, name in group])
-    return model.prefill([request.prompts[name] for request, name in group], scales)
+    with Inside(model, group).prompts([len(prompt) for prompt in prompts]) as early:
+        done = model.prefill(prompts, scales)
+    return [replace(one, early=early.get(row, {})) for row, one in enumerate(done)]
 
 
 def factors_of(request: Request, name: str) -> Tensor | None:

@@ -94,6 +94,11 @@ class AlignedCache(Cache):  # type: ignore[misc]
         """After a step."""
         self.now += 1
 
+    def around(self, row: int, length: int) -> tuple[int, int]:
+        """How many columns of the coming step come before and after a row's first `length` ones."""
+        before = self.starts[row] - self.first
+        return before, self.now + 1 - self.first - before - length
+
     def mask(self, dtype: torch.dtype, device: torch.device, window: int | None = None) -> Tensor | None:
         """Additive [rows, 1, 1, columns] for the coming step; None where every row sees every column."""
         first, columns = self.first, self.now + 1 - self.first

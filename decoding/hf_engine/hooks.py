@@ -71,7 +71,7 @@ def mixed(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> 
     A strategy that raises fails the requests that use it, not the batch.
     """
     scores = logits[[own[MAIN] for own in rows]]
-    failed: Failed = {}
+    failed: Failed = {number: request.failure for number, request in enumerate(requests) if request.failure}
     acting = [any("logits" in strategy.hooks() for strategy in request.ask.stack) for request in requests]
     for members in kinds(requests, acting, rows):
         try:
@@ -88,7 +88,8 @@ def through(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -
     stack = requests[0].ask.stack
     branches = {name: logits[[own[name] for own in rows]] for name in requests[0].ask.branches if name in rows[0]}
     memories = {strategy.name: remembered(strategy, requests) for strategy in stack}
-    return onion.through(stack, raw, branches, memories, position)
+    early = {owner: torch.stack([request.early[owner] for request in requests]) for owner in requests[0].early}
+    return onion.through(stack, raw, branches, memories, position, early)
 
 
 def remembered(strategy: Strategy, requests: Sequence[Request]) -> dict[str, Tensor]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, DynamicCache
 
+from decoding.hf_engine.attention import AttentionTap
 from decoding.hf_engine.cache import AlignedCache
 from decoding.hf_engine.encoder import Encoded, Encoder
+from decoding.hf_engine.exits import ExitTap
 from decoding.hf_engine.families import context_of, family_of
 from decoding.hf_engine.heads import HeadTap, Observer, Scales
 from decoding.hf_engine.linear import pack
@@ -30,6 +32,7 @@ class Prefilled:
     pairs: Pairs
     logits: Tensor  # [vocab], float32, after the last prompt token
     position: int  # of the token that comes next
+    early: Mapping[str, Tensor] = field(default_factory=dict)  # owner -> [exits, vocab], float32
 
 
 class Model:
@@ -49,11 +52,15 @@ class Model:
         self.tap = HeadTap(
             [at(layer, self.family.head_output) for layer in self.decoder.layers], text.num_attention_heads
         )
+        self.attention = AttentionTap(self.decoder)
+        self.exits = ExitTap(self.decoder, self._logits)
         self.window: int | None = getattr(text, "sliding_window", None)
         self.layer_types: frozenset[str] = frozenset(getattr(text, "layer_types", None) or ())
         embedding = self.network.get_input_embeddings().weight
         self.device: torch.device = embedding.device
         self.dtype: torch.dtype = embedding.dtype
+        self.picture_token: int = self.network.config.image_token_id  # stands in the ids for each token of a picture
+        self.tied: bool = self.head.weight is embedding
         self.vocab: int = self.head.weight.shape[0]
         self.eos = torch.tensor(end_tokens(self.network, self.encoder.tokenizer), dtype=torch.long, device=self.device)
 

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from decoding.answer import Alternative, End, Reason, Token, Usage
 from decoding.ask import Ask
+from decoding.errors import BadRequest
 from decoding.hf_engine.constraint import Constraints
 from decoding.hf_engine.detokenizer import Detokenizer, Vocabulary
 from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.hf_engine.sampler import Chooser
 from decoding.prompt import Prompt
-from decoding.strategy import Captured, Strategy, Tensors
+from decoding.strategy import Captured, Exits, Strategy, Tensors
 
 MAIN = "main"
 
@@ -61,6 +62,11 @@ class Request:
         self.words = words
         factors = head_factors(ask, memories)
         self.factors = None if factors is None else factors.to(model.device, model.dtype)  # [layers, heads]
+        self.attends = any("attend" in strategy.hooks() for strategy in ask.stack)
+        self.exits = exits(ask, model)  # owner -> where it listens
+        self.early: Mapping[str, Tensor] = {}  # owner -> [exits, vocab] at this step
+        self.failure: Exception | None = None  # of a strategy inside the model
+        self.pictures = numbered(prompts[MAIN].ids.to(model.device), model.picture_token)  # [prompt tokens]
         self.firsts = {choice: model.encoder.first_tokens(choice).to(model.device) for choice in ask.choices}
         self.chooser = Chooser(ask.sampling, prompts[MAIN].ids.to(model.device), model.eos, model.vocab)
         self.detokenizer = Detokenizer(model.encoder.tokenizer, ask.sampling.stop)
@@ -68,7 +74,7 @@ class Request:
         self.constraint = None if grammar is None else constraints.constraint(grammar)
         self.eos = frozenset(model.eos.tolist())
         self.dormant = frozenset(name for name in ask.branches if any(sleeps(name, owner) for owner in ask.stack))
-        self.acts_inside = any("heads" in strategy.hooks() for strategy in ask.stack)
+        self.acts_inside = any({"heads", "attend"} & strategy.hooks() for strategy in ask.stack)
         self.digested: Tensors = {}
         self.spent = Spent()
         self.room = min(ask.sampling.max_tokens or model.context, model.context - max(map(len, prompts.values())))
@@ -83,11 +89,18 @@ class Request:
         return {name: prompt for name, prompt in everyone.items() if name not in self.dormant}
 
     def reusable(self) -> Prefilled | None:
-        """The main prompt as a probe left it, when that is what this ask's factors would make of it."""
+        """The main prompt as a probe left it, when that is what this ask's strategies would make of it."""
+        if self.attends or self.exits:
+            return None
         for remembered in self.memories.values():
             if remembered.prompt == self.ask.prompt and same(remembered.factors, self.factors):
                 return remembered.prefilled
         return None
+
+    @property
+    def plain_inside(self) -> bool:
+        """Nothing that is particular to its strategies happens while its main prompt goes through the model."""
+        return self.factors is None and not self.attends and not self.exits
 
     def remember(self, raw: Tensor) -> None:
         """Fold the raw logits, [vocab], of this step into the memory that the ask wants digested."""
@@ -179,6 +192,28 @@ def shapes(memories: Mapping[str, Remembered]) -> tuple[object, ...]:
     return tuple(
         (owner, name, tensor.shape) for owner in sorted(memories) for name, tensor in memories[owner].tensors.items()
     )
+
+
+def exits(ask: Ask, model: Model) -> dict[str, Exits]:
+    """Owner -> where it listens.
+
+    Raises:
+        BadRequest: the model has no such layer.
+    """
+    wanted = {strategy.name: strategy.exits(model.layers, model.tied) for strategy in ask.stack}
+    for owner, found in wanted.items():
+        if max(found.layers, default=0) >= model.layers:
+            raise BadRequest(
+                f"'{owner}' listens after layer {max(found.layers)}; the last before the end is {model.layers - 1}.",
+                param=f"decoding.{owner}",
+            )
+    return {owner: found for owner, found in wanted.items() if found.layers}
+
+
+def numbered(ids: Tensor, picture_token: int) -> Tensor:
+    """[length] the tokens of pictures counted from 0; -1 at text."""
+    visual = ids == picture_token
+    return torch.where(visual, visual.cumsum(0) - 1, -1)
 
 
 def head_factors(ask: Ask, memories: Mapping[str, Remembered]) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from typing import get_args
 
 import numpy as np
 from PIL import Image
@@ -13,22 +14,7 @@ from decoding.answer import End, Heat, Memory, Token, Usage
 from decoding.ask import Ask, Picture, Probe, Prompt, Relevance
 from decoding.engine import Capability, ModelCard
 
-EVERYTHING: frozenset[Capability] = frozenset(
-    (
-        "branches",
-        "logits",
-        "heads",
-        "probe",
-        "digest",
-        "relevance",
-        "noise",
-        "choices",
-        "begin",
-        "logprobs",
-        "grammar",
-        "tokens",
-    )
-)
+EVERYTHING: frozenset[Capability] = frozenset(get_args(Capability))
 
 
 class FakeEngine:

@@ -10,30 +10,48 @@ from torch import Tensor
 
 from decoding.answer import Alternative, End, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Prompt
-from decoding.strategy import Captured, Step, Strategy, Tensors
+from decoding.strategy import Captured, Keys, Step, Strategy, Tensors
 from tests.decoding.fakes import FakeEngine
 
 VOCABULARY, LAYERS, HEADS, WIDTH = 24, 8, 4, 6
 WORDS = (" Yes", " No", *(f" {number}" for number in range(2, VOCABULARY)))
+KEYS, SEEN = 6, 3  # keys that are attended to, and how many of them belong to the picture
 
 
 class ToyEngine(FakeEngine):
-    """Head outputs are noise drawn from the prompt and the tokens so far; logits are their weighted sum."""
+    """Attention scores and values are noise drawn from the prompt and the tokens so far.
+
+    The logits are a weighted sum of what the heads make of them, on top of what the model would say without having
+    looked at anything; after fewer layers, a shorter sum.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         readout = torch.Generator().manual_seed(0)
         self.readout = torch.randn(LAYERS, HEADS, WIDTH, VOCABULARY, generator=readout)
+        self.prior = torch.randn(VOCABULARY, generator=readout)
         self.tensors: dict[Memory, Tensors] = {}
 
-    def outputs(self, prompt: Prompt, tokens: list[int]) -> Tensor:
-        """[layers, heads, width]"""
+    def outputs(
+        self, prompt: Prompt, tokens: list[int], stack: tuple[Strategy, ...] = (), **memories: Tensors
+    ) -> Tensor:
+        """[layers, heads, width], where the strategies of the stack edit the attention."""
         parts = [part if isinstance(part, str) else part.key for message in prompt.messages for part in message.parts]
         seed = hashlib.sha256(repr((parts, tokens)).encode()).digest()[:8]
-        return torch.randn(LAYERS, HEADS, WIDTH, generator=torch.Generator().manual_seed(int.from_bytes(seed)))
+        random = torch.Generator().manual_seed(int.from_bytes(seed))
+        scores = torch.randn(LAYERS, HEADS, KEYS, generator=random)
+        values = 3 * torch.randn(LAYERS, HEADS, KEYS, WIDTH, generator=random)
+        seen = SEEN if prompt.pictures else 0
+        pictures = torch.tensor([*range(seen), *[-1] * (KEYS - seen)])
+        for strategy in reversed(stack):
+            keys = (Keys(pictures, layer, LAYERS) for layer in range(LAYERS))
+            memory = memories.get(strategy.name, {})
+            scores = torch.stack([strategy.attend(*row, memory) for row in zip(scores, keys, strict=True)])
+        return torch.einsum("lhk,lhkd->lhd", scores.softmax(-1), values)
 
-    def logits(self, prompt: Prompt, tokens: list[int], factors: Tensor) -> Tensor:
-        return torch.einsum("lh,lhd,lhdv->v", factors, self.outputs(prompt, tokens), self.readout)
+    def logits(self, outputs: Tensor, factors: Tensor, depth: int = LAYERS) -> Tensor:
+        """[vocab] after the first `depth` layers."""
+        return self.prior + torch.einsum("lh,lhd,lhdv->v", factors[:depth], outputs[:depth], self.readout[:depth])
 
     async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
         self.history.append(ask)
@@ -43,13 +61,16 @@ class ToyEngine(FakeEngine):
         digested: Tensors = {}
         length = 1 if ask.choices else ask.sampling.max_tokens or 6
         for position in range(length):
-            raw = self.logits(ask.prompt, said, factors)
+            outputs = self.outputs(ask.prompt, said, ask.stack, **memories)
+            raw = self.logits(outputs, factors)
             ones = torch.ones_like(factors)
-            branches = {name: self.logits(prompt, said, ones) for name, prompt in ask.branches.items()}
+            branches = {name: self.logits(self.outputs(prompt, said), ones) for name, prompt in ask.branches.items()}
             scores = raw
             for strategy in reversed(ask.stack):
                 memory = memories.get(strategy.name, {})
-                scores = strategy.logits(Step(scores, raw, branches, memory, torch.tensor([position])))
+                heard = [self.logits(outputs, factors, depth) for depth in strategy.exits(LAYERS, False).layers]
+                early = torch.stack(heard) if heard else None
+                scores = strategy.logits(Step(scores, raw, branches, memory, torch.tensor([position]), early))
             logprobs = scores.log_softmax(-1)
             said.append(ask.sampling.begin[position] if position < len(ask.sampling.begin) else int(scores.argmax()))
             if ask.digest:

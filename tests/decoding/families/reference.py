@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from decoding.hf_engine.families import family_of
 from decoding.hf_engine.loading import load_processor
 from decoding.prompt import Noise, Picture, Prompt
 from decoding.tensors import noised
+from tests.decoding.naive import changed, cut, louder, most_apart
 
 NOISE_STEP, ALPHA, BETA = 500, 1.0, 0.1  # VCD's defaults
 LOUDER = 2.0  # VHR's
+ATTENTION, GUIDANCE, FIRST_LAYER = 0.2, 1.1, 2  # PAI's
 
 Inputs = dict[str, Tensor]
 
@@ -29,6 +32,7 @@ class Naive:
         self.network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.heads: int = config.get_text_config().num_attention_heads
         self.outputs = [m for name, m in self.network.named_modules() if name.endswith("self_attn.o_proj")]
+        self.decoder: Any = reduce(getattr, self.family.decoder.split("."), self.network)
         self.closest = math.inf  # gap between the best two scores of any step so far
 
     def plain(self, prompt: Prompt, steps: int) -> list[int]:
@@ -88,6 +92,31 @@ class Naive:
         with self.hooked(choose):
             self.logits(self.read(prompt), [])
         return factors
+
+    def pai(self, prompt: Prompt, steps: int) -> list[int]:
+        seeing, blind = self.read(prompt), self.read(prompt.without_pictures())
+        change = louder(seeing["input_ids"][0] == self.network.config.image_token_id, ATTENTION, FIRST_LAYER)
+
+        def scores(said: list[int]) -> Tensor:
+            with changed(self.decoder, change):
+                seen = self.logits(seeing, said)
+            unseen, likely = self.logits(blind, said), seen.softmax(-1)
+            return (GUIDANCE * (seen - unseen) + unseen).masked_fill(likely < BETA * likely.max(), -torch.inf)
+
+        return self.say(scores, steps)
+
+    def dola(self, prompt: Prompt, steps: int) -> list[int]:
+        inputs, half = self.read(prompt), len(self.outputs) // 2
+
+        def scores(said: list[int]) -> Tensor:
+            last, early = self.logits(inputs, said), {}
+            for depth in range(0, half, 2):
+                with cut(self.decoder, depth):
+                    early[depth] = self.logits(inputs, said)
+            likely = last.softmax(-1)
+            return (last - early[most_apart(last, early)]).masked_fill(likely < BETA * likely.max(), -torch.inf)
+
+        return self.say(scores, steps)
 
     def read(self, prompt: Prompt) -> Inputs:
         """Through the processor as its documentation says."""

@@ -24,6 +24,7 @@ STEPS = 18
 CASES = [
     *(("plain", name) for name in PROMPTS),
     *((strategy, name) for strategy in ("vcd", "vhr") for name in ("wide", "two")),
+    *((strategy, "wide") for strategy in ("pai", "dola")),
 ]
 Said = dict[tuple[str, str], list[int]]
 

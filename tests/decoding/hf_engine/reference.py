@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,12 +21,16 @@ from decoding.answer import Heat
 from decoding.pictures import smooth
 from decoding.prompt import Picture, Prompt
 from decoding.strategies.agla import AGLA
+from decoding.strategies.deco import DeCo
+from decoding.strategies.dola import DoLa
+from decoding.strategies.pai import PAI
 from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategies.vhr import VHR
 from decoding.strategy import Strategy
+from tests.decoding.naive import Change, candidates, changed, cut, louder, most_apart
 
 Factors = Mapping[tuple[int, int], float]  # (layer, head) -> what its output is multiplied by
 
@@ -53,13 +57,15 @@ class Reference:
         self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
         self.relevance = relevance
-        self.layers = self.model.model.language_model.layers
+        self.decoder = self.model.model.language_model
+        self.layers = self.decoder.layers
 
     def decode(self, stack: Sequence[Strategy], prompt: Prompt, length: int, *, ends: bool = False) -> Told:
         """`length` greedy tokens, or with `ends` as many as come before the model ends its answer."""
         factors: Factors = {}
         others: dict[str, Read] = {}
         description: list[Tensor] = []  # log P_j, [vocab] each
+        changes: list[Change] = []
         for depth, strategy in enumerate(stack):
             match strategy:
                 case VCD():
@@ -68,15 +74,23 @@ class Reference:
                     others["agla"] = self.read(prompt.map_pictures(self.mask(strategy.text or prompt.question)))
                 case VHR():
                     factors = self.reinforced(self.read(prompt), self.read(prompt.without_pictures()), strategy)
+                case PAI():
+                    others["pai"] = self.read(prompt.without_pictures())
+                    visual = self.read(prompt).ids == self.model.config.image_token_id
+                    changes.append(louder(visual, strategy.alpha, strategy.first_layer))
                 case VDGD():
                     prompt, description = self.described(stack[depth + 1 :], prompt, strategy)
         main, told = self.read(prompt), Told()
         while len(told.tokens) < length:
-            z = self.logits(main, told.tokens, factors)
+            z = self.logits(main, told.tokens, factors, changes=changes)
             branches = {name: self.logits(read, told.tokens, {}) for name, read in others.items()}
             scores = z
             for strategy in reversed(stack):
-                scores = mixed(strategy, scores, z, branches, description)
+                early = {
+                    depth: self.logits(main, told.tokens, factors, changes=changes, depth=depth)
+                    for depth in self.listened(strategy)
+                }
+                scores = mixed(strategy, scores, z, branches, early, description)
             token = int(scores.argmax())
             told.tokens.append(token)
             told.logprobs.append(float(scores.log_softmax(-1)[token]))
@@ -102,10 +116,22 @@ class Reference:
         return Read(read["input_ids"][0], read.get("pixel_values"))
 
     @torch.no_grad()
-    def logits(self, read: Read, said: Sequence[int], factors: Factors, heads: list[Tensor] | None = None) -> Tensor:
-        """[vocab] after prompt and answer so far. `heads` gets each layer's head outputs at the last position."""
+    def logits(
+        self,
+        read: Read,
+        said: Sequence[int],
+        factors: Factors,
+        heads: list[Tensor] | None = None,
+        changes: Sequence[Change] = (),
+        depth: int | None = None,
+    ) -> Tensor:
+        """[vocab] after prompt and answer so far. `heads` gets each layer's head outputs at the last position.
+
+        `changes` edit the attention; with `depth`, the model ends after so many layers.
+        """
         ids = torch.cat([read.ids, torch.tensor(said, dtype=torch.long)])[None]
-        with self.edited(factors, [] if heads is None else heads):
+        inside = changed(self.decoder, *changes) if changes else nullcontext()
+        with self.edited(factors, [] if heads is None else heads), inside, cut(self.decoder, depth):
             out = self.model(input_ids=ids, pixel_values=read.pixels, use_cache=False)
         return out.logits[0, -1].double()
 
@@ -129,6 +155,19 @@ class Reference:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def listened(self, strategy: Strategy) -> list[int]:
+        """After how many layers."""
+        layers = len(self.layers)
+        match strategy:
+            case DoLa(bucket="high"):
+                return [*range(layers // 2, layers, 2)]
+            case DoLa():
+                return [*range(2 if self.model.config.tie_word_embeddings else 0, layers // 2, 2)]
+            case DeCo():
+                return [depth for depth in range(layers) if round(20 / 32 * layers) <= depth <= round(28 / 32 * layers)]
+            case _:
+                return []
 
     def noisy(self, read: Read, vcd: VCD) -> Read:
         """Forward diffusion, step by step."""
@@ -184,7 +223,12 @@ class Reference:
 
 
 def mixed(
-    strategy: Strategy, scores: Tensor, z: Tensor, branches: Mapping[str, Tensor], description: list[Tensor]
+    strategy: Strategy,
+    scores: Tensor,
+    z: Tensor,
+    branches: Mapping[str, Tensor],
+    early: dict[int, Tensor],
+    description: list[Tensor],
 ) -> Tensor:
     match strategy:
         case Truncate():
@@ -196,6 +240,17 @@ def mixed(
             return contrasted.where(plausible(z, strategy.beta), -math.inf)
         case AGLA():
             return (scores + strategy.alpha * branches["agla"]).where(plausible(z, strategy.beta), -math.inf)
+        case PAI(gamma=1.0):
+            return scores
+        case PAI():
+            seeing, blind = scores.log_softmax(-1), branches["pai"].log_softmax(-1)
+            guided = strategy.gamma * (seeing - blind) + blind
+            return guided.where(plausible(z, strategy.beta), -math.inf)
+        case DoLa():
+            premature = early[most_apart(z, early)]
+            return (scores.log_softmax(-1) - premature.log_softmax(-1)).where(plausible(z, strategy.beta), -math.inf)
+        case DeCo():
+            return corrected(scores, z, early, strategy)
         case VDGD():
             return grounded(scores, z, description, strategy)
         case _:
@@ -222,4 +277,14 @@ def grounded(scores: Tensor, z: Tensor, description: list[Tensor], vdgd: VDGD) -
             one_hot[token] = 1
             divergences = [float(torch.xlogy(one_hot, one_hot).sub(one_hot * log).sum()) for log in description]
             out[token] = -(min(divergences) if vdgd.reduction == "min" else sum(divergences) / len(divergences))
+    return out
+
+
+def corrected(scores: Tensor, z: Tensor, early: dict[int, Tensor], deco: DeCo) -> Tensor:
+    """Of all layers and candidates, the surest pair decides which layer is added, and how much of it."""
+    chosen = candidates(z, deco.top_p, deco.top_k)
+    sure, depth = max((float(logits.softmax(-1)[token]), depth) for depth, logits in early.items() for token in chosen)
+    out = torch.full_like(scores, -math.inf)
+    for token in chosen:
+        out[token] = scores[token] + deco.alpha * sure * early[depth][token]
     return out

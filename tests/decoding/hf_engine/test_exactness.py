@@ -27,10 +27,18 @@ STACKS = {
     "vhr": stack("vhr"),
     "vdgd": stack("vdgd"),
     "vdgd by mean": stack("vdgd", vdgd={"reduction": "mean", "top_p": 0.9}),
+    "pai": stack("pai"),
+    "pai without guidance": stack("pai", pai={"gamma": 1.0, "alpha": 0.5, "first_layer": 0}),
+    "dola": stack("dola"),
+    "dola high": stack("dola", dola={"bucket": "high"}),
+    "deco": stack("deco"),
     "vcd+vhr": stack("vcd+vhr"),
     "agla+vhr": stack("agla+vhr"),
     "vdgd+vcd": stack("vdgd+vcd"),
     "agla+vcd": stack("agla+vcd"),
+    "pai+vhr": stack("pai+vhr"),
+    "dola+vcd": stack("dola+vcd"),
+    "deco+pai": stack("deco+pai"),
     "vdgd+agla+vhr": stack("vdgd+agla+vhr"),
 }
 
@@ -68,6 +76,9 @@ NEUTRAL = {
     "vcd": {"alpha": 0, "beta": 0},
     "agla": {"alpha": 0, "beta": 0},
     "vhr": {"alpha": 1},
+    "pai": {"alpha": 0, "gamma": 1},
+    "dola": {"alpha": 0, "beta": 0},
+    "deco": {"alpha": 0, "top_p": 1, "top_k": 0},
 }
 
 
@@ -78,7 +89,7 @@ async def test_neutral_parameters_leave_the_answer_as_it_is(name: str, engine: H
     assert not neutral.end.usage.changed_steps
 
 
-@pytest.mark.parametrize("names", ["vcd", "agla", "vhr", "vdgd"])
+@pytest.mark.parametrize("names", ["vcd", "agla", "vhr", "vdgd", "pai", "pai without guidance", "dola", "deco"])
 async def test_the_strategy_changes_the_answer(names: str, engine: HFEngine) -> None:
     """Otherwise the comparison above would prove nothing."""
     assert (await ask(engine, names)).text != (await ask(engine, "plain")).text

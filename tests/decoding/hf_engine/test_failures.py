@@ -18,7 +18,7 @@ from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.stack import collect
-from decoding.strategy import Captured, Step, Strategy, Tensors
+from decoding.strategy import Captured, Keys, Step, Strategy, Tensors
 from tests.decoding.hf_engine.asking import exactly, held, probing, prompt, say, stack, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -36,6 +36,20 @@ class Broken(Strategy):
 
     def digest(self, memory: Tensors, captured: Captured) -> Tensors:
         raise ZeroDivisionError
+
+
+class Deranged(Strategy):
+    """Raises inside the model, from the `after`th token on."""
+
+    name: ClassVar[str] = "deranged"
+    paper: ClassVar[str] = "none"
+    prompt: int
+    after: int = 0
+
+    def attend(self, scores: Tensor, keys: Keys, memory: Tensors) -> Tensor:
+        if scores.shape[-1] >= self.prompt + self.after:
+            raise ZeroDivisionError
+        return scores
 
 
 class Unhashable(Strategy):
@@ -70,6 +84,26 @@ async def test_a_strategy_that_raises_fails_its_own_request_alone(after: int, en
     broken = collect(engine.generate(Ask(prompt(4), exactly(30), stack=(Broken(after=after),))))
     *said, failed = await asyncio.gather(*asks, broken, return_exceptions=True)
     assert isinstance(failed, EngineFailed)
+    assert [one.text for one in said if isinstance(one, Answer)] == alone
+    await healthy(engine)
+
+
+@pytest.mark.parametrize("after", [0, 4])
+async def test_a_strategy_that_raises_inside_the_model_fails_its_own_requests_alone(
+    after: int, engine: HFEngine
+) -> None:
+    """One of the two equal requests waits for the other's prompt, and fails with it."""
+    alone = [(await say(engine, prompt(seed), exactly(12))).text for seed in range(2)]
+    deranged = Deranged(prompt=len(engine.model.encoder.encode(prompt(4))), after=after)
+    async with held(engine):
+        asks = [Ask(prompt(seed), exactly(12)) for seed in range(2)] + [
+            Ask(prompt(4), exactly(12), stack=(deranged,))
+        ] * 2
+        answers = [asyncio.ensure_future(collect(engine.generate(ask))) for ask in asks]
+        await until(lambda: engine.worker._inbox.qsize() == len(asks))
+    *said, one, other = await asyncio.gather(*answers, return_exceptions=True)
+    assert isinstance(one, EngineFailed)
+    assert isinstance(other, EngineFailed)
     assert [one.text for one in said if isinstance(one, Answer)] == alone
     await healthy(engine)
 

@@ -23,7 +23,15 @@ QUESTIONS = [
 COMPANIONS = [
     (strategies, prompt(seed=10 + i, text=QUESTIONS[i % 3]), LONG)
     for i, strategies in enumerate(
-        [stack("plain"), stack("vcd"), stack("agla"), stack("vhr"), stack("vdgd"), stack("agla+vhr"), stack("vdgd+vcd")]
+        [
+            stack("plain"),
+            stack("vcd"),
+            stack("agla+vhr"),
+            stack("vdgd+vcd"),
+            stack("pai"),
+            stack("dola"),
+            stack("deco+pai", pai={"gamma": 1.0, "alpha": 0.5}),
+        ]
     )
 ]
 NEWCOMERS = [
@@ -38,6 +46,10 @@ NEWCOMERS = [
     "mvp",
     "zoomeye",
     "auto",
+    "pai",
+    "dola",
+    "deco",
+    "pai+vhr",
     "vcd+vhr",
     "agla+vhr",
     "vdgd+vcd",

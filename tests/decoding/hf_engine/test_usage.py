@@ -19,6 +19,11 @@ PASSES = {
     "agla+vcd": 3 * N,
     "vhr": N + 1,
     "agla+vhr": 2 * N + 1,
+    "pai": 2 * N,
+    "dola": N,
+    "deco": N,
+    "pai+vhr": 2 * N + 2,
+    "dola+vhr": N + 2,
     "vdgd": N + DESCRIPTION,
     "vdgd+vcd": 2 * (N + DESCRIPTION),
     "vdgd+vhr": N + DESCRIPTION + 2,
@@ -39,7 +44,7 @@ async def test_what_cannot_change_a_greedy_answer_changes_no_step(names: str, en
     assert said.end.usage.changed_steps == 0
 
 
-@pytest.mark.parametrize("names", ["vhr", "agla+vhr"])
+@pytest.mark.parametrize("names", ["vhr", "agla+vhr", "pai"])
 async def test_how_often_a_strategy_inside_the_model_changed_something_is_unknown(names: str, engine: HFEngine) -> None:
     said, _ = await answer(engine, names, prompt(), exactly(N))
     assert said.end.usage.changed_steps is None

@@ -12,13 +12,14 @@ from decoding.ask import Ask, Prompt
 from decoding.errors import BadRequest
 from decoding.rehearsal import canned, rehearse
 from decoding.stack import Run, collect
-from decoding.strategy import Captured, Step, Strategy, Tensors
+from decoding.strategy import Captured, Keys, Step, Strategy, Tensors
 from tests.decoding.fakes import asking, speckled
 from tests.decoding.strategies.registered import NEUTRAL, REWORDS, every_strategy, extreme
 from tests.decoding.toy import ToyEngine
 
 VOCABULARY, LAYERS, HEADS, WIDTH = 50, 8, 6, 4
 LARGE = speckled(size=(400, 300))  # enough to be cut
+PICTURE, KEYS = 16, 21  # tokens of a picture, and all that is attended to
 
 BLIND = {"plain", "truncate", "sharpen"}  # work without a picture
 GREEDY_AS_PLAIN = {"plain", "truncate", "sharpen"}  # act on sampling only
@@ -56,11 +57,21 @@ def random_step(strategy: Strategy, dtype: torch.dtype = torch.float32, seed: in
     scores = raw.clone()
     scores[inside] = -torch.inf
     branches = {name: logits(nowhere, in_branch) for name in rehearse(strategy).branches}
-    return Step(scores, raw, branches, digested(strategy, seed), torch.tensor([seed]))
+    heard = [logits(nowhere, in_branch) for _ in strategy.exits(LAYERS, False).layers]
+    early = torch.stack(heard) if heard else None
+    return Step(scores, raw, branches, digested(strategy, seed), torch.tensor([seed]), early)
+
+
+def random_attention(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Keys]:
+    """Scores of one row in a late layer, and which of its keys belong to a picture."""
+    random = torch.Generator().manual_seed(seed)
+    scores = (3 * torch.randn(HEADS, KEYS, generator=random)).to(dtype)
+    return scores, Keys(torch.tensor([-1, -1, *range(PICTURE), -1, -1, -1]), LAYERS - 1, LAYERS)
 
 
 def tensors(step: Step) -> list[Tensor]:
-    return [step.scores, step.raw, step.position, *step.branches.values(), *step.memory.values()]
+    early = [] if step.early is None else [step.early]
+    return [step.scores, step.raw, step.position, *step.branches.values(), *step.memory.values(), *early]
 
 
 def together(steps: list[Step]) -> Step:
@@ -70,6 +81,7 @@ def together(steps: list[Step]) -> Step:
         {name: torch.stack([step.branches[name] for step in steps]) for name in steps[0].branches},
         {name: torch.stack([step.memory[name] for step in steps]) for name in steps[0].memory},
         torch.stack([step.position for step in steps]),
+        torch.stack(heard) if (heard := [step.early for step in steps if step.early is not None]) else None,
     )
 
 
@@ -93,7 +105,7 @@ async def test_neutral_parameters_decode_greedily_like_the_plain_model(kind: typ
 @every_strategy
 async def test_defaults_change_answers_unless_greedy_ones_are_left_alone(kind: type[Strategy]) -> None:
     """Else the tests of neutral parameters would prove nothing."""
-    asks = [asking(f"Is there a {thing} in the image?", LARGE) for thing in ("cat", "dog", "car", "cup")]
+    asks = [asking(f"Is there a {thing} in the image?", LARGE) for thing in ("cat", "dog", "car", "cup", "bus", "bed")]
     changed = [(await tokens((kind(),), ask))[0] != (await tokens((), ask))[0] for ask in asks]
     assert any(changed) == (kind.name not in GREEDY_AS_PLAIN)
 
@@ -108,6 +120,8 @@ def test_neutral_parameters_keep_the_likeliest_token(kind: type[Strategy], dtype
         assert torch.equal(strategy.logits(step), step.scores)
     if (factors := strategy.heads(step.memory)) is not None:
         assert torch.equal(factors, torch.ones_like(factors))
+    scores, keys = random_attention(dtype)
+    assert torch.equal(strategy.attend(scores, keys, step.memory), scores)
 
 
 @every_strategy
@@ -119,20 +133,27 @@ def test_hooks_keep_shape_dtype_and_device(kind: type[Strategy], dtype: torch.dt
     assert (after.shape, after.dtype, after.device) == (step.scores.shape, dtype, step.scores.device)
     if (factors := strategy.heads(step.memory)) is not None:
         assert factors.shape == (LAYERS, HEADS)
+    scores, keys = random_attention(dtype)
+    attended = strategy.attend(scores, keys, step.memory)
+    assert (attended.shape, attended.dtype, attended.device) == (scores.shape, dtype, scores.device)
+    assert attended.isfinite().all()
 
 
 @every_strategy
 def test_hooks_leave_their_inputs_as_they_are(kind: type[Strategy]) -> None:
     strategy = kind()
     step = random_step(strategy)
-    before = [tensor.clone() for tensor in tensors(step)]
+    scores, keys = random_attention()
+    inputs = [*tensors(step), scores, keys.pictures]
+    before = [tensor.clone() for tensor in inputs]
     strategy.logits(step)
     strategy.heads(step.memory)
+    strategy.attend(scores, keys, step.memory)
     if "digest" in strategy.hooks():
         heads = {"seeing": torch.randn(HEADS, WIDTH), "blind": torch.randn(HEADS, WIDTH)}
         for layer in range(LAYERS):
             strategy.digest(step.memory, Captured(heads, layer, LAYERS, logits=torch.randn(VOCABULARY)))
-    assert all(torch.equal(now, then) for now, then in zip(tensors(step), before, strict=True))
+    assert all(torch.equal(now, then) for now, then in zip(inputs, before, strict=True))
 
 
 @every_strategy
@@ -161,6 +182,11 @@ def test_a_batch_is_its_rows(kind: type[Strategy], dtype: torch.dtype) -> None:
     if (factors := strategy.heads(batch.memory)) is not None:
         rows = [strategy.heads(step.memory) for step in steps]
         assert torch.equal(factors, torch.stack([row for row in rows if row is not None]))
+    attention = [random_attention(dtype, seed) for seed in range(4)]
+    keys = Keys(torch.stack([keys.pictures for _, keys in attention]), LAYERS - 1, LAYERS)
+    attended = [strategy.attend(*one, step.memory) for one, step in zip(attention, steps, strict=True)]
+    at_once = strategy.attend(torch.stack([scores for scores, _ in attention]), keys, batch.memory)
+    assert torch.equal(at_once, torch.stack(attended))
 
 
 @every_strategy
@@ -199,6 +225,25 @@ def test_run_closes_cleanly_at_any_yield(kind: type[Strategy]) -> None:
             return
         program.close()
     pytest.fail("the strategy asks without end")
+
+
+@every_strategy
+@every_dtype
+@pytest.mark.parametrize("top", [True, False])
+def test_attention_is_edited_within_bounds(kind: type[Strategy], dtype: torch.dtype, top: bool) -> None:
+    strategy = kind(**extreme(kind, top=top))
+    scores, keys = random_attention(dtype)
+    assert strategy.attend(scores, keys, random_step(strategy, dtype).memory).isfinite().all()
+
+
+@every_strategy
+def test_exits_are_layers_of_the_model(kind: type[Strategy]) -> None:
+    for parameters in ({}, extreme(kind, top=False)):
+        for layers in (1, 2, 3, 6, 8, 28, 32, 48):
+            for tied in (True, False):
+                exits = kind(**parameters).exits(layers, tied).layers
+                assert all(0 <= exit_ < layers for exit_ in exits)
+                assert bool(exits) == ("exits" in kind.hooks())
 
 
 @every_strategy

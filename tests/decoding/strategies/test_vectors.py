@@ -7,14 +7,17 @@ from torch import Tensor
 from decoding.strategies.agla import AGLA
 from decoding.strategies.auto import Auto
 from decoding.strategies.code import CODE
+from decoding.strategies.deco import DeCo
+from decoding.strategies.dola import DoLa
 from decoding.strategies.icd import ICD
 from decoding.strategies.m3id import M3ID
+from decoding.strategies.pai import PAI
 from decoding.strategies.plain import Plain
 from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
-from decoding.strategy import Captured, Step, Strategy, Tensors
+from decoding.strategy import Captured, Keys, Step, Strategy, Tensors
 
 OUT = -torch.inf
 Z = torch.tensor([2.0, 1.5, 0.0, -1.0])
@@ -23,8 +26,9 @@ DESCRIPTION = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.3, 0.3, 0.2, 0.2]]).log()  
 
 
 def step(other: Tensor = OTHER, memory: Tensors | None = None, position: int = 0) -> Step:
-    names = ("vcd/noisy", "agla/local", "icd/disturbed", "m3id/blind", "code/told", "auto/blind", "auto/local")
-    return Step(Z, Z, dict.fromkeys(names, other), memory or {}, torch.tensor([position]))
+    owned = {"vcd/noisy", "agla/local", "icd/disturbed", "m3id/blind", "code/told", "pai/blind"}
+    names = (*owned, "auto/blind", "auto/local")
+    return Step(Z, Z, dict.fromkeys(names, other), memory or {}, torch.tensor([position]), early=other[None])
 
 
 def told(strategy: VDGD, description: Tensor = DESCRIPTION) -> Tensors:
@@ -46,6 +50,7 @@ def told(strategy: VDGD, description: Tensor = DESCRIPTION) -> Tensors:
         (Auto(torn=0.56, grounded=0.7, blind=1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
         (CODE(exponent=0.7), [2.5955, 1.4404, OUT, OUT], [0.7604, 0.2396, 0, 0]),
         (CODE(exponent=0.2), [2.2231, OUT, OUT, OUT], [1, 0, 0, 0]),
+        (DeCo(alpha=0.6), [2.3260, 2.0216, 0.0652, OUT], [0.5429, 0.4005, 0.0566, 0]),
         (Truncate(beta=0.5), [2.0, 1.5, OUT, OUT], [0.6225, 0.3775, 0, 0]),
         (Truncate(beta=0.1), [2.0, 1.5, 0.0, OUT], [0.5741, 0.3482, 0.0777, 0]),
         (Truncate(beta=1), [2.0, OUT, OUT, OUT], [1, 0, 0, 0]),
@@ -59,12 +64,44 @@ def test_mixture(strategy: Strategy, logits: list[float], probabilities: list[fl
     torch.testing.assert_close(after.softmax(-1), torch.tensor(probabilities, dtype=torch.float32), atol=5e-5, rtol=0)
 
 
-def test_the_tenth_token_without_a_picture() -> None:
-    """The paper's scores are log-probabilities and not normalised: one number apart from ours."""
-    after = M3ID(decay=0.02, beta=0.1).logits(step(position=9))
-    gap = after[:3] - torch.tensor([-0.4443, -1.1879, -2.7100])
+@pytest.mark.parametrize(
+    ("strategy", "logprobs", "probabilities"),
+    [
+        (M3ID(decay=0.02, beta=0.1), [-0.4443, -1.1879, -2.7100], [0.6332, 0.3011, 0.0657, 0]),  # the tenth token
+        (PAI(gamma=1.1, beta=0.1), [-0.5205, -1.1305, -2.6405], [0.6012, 0.3267, 0.0722, 0]),
+        (DoLa(beta=0.1), [0.6269, -0.4731, -0.5731], [0.6120, 0.2037, 0.1843, 0]),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, Strategy) else None,
+)
+def test_mixture_of_log_probabilities(strategy: Strategy, logprobs: list[float], probabilities: list[float]) -> None:
+    """The papers' scores are log-probabilities and not normalised: one number apart from ours."""
+    after = strategy.logits(step(position=9))
+    gap = after[:3] - torch.tensor(logprobs)
     torch.testing.assert_close(gap, gap[0].expand(3), atol=2e-4, rtol=0)
-    torch.testing.assert_close(after.softmax(-1), torch.tensor([0.6332, 0.3011, 0.0657, 0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(after.softmax(-1), torch.tensor(probabilities), atol=1e-4, rtol=0)
+
+
+def test_attention_to_the_picture_grows_by_its_size() -> None:
+    """alpha .2: 2 becomes 2.4, and -1 becomes -.8; text, and layers before the second, are left alone."""
+    scores, pictures = torch.tensor([[2.0, 2.0, -1.0, -1.0]]), torch.tensor([0, -1, 1, -1])
+    assert PAI().attend(scores, Keys(pictures, 1, 32), {}) is scores
+    after = PAI().attend(scores, Keys(pictures, 2, 32), {})
+    torch.testing.assert_close(after, torch.tensor([[2.4, 2.0, -0.8, -1.0]]))
+
+
+def test_the_layer_that_disagrees_most_comes_off() -> None:
+    nearer = Z + torch.tensor([0.1, 0.0, 0.0, 0.0])
+    for early in (torch.stack([OTHER, nearer]), torch.stack([nearer, OTHER])):
+        heard = Step(Z, Z, {}, {}, torch.tensor([0]), early)
+        torch.testing.assert_close(DoLa(beta=0).logits(heard), Z - OTHER)
+
+
+def test_the_layer_that_is_surest_of_a_candidate_is_added() -> None:
+    """The last token is no candidate, however sure a layer is of it."""
+    sure = torch.tensor([3.0, 0.0, 0.0, 0.0])
+    elsewhere = torch.tensor([0.0, 0.0, 0.0, 9.0])
+    heard = Step(Z, Z, {}, {}, torch.tensor([0]), torch.stack([OTHER, elsewhere, sure]))
+    torch.testing.assert_close(DeCo(alpha=1).logits(heard)[:3], (Z + sure.softmax(-1)[0] * sure)[:3])
 
 
 @pytest.mark.parametrize(
@@ -91,5 +128,7 @@ def test_equal_branches_cancel_or_sharpen() -> None:
     assert torch.equal(ICD(alpha=1.7, beta=0).logits(same), Z)
     assert torch.equal(M3ID(beta=0).logits(same), Z)
     assert torch.equal(CODE().logits(same), Z)
+    assert torch.equal(PAI(beta=0).logits(same), Z)
+    assert torch.equal(DoLa(beta=0).logits(same), torch.zeros(4))
     torch.testing.assert_close(AGLA(alpha=2, beta=0).logits(same), 3 * Z)
     assert torch.equal(AGLA(alpha=2, beta=0.5).logits(same), Sharpen(scale=3, beta=0.5).logits(same))
