@@ -51,7 +51,7 @@ class Probe:
     owner: Strategy
     prompts: Mapping[str, Prompt]
     main: str
-    capture: Literal["heads"] = "heads"
+    capture: frozenset[Literal["heads", "vision"]] = frozenset({"heads"})
     layerwise: bool = False
 
 

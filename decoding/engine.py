@@ -14,6 +14,7 @@ Capability = Literal[
     "attend",
     "exits",
     "probe",
+    "vision",
     "digest",
     "relevance",
     "noise",

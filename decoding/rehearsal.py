@@ -41,6 +41,7 @@ def rehearse(strategy: Strategy) -> Rehearsal:
         needs |= {"noise"} if any(picture.noise for prompt in prompts(ask) for picture in prompt.pictures) else set()
     needs |= HOOKS & strategy.hooks()
     needs |= {"probe"} if any(isinstance(effect, Probe) for effect in effects) else set()
+    needs |= {"vision"} if any("vision" in effect.capture for effect in effects if isinstance(effect, Probe)) else set()
     needs |= {"relevance"} if any(isinstance(effect, Relevance) for effect in effects) else set()
     counts = {
         "answers": len(asks),

@@ -58,6 +58,7 @@ class Captured:
     heads: Tensors = field(default_factory=dict)  # prompt name -> [heads, head_dim] at the last position, one layer
     layer: int = 0
     layers: int = 0
+    vision: Tensors = field(default_factory=dict)  # prompt name -> [tower layers, pictures, heads, patches] attention
     logits: Tensor | None = None  # [vocab], raw, of one generated token
 
 

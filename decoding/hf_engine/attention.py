@@ -54,7 +54,7 @@ class AttentionTap:
         finally:
             self._edits, self._config._attn_implementation = (), own
 
-    def edit(self, layer: int, output: Tensor, looking: Looking) -> None:
+    def look(self, layer: int, output: Tensor, looking: Looking) -> None:
         """Writes the edited rows into `output`, [rows, tokens, heads, head_dim]."""
         for edit in self._edits:
             rows, last = edit.rows, edit.last.to(output.device)
@@ -93,7 +93,7 @@ def attention(
     """An attention function as transformers calls it."""
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **others)
     tap, layer = module.attention_tap  # type: ignore[misc]
-    tap.edit(layer, output, Looking(query, key, value, attention_mask, others["scaling"]))
+    tap.look(layer, output, Looking(query, key, value, attention_mask, others["scaling"]))
     return output, None
 
 

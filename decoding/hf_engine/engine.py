@@ -47,7 +47,9 @@ class HFEngine:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return ALL if self.settings.matcher else ALL - {"relevance"}
+        lacking: set[Capability] = set() if self.settings.matcher else {"relevance"}
+        blind = self._model is not None and self._model.vision is None
+        return ALL - lacking - ({"vision"} if blind else set())
 
     @property
     def card(self) -> ModelCard:

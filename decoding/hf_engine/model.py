@@ -16,11 +16,12 @@ from decoding.hf_engine.attention import AttentionTap
 from decoding.hf_engine.cache import AlignedCache
 from decoding.hf_engine.encoder import Encoded, Encoder
 from decoding.hf_engine.exits import ExitTap
-from decoding.hf_engine.families import context_of, family_of
+from decoding.hf_engine.families import Family, context_of, family_of
 from decoding.hf_engine.heads import HeadTap, Observer, Scales
 from decoding.hf_engine.linear import pack
 from decoding.hf_engine.loading import end_tokens, load, load_processor
 from decoding.hf_engine.settings import HFSettings
+from decoding.hf_engine.vision import VisionTap
 
 Pairs = list[tuple[Tensor, Tensor]]  # per layer: keys and values, [kv heads, length, head_dim]
 
@@ -54,6 +55,7 @@ class Model:
         )
         self.attention = AttentionTap(self.decoder)
         self.exits = ExitTap(self.decoder, self._logits)
+        self.vision = vision_tap(self.network, self.family)
         self.window: int | None = getattr(text, "sliding_window", None)
         self.layer_types: frozenset[str] = frozenset(getattr(text, "layer_types", None) or ())
         embedding = self.network.get_input_embeddings().weight
@@ -198,6 +200,14 @@ class Model:
 
 def at(module: Any, path: str) -> Any:
     return reduce(getattr, path.split("."), module)
+
+
+def vision_tap(network: Any, family: Family) -> VisionTap | None:
+    """None where the tower has no class token, or the language model sees it."""
+    if family.tower is None or network.config.vision_feature_select_strategy != "default":
+        return None
+    tower = at(network, family.tower)
+    return VisionTap(tower) if hasattr(tower.embeddings, "class_embedding") else None
 
 
 def pad(rows: Sequence[Tensor]) -> Tensor:

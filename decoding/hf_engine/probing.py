@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor
 
 from decoding.ask import Probe
+from decoding.errors import Unsupported
 from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.request import Remembered
@@ -21,8 +24,9 @@ def run(probe: Probe, prompts: Mapping[str, Encoded], model: Model) -> Remembere
 
     def observe(layer: int, outputs: Tensor) -> Tensor:
         nonlocal memory
+        vision = by_prompt(seen, prompts) if seen else {}
         heads = {name: outputs[row, last[row]].to(model.device) for row, name in enumerate(names)}
-        memory = probe.owner.digest(memory, Captured(heads=heads, layer=layer, layers=model.layers))
+        memory = probe.owner.digest(memory, Captured(heads, layer, model.layers, vision))
         factors = probe.owner.heads(memory) if probe.layerwise else None
         if factors is None:
             return outputs
@@ -30,8 +34,33 @@ def run(probe: Probe, prompts: Mapping[str, Encoded], model: Model) -> Remembere
         outputs[main] *= factors[layer, :, None].to(outputs.device)
         return outputs
 
-    prefilled = model.observe([prompts[name] for name in names], observe)
+    with watching(probe, model) as seen:
+        prefilled = model.observe([prompts[name] for name in names], observe)
     factors = probe.owner.heads(memory)
-    if factors is not None and not probe.layerwise:  # the caches were made without them
+    edited = factors is not None and not probe.layerwise
+    if edited or "attend" in probe.owner.hooks():  # the caches were made without
         return Remembered(memory)
     return Remembered(memory, probe.prompts[probe.main], prefilled[main], factors)
+
+
+def watching(probe: Probe, model: Model) -> AbstractContextManager[list[Tensor]]:
+    """Fills with what the vision tower attends to, if the probe wants it.
+
+    Raises:
+        Unsupported: the tower has no class token, or the language model no token for each of its patches.
+    """
+    if "vision" not in probe.capture:
+        return nullcontext([])
+    if model.vision is None:
+        raise Unsupported(
+            f"'{probe.owner.name}' needs a vision tower with a class token, and a token for each patch; "
+            f"models of type '{model.network.config.model_type}' have none that it could read.",
+            param="decoding.strategy",
+        )
+    return model.vision.watched()
+
+
+def by_prompt(seen: Sequence[Tensor], prompts: Mapping[str, Encoded]) -> dict[str, Tensor]:
+    """[tower layers, pictures, heads, patches] of each prompt; the tower had the pictures of all, in their order."""
+    counts = [len(prompt.extras["pixel_values"]) if prompt.extras else 0 for prompt in prompts.values()]
+    return dict(zip(prompts, torch.split(torch.stack(list(seen)), counts, dim=1), strict=True))

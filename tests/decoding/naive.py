@@ -63,13 +63,16 @@ def cut(decoder: Any, depth: int | None) -> Iterator[None]:
         decoder.layers = layers
 
 
-def louder(visual: Tensor, alpha: float, first_layer: int) -> Change:
-    """PAI's. `visual`: [prompt], true at the tokens of pictures. Rows: the last of the prompt, and the answer's."""
+def louder(visual: Tensor, alpha: float | Tensor, first_layer: int, heads: Tensor | None = None) -> Change:
+    """PAI's, and PAINT's with an `alpha` for each picture token, and perhaps a factor on it for each layer and head.
+
+    `visual`: [prompt], true at the tokens of pictures. Rows: the last of the prompt, and the answer's.
+    """
     places = visual.nonzero().flatten()
 
     def change(layer: int, head: int, scores: Tensor) -> None:
         for row in scores[len(visual) - 1 :] if layer >= first_layer else ():
-            row[places] += alpha * row[places].abs()
+            row[places] += (1.0 if heads is None else heads[layer, head]) * alpha * row[places].abs()
 
     return change
 

@@ -15,7 +15,7 @@ from tests.decoding.fakes import FakeEngine
 
 VOCABULARY, LAYERS, HEADS, WIDTH = 24, 8, 4, 6
 WORDS = (" Yes", " No", *(f" {number}" for number in range(2, VOCABULARY)))
-KEYS, SEEN = 6, 3  # keys that are attended to, and how many of them belong to the picture
+KEYS, SEEN = 7, 4  # keys that are attended to, and how many of them belong to the picture
 
 
 class ToyEngine(FakeEngine):
@@ -98,8 +98,13 @@ class ToyEngine(FakeEngine):
         memory: Tensors = {}
         for layer in range(LAYERS):
             heads = {name: output[layer] for name, output in outputs.items()}
-            memory = probe.owner.digest(memory, Captured(heads, layer, LAYERS))
+            memory = probe.owner.digest(memory, Captured(heads, layer, LAYERS, self.vision(probe)))
         return self.keep(memory), Usage()
+
+    def vision(self, probe: Probe) -> Tensors:
+        """Prompt name -> [tower layers, pictures, heads, patches] attention."""
+        random = torch.Generator().manual_seed(0)
+        return {name: torch.rand(3, len(p.pictures), 2, SEEN, generator=random) for name, p in probe.prompts.items()}
 
     def keep(self, tensors: Tensors) -> Memory:
         memory = self._remember()

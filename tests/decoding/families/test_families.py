@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from decoding.ask import Ask, Prompt, Sampling
+from decoding.errors import Unsupported
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.families import FAMILIES
 from decoding.hf_engine.grouping import fits
@@ -127,6 +128,18 @@ def test_a_row_that_slept_reads_several_tokens_in_one_pass(name: str, checkpoint
         heard = [n + m for n, m in zip(heard, more, strict=True)]
         for one, prompt, n in zip(read, prompts, heard, strict=True):
             torch.testing.assert_close(one.logits, naive.logits(naive.read(prompt), words[:n]), atol=1e-3, rtol=0)
+
+
+async def test_what_a_vision_tower_cannot_tell_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    """No class token, or tokens that are no patches: PAINT has nothing to go by."""
+    engine = HFEngine(HFSettings(str(checkpoint("gemma3")), dtype="float32", device="cpu"))
+    await engine.start()
+    try:
+        assert "vision" not in engine.capabilities
+        with pytest.raises(Unsupported, match="'paint' needs a vision tower with a class token"):
+            await say(engine, "paint", "one")
+    finally:
+        await engine.close()
 
 
 def test_pictures_and_strategies_change_what_is_said(family: Family) -> None:

@@ -24,13 +24,13 @@ from decoding.strategies.agla import AGLA
 from decoding.strategies.deco import DeCo
 from decoding.strategies.dola import DoLa
 from decoding.strategies.pai import PAI
-from decoding.strategies.sharpen import Sharpen
-from decoding.strategies.truncate import Truncate
+from decoding.strategies.paint import PAINT
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategies.vhr import VHR
 from decoding.strategy import Strategy
-from tests.decoding.naive import Change, candidates, changed, cut, louder, most_apart
+from tests.decoding.hf_engine.rules import mixed
+from tests.decoding.naive import Change, changed, cut, louder
 
 Factors = Mapping[tuple[int, int], float]  # (layer, head) -> what its output is multiplied by
 
@@ -78,6 +78,8 @@ class Reference:
                     others["pai"] = self.read(prompt.without_pictures())
                     visual = self.read(prompt).ids == self.model.config.image_token_id
                     changes.append(louder(visual, strategy.alpha, strategy.first_layer))
+                case PAINT():
+                    changes.append(self.painted(prompt, strategy))
                 case VDGD():
                     prompt, description = self.described(stack[depth + 1 :], prompt, strategy)
         main, told = self.read(prompt), Told()
@@ -213,6 +215,30 @@ class Reference:
                 factors[layer, int(head)] = vhr.alpha
         return factors
 
+    @torch.no_grad()
+    def painted(self, prompt: Prompt, paint: PAINT) -> Change:
+        """Both sets of patches, from the attention that the vision tower itself gives out."""
+        read, config = self.read(prompt), self.model.config.vision_config
+        own, config._attn_implementation = config._attn_implementation, "eager"
+        seen = self.model.model.vision_tower(read.pixels, output_attentions=True).attentions
+        config._attn_implementation = own
+        first, late = (layer[0, :, 0, 1:].sum(0).numpy() for layer in (seen[0], seen[-2]))
+        low, high = np.percentile(late, [25, 75])
+        local = set(np.argsort(-first)[: int(paint.ratio * len(first))])
+        summary = set(np.flatnonzero(late > high + 1.5 * (high - low)))
+        louder_by = torch.tensor(
+            [paint.beta if j in summary else paint.alpha if j in local else 0.0 for j in range(len(first))]
+        )
+        heads = None
+        if paint.modulation == "sensitive":
+            with_picture: list[Tensor] = []
+            without: list[Tensor] = []
+            self.logits(read, [], {}, with_picture)
+            self.logits(self.read(prompt.without_pictures()), [], {}, without)
+            moved = (torch.stack(with_picture) - torch.stack(without)).norm(dim=-1)
+            heads = moved / moved.mean(-1, keepdim=True)
+        return louder(read.ids == self.model.config.image_token_id, louder_by, paint.first_layer, heads)
+
     def described(self, inner: Sequence[Strategy], prompt: Prompt, vdgd: VDGD) -> tuple[Prompt, list[Tensor]]:
         question = prompt.question
         asked = prompt.with_question(vdgd.description_prompt.replace("{question}", question))
@@ -220,71 +246,3 @@ class Reference:
         text = self.processor.tokenizer.decode(told.tokens, skip_special_tokens=True).strip()
         grounded = f"The input image is described as follows: {text} {question}"
         return prompt.with_question(grounded), [raw.log_softmax(-1) for raw in told.raw]
-
-
-def mixed(
-    strategy: Strategy,
-    scores: Tensor,
-    z: Tensor,
-    branches: Mapping[str, Tensor],
-    early: dict[int, Tensor],
-    description: list[Tensor],
-) -> Tensor:
-    match strategy:
-        case Truncate():
-            return scores.where(plausible(z, strategy.beta), -math.inf)
-        case Sharpen():
-            return (strategy.scale * scores).where(plausible(z, strategy.beta), -math.inf)
-        case VCD():
-            contrasted = (1 + strategy.alpha) * scores - strategy.alpha * branches["vcd"]
-            return contrasted.where(plausible(z, strategy.beta), -math.inf)
-        case AGLA():
-            return (scores + strategy.alpha * branches["agla"]).where(plausible(z, strategy.beta), -math.inf)
-        case PAI(gamma=1.0):
-            return scores
-        case PAI():
-            seeing, blind = scores.log_softmax(-1), branches["pai"].log_softmax(-1)
-            guided = strategy.gamma * (seeing - blind) + blind
-            return guided.where(plausible(z, strategy.beta), -math.inf)
-        case DoLa():
-            premature = early[most_apart(z, early)]
-            return (scores.log_softmax(-1) - premature.log_softmax(-1)).where(plausible(z, strategy.beta), -math.inf)
-        case DeCo():
-            return corrected(scores, z, early, strategy)
-        case VDGD():
-            return grounded(scores, z, description, strategy)
-        case _:
-            return scores
-
-
-def plausible(z: Tensor, beta: float) -> Tensor:
-    p = z.softmax(-1)
-    return p >= beta * p.max()
-
-
-def grounded(scores: Tensor, z: Tensor, description: list[Tensor], vdgd: VDGD) -> Tensor:
-    """Minus the divergence of each candidate's one-hot distribution from those of the description."""
-    p = (z / vdgd.temperature).softmax(-1).tolist()
-    held, candidates = 0.0, set()
-    for token in sorted(range(len(p)), key=lambda token: -p[token]):
-        if held < vdgd.top_p:
-            candidates.add(token)
-        held += p[token]
-    out = torch.full_like(scores, -math.inf)
-    for token in candidates:
-        if scores[token] > -math.inf:
-            one_hot = torch.zeros_like(z)
-            one_hot[token] = 1
-            divergences = [float(torch.xlogy(one_hot, one_hot).sub(one_hot * log).sum()) for log in description]
-            out[token] = -(min(divergences) if vdgd.reduction == "min" else sum(divergences) / len(divergences))
-    return out
-
-
-def corrected(scores: Tensor, z: Tensor, early: dict[int, Tensor], deco: DeCo) -> Tensor:
-    """Of all layers and candidates, the surest pair decides which layer is added, and how much of it."""
-    chosen = candidates(z, deco.top_p, deco.top_k)
-    sure, depth = max((float(logits.softmax(-1)[token]), depth) for depth, logits in early.items() for token in chosen)
-    out = torch.full_like(scores, -math.inf)
-    for token in chosen:
-        out[token] = scores[token] + deco.alpha * sure * early[depth][token]
-    return out

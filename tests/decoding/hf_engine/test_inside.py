@@ -20,13 +20,13 @@ from tests.decoding.hf_engine.asking import answer, exactly, prompt, stack
 def passes(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of layers' attentions that went through ours, one more for each."""
     seen: list[int] = []
-    own: Callable[..., Any] = attention.AttentionTap.edit
+    own: Callable[..., Any] = attention.AttentionTap.look
 
     def counted(tap: attention.AttentionTap, layer: int, *others: Any) -> None:
         seen.append(layer)
         own(tap, layer, *others)
 
-    monkeypatch.setattr(attention.AttentionTap, "edit", counted)
+    monkeypatch.setattr(attention.AttentionTap, "look", counted)
     return seen
 
 

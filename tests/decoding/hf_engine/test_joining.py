@@ -29,7 +29,7 @@ COMPANIONS = [
             stack("agla+vhr"),
             stack("vdgd+vcd"),
             stack("pai"),
-            stack("dola"),
+            stack("dola+paint"),
             stack("deco+pai", pai={"gamma": 1.0, "alpha": 0.5}),
         ]
     )
@@ -47,6 +47,7 @@ NEWCOMERS = [
     "zoomeye",
     "auto",
     "pai",
+    "paint",
     "dola",
     "deco",
     "pai+vhr",

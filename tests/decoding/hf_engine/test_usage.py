@@ -20,6 +20,7 @@ PASSES = {
     "vhr": N + 1,
     "agla+vhr": 2 * N + 1,
     "pai": 2 * N,
+    "paint": N + 1,
     "dola": N,
     "deco": N,
     "pai+vhr": 2 * N + 2,

@@ -23,6 +23,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "m3id": {"decay": 0, "beta": 0},
     "agla": {"alpha": 0, "beta": 0},
     "vhr": {"alpha": 1},
+    "paint": {"alpha": 0, "beta": 0},
     "pai": {"alpha": 0, "gamma": 1},
     "dola": {"alpha": 0, "beta": 0},
     "deco": {"alpha": 0, "top_p": 1, "top_k": 0},

@@ -37,7 +37,8 @@ def digested(strategy: Strategy, seed: int) -> Tensors:
     if "probe" in rehearse(strategy).needs:
         for layer in range(LAYERS):
             heads = {name: torch.randn(HEADS, WIDTH, generator=random) for name in ("seeing", "blind")}
-            memory = strategy.digest(memory, Captured(heads, layer, LAYERS))
+            vision = dict.fromkeys(heads, torch.rand(4, 1, 2, PICTURE, generator=random))
+            memory = strategy.digest(memory, Captured(heads, layer, LAYERS, vision))
     return memory
 
 
@@ -105,9 +106,12 @@ async def test_neutral_parameters_decode_greedily_like_the_plain_model(kind: typ
 @every_strategy
 async def test_defaults_change_answers_unless_greedy_ones_are_left_alone(kind: type[Strategy]) -> None:
     """Else the tests of neutral parameters would prove nothing."""
-    asks = [asking(f"Is there a {thing} in the image?", LARGE) for thing in ("cat", "dog", "car", "cup", "bus", "bed")]
-    changed = [(await tokens((kind(),), ask))[0] != (await tokens((), ask))[0] for ask in asks]
-    assert any(changed) == (kind.name not in GREEDY_AS_PLAIN)
+    for number in range(40):
+        ask = asking(f"Are there {number} cats in the image?", LARGE)
+        if (await tokens((kind(),), ask))[0] != (await tokens((), ask))[0]:
+            assert kind.name not in GREEDY_AS_PLAIN
+            return
+    assert kind.name in GREEDY_AS_PLAIN
 
 
 @every_strategy
