@@ -20,7 +20,7 @@ serve: install
 	$(BIN)/onlyseen-server --host $(HOST) --port $(PORT)
 
 test: install
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # vLLM has an environment of its own: its requirements are narrower, and it is large.
 install-vllm: .venv-vllm/installed

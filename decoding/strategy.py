@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -116,6 +117,7 @@ class Strategy(BaseModel):
         return None
 
     @classmethod
+    @cache
     def hooks(cls) -> frozenset[str]:
         """The tensor hooks this strategy overrides. What it needs of an engine follows from them."""
         names = ("digest", "logits", "wakes", "heads", "attend", "exits")

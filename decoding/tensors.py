@@ -12,6 +12,7 @@ from torch import Tensor
 from decoding.prompt import Noise
 
 DIFFUSION_STEPS = 1000
+HEAD = 64  # tokens that are looked at before all are sorted
 
 
 def plausible(raw: Tensor, beta: float | Tensor) -> Tensor:
@@ -34,11 +35,25 @@ def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     if top_p >= 1:  # a rounded cumulative sum could lose the tail
         return possible
     tempered = (logits.float() / temperature).softmax(dim=-1)
-    ordered, tokens = tempered.sort(dim=-1, descending=True, stable=True)
+    ordered, tokens = likeliest(tempered, top_p)
     before = ordered.cumsum(dim=-1) - ordered
     keep = before < top_p
     keep[..., 0] = True
-    return possible & torch.zeros_like(keep).scatter(-1, tokens, keep)
+    return possible & torch.zeros_like(possible).scatter(-1, tokens, keep)
+
+
+def likeliest(probabilities: Tensor, mass: float) -> tuple[Tensor, Tensor]:
+    """The tokens in descending order with their ids, each [..., n], at least as many as reach the mass.
+
+    On a CPU sorting a vocabulary can take longer than a layer of the model. On other devices it is cheap, and to look
+    whether the first ones are enough would hold the device up.
+    """
+    vocab = probabilities.shape[-1]
+    if probabilities.device.type == "cpu" and vocab > HEAD:
+        ordered, tokens = probabilities.topk(HEAD)
+        if (ordered.sum(dim=-1) >= mass).all():
+            return ordered, tokens
+    return probabilities.sort(dim=-1, descending=True, stable=True)
 
 
 def top(logits: Tensor, k: int) -> Tensor:

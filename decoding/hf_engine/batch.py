@@ -95,11 +95,12 @@ class Batch:
         chosen = choose(scores, [request.chooser for request in requests])
         raw = lawful[[own[MAIN] for own in rows]]
         changed = scores.argmax(-1) != raw.argmax(-1)
+        readers = [(base + row, number) for number, own in enumerate(rows) for row in own.values()]
+        reading, of = torch.tensor(readers, device=chosen.device).unbind(1)
+        self._tokens[reading] = chosen[of]
         said: Said = []
         for number, (token, moved) in enumerate(torch.stack([chosen, changed.to(chosen.dtype)], 1).tolist()):
             request, own = requests[number], rows[number]
-            for row in own.values():
-                self._tokens[base + row] = token
             self.dormitory.hear(request, token)
             if number in failed:
                 said.append((request, failed[number]))
