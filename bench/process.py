@@ -27,7 +27,7 @@ class Server:
         self.url = re.findall(r"http://[\d.:]+", self.handle.stdout.readline())[0]
 
     def __enter__(self) -> Server:
-        while httpx.get(f"{self.url}/ready").status_code != 200:
+        while not self._is_ready():
             if self.handle.poll() is not None:
                 raise RuntimeError(self.log)
             time.sleep(0.05)
@@ -45,6 +45,12 @@ class Server:
         """When it was sent, of the monotonic clock."""
         self.handle.send_signal(number)
         return time.monotonic()
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/ready").status_code == 200
+        except httpx.TransportError:
+            return False
 
     @property
     def log(self) -> str:

@@ -56,7 +56,10 @@ class Soak:
     async def live(self, client: httpx.AsyncClient, chance: random.Random) -> None:
         habits = (self.ask, self.ask, self.stream, self.leave, self.dawdle, self.blunder)
         while time.monotonic() < self.end:
-            await chance.choice(habits)(client, chance)
+            try:
+                await chance.choice(habits)(client, chance)
+            except httpx.TransportError as error:
+                self.told[f"connections lost ({type(error).__name__})"] += 1
 
     async def ask(self, client: httpx.AsyncClient, chance: random.Random) -> None:
         response = await client.post("/v1/chat/completions", json=any_request(chance))

@@ -14,7 +14,20 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
 from decoding.engine import Engine
-from server import about, chat, engines, health, models, openapi, playground, responses, strategies, text, tokenize
+from server import (
+    about,
+    chat,
+    engines,
+    health,
+    models,
+    openapi,
+    playground,
+    responses,
+    strategies,
+    text,
+    tokenize,
+    tracing,
+)
 from server.batch import batches, files
 from server.batch.runner import Runner
 from server.errors import http_error
@@ -35,6 +48,7 @@ def create_app(settings: Settings, create: Callable[[Settings], Engine] = engine
         lifespan=lifespan,
         redoc_url=None,
         middleware=[
+            *tracing.middleware(settings),
             Middleware(RequestId),
             Middleware(SecurityHeaders),
             Middleware(ErrorLayer),

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from server.engine_counters import EngineCounters
 
@@ -32,6 +32,8 @@ class Metrics:
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.forward_passes = self._counter("forward_passes", "Rows run through the model.")
+        self.responses = Counter("onlyseen_http_responses", "Answers by status.", ["status"], registry=self.registry)
+        ProcessCollector(namespace="onlyseen", registry=self.registry)
         self.engine = EngineCounters()
         self.registry.register(self.engine)
         for name, told in {"hits": "found", "misses": "decoded anew"}.items():

@@ -44,6 +44,8 @@ class RequestId:
             try:
                 await self.app(scope, receive, echo)
             finally:
+                if scope["path"] not in PROBED:
+                    scope["app"].state.service.metrics.responses.labels(str(status)).inc()
                 say = log.debug if scope["path"] in PROBED else log.info
                 seconds = round(time.perf_counter() - began, 4)
                 say("answered", method=scope["method"], path=scope["path"], status=status, seconds=seconds)

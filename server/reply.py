@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 from decoding.answer import Answer, End, Token, Usage
 from decoding.ask import Ask
 from decoding.errors import BadRequest, EngineFailed, Unsupported
+from server import tracing
 from server.deadline import until
 from server.receipt import Receipt, receipt
 from server.together import together
@@ -132,6 +133,8 @@ class Reply:
     def _heard(self, choice: int, token: Token) -> tuple[int, Token]:
         if token.end is not None:
             self.ends[choice] = token.end
+            if self.is_over:
+                tracing.note(self.receipt)  # now: the span ends with the last byte, before the reply is closed
         return choice, token
 
 

@@ -77,6 +77,10 @@ class Settings(BaseSettings):
         None
     )
     rate_limit: Annotated[str | None, Field(description="requests with one API key, as in '60/minute'")] = None
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(pattern="^https?://", description="collector for OpenTelemetry traces, as in http://localhost:4318"),
+    ] = None
     playground: Annotated[
         Literal["on", "open", "off"],
         Field(description="the page at /; open: without an API key too, it then asks for one"),

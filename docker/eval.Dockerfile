@@ -1,0 +1,18 @@
+# The evaluation: speaks HTTP only, and has neither torch nor a model. Results are written to /runs.
+FROM python:3.11.13-slim-bookworm
+
+RUN useradd --uid 1000 --create-home onlyseen && mkdir /runs && chown onlyseen /runs
+WORKDIR /app
+COPY pyproject.toml README.md LICENSE ./
+COPY eval eval
+COPY embedded/scenes embedded/scenes
+# Without the server's dependencies, which are torch and what comes with it.
+COPY docker/extra.py docker/extra.py
+RUN python docker/extra.py eval > /tmp/eval.txt \
+ && pip install --no-cache-dir --requirement /tmp/eval.txt \
+ && pip install --no-cache-dir --no-deps --editable .
+
+USER 1000
+WORKDIR /runs
+HEALTHCHECK NONE
+ENTRYPOINT ["onlyseen-eval"]

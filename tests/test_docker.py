@@ -1,0 +1,111 @@
+"""The images and what stands around them, as far as that can be checked without building: no engine is needed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.metrics import Metrics
+from server.picture_cache import PictureCache
+from server.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parent.parent
+DOCKER = ROOT / "docker"
+FILES = sorted(DOCKER.glob("*.Dockerfile"))
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_hadolint_finds_nothing(file: Path) -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    ran = subprocess.run([linter, "--config", DOCKER / "hadolint.yaml", file], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_images_are_pinned_checked_and_not_run_by_root(file: Path) -> None:
+    text = file.read_text()
+    assert re.search(r"^FROM [\w/.-]+:[\w.-]*\d+\.\d+\.\d+[\w.-]*$", text, re.MULTILINE)
+    assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE)
+    assert "HEALTHCHECK" in text
+    for source, *_ in re.findall(r"^COPY ([\w./-]+)( [\w./-]+)* \S+$", text, re.MULTILINE):
+        assert (ROOT / source).exists(), source
+    for name in re.findall(rf"\b{PREFIX}(\w+)", text):
+        assert name.lower() in Settings.model_fields
+
+
+def test_what_compose_mounts_and_builds_is_there() -> None:
+    assert {"cpu", "gpu", "eval", "observability"} == {
+        profile for service in COMPOSE["services"].values() for profile in service["profiles"]
+    }
+    for name, service in COMPOSE["services"].items():
+        if "build" in service:
+            assert (ROOT / service["build"]["dockerfile"]).is_file()
+        else:
+            assert re.search(r":v?\d+\.\d+\.\d+", service["image"]), name
+        for volume in service.get("volumes", []):
+            if volume.startswith("./docker"):
+                assert (ROOT / volume.split(":")[0]).exists(), volume
+        for variable in service.get("environment", {}):
+            assert not variable.startswith(PREFIX) or variable.removeprefix(PREFIX).lower() in Settings.model_fields
+
+
+def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if nginx is None:
+        pytest.skip("there is no nginx")
+    config = tmp_path / "nginx.conf"
+    text = (DOCKER / "nginx.conf").read_text()
+    config.write_text(text.replace("server server:8000", "server 127.0.0.1:8000").replace("/tmp/", f"{tmp_path}/"))
+    ran = subprocess.run([nginx, "-t", "-c", config], capture_output=True, text=True)
+    assert "test is successful" in ran.stderr, ran.stderr
+
+
+def test_the_dashboard_shows_metrics_that_exist() -> None:
+    metrics = Metrics(PictureCache(0))
+    metrics.watch("plain")
+    from prometheus_client import generate_latest
+
+    families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
+    known = {f"{family.name}{end}" for family in families for end in ("", "_total", "_bucket", "_sum", "_count")}
+    dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "onlyseen.json").read_text())
+    used = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"onlyseen_\w+", target["expr"])
+    }
+    assert len(used) > 8
+    assert used <= known
+
+
+def test_the_eval_image_installs_and_starts(tmp_path: Path) -> None:
+    """The commands of its Dockerfile in a clean folder, but with the packages that are here: nothing is fetched."""
+    text = (DOCKER / "eval.Dockerfile").read_text()
+    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
+        *sources, target = line.split()
+        for source in sources:
+            goal = tmp_path / target / (source if target.endswith("/") else "")
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, goal)
+    assert "typer" in subprocess.check_output([sys.executable, "docker/extra.py", "eval"], cwd=tmp_path, text=True)
+    venv.create(tmp_path / "venv", with_pip=True, system_site_packages=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    environment = {"PYTHONPATH": site, "PATH": "/usr/bin:/bin"}
+    subprocess.run([*install, "--editable", "."], cwd=tmp_path, check=True, env=environment)
+    command = [tmp_path / "venv" / "bin" / "onlyseen-eval", "--help"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "pope" in ran.stdout.lower() or "run" in ran.stdout
