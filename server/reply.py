@@ -54,17 +54,20 @@ class Reply:
         self._began = time.perf_counter()
         self._branches: tuple[str, ...] = ()
         self._views: dict[str, list[str]] | None = None
-        self._is_answered = False
+        self._answered: tuple[bool, ...] = ()  # for each prompt, whether a strategy has answered it in words of its own
         self._tokens: AsyncGenerator[tuple[int, Token], None] | None = None
         self._first: tuple[int, Token] | None = None
 
     async def begin(self) -> None:
         """Done when every choice has its first token: what cannot be served has been refused by then."""
         outcomes = [await self._run.resolve(ask, grounding=self._grounding) for ask in self._asks]
-        self._is_answered = any(isinstance(outcome, Answer) for outcome in outcomes)
-        if self._is_answered and self._asks[0].sampling.grammar is not None:
+        self._answered = tuple(isinstance(outcome, Answer) for outcome in outcomes)
+        if any(self._answered) and self._asks[0].sampling.grammar is not None:
             message = "The strategy answers in words of its own, which cannot be held to a format."
             raise Unsupported(message, param="response_format")
+        if any(self._answered) and self._grounding:
+            message = "The strategy answers in words of its own, whose grounding cannot be measured."
+            raise Unsupported(message, param="decoding.grounding")
         asks = [outcome for outcome in outcomes if isinstance(outcome, Ask)]
         self._branches = tuple(asks[0].branches) if asks else ()
         self._fits(self._each * sum(1 + len(ask.branches) for ask in asks))
@@ -113,9 +116,13 @@ class Reply:
 
     @property
     def receipt(self) -> Receipt:
-        usages = [self.ends[choice].usage for choice in sorted(self.ends)]
-        if self._is_answered:  # a strategy's own answer: its passes are among those of its questions
-            usages = [replace(usage, forward_passes=0) for usage in usages[:: self._each]]
+        usages: list[Usage] = []
+        for choice, end in sorted(self.ends.items()):
+            prompt, copy = divmod(choice, self._each)
+            if not self._answered[prompt]:
+                usages.append(end.usage)
+            elif copy == 0:  # a strategy's own answer, the same for all: its passes are among those of its questions
+                usages.append(replace(end.usage, forward_passes=0))
         total = time.perf_counter() - self._began
         told = receipt(self._run.stack, self._branches, self._run.spent, usages, total)
         return told if self._views is None else told.model_copy(update={"pictures": self._views})

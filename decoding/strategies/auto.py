@@ -15,15 +15,22 @@ from decoding.tensors import contrast, only, plausible, shifted
 
 
 class Auto(Strategy):
-    """z_f = z where max p >= torn, or l(w*) - l_blind(w*) >= grounded for the likeliest token w*; elsewhere
+    """z_f = z where max p >= torn, or g >= grounded with g = l(w*) - l_blind(w*) of the likeliest token w*; else
     z_f = z + blind (l - l_blind) + local (l_local - l_blind) where p(w) >= beta max p, -inf beyond.
 
     l, l_blind and l_local are the log-probabilities of the main row, of the prompt without its pictures (as in M3ID),
     and of the prompt whose pictures show only what matters to the question (as in AGLA). The main row runs with the
     heads reinforced that react to the picture (as in VHR). A step in which the main row is certain is decided by it
-    alone: the two branches sleep, and read what they missed in one pass when the model is next torn. Then a token that
-    the picture has made likely stays; what comes from the language alone has to compete with what the picture, and the
+    alone: the two branches sleep, and read what they missed in one pass when the model is next torn. A token that the
+    picture has made likely stays then, too; what comes from the language has to compete with what the picture, and the
     part of it that matters, speak for.
+
+    The masked picture is asked only where the matcher finds the question in the picture (similarity >= relevant). A
+    request for a description names nothing: what its mask keeps says little, and costs a row.
+
+    Ours, from no paper. `torn`, `blind`, `local` and `heads_by` were chosen among a dozen settings on scenes of the
+    embedded model that are not reported, where most differences were within the noise; they are no advice for other
+    models. docs/strategies.md has what came of it.
     """
 
     name = "auto"

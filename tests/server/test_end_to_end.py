@@ -28,7 +28,20 @@ from server.settings import EMBEDDED, Settings
 
 NAME = "onlyseen-tiny"
 SCENES = sorted((EMBEDDED / "scenes" / "images").glob("*.png"))[:8]
-STRATEGIES = ["plain", "truncate", "sharpen", "vcd", "vhr", "vdgd", "vcd+vhr", "agla", "agla+vhr", "code", "zoomeye"]
+STRATEGIES = [
+    "plain",
+    "truncate",
+    "sharpen",
+    "vcd",
+    "vhr",
+    "vdgd",
+    "vcd+vhr",
+    "agla",
+    "agla+vhr",
+    "code",
+    "zoomeye",
+    "auto",
+]
 
 
 @pytest.fixture
@@ -161,7 +174,7 @@ def test_aglas_branch_saw_the_picture_with_black_in_it(client: OpenAI) -> None:
 def rows_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each pass of the model had, told by the model itself."""
     rows: list[int] = []
-    decode, prefill = Model.decode, Model._prefill
+    decode, prefill, extend = Model.decode, Model._prefill, Model.extend
 
     def decoding(model: Model, tokens: Any, *rest: Any) -> Any:
         rows.append(len(tokens))
@@ -171,18 +184,24 @@ def rows_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         rows.append(len(prompts))
         return prefill(model, prompts, *rest)
 
+    def extending(model: Model, caches: Any, *rest: Any) -> Any:
+        rows.append(len(caches))
+        return extend(model, caches, *rest)
+
+    monkeypatch.setattr(Model, "extend", extending)
     monkeypatch.setattr(Model, "decode", decoding)
     monkeypatch.setattr(Model, "_prefill", prefilling)
     return rows
 
 
-@pytest.mark.parametrize("strategy", ["mvp+agla+vhr", "zoomeye+mvp+icd", "code+agla+vhr"])
+@pytest.mark.parametrize("strategy", ["mvp+agla+vhr", "zoomeye+mvp+icd", "code+agla+vhr", "auto+vcd+code"])
 def test_three_at_once_cost_what_was_run(client: OpenAI, strategy: str, rows_run: list[int]) -> None:
     """One path of one view, since equal prompts that come together are run once and counted for each."""
     decoding = {
         "mvp": {"bottom_up": 0, "top_down": 0, "paths": 1, "description_tokens": 8},
         "zoomeye": {"side": 56},
         "code": {"description_tokens": 8},
+        "auto": {"torn": 0.9},
     }
     chosen = {name: parameters for name, parameters in decoding.items() if name in strategy}
     fields = greedy(strategy, messages=question(SCENES[0], "Is there a dog in the image?"), logprobs=True)
