@@ -39,7 +39,7 @@ def decided(auto: Auto, z: Tensor, blind: Tensor, local: Tensor | None) -> Tenso
 async def test_answers_as_if_all_that_it_needs_were_recomputed_from_scratch(
     asked: Prompt, either: HFEngine, reference: Reference
 ) -> None:
-    auto = Auto(torn=0.8, relevant=0.5, heads_by=1.5, grounded=5.0, local=0.5)
+    auto = Auto(torn=0.7, relevant=0.5, heads_by=1.5, grounded=5.0, local=0.5)
     said, spent = await answer(either, (auto,), asked, exactly(LENGTH, top_logprobs=0))
     blind, local = asked.without_pictures(), asked.map_pictures(reference.mask(asked.question))
     factors = reference.reinforced(reference.read(asked), reference.read(blind), VHR(alpha=1.5))
