@@ -73,7 +73,7 @@ def naive(strategies: Sequence[Strategy], folder: Path) -> list[int]:
         z[fits] = branches["main"][fits]
         scores = z
         for strategy in strategies:
-            scores = mixed(strategy, scores, z, branches, [])
+            scores = mixed(strategy, scores, z, branches, {}, [])
         said.append(int(scores.argmax()))
     return said
 
