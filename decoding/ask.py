@@ -51,7 +51,7 @@ class Probe:
     owner: Strategy
     prompts: Mapping[str, Prompt]
     main: str
-    capture: frozenset[Literal["heads", "vision"]] = frozenset({"heads"})
+    capture: frozenset[Literal["heads", "attention", "vision"]] = frozenset({"heads"})
     layerwise: bool = False
 
 

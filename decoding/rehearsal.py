@@ -15,7 +15,7 @@ from decoding.engine import Capability
 from decoding.strategy import Effect, Strategy
 
 QUESTION, SIDE = "Is there a cat in the image?", 512  # of a picture that is worth cutting into parts
-HOOKS: frozenset[Capability] = frozenset({"logits", "heads", "attend", "exits"})  # capabilities of the same name
+HOOKS: frozenset[Capability] = frozenset({"logits", "heads", "attend", "narrow", "exits"})  # are capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,9 @@ def rehearse(strategy: Strategy) -> Rehearsal:
         needs |= {"noise"} if any(picture.noise for prompt in prompts(ask) for picture in prompt.pictures) else set()
     needs |= HOOKS & strategy.hooks()
     needs |= {"probe"} if any(isinstance(effect, Probe) for effect in effects) else set()
-    needs |= {"vision"} if any("vision" in effect.capture for effect in effects if isinstance(effect, Probe)) else set()
+    captured = frozenset[str]().union(*(effect.capture for effect in effects if isinstance(effect, Probe)))
+    needs |= {"vision"} if "vision" in captured else set()
+    needs |= {"attention"} if "attention" in captured else set()
     needs |= {"relevance"} if any(isinstance(effect, Relevance) for effect in effects) else set()
     counts = {
         "answers": len(asks),

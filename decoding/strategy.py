@@ -60,6 +60,7 @@ class Captured:
     layer: int = 0
     layers: int = 0
     vision: Tensors = field(default_factory=dict)  # prompt name -> [tower layers, pictures, heads, patches] attention
+    attention: Tensors = field(default_factory=dict)  # prompt name -> [heads, picture tokens], of its last token's
     logits: Tensor | None = None  # [vocab], raw, of one generated token
 
 
@@ -107,6 +108,13 @@ class Strategy(BaseModel):
         """[..., heads, keys] -> the same: scaled attention scores of the newest token, before mask and softmax."""
         return scores
 
+    def narrow(self, memory: Tensors) -> Tensor | None:
+        """[layers, picture tokens] true where this strategy's branches see the token. None: everywhere.
+
+        What a layer does not see, later ones must not see either.
+        """
+        return None
+
     def exits(self, layers: int, tied: bool) -> Exits:
         """Where to listen, for `Step.early`, in a model of so many layers. `tied`: its head is its embedding."""
         return Exits(())
@@ -120,5 +128,5 @@ class Strategy(BaseModel):
     @cache
     def hooks(cls) -> frozenset[str]:
         """The tensor hooks this strategy overrides. What it needs of an engine follows from them."""
-        names = ("digest", "logits", "wakes", "heads", "attend", "exits")
+        names = ("digest", "logits", "wakes", "heads", "attend", "narrow", "exits")
         return frozenset(name for name in names if getattr(cls, name) is not getattr(Strategy, name))

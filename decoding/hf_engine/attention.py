@@ -19,7 +19,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "onlyseen"
+Notice = Callable[[int, Tensor], None]  # layer, [rows, heads, keys] what the newest token attends to
 Change = Callable[[int, Tensor], Tensor]  # layer, [rows, heads, keys] scores -> the same, edited
+
+
+def unchanged(_: int, scores: Tensor) -> Tensor:
+    return scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,8 @@ class Edit:
 
     rows: slice | Tensor  # [n]
     last: Tensor  # [n] which of the pass's tokens is the newest of each of these rows
-    change: Change
+    change: Change = unchanged
+    notice: Notice | None = None
 
 
 class AttentionTap:
@@ -39,20 +45,29 @@ class AttentionTap:
         AttentionMaskInterface.register(NAME, sdpa_mask)
         self._config = decoder.config
         self._edits: Sequence[Edit] = ()
+        self._hidden: Tensor | None = None  # [layers, rows, keys] true where a row does not see a key of a step
         for layer, block in enumerate(decoder.layers):
             block.self_attn.attention_tap = (self, layer)
 
     @contextmanager
-    def edited_by(self, edits: Sequence[Edit]) -> Iterator[None]:
-        if not edits:
+    def edited_by(self, edits: Sequence[Edit], hidden: Tensor | None = None) -> Iterator[None]:
+        if not edits and hidden is None:
             yield
             return
         own = self._config._attn_implementation
-        self._edits, self._config._attn_implementation = edits, NAME
+        self._edits, self._hidden, self._config._attn_implementation = edits, hidden, NAME
         try:
             yield
         finally:
-            self._edits, self._config._attn_implementation = (), own
+            self._edits, self._hidden, self._config._attn_implementation = (), None, own
+
+    def hide(self, layer: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """`mask` with what single rows do not see in this layer; a step's, so there is one query a row."""
+        if self._hidden is None:
+            return mask
+        hidden = self._hidden[layer][:, None, None]
+        open_ = hidden.new_zeros(hidden.shape, dtype=dtype) if mask is None else mask
+        return open_.masked_fill(hidden, torch.finfo(dtype).min)
 
     def look(self, layer: int, output: Tensor, looking: Looking) -> None:
         """Writes the edited rows into `output`, [rows, tokens, heads, head_dim]."""
@@ -61,6 +76,8 @@ class AttentionTap:
             queries = looking.query[rows].take_along_dim(last[:, None, None, None], 2)  # [n, heads, 1, head_dim]
             scores = edit.change(layer, by_head(queries, looking.key[rows].mT)[:, :, 0] * looking.scaling)
             weights = looking.masked(scores, rows, last).softmax(-1, dtype=torch.float32).to(output.dtype)
+            if edit.notice is not None:
+                edit.notice(layer, weights)
             seen = by_head(weights[:, :, None], looking.value[rows])[:, :, 0]  # [n, heads, head_dim]
             numbers = torch.arange(len(output), device=output.device)[rows]
             output[numbers, last] = seen
@@ -91,9 +108,10 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **others: Any
 ) -> tuple[Tensor, None]:
     """An attention function as transformers calls it."""
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **others)
     tap, layer = module.attention_tap  # type: ignore[misc]
-    tap.look(layer, output, Looking(query, key, value, attention_mask, others["scaling"]))
+    mask = tap.hide(layer, attention_mask, query.dtype)
+    output, _ = sdpa_attention_forward(module, query, key, value, mask, **others)
+    tap.look(layer, output, Looking(query, key, value, mask, others["scaling"]))
     return output, None
 
 

@@ -16,6 +16,7 @@ from decoding.hf_engine.heads import Scales
 from decoding.hf_engine.hooks import Failed, Rows, mixed, waking, within_grammars
 from decoding.hf_engine.inside import Inside
 from decoding.hf_engine.model import Model, Prefilled
+from decoding.hf_engine.narrowing import spread
 from decoding.hf_engine.request import MAIN, Request
 from decoding.hf_engine.sampler import choose
 
@@ -156,12 +157,14 @@ def prefill(model: Model, requests: Sequence[Request]) -> Ready:
             if kept is not None:
                 ready[id(request), name] = kept
             else:
-                plain = name != MAIN or request.plain_inside
-                origin = None if plain else (request.stack, *request.ask.memories.items())
+                plain = request.plain_inside if name == MAIN else name not in request.narrowed
+                origin = None if plain else (name, request.stack, *request.ask.memories.items())
                 todo.setdefault((prompt, origin), []).append((request, name))
     firsts = [wanted[0] for wanted in todo.values()]
-    for numbers in grouped([request.prompts[name] for request, name in firsts]):
-        group = [firsts[number] for number in numbers]
+    alone = [[one] for one in firsts if one[1] in one[0].narrowed]
+    firsts = [one for one in firsts if one[1] not in one[0].narrowed]
+    together = grouped([request.prompts[name] for request, name in firsts])
+    for group in [*([firsts[number] for number in numbers] for numbers in together), *alone]:
         for (request, name), done in zip(group, run(model, group), strict=True):
             ready[id(request), name] = done
     for wanted in todo.values():
@@ -174,6 +177,12 @@ def prefill(model: Model, requests: Sequence[Request]) -> Ready:
 
 def run(model: Model, group: Sequence[tuple[Request, str]]) -> list[Prefilled]:
     prompts = [request.prompts[name] for request, name in group]
+    request, name = group[0]
+    if name in request.narrowed and model.narrowing is not None:  # alone
+        seen = request.narrowed[name]
+        with model.narrowing.dropped(seen):
+            (one,) = model.prefill(prompts)
+        return [replace(one, pairs=spread(one.pairs, seen))]
     scales = model.tap.scales([factors_of(request, name) for request, name in group])
     with Inside(model, group).prompts([len(prompt) for prompt in prompts]) as early:
         done = model.prefill(prompts, scales)

@@ -48,8 +48,10 @@ class HFEngine:
     @property
     def capabilities(self) -> frozenset[Capability]:
         lacking: set[Capability] = set() if self.settings.matcher else {"relevance"}
-        blind = self._model is not None and self._model.vision is None
-        return ALL - lacking - ({"vision"} if blind else set())
+        if self._model is not None:
+            lacking |= {"vision"} if self._model.vision is None else set()
+            lacking |= {"narrow"} if self._model.narrowing is None else set()
+        return ALL - lacking
 
     @property
     def card(self) -> ModelCard:

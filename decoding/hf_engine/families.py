@@ -22,6 +22,7 @@ class Family:
     processor: str | None = None  # transformers' class for prompts; None: the one that the checkpoint names
     chats: bool = True  # False: no chat template; the prompt is the texts of its messages, one below the other
     tower: str | None = None  # vision tower whose patches are the picture's tokens, one for one, after a class token
+    narrows: bool = False  # its prompts can lose tokens half-way: no layer has a mask or an input of its own
     most_pictures: int | None = None  # in one prompt
     picture_axis: int = 0  # along which the pixels of several prompts are joined
     per_token: tuple[str, ...] = ()  # processor outputs shaped like the ids, padded with 0
@@ -31,7 +32,7 @@ class Family:
 # Processors with a video processor are named here, so that it can be left out: it does not load without torchvision.
 FAMILIES = MappingProxyType(
     {
-        "llava": Family(tower="model.vision_tower"),
+        "llava": Family(tower="model.vision_tower", narrows=True),
         "llava_next": Family(ragged=("pixel_values",)),
         "qwen2_vl": Family(processor="Qwen2VLProcessor", per_token=("mm_token_type_ids",)),
         "qwen2_5_vl": Family(processor="Qwen2_5_VLProcessor", per_token=("mm_token_type_ids",)),

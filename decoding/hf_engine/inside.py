@@ -65,6 +65,10 @@ class Inside:
     def __init__(self, model: Model, rows: Sequence[tuple[Request, str]]) -> None:
         self.model = model
         self._mains = {number: request for number, (request, name) in enumerate(rows) if name == MAIN}
+        self._narrowed = {
+            number: request.narrowed[name] for number, (request, name) in enumerate(rows) if name in request.narrowed
+        }
+        self._rows = len(rows)
         self._exits = {number: request.exits for number, request in self._mains.items() if request.exits}
         kinds: dict[object, list[int]] = defaultdict(list)
         for number, request in self._mains.items():
@@ -83,19 +87,24 @@ class Inside:
     @contextmanager
     def step(self, cache: AlignedCache) -> Iterator[None]:
         """Around a pass over one token per row. What is heard early is left with the requests."""
-        if not (self._alike or self._exits):
+        if not (self._alike or self._exits or self._narrowed):
             yield
             return
+        columns = sum(cache.around(0, 0))
+        hidden = torch.zeros(self.model.layers, self._rows, columns, dtype=torch.bool, device=self.model.device)
+        for row, seen in self._narrowed.items():
+            before, after = cache.around(row, seen.shape[1])
+            hidden[:, row, before : columns - after] = ~seen
         shifts = {row: cache.around(row, len(request.pictures)) for row, request in self._mains.items()}
-        with self._acting(dict.fromkeys(self._mains, 0), shifts) as early:
+        with self._acting(dict.fromkeys(self._mains, 0), shifts, hidden if self._narrowed else None) as early:
             yield
         for row, heard in early.items():
             self._mains[row].early = heard
 
     @contextmanager
-    def _acting(self, last: Mapping[int, int], shifts: Shifts) -> Iterator[Early]:
+    def _acting(self, last: Mapping[int, int], shifts: Shifts, hidden: Tensor | None = None) -> Iterator[Early]:
         edits = [alike.edit(last, shifts) for alike in self._alike]
-        with self.model.attention.edited_by(edits), self.model.exits.listened(self._exits, last) as early:
+        with self.model.attention.edited_by(edits, hidden), self.model.exits.listened(self._exits, last) as early:
             yield early
 
 

@@ -20,6 +20,7 @@ from decoding.hf_engine.families import Family, context_of, family_of
 from decoding.hf_engine.heads import HeadTap, Observer, Scales
 from decoding.hf_engine.linear import pack
 from decoding.hf_engine.loading import end_tokens, load, load_processor
+from decoding.hf_engine.narrowing import NarrowTap
 from decoding.hf_engine.settings import HFSettings
 from decoding.hf_engine.vision import VisionTap
 
@@ -55,6 +56,7 @@ class Model:
         )
         self.attention = AttentionTap(self.decoder)
         self.exits = ExitTap(self.decoder, self._logits)
+        self.narrowing = NarrowTap(self.decoder) if self.family.narrows else None
         self.vision = vision_tap(self.network, self.family)
         self.window: int | None = getattr(text, "sliding_window", None)
         self.layer_types: frozenset[str] = frozenset(getattr(text, "layer_types", None) or ())
@@ -138,7 +140,8 @@ class Model:
         cache = DynamicCache()
         with tapped:
             hidden = self.body(**batch, **positions, past_key_values=cache, use_cache=True).last_hidden_state
-        logits = self._logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
+        dropped = batch["input_ids"].shape[1] - hidden.shape[1]  # of one prompt alone, by `narrowing`
+        logits = self._logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - dropped - 1])
         return [
             Prefilled(
                 [(layer.keys[row, :, :n], layer.values[row, :, :n]) for layer in cache.layers], logits[row], nexts[row]

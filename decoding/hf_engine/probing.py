@@ -10,6 +10,7 @@ from torch import Tensor
 
 from decoding.ask import Probe
 from decoding.errors import Unsupported
+from decoding.hf_engine.attention import Edit
 from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.request import Remembered
@@ -26,7 +27,7 @@ def run(probe: Probe, prompts: Mapping[str, Encoded], model: Model) -> Remembere
         nonlocal memory
         vision = by_prompt(seen, prompts) if seen else {}
         heads = {name: outputs[row, last[row]].to(model.device) for row, name in enumerate(names)}
-        memory = probe.owner.digest(memory, Captured(heads, layer, model.layers, vision))
+        memory = probe.owner.digest(memory, Captured(heads, layer, model.layers, vision, dict(attention)))
         factors = probe.owner.heads(memory) if probe.layerwise else None
         if factors is None:
             return outputs
@@ -34,7 +35,16 @@ def run(probe: Probe, prompts: Mapping[str, Encoded], model: Model) -> Remembere
         outputs[main] *= factors[layer, :, None].to(outputs.device)
         return outputs
 
-    with watching(probe, model) as seen:
+    attention: dict[str, Tensor] = {}  # prompt -> [heads, picture tokens] in the layer that has just run
+    places = [(prompts[name].ids == model.picture_token).nonzero().flatten().to(model.device) for name in names]
+
+    def notice(_: int, weights: Tensor) -> None:
+        found = zip(names, weights, places, strict=True)
+        attention.update({name: own[:, at.to(own.device)].to(model.device) for name, own, at in found})
+
+    watched = Edit(slice(None), torch.tensor(last, device=model.device), notice=notice)
+    edits = [watched] if "attention" in probe.capture else []
+    with watching(probe, model) as seen, model.attention.edited_by(edits):
         prefilled = model.observe([prompts[name] for name in names], observe)
     factors = probe.owner.heads(memory)
     edited = factors is not None and not probe.layerwise
@@ -56,6 +66,7 @@ def watching(probe: Probe, model: Model) -> AbstractContextManager[list[Tensor]]
             f"'{probe.owner.name}' needs a vision tower with a class token, and a token for each patch; "
             f"models of type '{model.network.config.model_type}' have none that it could read.",
             param="decoding.strategy",
+            code="unsupported",
         )
     return model.vision.watched()
 

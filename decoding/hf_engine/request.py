@@ -12,7 +12,7 @@ from torch import Tensor
 
 from decoding.answer import Alternative, End, Reason, Token, Usage
 from decoding.ask import Ask
-from decoding.errors import BadRequest
+from decoding.errors import BadRequest, Unsupported
 from decoding.hf_engine.constraint import Constraints
 from decoding.hf_engine.detokenizer import Detokenizer, Vocabulary
 from decoding.hf_engine.encoder import Encoded
@@ -67,6 +67,7 @@ class Request:
         self.early: Mapping[str, Tensor] = {}  # owner -> [exits, vocab] at this step
         self.failure: Exception | None = None  # of a strategy inside the model
         self.pictures = numbered(prompts[MAIN].ids.to(model.device), model.picture_token)  # [prompt tokens]
+        self.narrowed = narrowed(ask, prompts, memories, model)  # branch -> [layers, prompt tokens] true where seen
         self.firsts = {choice: model.encoder.first_tokens(choice).to(model.device) for choice in ask.choices}
         self.chooser = Chooser(ask.sampling, prompts[MAIN].ids.to(model.device), model.eos, model.vocab)
         self.detokenizer = Detokenizer(model.encoder.tokenizer, ask.sampling.stop)
@@ -208,6 +209,31 @@ def exits(ask: Ask, model: Model) -> dict[str, Exits]:
                 param=f"decoding.{owner}",
             )
     return {owner: found for owner, found in wanted.items() if found.layers}
+
+
+def narrowed(
+    ask: Ask, prompts: Mapping[str, Encoded], memories: Mapping[str, Remembered], model: Model
+) -> dict[str, Tensor]:
+    """Raises:
+    Unsupported: prompts of this family cannot lose tokens half-way.
+    """
+    found: dict[str, Tensor] = {}
+    for strategy in ask.stack:
+        memory = memories[strategy.name].tensors if strategy.name in memories else {}
+        seen = strategy.narrow(memory)
+        if seen is None:
+            continue
+        if model.narrowing is None:
+            raise Unsupported(
+                f"'{strategy.name}' drops tokens inside the model, which this family cannot do.",
+                param="decoding.strategy",
+                code="unsupported",
+            )
+        for name in ask.branches:
+            if name.startswith(f"{strategy.name}/"):
+                pictures = numbered(prompts[name].ids.to(model.device), model.picture_token)
+                found[name] = seen[:, pictures.clamp(min=0)] | (pictures < 0)
+    return found
 
 
 def numbered(ids: Tensor, picture_token: int) -> Tensor:

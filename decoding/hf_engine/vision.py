@@ -34,6 +34,9 @@ class VisionTap:
         finally:
             self._seen, self._config._attn_implementation = [], own
 
+    def hide(self, layer: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return mask
+
     def look(self, layer: int, output: Tensor, looking: Looking) -> None:
         scores = by_head(looking.query[:, :, :1], looking.key.mT)[:, :, 0] * looking.scaling
         self._seen.append(scores.softmax(-1, dtype=torch.float32)[..., 1:])

@@ -77,6 +77,15 @@ def louder(visual: Tensor, alpha: float | Tensor, first_layer: int, heads: Tenso
     return change
 
 
+def hidden(columns: dict[int, list[int]]) -> Change:
+    """Layer -> the tokens that nothing sees there."""
+
+    def change(layer: int, head: int, scores: Tensor) -> None:
+        scores[:, columns.get(layer, [])] = torch.finfo(torch.float32).min
+
+    return change
+
+
 def most_apart(z: Tensor, early: dict[int, Tensor]) -> int:
     """The layer whose distribution has the greatest Jensen-Shannon divergence from the last one's."""
 

@@ -28,6 +28,12 @@ def test_needs_and_costs_follow_from_what_is_asked() -> None:
         "vcd": Rehearsal(frozenset({"logits", "branches", "noise"}), ("vcd/noisy",), {}),
         "icd": Rehearsal(frozenset({"logits", "branches"}), ("icd/disturbed",), {}),
         "m3id": Rehearsal(frozenset({"logits", "branches"}), ("m3id/blind",), {}),
+        "sid": Rehearsal(
+            frozenset({"logits", "branches", "narrow", "probe", "attention"}), ("sid/least",), {"probed prompts": 1}
+        ),
+        "avisc": Rehearsal(
+            frozenset({"logits", "branches", "narrow", "probe", "attention"}), ("avisc/blind",), {"probed prompts": 1}
+        ),
         "paint": Rehearsal(frozenset({"attend", "probe", "vision"}), (), {"probed prompts": 1}),
         "pai": Rehearsal(frozenset({"logits", "branches", "attend"}), ("pai/blind",), {}),
         "dola": Rehearsal(frozenset({"logits", "exits"}), (), {}),

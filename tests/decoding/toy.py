@@ -33,9 +33,14 @@ class ToyEngine(FakeEngine):
         self.tensors: dict[Memory, Tensors] = {}
 
     def outputs(
-        self, prompt: Prompt, tokens: list[int], stack: tuple[Strategy, ...] = (), **memories: Tensors
+        self,
+        prompt: Prompt,
+        tokens: list[int],
+        stack: tuple[Strategy, ...] = (),
+        visible: Tensor | None = None,
+        **memories: Tensors,
     ) -> Tensor:
-        """[layers, heads, width], where the strategies of the stack edit the attention."""
+        """[layers, heads, width], where the strategies of the stack edit the attention to what is visible."""
         parts = [part if isinstance(part, str) else part.key for message in prompt.messages for part in message.parts]
         seed = hashlib.sha256(repr((parts, tokens)).encode()).digest()[:8]
         random = torch.Generator().manual_seed(int.from_bytes(seed))
@@ -47,6 +52,8 @@ class ToyEngine(FakeEngine):
             keys = (Keys(pictures, layer, LAYERS) for layer in range(LAYERS))
             memory = memories.get(strategy.name, {})
             scores = torch.stack([strategy.attend(*row, memory) for row in zip(scores, keys, strict=True)])
+        if visible is not None:
+            scores[..., :seen] = scores[..., :seen].masked_fill(~visible[:, None, :seen], -torch.inf)
         return torch.einsum("lhk,lhkd->lhd", scores.softmax(-1), values)
 
     def logits(self, outputs: Tensor, factors: Tensor, depth: int = LAYERS) -> Tensor:
@@ -64,7 +71,10 @@ class ToyEngine(FakeEngine):
             outputs = self.outputs(ask.prompt, said, ask.stack, **memories)
             raw = self.logits(outputs, factors)
             ones = torch.ones_like(factors)
-            branches = {name: self.logits(self.outputs(prompt, said), ones) for name, prompt in ask.branches.items()}
+            branches = {
+                name: self.logits(self.outputs(prompt, said, visible=self.visible(ask.stack, name, memories)), ones)
+                for name, prompt in ask.branches.items()
+            }
             scores = raw
             for strategy in reversed(ask.stack):
                 memory = memories.get(strategy.name, {})
@@ -97,9 +107,15 @@ class ToyEngine(FakeEngine):
         outputs = {name: self.outputs(prompt, []) for name, prompt in probe.prompts.items()}
         memory: Tensors = {}
         for layer in range(LAYERS):
+            attention = {name: output[layer, :, :SEEN].softmax(-1) for name, output in outputs.items()}
             heads = {name: output[layer] for name, output in outputs.items()}
-            memory = probe.owner.digest(memory, Captured(heads, layer, LAYERS, self.vision(probe)))
+            memory = probe.owner.digest(memory, Captured(heads, layer, LAYERS, self.vision(probe), attention))
         return self.keep(memory), Usage()
+
+    def visible(self, stack: tuple[Strategy, ...], branch: str, memories: Mapping[str, Tensors]) -> Tensor | None:
+        """[layers, picture tokens] of a branch, as its owner narrows it."""
+        owners = [strategy for strategy in stack if branch.startswith(f"{strategy.name}/")]
+        return owners[0].narrow(memories.get(owners[0].name, {})) if owners else None
 
     def vision(self, probe: Probe) -> Tensors:
         """Prompt name -> [tower layers, pictures, heads, patches] attention."""

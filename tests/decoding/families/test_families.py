@@ -135,7 +135,9 @@ async def test_what_a_vision_tower_cannot_tell_is_refused(checkpoint: Callable[[
     engine = HFEngine(HFSettings(str(checkpoint("gemma3")), dtype="float32", device="cpu"))
     await engine.start()
     try:
-        assert "vision" not in engine.capabilities
+        assert not {"vision", "narrow"} & engine.capabilities
+        with pytest.raises(Unsupported, match="'sid' drops tokens inside the model"):
+            await say(engine, "sid", "one")
         with pytest.raises(Unsupported, match="'paint' needs a vision tower with a class token"):
             await say(engine, "paint", "one")
     finally:

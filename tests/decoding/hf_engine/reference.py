@@ -21,16 +21,18 @@ from decoding.answer import Heat
 from decoding.pictures import smooth
 from decoding.prompt import Picture, Prompt
 from decoding.strategies.agla import AGLA
+from decoding.strategies.avisc import AvisC
 from decoding.strategies.deco import DeCo
 from decoding.strategies.dola import DoLa
 from decoding.strategies.pai import PAI
 from decoding.strategies.paint import PAINT
+from decoding.strategies.sid import SID
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategies.vhr import VHR
 from decoding.strategy import Strategy
 from tests.decoding.hf_engine.rules import mixed
-from tests.decoding.naive import Change, changed, cut, louder
+from tests.decoding.naive import Change, changed, cut, hidden, louder
 
 Factors = Mapping[tuple[int, int], float]  # (layer, head) -> what its output is multiplied by
 
@@ -66,6 +68,7 @@ class Reference:
         others: dict[str, Read] = {}
         description: list[Tensor] = []  # log P_j, [vocab] each
         changes: list[Change] = []
+        unseen: dict[str, Change] = {}  # in a branch
         for depth, strategy in enumerate(stack):
             match strategy:
                 case VCD():
@@ -78,6 +81,9 @@ class Reference:
                     others["pai"] = self.read(prompt.without_pictures())
                     visual = self.read(prompt).ids == self.model.config.image_token_id
                     changes.append(louder(visual, strategy.alpha, strategy.first_layer))
+                case SID() | AvisC():
+                    others[strategy.name] = self.read(prompt)
+                    unseen[strategy.name] = hidden(self.unseen(self.read(prompt), strategy))
                 case PAINT():
                     changes.append(self.painted(prompt, strategy))
                 case VDGD():
@@ -85,7 +91,10 @@ class Reference:
         main, told = self.read(prompt), Told()
         while len(told.tokens) < length:
             z = self.logits(main, told.tokens, factors, changes=changes)
-            branches = {name: self.logits(read, told.tokens, {}) for name, read in others.items()}
+            branches = {
+                name: self.logits(read, told.tokens, {}, changes=[unseen[name]] if name in unseen else [])
+                for name, read in others.items()
+            }
             scores = z
             for strategy in reversed(stack):
                 early = {
@@ -238,6 +247,30 @@ class Reference:
             moved = (torch.stack(with_picture) - torch.stack(without)).norm(dim=-1)
             heads = moved / moved.mean(-1, keepdim=True)
         return louder(read.ids == self.model.config.image_token_id, louder_by, paint.first_layer, heads)
+
+    @torch.no_grad()
+    def unseen(self, read: Read, strategy: SID | AvisC) -> dict[int, list[int]]:
+        """Layer -> the tokens that the branch does not see, by what the model's own attention gives out."""
+        config = self.decoder.config
+        own, config._attn_implementation = config._attn_implementation, "eager"
+        out = self.model(input_ids=read.ids[None], pixel_values=read.pixels, output_attentions=True)
+        config._attn_implementation = own
+        picture = (read.ids == self.model.config.image_token_id).nonzero().flatten().tolist()
+        drawn = np.stack([layer[0, :, -1, picture].mean(0).numpy() for layer in out.attentions])  # [layers, tokens]
+        if isinstance(strategy, SID):
+            kept = np.argsort(drawn[strategy.layer - 1])[: int(strategy.kept * len(picture))]
+            first = strategy.layer
+        else:
+            shares = drawn.sum(1) / drawn.sum()
+            looking, held = [], 0.0
+            for layer in np.argsort(-shares):
+                if held < strategy.gamma:
+                    looking.append(layer)
+                held += shares[layer]
+            mean = drawn[looking].mean(0)
+            kept, first = np.flatnonzero(mean >= mean.mean() + strategy.deviations * mean.std()), 0
+        gone = [place for number, place in enumerate(picture) if number not in kept]
+        return dict.fromkeys(range(first, len(self.layers)), gone)
 
     def described(self, inner: Sequence[Strategy], prompt: Prompt, vdgd: VDGD) -> tuple[Prompt, list[Tensor]]:
         question = prompt.question

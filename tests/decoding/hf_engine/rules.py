@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from decoding.strategies.agla import AGLA
+from decoding.strategies.avisc import AvisC
 from decoding.strategies.deco import DeCo
 from decoding.strategies.dola import DoLa
 from decoding.strategies.pai import PAI
 from decoding.strategies.sharpen import Sharpen
+from decoding.strategies.sid import SID
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
@@ -38,6 +40,9 @@ def mixed(
             return contrasted.where(plausible(z, strategy.beta), -math.inf)
         case AGLA():
             return (scores + strategy.alpha * branches["agla"]).where(plausible(z, strategy.beta), -math.inf)
+        case SID() | AvisC():
+            contrasted = (1 + strategy.alpha) * scores - strategy.alpha * branches[strategy.name]
+            return contrasted.where(plausible(z, strategy.beta), -math.inf)
         case PAI(gamma=1.0):
             return scores
         case PAI():

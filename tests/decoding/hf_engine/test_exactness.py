@@ -29,6 +29,8 @@ STACKS = {
     "vdgd by mean": stack("vdgd", vdgd={"reduction": "mean", "top_p": 0.9}),
     "pai": stack("pai"),
     "pai without guidance": stack("pai", pai={"gamma": 1.0, "alpha": 0.5, "first_layer": 0}),
+    "sid": stack("sid"),
+    "avisc": stack("avisc"),
     "paint": stack("paint"),
     "paint by head": stack("paint", paint={"modulation": "sensitive", "first_layer": 0}),
     "dola": stack("dola"),
@@ -78,6 +80,8 @@ NEUTRAL = {
     "vcd": {"alpha": 0, "beta": 0},
     "agla": {"alpha": 0, "beta": 0},
     "vhr": {"alpha": 1},
+    "sid": {"alpha": 0, "beta": 0},
+    "avisc": {"alpha": 0, "beta": 0},
     "paint": {"alpha": 0, "beta": 0},
     "pai": {"alpha": 0, "gamma": 1},
     "dola": {"alpha": 0, "beta": 0},
@@ -93,7 +97,21 @@ async def test_neutral_parameters_leave_the_answer_as_it_is(name: str, engine: H
 
 
 @pytest.mark.parametrize(
-    "names", ["vcd", "agla", "vhr", "vdgd", "pai", "pai without guidance", "paint", "paint by head", "dola", "deco"]
+    "names",
+    [
+        "vcd",
+        "agla",
+        "vhr",
+        "vdgd",
+        "pai",
+        "pai without guidance",
+        "paint",
+        "paint by head",
+        "sid",
+        "avisc",
+        "dola",
+        "deco",
+    ],
 )
 async def test_the_strategy_changes_the_answer(names: str, engine: HFEngine) -> None:
     """Otherwise the comparison above would prove nothing."""

@@ -48,6 +48,8 @@ NEWCOMERS = [
     "auto",
     "pai",
     "paint",
+    "sid",
+    "avisc+pai",
     "dola",
     "deco",
     "pai+vhr",

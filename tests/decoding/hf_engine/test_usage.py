@@ -21,6 +21,8 @@ PASSES = {
     "agla+vhr": 2 * N + 1,
     "pai": 2 * N,
     "paint": N + 1,
+    "sid": 2 * N,
+    "avisc": 2 * N,
     "dola": N,
     "deco": N,
     "pai+vhr": 2 * N + 2,

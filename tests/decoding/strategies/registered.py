@@ -23,6 +23,8 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "m3id": {"decay": 0, "beta": 0},
     "agla": {"alpha": 0, "beta": 0},
     "vhr": {"alpha": 1},
+    "sid": {"alpha": 0, "beta": 0},
+    "avisc": {"alpha": 0, "beta": 0},
     "paint": {"alpha": 0, "beta": 0},
     "pai": {"alpha": 0, "gamma": 1},
     "dola": {"alpha": 0, "beta": 0},

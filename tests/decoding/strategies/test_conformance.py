@@ -38,7 +38,8 @@ def digested(strategy: Strategy, seed: int) -> Tensors:
         for layer in range(LAYERS):
             heads = {name: torch.randn(HEADS, WIDTH, generator=random) for name in ("seeing", "blind")}
             vision = dict.fromkeys(heads, torch.rand(4, 1, 2, PICTURE, generator=random))
-            memory = strategy.digest(memory, Captured(heads, layer, LAYERS, vision))
+            attention = {name: torch.rand(HEADS, PICTURE, generator=random).softmax(-1) for name in heads}
+            memory = strategy.digest(memory, Captured(heads, layer, LAYERS, vision, attention))
     return memory
 
 
@@ -156,7 +157,10 @@ def test_hooks_leave_their_inputs_as_they_are(kind: type[Strategy]) -> None:
     if "digest" in strategy.hooks():
         heads = {"seeing": torch.randn(HEADS, WIDTH), "blind": torch.randn(HEADS, WIDTH)}
         for layer in range(LAYERS):
-            strategy.digest(step.memory, Captured(heads, layer, LAYERS, logits=torch.randn(VOCABULARY)))
+            attention = {"seeing": torch.rand(HEADS, PICTURE)}
+            strategy.digest(
+                step.memory, Captured(heads, layer, LAYERS, attention=attention, logits=torch.randn(VOCABULARY))
+            )
     assert all(torch.equal(now, then) for now, then in zip(inputs, before, strict=True))
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from decoding.strategies.agla import AGLA
 from decoding.strategies.auto import Auto
+from decoding.strategies.avisc import AvisC
 from decoding.strategies.code import CODE
 from decoding.strategies.deco import DeCo
 from decoding.strategies.dola import DoLa
@@ -14,6 +15,7 @@ from decoding.strategies.m3id import M3ID
 from decoding.strategies.pai import PAI
 from decoding.strategies.plain import Plain
 from decoding.strategies.sharpen import Sharpen
+from decoding.strategies.sid import SID
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
@@ -26,7 +28,16 @@ DESCRIPTION = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.3, 0.3, 0.2, 0.2]]).log()  
 
 
 def step(other: Tensor = OTHER, memory: Tensors | None = None, position: int = 0) -> Step:
-    owned = {"vcd/noisy", "agla/local", "icd/disturbed", "m3id/blind", "code/told", "pai/blind"}
+    owned = {
+        "vcd/noisy",
+        "agla/local",
+        "icd/disturbed",
+        "m3id/blind",
+        "code/told",
+        "pai/blind",
+        "sid/least",
+        "avisc/blind",
+    }
     names = (*owned, "auto/blind", "auto/local")
     return Step(Z, Z, dict.fromkeys(names, other), memory or {}, torch.tensor([position]), early=other[None])
 
@@ -45,6 +56,8 @@ def told(strategy: VDGD, description: Tensor = DESCRIPTION) -> Tensors:
         (AGLA(alpha=2, beta=0.5), [4.0, 4.7, OUT, OUT], [0.3318, 0.6682, 0, 0]),
         (VCD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
         (ICD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (SID(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (AvisC(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
         (Auto(torn=0.55), [2.0, 1.5, 0.0, -1.0], [0.55814, 0.33853, 0.07554, 0.02779]),
         (Auto(torn=0.56, grounded=0.6, blind=1), [2.0, 1.5, 0.0, -1.0], [0.55814, 0.33853, 0.07554, 0.02779]),
         (Auto(torn=0.56, grounded=0.7, blind=1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
