@@ -67,6 +67,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def is_full(self) -> bool:
+        """Whether nothing more can wait, so that a request can be refused before it is read."""
+        ...
+
+    @property
     def alive(self) -> bool: ...
 
     async def start(self) -> None:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from decoding.answer import Token
 from decoding.ask import Ask
-from decoding.errors import BadRequest, OnlySeenError
+from decoding.errors import BadRequest, OnlySeenError, Overloaded
 from server import doors, response_format
 from server.deadline import until
 from server.disconnect import ClientGone, while_connected
@@ -43,7 +43,10 @@ Read = Callable[[bytes], Asked]  # raises BadRequest
 async def respond(request: Request, service: Service, read: Read) -> Response:
     """A whole answer, or a stream whose first token is there."""
     try:
-        asked = await run_sync(read, await json_body(request))
+        body = await json_body(request)
+        if service.ready_engine.is_full:
+            raise Overloaded("The queue is full; try again in a moment.", code="queue_full")
+        asked = await run_sync(read, body)
         return await while_connected(request, streamed(asked, service) if asked.streams else answered(asked, service))
     except (ClientGone, ClientDisconnect):
         return Response(status_code=CLIENT_GONE)

@@ -26,6 +26,9 @@ async def together(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGener
             done, _ = await asyncio.wait(pending, return_when=when)
             when = asyncio.FIRST_COMPLETED
             arrived = sorted((pending.pop(task), task) for task in done)
+            # All are looked at before the first is raised, lest asyncio reports the others as missed.
+            if failures := [failure for _, task in arrived if (failure := task.exception())]:
+                raise failures[0]
             said = [(index, token) for index, task in arrived if (token := task.result()) is not None]
             for index, _ in said:
                 pending[asyncio.create_task(following(streams[index]))] = index

@@ -142,6 +142,14 @@ class HFEngine:
     async def counters(self) -> Mapping[str, int]:
         return {}
 
+    @property
+    def is_full(self) -> bool:
+        return self._waiting >= self.settings.max_waiting
+
+    @property
+    def _waiting(self) -> int:
+        return sum(place.rows for place in self._places if not place.taken)
+
     @contextmanager
     def _queue(self, rows: int) -> Iterator[Place]:
         """A place for these rows, from before they are encoded until the batch takes them.
@@ -151,7 +159,7 @@ class HFEngine:
         """
         if not self.alive:
             raise stopped()
-        if sum(place.rows for place in self._places if not place.taken) + rows > self.settings.max_waiting:
+        if self._waiting + rows > self.settings.max_waiting:
             raise Overloaded("The queue is full; try again in a moment.", code="queue_full")
         place = Place(rows)
         self._places.add(place)

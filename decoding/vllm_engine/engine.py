@@ -184,6 +184,14 @@ class VllmEngine:
         if lacking := sorted(wanted - self.capabilities):
             raise Unsupported(f"The vLLM engine lacks {', '.join(lacking)}.", code="unsupported")
 
+    @property
+    def is_full(self) -> bool:
+        return self._waiting >= self.settings.max_waiting
+
+    @property
+    def _waiting(self) -> int:
+        return sum(place.rows for place in self._places if not place.taken)
+
     @contextmanager
     def _queue(self, rows: int) -> Iterator[Place]:
         """A place for these rows, until their first token is there.
@@ -193,7 +201,7 @@ class VllmEngine:
         """
         if not self.alive:
             raise EngineFailed(GONE)
-        if sum(place.rows for place in self._places if not place.taken) + rows > self.settings.max_waiting:
+        if self._waiting + rows > self.settings.max_waiting:
             raise Overloaded("The queue is full; try again in a moment.", code="queue_full")
         place = Place(rows)
         self._places.add(place)

@@ -37,6 +37,7 @@ class FakeEngine:
         self.most_running = 0
         self.cut_short = 0  # answers that were closed or cancelled before their end
         self.alive = True
+        self.is_full = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:

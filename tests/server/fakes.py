@@ -52,6 +52,7 @@ class FakeEngine:
         self.capabilities = capabilities
         self.card = ModelCard("fake", context=4096, pictures=True)
         self.alive = True
+        self.is_full = False
         self.asks: list[Ask] = []
         self.running = 0
         self.closed_early = 0

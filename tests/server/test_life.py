@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
 from structlog.typing import EventDict
 
+from decoding.answer import Token
 from decoding.errors import EngineFailed, OnlySeenError, Overloaded, Unsupported
+from server.together import together
 from tests.server.conftest import Serve, Served, asked, seeing
 from tests.server.fakes import ALL, FakeEngine
 
@@ -63,6 +66,29 @@ async def test_failures_before_the_first_token(
     assert ("retry-after" in response.headers) == (status == 429)
     assert "secret" not in response.text
     assert served.engine.running == 0
+
+
+async def test_a_full_queue_refuses_before_the_request_is_read(served: Served) -> None:
+    served.engine.is_full = True
+    response = await served.chat(model="other", messages=seeing())
+    assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_choices_that_fail_together_are_all_looked_at() -> None:
+    """Previously asyncio reported the second and later ones as failures that nobody had retrieved."""
+
+    async def full() -> AsyncGenerator[Token, None]:
+        raise Overloaded("Full.")
+        yield
+
+    missed: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: missed.append(context))
+    with pytest.raises(Overloaded):
+        await anext(together([full() for _ in range(4)]))
+    gc.collect()
+    await asyncio.sleep(0)
+    assert missed == []
 
 
 async def test_a_failure_in_a_question_side_by_side_is_told_as_itself(serve: Serve) -> None:
