@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,6 +36,8 @@ def document(app: FastAPI) -> dict[str, Any]:
             schema = model.model_json_schema(ref_template=COMPONENTS + "{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
+            if "model" in model.model_fields:
+                schema["properties"]["model"]["pattern"] = models_pattern(app.state.service.settings.name)
         for path, model in BODIES.items():
             made["paths"][path]["post"]["requestBody"] = {
                 "required": True,
@@ -48,6 +51,15 @@ def document(app: FastAPI) -> dict[str, Any]:
             schemas.pop(fastapis_own, None)
         app.openapi_schema = made
     return app.openapi_schema
+
+
+def models_pattern(name: str) -> str:
+    """The served model, with or without strategies behind its name."""
+    from decoding import registry
+
+    strategies = "|".join(registry.strategies())
+    escaped = re.sub(r"([^\w/-])", r"\\\1", name)
+    return rf"^{escaped}(:({strategies})(\+({strategies}))*)?$"
 
 
 def refused() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from openai.types.chat import ChatCompletion
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from bench import fuzz
 from decoding.hf_engine.model import Model
 from server.app import create_app
 from server.settings import EMBEDDED, Settings
@@ -385,3 +386,9 @@ def test_pope_as_one_file(client: OpenAI) -> None:
     said = {each["custom_id"]: each["response"]["body"]["choices"][0]["message"]["content"] for each in answers}
     assert set(said) == {str(row["question_id"]) for row in rows}
     assert all(text.startswith(("Yes", "No")) for text in said.values())
+
+
+def test_whatever_the_document_allows_is_answered_as_it_says(url: str) -> None:
+    statuses = fuzz.run(url, examples=120)
+    assert statuses[200] > 10
+    assert statuses[400] > 10
