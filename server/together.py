@@ -10,11 +10,16 @@ import anyio
 from decoding.answer import Token
 
 
-async def together(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGenerator[tuple[int, Token], None]:
+def together(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGenerator[tuple[int, Token], None]:
     """Each token with the number of its stream, as they come. Closing this closes every stream at once.
 
-    Nothing comes before every stream has begun: a refusal of one is raised while nothing has been said yet.
+    One stream needs no tasks, which would be the most of what the server adds to a token.
     """
+    return alone(streams[0]) if len(streams) == 1 else several(streams)
+
+
+async def several(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGenerator[tuple[int, Token], None]:
+    """Nothing comes before every stream has begun: a refusal of one is raised while nothing has been said yet."""
 
     async def following(stream: AsyncGenerator[Token, None]) -> Token | None:
         return await anext(stream, None)
@@ -42,3 +47,12 @@ async def together(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGener
             await asyncio.gather(*pending, return_exceptions=True)
             for stream in streams:
                 await stream.aclose()
+
+
+async def alone(stream: AsyncGenerator[Token, None]) -> AsyncGenerator[tuple[int, Token], None]:
+    try:
+        async for token in stream:
+            yield 0, token
+    finally:
+        with anyio.CancelScope(shield=True):
+            await stream.aclose()
