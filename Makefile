@@ -46,6 +46,7 @@ format: install
 
 docs: install
 	$(BIN)/python -m decoding README.md docs/strategies.md
+	$(BIN)/python -m server.reference docs/api.md
 
 train: install
 	$(BIN)/python -m embedded.train

@@ -14,6 +14,8 @@ from server.settings import Settings
 if TYPE_CHECKING:
     from server.service import Service
 
+KEEP_ALIVE = 75  # seconds of silence; longer than clients and proxies keep a connection, lest they use one that closes
+
 
 def main() -> None:
     try:
@@ -45,6 +47,7 @@ def serve(settings: Settings) -> None:
         access_log=False,
         log_level="warning",
         timeout_graceful_shutdown=settings.shutdown_timeout,
+        timeout_keep_alive=KEEP_ALIVE,
     )
     server, socket = uvicorn.Server(config), config.bind_socket()
     host, port = socket.getsockname()[:2]
