@@ -32,14 +32,15 @@ class Connection:
         """
         versions.installed()
         configuration.prepare_environment()
-        llm = await asyncio.to_thread(start, settings, context)
-        connection = cls(llm)
-        connection._tasks = await llm.get_supported_tasks()
+        started: list[Any] = []  # not returned by the thread, whose future would keep it for good
+        await asyncio.to_thread(lambda: started.append(start(settings, context)))
+        connection = cls(started.pop())
+        connection._tasks = await connection.llm.get_supported_tasks()
         return connection
 
     @property
     def is_alive(self) -> bool:
-        return not self.llm.errored
+        return self.llm is not None and not self.llm.errored
 
     async def report(self) -> dict[str, Any]:
         """What the engine core says of itself.
@@ -93,7 +94,12 @@ class Connection:
 
     async def close(self) -> None:
         await asyncio.gather(*self._leaving, return_exceptions=True)
-        await asyncio.to_thread(self.llm.shutdown, SECONDS_TO_STOP)
+        llm, self.llm = self.llm, None
+        if llm.output_handler is not None:
+            llm.output_handler.cancel()
+        await asyncio.to_thread(llm.shutdown, SECONDS_TO_STOP)
+        await asyncio.sleep(0)  # vLLM closes its sockets in the loop
+        await asyncio.to_thread(llm.engine_core.resources.ctx.destroy, 0)  # which it leaves open
 
 
 def start(settings: VllmSettings, context: int) -> Any:

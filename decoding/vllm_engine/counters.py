@@ -13,8 +13,8 @@ class Counters:
     tokens: int = 0  # drawn by whole gangs, one per gang and step
     holds: int = 0  # times a member waited at its last known token for the others
     alone: int = 0  # steps that a gang had for itself
-    gang_preemptions: int = 0
-    single_preemptions: int = 0  # of requests without branches, by our plan
+    preemptions: int = 0  # of gangs, each as a whole
+    others_preempted: int = 0  # requests without branches, by our plan
     stock_preemptions: int = 0  # by vLLM's own loop, which our plan should leave nothing to preempt
     violations: int = 0  # members that drew a token without the others
     redone: int = 0  # of those, tokens dropped and drawn again

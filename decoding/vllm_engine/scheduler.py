@@ -101,9 +101,9 @@ class GangScheduler(GangKeeper):
             self.running.remove(request)
             super()._preempt_request(request, time.monotonic())
         if self.gangs.of(unit[0].request_id):
-            self.counters.gang_preemptions += 1
+            self.counters.preemptions += 1
         else:
-            self.counters.single_preemptions += 1
+            self.counters.others_preempted += 1
 
     def _preempt_request(self, request: Request, *arguments: Any, **named: Any) -> None:
         """Only vLLM's own loop comes here."""
