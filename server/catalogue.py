@@ -9,6 +9,7 @@ import structlog
 from anyio.to_thread import run_sync
 from pydantic import BaseModel, Field, JsonValue
 
+from decoding.lacking import lacking
 from server.service import Service
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def entry(strategy: type[Strategy], engine: str, capabilities: frozenset[str]) -
     rehearsal = rehearsed(strategy)
     needs = sorted(rehearsal.needs) if rehearsal else []
     missing = [need for need in needs if need not in capabilities]
-    reason = f"it lacks {', '.join(missing)}" if missing else None if rehearsal else "the strategy fails in rehearsal"
+    reason = lacking(missing) if missing else None if rehearsal else "the strategy fails in rehearsal"
     return Entry(
         name=strategy.name,
         paper=strategy.paper,

@@ -93,12 +93,13 @@ class Service:
 def check_default(names: str, engine: Engine) -> None:
     """Raises: OnlySeenError: the server's default strategy does not exist, or the engine cannot run it."""
     from decoding import registry
+    from decoding.lacking import lacking
     from decoding.rehearsal import rehearse
 
     for strategy in registry.build(names, {}):
         missing = rehearse(strategy).needs - engine.capabilities
         if missing:
-            raise Unsupported(f"The engine cannot run '{strategy.name}': it lacks {', '.join(sorted(missing))}.")
+            raise Unsupported(f"The engine cannot run '{strategy.name}': {lacking(sorted(missing))}.")
 
 
 def service(request: Request) -> Service:
