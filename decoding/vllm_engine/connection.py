@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from decoding.errors import EngineFailed, Unsupported
+from decoding.errors import BadRequest, EngineFailed, Unsupported
 from decoding.vllm_engine import configuration, versions
 from decoding.vllm_engine.core import REPORT
 from decoding.vllm_engine.settings import VllmSettings
@@ -59,7 +59,9 @@ class Connection:
 
         Raises:
             EngineFailed: vLLM is gone.
+            BadRequest: vLLM does not take it as it stands.
         """
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         from decoding.vllm_engine.outbox import Outbox
@@ -75,6 +77,9 @@ class Connection:
                 await self.llm._add_request(request, None, None, 0, box)
         except EngineDeadError as error:
             raise EngineFailed(GONE) from error
+        except (VLLMClientError, ValueError) as error:
+            self.leave(boxes)
+            raise BadRequest(f"vLLM refuses the request: {error}") from error
         except BaseException:
             self.leave(boxes)
             raise
