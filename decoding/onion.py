@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from decoding.strategy import Step, Strategy, Tensors
@@ -29,3 +31,10 @@ def through(
             heard = (early or {}).get(strategy.name)
             scores = strategy.logits(Step(scores, raw, own, memories.get(strategy.name, {}), position, heard))
     return scores
+
+
+def factors(stack: Sequence[Strategy], memories: Mapping[str, Tensors]) -> Tensor | None:
+    """[layers, heads], the product of what the strategies put on the heads. None when none puts anything there."""
+    wanted = [strategy.heads(memories.get(strategy.name, {})) for strategy in stack]
+    given = [one for one in wanted if one is not None]
+    return reduce(torch.mul, given) if given else None

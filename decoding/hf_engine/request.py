@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from decoding.hf_engine.detokenizer import Detokenizer, Vocabulary
 from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.hf_engine.sampler import Chooser
+from decoding.onion import factors
 from decoding.prompt import Prompt
 from decoding.strategy import Captured, Exits, Strategy, Tensors
 
@@ -60,8 +60,8 @@ class Request:
         self.prompts = prompts
         self.memories = memories
         self.words = words
-        factors = head_factors(ask, memories)
-        self.factors = None if factors is None else factors.to(model.device, model.dtype)  # [layers, heads]
+        scales = factors(ask.stack, {owner: remembered.tensors for owner, remembered in memories.items()})
+        self.factors = None if scales is None else scales.to(model.device, model.dtype)  # [layers, heads]
         self.attends = any("attend" in strategy.hooks() for strategy in ask.stack)
         self.exits = exits(ask, model)  # owner -> where it listens
         self.early: Mapping[str, Tensor] = {}  # owner -> [exits, vocab] at this step
@@ -240,11 +240,3 @@ def numbered(ids: Tensor, picture_token: int) -> Tensor:
     """[length] the tokens of pictures counted from 0; -1 at text."""
     visual = ids == picture_token
     return torch.where(visual, visual.cumsum(0) - 1, -1)
-
-
-def head_factors(ask: Ask, memories: Mapping[str, Remembered]) -> Tensor | None:
-    """The product of what the strategies ask for, [layers, heads]; None when none asks for anything."""
-    empty = Remembered({})
-    wanted = [strategy.heads(memories.get(strategy.name, empty).tensors) for strategy in ask.stack]
-    factors = [factor for factor in wanted if factor is not None]
-    return reduce(torch.mul, factors) if factors else None

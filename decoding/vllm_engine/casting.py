@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from decoding.ask import Ask, Memory
+from decoding.ask import Ask, Memory, Probe
 from decoding.errors import BadRequest
 from decoding.hf_engine.encoder import Encoded
 from decoding.prompt import Prompt
-from decoding.vllm_engine.member import MAIN, Digest, Member, Spelled
+from decoding.strategy import Strategy
+from decoding.vllm_engine.member import MAIN, Digest, Member, Probing, Spelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,40 @@ def cast(
         digest=Digest(Spelled.of(ask.digest), digest.handle) if ask.digest and digest else None,
     )
     members = {name: main if name == MAIN else Member(gang, name, size) for name in prompts}
-    return [Part(name, prompt, encoded[name], None if is_plain else members[name]) for name, prompt in prompts.items()]
+    salts = {MAIN: salt(ask.stack, ask.memories)}
+    return [
+        Part(name, prompt, encoded[name], None if is_plain else members[name], salts.get(name))
+        for name, prompt in prompts.items()
+    ]
+
+
+def cast_probe(probe: Probe, encoded: Mapping[str, Encoded], gang: str, memory: Memory) -> list[Part]:
+    """The main part first. All prompts run whole, in one step.
+
+    Raises:
+        Unsupported: the owner is not registered.
+    """
+    probing = Probing(Spelled.of(probe.owner), probe.main, probe.layerwise, memory.handle)
+    names = [probe.main, *(name for name in probe.prompts if name != probe.main)]
+    main = Member(gang, MAIN, len(names), whole=True, probing=probing)
+    return [
+        Part(MAIN, probe.prompts[name], encoded[name], main, salt((probe.owner,), {probe.owner.name: memory}))
+        if name == probe.main
+        else Part(name, probe.prompts[name], encoded[name], Member(gang, name, len(names), whole=True))
+        for name in names
+    ]
+
+
+def salt(stack: Sequence[Strategy], memories: Mapping[str, Memory]) -> str | None:
+    """Of the keys and values that are made under the factors of this stack; None where it has none.
+
+    Equal salts mean equal factors: a probe's main prompt is gone on from, and no other set's is ever read. So the salt
+    names the memories: two probes of one prompt may choose other heads by a rounding.
+    """
+    inside = [strategy for strategy in stack if "heads" in strategy.hooks()]
+    handles = {strategy.name: memories[strategy.name].handle for strategy in inside if strategy.name in memories}
+    named = [(strategy.name, strategy.model_dump_json(), handles.get(strategy.name)) for strategy in inside]
+    return json.dumps(named) if named else None
 
 
 def room_for(ask: Ask, parts: Sequence[Part], context: int, blocks: int, block_tokens: int, most_rows: int) -> int:
@@ -78,6 +113,22 @@ def room_for(ask: Ask, parts: Sequence[Part], context: int, blocks: int, block_t
         param="max_completion_tokens",
         code="context_length_exceeded",
     )
+
+
+def check_whole(parts: Sequence[Part], most_tokens: int, blocks: int, block_tokens: int, most_rows: int) -> None:
+    """Raises:
+    BadRequest: the prompts of a probe can never run in one step.
+    """
+    lengths = [len(part.encoded) for part in parts]
+    if len(parts) > most_rows:
+        raise BadRequest(f"The probe needs {len(parts)} rows; this engine runs {most_rows}.")
+    if sum(lengths) > most_tokens or needed(lengths, 1, block_tokens) > blocks:
+        raise BadRequest(
+            f"The prompts of the strategy's probe have {sum(lengths)} tokens together, which this engine cannot run "
+            "in one step.",
+            param="messages",
+            code="context_length_exceeded",
+        )
 
 
 def needed(lengths: Sequence[int], room: int, block_tokens: int) -> int:

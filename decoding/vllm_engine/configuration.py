@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
+from types import ModuleType
 from typing import Any
 
 from decoding.errors import Unsupported
+from decoding.vllm_engine import projection
 from decoding.vllm_engine.plugin import ASKED
 from decoding.vllm_engine.settings import VllmSettings
 
@@ -60,11 +64,17 @@ def arguments(settings: VllmSettings, context: int, is_cpu: bool) -> dict[str, A
         "limit_mm_per_prompt": {"image": MOST_PICTURES},
         "max_logprobs": 20,
         "structured_outputs_config": {"backend": "guidance"},  # reads schemas as the other engine does
+        # Counts for vLLM's cache of compiled models: one that was compiled without our heads must not be found in it.
+        "additional_config": {"onlyseen": fingerprint(projection)},
         "enforce_eager": is_cpu if settings.compiled is None else not settings.compiled,
         "disable_log_stats": True,
         "enable_log_requests": False,
         **{name: value for name, value in sizes.items() if value is not None},
     }
+
+
+def fingerprint(module: ModuleType) -> str:
+    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
 
 
 def check(config: Any) -> None:

@@ -19,15 +19,18 @@ from decoding.errors import BadRequest, EngineFailed, Overloaded, Unsupported
 from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.matcher import Matcher
 from decoding.prompt import Prompt
+from decoding.sampling import Sampling
 from decoding.vllm_engine import selftest
 from decoding.vllm_engine.answering import Answering
-from decoding.vllm_engine.casting import Part, cast, room_for
+from decoding.vllm_engine.casting import Part, cast, cast_probe, check_whole, room_for
 from decoding.vllm_engine.connection import GONE, Connection
 from decoding.vllm_engine.member import MAIN
 from decoding.vllm_engine.reader import Reader
 from decoding.vllm_engine.settings import VllmSettings
 
 Made = TypeVar("Made")
+
+ONE_TOKEN = Sampling(max_tokens=1, ignore_eos=True)
 
 
 @dataclass(eq=False, slots=True)
@@ -61,6 +64,8 @@ class VllmEngine:
             "branches",
             "logits",
             "digest",
+            "heads",
+            "probe",
             "noise",
             "choices",
             "begin",
@@ -68,6 +73,8 @@ class VllmEngine:
             "grammar",
             "tokens",
         }
+        if self._limits and not self._limits["worker"]["acts_inside"]:
+            always -= {"heads", "probe"}
         return frozenset(always | ({"relevance"} if self.settings.matcher else set()))
 
     @property
@@ -135,7 +142,7 @@ class VllmEngine:
             digest = self._new_memory() if ask.digest else None
             parts = await self._encode(lambda: self._cast(ask, digest))
             answering = self._answering(ask, parts, digest)
-            requests = await self._encode(lambda: self._requests(parts, ask, answering))
+            requests = await self._encode(lambda: self._requests(parts, ask.sampling, answering.room))
             boxes = await self.line.submit(requests)
             answering.clock.submitted = time.perf_counter()
             try:
@@ -152,7 +159,24 @@ class VllmEngine:
         return ids
 
     async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
-        raise Unsupported("The vLLM engine does not look inside the model's layers.", code="unsupported")
+        """All prompts run in one step, each whole, so that a layer's factors reach all tokens before the next layer."""
+        if "probe" not in self.capabilities:
+            raise Unsupported("The heads of this model cannot be told apart.", code="unsupported")
+        memory, is_there = self._new_memory(), False
+        with self._queue(len(probe.prompts)):
+            parts = await self._encode(lambda: self._cast_probe(probe, memory))
+            boxes = await self.line.submit(await self._encode(lambda: self._requests(parts, ONE_TOKEN, 1)))
+            try:
+                output = await self._hear(boxes[-1])
+                if failure := (output.kv_transfer_params or {}).get("failed"):
+                    raise EngineFailed(failure)
+                is_there = True
+            finally:
+                self.line.leave(boxes)
+                if not is_there:
+                    self.forget(memory)
+        self._known.add(memory.handle)
+        return memory, Usage(forward_passes=len(parts))
 
     async def relevance(self, relevance: Relevance) -> Heat:
         if self._matcher is None:
@@ -217,6 +241,13 @@ class VllmEngine:
         firsts = {choice: encoder.first_tokens(choice).tolist() for choice in ask.choices}
         return cast(ask, encoded, f"gang-{next(self._numbers)}", firsts, digest)
 
+    def _cast_probe(self, probe: Probe, memory: Memory) -> list[Part]:
+        encoded = {name: self.reader.encoder.encode(prompt) for name, prompt in probe.prompts.items()}
+        parts = cast_probe(probe, encoded, f"gang-{next(self._numbers)}", memory)
+        limits = self._limits
+        check_whole(parts, limits["most_tokens"], limits["blocks"] - 1, limits["block_size"], limits["most_rows"])
+        return parts
+
     def _answering(self, ask: Ask, parts: list[Part], digest: Memory | None) -> Answering:
         limits, reader = self._limits, self.reader
         # One block of vLLM's is never used.
@@ -225,15 +256,15 @@ class VllmEngine:
         eos = frozenset(reader.eos)
         return Answering(ask, length, len(parts), room, eos, reader.words, reader.tokenizer, digest)
 
-    def _requests(self, parts: list[Part], ask: Ask, answering: Answering) -> list[tuple[str, Any, Any]]:
+    def _requests(self, parts: list[Part], sampling: Sampling, room: int) -> list[tuple[str, Any, Any]]:
         """As the line takes them. The main one is the last to arrive, and its outbox the last of those returned."""
         from decoding.vllm_engine.params import of_branch, of_main
 
-        number, room = next(self._numbers), answering.room
+        number = next(self._numbers)
         requests: list[tuple[str, Any, Any]] = []
         for part in reversed(parts):
             if part.name == MAIN or part.member is None:
-                params = of_main(ask.sampling, room, self.reader.eos, part.member)
+                params = of_main(sampling, room, self.reader.eos, part.member)
             else:
                 params = of_branch(room, part.member)
             inputs = self._inputs.of(part.encoded, part.prompt.pictures, part.salt)

@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import structlog
 from torch import Tensor
 
+from decoding.vllm_engine.heads import Heads
 from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.rows import Rows
 from decoding.vllm_engine.stage import Stage
+
+log = structlog.get_logger(__name__)
 
 MEMORY_BYTES = 1 << 30
 MARK = "is_onlyseen"
@@ -61,6 +65,10 @@ def loading(original: Callable[..., Any]) -> Callable[..., Any]:
         loaded = original(runner, *arguments, **named)
         if not hasattr(runner, "stage"):
             runner.stage = Stage(runner.device, MEMORY_BYTES)
+            try:
+                runner.stage.inside = Heads(runner, runner.stage.memories)
+            except ValueError as reason:  # the server is told, and refuses what would need them
+                log.warning("nothing can act inside this model", reason=str(reason))
         return loaded
 
     return load_model

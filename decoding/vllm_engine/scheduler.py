@@ -37,6 +37,7 @@ class GangScheduler(GangKeeper):
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         if not self.gangs:
+            self._alone = None
             return super().schedule(throttle_prefills)
         self.counters.steps += 1
         self._go.clear()

@@ -17,7 +17,7 @@ class Inside(Protocol):
 
     def before_forward(self, rows: Rows) -> None: ...
 
-    def after_forward(self, rows: Rows) -> None: ...
+    def after_forward(self, rows: Rows, notes: Notes) -> None: ...
 
 
 class Stage:
@@ -36,7 +36,7 @@ class Stage:
 
     def after_forward(self, rows: Rows) -> None:
         if self.inside is not None:
-            self.inside.after_forward(rows)
+            self.inside.after_forward(rows, self.notes)
 
     def mix(self, rows: Rows, logits: Tensor) -> Tensor:
         return self.mixer.mix(rows, logits, self.notes)
@@ -49,4 +49,8 @@ class Stage:
         return notes
 
     def told(self) -> dict[str, Any]:
-        return {"memories": len(self.memories), "memory_bytes": self.memories.bytes}
+        return {
+            "memories": len(self.memories),
+            "memory_bytes": self.memories.bytes,
+            "acts_inside": self.inside is not None,
+        }
