@@ -5,6 +5,8 @@ from collections.abc import Sequence
 WHY = {
     "relevance": "the server has no image-text matcher; start it with --matcher",
     "attend": "vLLM computes attention in kernels that nothing can reach into",
+    "attention": "vLLM computes attention in kernels that nothing can look into",
+    "narrow": "vLLM's caches hold every token of a picture in all layers",
     "exits": "vLLM's models give no logits of their earlier layers",
 }
 

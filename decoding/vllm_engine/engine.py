@@ -24,6 +24,7 @@ from decoding.vllm_engine import selftest
 from decoding.vllm_engine.answering import Answering
 from decoding.vllm_engine.casting import Part, cast, cast_probe, check_whole, room_for
 from decoding.vllm_engine.connection import GONE, Connection
+from decoding.vllm_engine.handles import Handles
 from decoding.vllm_engine.member import MAIN
 from decoding.vllm_engine.reader import Reader
 from decoding.vllm_engine.settings import VllmSettings
@@ -50,7 +51,7 @@ class VllmEngine:
         self._matching = ThreadPoolExecutor(1, "onlyseen-matcher")
         self._numbers = itertools.count()
         self._places: set[Place] = set()
-        self._known: set[str] = set()  # handles of the memories that are there
+        self._handles = Handles()
         self._forgotten: set[asyncio.Task[Any]] = set()
         self._reader: Reader | None = None
         self._line: Connection | None = None
@@ -138,8 +139,8 @@ class VllmEngine:
 
     async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
         self._refuse(ask)
-        with self._queue(1 + len(ask.branches)) as place:
-            digest = self._new_memory() if ask.digest else None
+        with self._queue(1 + len(ask.branches)) as place, self._recalling(ask):
+            digest = self._handles.new() if ask.digest else None
             parts = await self._encode(lambda: self._cast(ask, digest))
             answering = self._answering(ask, parts, digest)
             requests = await self._encode(lambda: self._requests(parts, ask.sampling, answering.room))
@@ -162,7 +163,9 @@ class VllmEngine:
         """All prompts run in one step, each whole, so that a layer's factors reach all tokens before the next layer."""
         if "probe" not in self.capabilities:
             raise Unsupported("The heads of this model cannot be told apart.", code="unsupported")
-        memory, is_there = self._new_memory(), False
+        if lacking := sorted(probe.capture - self.capabilities):
+            raise Unsupported(f"The vLLM engine cannot capture {', '.join(lacking)}.", code="unsupported")
+        memory, is_there = self._handles.new(), False
         with self._queue(len(probe.prompts)):
             parts = await self._encode(lambda: self._cast_probe(probe, memory))
             boxes = await self.line.submit(await self._encode(lambda: self._requests(parts, ONE_TOKEN, 1)))
@@ -175,7 +178,7 @@ class VllmEngine:
                 self.line.leave(boxes)
                 if not is_there:
                     self.forget(memory)
-        self._known.add(memory.handle)
+        self._handles.known.add(memory.handle)
         return memory, Usage(forward_passes=len(parts))
 
     async def relevance(self, relevance: Relevance) -> Heat:
@@ -187,11 +190,20 @@ class VllmEngine:
         return await loop.run_in_executor(self._matching, self._matcher.relevance, relevance.picture, relevance.text)
 
     def forget(self, memory: Memory) -> None:
-        self._known.discard(memory.handle)
-        if self.alive:
+        if self._handles.forget(memory) and self.alive:
             task = asyncio.get_running_loop().create_task(self.line.rpc("onlyseen_forget", [memory.handle]))
             self._forgotten.add(task)
             task.add_done_callback(self._forgotten.discard)
+
+    @contextmanager
+    def _recalling(self, ask: Ask) -> Iterator[None]:
+        freed: list[Memory] = []
+        try:
+            with self._handles.used(ask.memories.values()) as freed:
+                yield
+        finally:
+            for memory in freed:
+                self.forget(memory)
 
     def _refuse(self, ask: Ask) -> None:
         """Raises:
@@ -200,7 +212,7 @@ class VllmEngine:
         if ask.compare is not None and ask.compare not in ask.branches:
             raise BadRequest(f"There is no branch '{ask.compare}' to compare with.")
         for memory in ask.memories.values():
-            if memory.handle not in self._known:
+            if memory.handle not in self._handles.known:
                 raise BadRequest("The request refers to a memory that is gone.")
         # Branches that may sleep are run in every step: `wakes` only says where they do not matter.
         wanted = {hook for strategy in ask.stack for hook in strategy.hooks()} - {"wakes"}
@@ -282,15 +294,12 @@ class VllmEngine:
             self.line.leave(boxes)
         if digest is not None:
             if answering.is_over:
-                self._known.add(digest.handle)
+                self._handles.known.add(digest.handle)
             else:
                 self.forget(digest)
 
     async def _encode(self, work: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
-
-    def _new_memory(self) -> Memory:
-        return Memory(f"memory-{next(self._numbers)}")
 
     def _make_inputs(self) -> Any:
         from decoding.vllm_engine.prompts import Inputs

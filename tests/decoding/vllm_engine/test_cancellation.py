@@ -24,7 +24,7 @@ async def is_free(engine: Any) -> bool:
         and report["free_blocks"] == report["blocks"] - 1
         and engine.line.llm.output_processor.get_num_unfinished_requests() == 0
         and not engine._places
-        and not engine._known
+        and not engine._handles.known
     )
 
 

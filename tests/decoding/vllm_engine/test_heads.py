@@ -23,6 +23,7 @@ INSIDE = {
     "vhr, loud": stack("vhr", vhr={"alpha": 6.0, "late": 1.0}),
     "agla+vhr": stack("agla+vhr"),
     "vdgd+vhr": stack("vdgd+vhr"),
+    "auto": stack("auto"),
 }
 
 
@@ -37,7 +38,7 @@ async def test_answers_as_the_transformers_engine_does(names: str, roomy: Any, h
     assert [ids(one) for one in said] == [ids(one) for one in expected]
 
 
-@pytest.mark.parametrize("names", INSIDE)
+@pytest.mark.parametrize("names", [name for name in INSIDE if name != "auto"])
 async def test_answers_as_if_every_layer_were_reinforced_by_hand(names: str, roomy: Any) -> None:
     from tests.decoding.hf_engine.reference import Reference
 
@@ -49,7 +50,7 @@ async def test_answers_as_if_every_layer_were_reinforced_by_hand(names: str, roo
 
 
 async def test_factors_change_the_answer_of_their_own_request_alone(roomy: Any, hf: Any) -> None:
-    """One prompt under four factor sets at once, and under none: what any of them has cached is of no use to the others."""
+    """One prompt under three factor sets and under none, at once: what one has cached is of no use to the others."""
     prompt = prompts(1)[0]
     sets = [stack("plain"), *(stack("vhr", vhr={"alpha": alpha, "late": 1.0}) for alpha in (0.0, 3.0, 10.0))]
     asked = [(strategies, prompt) for strategies in sets * 3]
@@ -142,7 +143,7 @@ async def held(engine: Any) -> int:
 
 
 async def test_a_probe_that_cannot_run_in_one_step_is_refused(tight: Any) -> None:
-    """Five pictures and their text: more than there is room for beside them, but not more than the context."""
+    """None of its prompts is too long, but all three together are."""
     picture: Picture = prompts(1)[0].pictures[0]
     (vhr,) = stack("vhr")
     assert isinstance(vhr, VHR)
