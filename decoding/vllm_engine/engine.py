@@ -7,15 +7,14 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from decoding.answer import Heat, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Relevance
 from decoding.engine import Capability, ModelCard
-from decoding.errors import BadRequest, EngineFailed, Overloaded, Unsupported
+from decoding.errors import BadRequest, EngineFailed, Unsupported
 from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.matcher import Matcher
 from decoding.prompt import Prompt
@@ -28,18 +27,11 @@ from decoding.vllm_engine.handles import Handles
 from decoding.vllm_engine.member import MAIN
 from decoding.vllm_engine.reader import Reader
 from decoding.vllm_engine.settings import VllmSettings
+from decoding.vllm_engine.waiting import Place, queued
 
 Made = TypeVar("Made")
 
 ONE_TOKEN = Sampling(max_tokens=1, ignore_eos=True)
-
-
-@dataclass(eq=False, slots=True)
-class Place:
-    """Rows that wait for their first token."""
-
-    rows: int
-    taken: bool = False
 
 
 class VllmEngine:
@@ -228,23 +220,14 @@ class VllmEngine:
     def _waiting(self) -> int:
         return sum(place.rows for place in self._places if not place.taken)
 
-    @contextmanager
-    def _queue(self, rows: int) -> Iterator[Place]:
-        """A place for these rows, until their first token is there.
-
-        Raises:
-            Overloaded: the queue is full.
+    def _queue(self, rows: int) -> AbstractContextManager[Place]:
+        """Raises:
+        EngineFailed: vLLM is gone.
+        Overloaded: the queue is full.
         """
         if not self.alive:
             raise EngineFailed(GONE)
-        if self._waiting + rows > self.settings.max_waiting:
-            raise Overloaded("The queue is full; try again in a moment.", code="queue_full")
-        place = Place(rows)
-        self._places.add(place)
-        try:
-            yield place
-        finally:
-            self._places.discard(place)
+        return queued(self._places, rows, self.settings.max_waiting)
 
     def _cast(self, ask: Ask, digest: Memory | None) -> list[Part]:
         encoder = self.reader.encoder
