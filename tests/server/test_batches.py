@@ -31,7 +31,7 @@ async def sent(served: Served, *said: str, endpoint: Any = CHAT) -> Batch:
 
 
 async def ended(served: Served, batch: Batch, *status: str) -> Batch:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):  # against a hang: nothing here is timed
         while batch.status not in (status or ("completed", "failed", "cancelled", "expired")):
             await asyncio.sleep(0.01)
             batch = await served.openai.batches.retrieve(batch.id)
@@ -118,10 +118,10 @@ async def test_cancelled(serve: Serve) -> None:
 
 
 async def test_it_goes_on_after_a_restart(serve: Serve, tmp_path: Path) -> None:
-    first = await serve(FakeEngine(pause=0.02), data_dir=tmp_path, batch_requests=2)
+    first = await serve(FakeEngine(pause=0.1), data_dir=tmp_path, batch_requests=2)
     batch = await ended(first, await sent(first, *map(line, range(20))), "in_progress")
     answers = tmp_path / f"{batch.id}.answers"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(lines.done(answers)) < 4:  # noqa: ASYNC110 - nothing tells when it is reached
             await asyncio.sleep(0.01)
     await first.app.state.service.batches.close()
