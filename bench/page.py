@@ -9,13 +9,17 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def write(name: str, table: str, figures: Mapping[str, Any]) -> None:
-    page = DOCS / "benchmarks.md"
+    measured = f"Measured {figures['date']} on {figures['machine']}; " + ", ".join(
+        f"{package} {number}" for package, number in figures["versions"].items()
+    )
+    fill(DOCS / "benchmarks.md", name, f"{measured}.\n\n{table}")
+    (DOCS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def fill(page: Path, name: str, content: str) -> None:
+    """Replaces what stands between the markers of that name."""
     text = page.read_text()
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, rest = text.split(begin)
     _, after = rest.split(end)
-    measured = f"Measured {figures['date']} on {figures['machine']}; " + ", ".join(
-        f"{package} {number}" for package, number in figures["versions"].items()
-    )
-    page.write_text(f"{before}{begin}\n\n{measured}.\n\n{table}\n\n{end}{after}")
-    (DOCS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    page.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}")

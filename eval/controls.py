@@ -8,16 +8,35 @@ gains over them came from its branch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from eval.catalogue import Catalogue
 from eval.recipe import Recipe
 
-# Sum of the weights; a strategy that is not listed is taken for a contrast whose weights add up to 1.
-SCALES: Mapping[str, Callable[[Mapping[str, JsonValue]], float]] = {
-    "agla": lambda parameters: 1 + number(parameters["alpha"]),
+
+class Left(NamedTuple):
+    """What branches that agree leave of a strategy: the sum of its weights, and its cut (0: none)."""
+
+    scale: float = 1.0
+    beta: float = 0.0
+
+
+Values = Mapping[str, JsonValue]
+
+# A strategy that is not listed is taken for a contrast whose weights add up to 1, with the cut `beta` if it has one.
+LEFT: Mapping[str, Callable[[Values], Left]] = {
+    "agla": lambda values: Left(1 + number(values["alpha"]), number(values["beta"])),
+    "code": lambda values: Left(),  # its cut grows with what the branches disagree about
 }
+
+
+def left(name: str, values: Values) -> Left:
+    if name in LEFT:
+        return LEFT[name](values)
+    beta = values.get("beta")
+    return Left() if beta is None else Left(beta=number(beta))
 
 
 def number(value: JsonValue) -> float:
@@ -32,21 +51,17 @@ def controls(recipe: Recipe, catalogue: Catalogue, *, greedy: bool) -> list[Reci
     found = [
         control
         for name in recipe.stack
-        if catalogue.branches(name) and (parameters := recipe.parameters.get(name, {})).get("beta") is not None
-        for control in matched(recipe, name, parameters, catalogue, greedy=greedy)
+        if catalogue.branches(name)
+        for control in matched(recipe, name, Left() if greedy else left(name, recipe.parameters.get(name, {})), catalogue)
     ]
     return list({control.label: control for control in found}.values())
 
 
-def matched(
-    recipe: Recipe, name: str, parameters: Mapping[str, JsonValue], catalogue: Catalogue, *, greedy: bool
-) -> list[Recipe]:
-    if greedy:
-        return [recipe.but(name, None, {})]
+def matched(recipe: Recipe, name: str, rest: Left, catalogue: Catalogue) -> list[Recipe]:
     known = {entry.name for entry in catalogue.data} - set(recipe.stack)
-    beta = parameters["beta"]
-    chosen = [recipe.but(name, "truncate", {"beta": beta})] if "truncate" in known else []
-    scale = SCALES[name](parameters) if name in SCALES else 1.0
-    if scale != 1 and "sharpen" in known:
-        chosen.append(recipe.but(name, "sharpen", {"scale": scale, "beta": beta}))
-    return chosen
+    chosen = []
+    if rest.beta and "truncate" in known:
+        chosen.append(recipe.but(name, "truncate", {"beta": rest.beta}))
+    if rest.scale != 1 and "sharpen" in known:
+        chosen.append(recipe.but(name, "sharpen", {"scale": rest.scale, "beta": rest.beta}))
+    return chosen if rest != Left() else [recipe.but(name, None, {})]
