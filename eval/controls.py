@@ -52,7 +52,9 @@ def controls(recipe: Recipe, catalogue: Catalogue, *, greedy: bool) -> list[Reci
         control
         for name in recipe.stack
         if catalogue.branches(name)
-        for control in matched(recipe, name, Left() if greedy else left(name, recipe.parameters.get(name, {})), catalogue)
+        for control in matched(
+            recipe, name, Left() if greedy else left(name, recipe.parameters.get(name, {})), catalogue
+        )
     ]
     return list({control.label: control for control in found}.values())
 
