@@ -10,14 +10,17 @@ from tests.eval.fake_server import STRATEGIES, entry
 SAMPLED = {
     "agla": ["truncate:beta=0.5", "sharpen:beta=0.5,scale=3.0"],
     "agla:alpha=0,beta=0.2": ["truncate:beta=0.2"],
-    "agla+vhr": ["truncate+vhr:truncate.beta=0.5,vhr.alpha=2.0", "sharpen+vhr:sharpen.beta=0.5,sharpen.scale=3.0,vhr.alpha=2.0"],
+    "agla+vhr": [
+        "truncate+vhr:truncate.beta=0.5,vhr.alpha=2.0",
+        "sharpen+vhr:sharpen.beta=0.5,sharpen.scale=3.0,vhr.alpha=2.0",
+    ],
     "vcd": ["truncate:beta=0.1"],
     "vcd:beta=0": ["plain"],  # no cut, and weights that add up to 1: nothing is left
     "code": ["plain"],  # its cut is nothing where its branches agree
     "uncut": ["plain"],
     "vhr": [],
     "truncate": [],
-}  # fmt: skip
+}
 
 
 @pytest.fixture
