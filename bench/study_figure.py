@@ -14,8 +14,8 @@ from eval.results import Results
 
 @matplotlib.rc_context({**STYLE, "svg.fonttype": "path", "svg.hashsalt": "results"})
 def drawn(pope: Results, chair: Results) -> str:
-    """An SVG file of two panels: POPE's accuracy and CHAIR_i, greedy."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    """An SVG file of two panels: POPE's accuracy and CHAIR_i, greedy; cheap strategies on top."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     panel(left, pope, "accuracy", "POPE accuracy, higher is better")
     panel(right, chair, "chair_i", "CHAIR_i, lower is better")
@@ -25,22 +25,23 @@ def drawn(pope: Results, chair: Results) -> str:
 
 
 def panel(axes: Axes, results: Results, metric: str, title: str) -> None:
+    """One line a strategy, by its passes a token: points of a cost-and-quality plot would hide each other."""
     whole = results.parts[-1]
     points = [
         (cost.passes_per_token.value, row.metrics[metric], row.strategy)
         for row, cost in zip(whole.rows, results.costs, strict=True)
         if cost.passes_per_token and cost.passes_per_token.value and row.metrics[metric].value is not None
     ]
-    places = [(x, 100 * (estimate.value or 0)) for x, estimate, _ in points]
-    best = set(front(places, lower=metric == "chair_i"))
-    for (x, y), (_, estimate, label) in zip(places, points, strict=True):
-        colour = INK if label == "plain" else GOOD if (x, y) in best else PALE
+    points.sort(key=lambda point: (-round(point[0], 2), point[2] == "plain", point[2]))
+    best = set(front([(cost, estimate.value or 0) for cost, estimate, _ in points], lower=metric == "chair_i"))
+    for height, (cost, estimate, label) in enumerate(points):
+        value = estimate.value or 0
+        colour = INK if label == "plain" else GOOD if (cost, value) in best else PALE
         if estimate.low is not None and estimate.high is not None:
-            axes.plot([x, x], [100 * estimate.low, 100 * estimate.high], color=colour, alpha=0.4, linewidth=1.5)
-        axes.plot([x], [y], "o" if ":" not in label else "D", color=colour, markersize=5)
-        axes.annotate(label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.set_xlabel("forward passes per token (log scale)")
-    axes.set_ylabel(title)
-    axes.grid(color=PALE, alpha=0.25)
+            axes.plot([100 * estimate.low, 100 * estimate.high], [height, height], color=colour, linewidth=2, alpha=0.5)
+        axes.plot([100 * value], [height], "D" if ":" in label else "o", color=colour, markersize=5)
+        if label == "plain":
+            axes.axvline(100 * value, color=INK, linewidth=0.8, alpha=0.4)
+    axes.set_yticks(range(len(points)), [f"{label}   {cost:.2f}" for cost, _, label in points], fontsize=8)
+    axes.set_xlabel(title)
+    axes.set_title("passes a token", fontsize=8, loc="left")

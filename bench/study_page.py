@@ -39,7 +39,7 @@ def section(results: Results, manifest: Manifest, tuned: Mapping[str, str]) -> I
     decoding = "greedy" if results.greedy else f"temperature 1, seeds {', '.join(map(str, results.seeds))}"
     yield f"{whole.questions // len(results.seeds)} questions on {whole.pictures} pictures, {decoding}."
     yield ""
-    yield from table(results, whole, set(tuned.values()))
+    yield from table(results, whole, set(tuned.values()) - tuned.keys())
     yield ""
     matches = [match for match in whole.matches if not results.greedy]
     if matches:
