@@ -31,16 +31,18 @@ class GangScheduler(GangKeeper):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._go: set[str] = set()  # members that may run their last known token in this step
+        self._granted: dict[str, int] = {}  # tokens that the plan gives to each running request in this step
         self._alone: Gang | None = None  # the gang that has this step for itself
 
     # One step
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
+        self._go.clear()
+        self._granted.clear()
         if not self.gangs:
             self._alone = None
             return super().schedule(throttle_prefills)
         self.counters.steps += 1
-        self._go.clear()
         # A gang that could not be run whole in the last step, for all its room, must not keep the others from running.
         self._alone = self._next_whole() if self._alone is None else None
         output = self._schedule_together() if self._alone is None else self._schedule_alone(self._alone)
@@ -65,6 +67,7 @@ class GangScheduler(GangKeeper):
             if number == len(units):
                 break
             planned += need
+            self._granted |= {request.request_id: tokens for request, tokens in wanted}
             budget -= sum(tokens for _, tokens in wanted)
             if goes and self.gangs.of(unit[0].request_id):
                 self._go.update(request.request_id for request in self._departing(unit))
@@ -107,8 +110,8 @@ class GangScheduler(GangKeeper):
             self.counters.others_preempted += 1
 
     def _preempt_request(self, request: Request, *arguments: Any, **named: Any) -> None:
-        """Only vLLM's own loop comes here."""
-        self.counters.stock_preemptions += 1
+        """Only vLLM's own loop comes here: by right where no gang is in the engine, and nothing was planned."""
+        self.counters.stock_preemptions += len(self.gangs) > 0
         super()._preempt_request(request, *arguments, **named)
 
     # Admission
@@ -203,10 +206,12 @@ class GangScheduler(GangKeeper):
         remaining = request.num_tokens_with_spec + request.num_output_placeholders - num_computed_tokens - tokens
         if self._alone is not None:
             return tokens if request.request_id in self._go and remaining == 0 else 0
-        if remaining > 0 or request.request_id in self._go or self.gangs.of(request.request_id) is None:
-            return tokens
-        self.counters.holds += 1
-        return max(tokens - 1, 0)
+        if remaining <= 0 and request.request_id not in self._go and self.gangs.of(request.request_id) is not None:
+            self.counters.holds += 1
+            tokens = max(tokens - 1, 0)
+        # What another request leaves of the step's tokens, because its picture cannot be encoded yet, has no KV blocks
+        # set aside for it.
+        return min(tokens, self._granted.get(request.request_id, tokens))
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, ...]:
         """A member whose whole prompt is cached but for the last token would have nothing to run until the others come,
