@@ -7,6 +7,7 @@ from torch import Tensor
 
 from decoding.ask import Ask, Heat, Picture, Relevance
 from decoding.pictures import keep_relevant
+from decoding.strategies.parameters import Plausibility
 from decoding.strategy import Program, Step, Strategy
 from decoding.tensors import add, only, plausible
 
@@ -39,7 +40,7 @@ class AGLA(Strategy):
     paper = "arXiv:2406.12718"
 
     alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the masked picture; 0 turns it off.")] = 2.0
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.5
+    beta: Plausibility = 0.5
     text: Annotated[
         str | None, Field(min_length=1, max_length=4096, description="What to match instead of the user's question.")
     ] = None

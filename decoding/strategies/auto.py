@@ -9,6 +9,7 @@ from torch import Tensor
 from decoding.ask import Ask, Heat, Memory, Picture, Probe, Relevance
 from decoding.pictures import keep_relevant
 from decoding.strategies.agla import without_short_answer
+from decoding.strategies.parameters import Plausibility
 from decoding.strategies.vhr import VHR
 from decoding.strategy import Captured, Program, Step, Strategy, Tensors
 from decoding.tensors import contrast, only, plausible, shifted
@@ -47,7 +48,7 @@ class Auto(Strategy):
     relevant: Annotated[
         float, Field(ge=-1, le=1, description="Similarity of picture and question from which the masked one counts.")
     ] = 0.25
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
+    beta: Plausibility = 0.1
     heads_by: Annotated[float, Field(ge=0, le=10, description="Factor on the heads that react; 1 is off.")] = 1.5
 
     def run(self, ask: Ask) -> Program:

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.ask import Ask, Memory, Probe
+from decoding.strategies.parameters import Contrast, Plausibility
 from decoding.strategy import Captured, Program, Step, Strategy, Tensors
 from decoding.tensors import contrast, only, plausible
 
@@ -29,8 +30,8 @@ class AvisC(Strategy):
     name = "avisc"
     paper = "arXiv:2405.17820"
 
-    alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the contrast; 0 turns it off.")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
+    alpha: Contrast = 1.0
+    beta: Plausibility = 0.1
     gamma: Annotated[float, Field(gt=0, le=1, description="Share of the attention to the picture to go by.")] = 0.5
     deviations: Annotated[float, Field(ge=0, le=100, description="How far above the mean a token is blind.")] = 1.0
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.ask import Answer, Ask, Sampling
+from decoding.strategies.parameters import DescriptionTokens
 from decoding.strategy import Program, Step, Strategy
 from decoding.tensors import contrast, only, plausible
 
@@ -45,7 +46,7 @@ class CODE(Strategy):
     exponent: Annotated[
         float, Field(ge=0, le=10, description="a: the smaller, the more a slight disagreement counts.")
     ] = 0.7
-    description_tokens: Annotated[int, Field(ge=1, le=8192, description="Longest description.")] = 512
+    description_tokens: DescriptionTokens = 512
     description_prompt: Annotated[
         str, Field(min_length=1, max_length=4096, description="Asks for the description.")
     ] = DESCRIBE

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from decoding.ask import Ask
+from decoding.strategies.parameters import EarlyLayer, Normed
 from decoding.strategy import Exits, Step, Strategy
 from decoding.tensors import add, nucleus, only, top
 
@@ -31,12 +32,12 @@ class DeCo(Strategy):
     name = "deco"
     paper = "arXiv:2410.11779"
 
-    alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the early layer; 0 turns it off.")] = 0.6
+    alpha: EarlyLayer = 0.6
     top_p: Annotated[float, Field(gt=0, le=1, description="Probability that the candidates hold.")] = 0.9
     top_k: Annotated[int, Field(ge=0, le=100_000, description="Most candidates; 0: any number.")] = 20
     first: Annotated[float, Field(ge=0, le=1, description="First early layer, as a share of the depth.")] = 20 / 32
     last: Annotated[float, Field(ge=0, le=1, description="Last early layer, as a share of the depth.")] = 28 / 32
-    normed: Annotated[bool, Field(description="Early states go through the final norm.")] = True
+    normed: Normed = True
 
     @model_validator(mode="after")
     def ordered(self) -> Self:

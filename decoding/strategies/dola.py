@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.ask import Ask
+from decoding.strategies.parameters import EarlyLayer, Normed, Plausibility
 from decoding.strategy import Exits, Step, Strategy
 from decoding.tensors import divergence, only, plausible, subtract
 
@@ -37,9 +38,9 @@ class DoLa(Strategy):
         tuple[Annotated[int, Field(ge=0, le=1000)], ...] | None,
         Field(min_length=1, max_length=64, description="Candidates, as numbers of layers passed, instead of a bucket."),
     ] = None
-    alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the early layer; 0 turns it off.")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
-    normed: Annotated[bool, Field(description="Early states go through the final norm.")] = True
+    alpha: EarlyLayer = 1.0
+    beta: Plausibility = 0.1
+    normed: Normed = True
 
     def prepare(self, ask: Ask) -> Ask:
         ask.prompt.require_pictures(self.name)

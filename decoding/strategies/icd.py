@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.ask import Ask
+from decoding.strategies.parameters import Contrast, Plausibility
 from decoding.strategy import Step, Strategy
 from decoding.tensors import contrast, only, plausible
 
@@ -38,8 +39,8 @@ class ICD(Strategy):
     name = "icd"
     paper = "arXiv:2403.18715"
 
-    alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the contrast; 0 turns it off.")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
+    alpha: Contrast = 1.0
+    beta: Plausibility = 0.1
     role: Annotated[
         Literal["detector", "relations", "avoidant", "confused", "overview"],
         Field(description="The disturbing instruction."),

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.ask import Ask
+from decoding.strategies.parameters import Plausibility
 from decoding.strategy import Step, Strategy
 from decoding.tensors import contrast, only, plausible
 
@@ -33,7 +34,7 @@ class M3ID(Strategy):
     decay: Annotated[
         float, Field(ge=0, le=10, description="Lambda: how fast the picture is forgotten; 0 turns the contrast off.")
     ] = 0.02
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
+    beta: Plausibility = 0.1
     threshold: Annotated[float, Field(ge=0, le=1, description="Correct only where no token is likelier than this.")] = (
         1.0
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from decoding.ask import Answer, Ask, Prompt, Sampling
+from decoding.strategies.parameters import DescriptionTokens
 from decoding.strategy import Program, Strategy
 
 ANSWERS = ("Yes", "No")
@@ -55,7 +56,7 @@ class MVP(Strategy):
     least: Annotated[float, Field(ge=0, le=1, description="Probability below which a first token is dropped.")] = 0.001
     temperature: Annotated[float, Field(ge=0, le=2, description="Of descriptions and paths.")] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1, description="Of descriptions.")] = 0.95
-    description_tokens: Annotated[int, Field(ge=1, le=8192, description="Longest description.")] = 512
+    description_tokens: DescriptionTokens = 512
     path_tokens: Annotated[int, Field(ge=1, le=8192, description="Longest path, after its first token.")] = 50
     lower_case: Annotated[bool, Field(description="Put the question in lower case, as the paper's code does.")] = True
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Of descriptions and paths.")] = 336

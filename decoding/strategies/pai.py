@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.ask import Ask
+from decoding.strategies.parameters import FirstLayer, Plausibility
 from decoding.strategy import Keys, Step, Strategy, Tensors
 from decoding.tensors import contrast, only, plausible
 
@@ -38,8 +39,8 @@ class PAI(Strategy):
         0.2
     )
     gamma: Annotated[float, Field(ge=1, le=100, description="Guidance; 1 turns it off, and saves its branch.")] = 1.1
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
-    first_layer: Annotated[int, Field(ge=0, le=1000, description="Number of the first edited layer, from 0.")] = 2
+    beta: Plausibility = 0.1
+    first_layer: FirstLayer = 2
 
     def prepare(self, ask: Ask) -> Ask:
         ask.prompt.require_pictures(self.name)

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.ask import Ask, Memory, Probe
+from decoding.strategies.parameters import FirstLayer
 from decoding.strategy import Captured, Keys, Program, Strategy, Tensors
 
 TINY = 1e-12  # a layer that nothing moves has no sensitive head
@@ -42,7 +43,7 @@ class PAINT(Strategy):
     alpha: Annotated[float, Field(ge=0, le=10, description="How much louder local patches get.")] = 0.7
     beta: Annotated[float, Field(ge=0, le=10, description="How much louder summary patches get.")] = 0.3
     ratio: Annotated[float, Field(ge=0, le=1, description="Share of the patches that are local.")] = 0.25
-    first_layer: Annotated[int, Field(ge=0, le=1000, description="Number of the first edited layer, from 0.")] = 2
+    first_layer: FirstLayer = 2
     modulation: Annotated[
         Literal["uniform", "sensitive"],
         Field(description="All heads alike, or each by its measured visual sensitivity."),

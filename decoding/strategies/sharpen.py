@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
+from decoding.strategies.parameters import Plausibility
 from decoding.strategy import Step, Strategy
 from decoding.tensors import only, plausible
 
@@ -21,7 +22,7 @@ class Sharpen(Strategy):
     paper = "none"
 
     scale: Annotated[float, Field(ge=0.01, le=100, description="What the logits are multiplied by.")] = 3.0
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.5
+    beta: Plausibility = 0.5
 
     def logits(self, step: Step) -> Tensor:
         return only(self.scale * step.scores, plausible(step.raw, self.beta))

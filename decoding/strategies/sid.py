@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.ask import Ask, Memory, Probe
+from decoding.strategies.parameters import Contrast, Plausibility
 from decoding.strategy import Captured, Program, Step, Strategy, Tensors
 from decoding.tensors import contrast, only, plausible
 
@@ -33,8 +34,8 @@ class SID(Strategy):
     name = "sid"
     paper = "arXiv:2408.02032"
 
-    alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the contrast; 0 turns it off.")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
+    alpha: Contrast = 1.0
+    beta: Plausibility = 0.1
     kept: Annotated[float, Field(ge=0, le=1, description="Share of the picture's tokens that the branch keeps.")] = 0.1
     layer: Annotated[int, Field(ge=1, le=1000, description="Number of the first layer without the others, from 0.")] = 2
 

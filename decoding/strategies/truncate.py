@@ -1,10 +1,8 @@
 """The plausibility cut alone."""
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import Tensor
 
+from decoding.strategies.parameters import Plausibility
 from decoding.strategy import Step, Strategy
 from decoding.tensors import only, plausible
 
@@ -20,7 +18,7 @@ class Truncate(Strategy):
     name = "truncate"
     paper = "arXiv:2210.15097"
 
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
+    beta: Plausibility = 0.1
 
     def logits(self, step: Step) -> Tensor:
         return only(step.scores, plausible(step.raw, self.beta))

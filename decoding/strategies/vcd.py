@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.ask import Ask, Noise, Picture
+from decoding.strategies.parameters import Contrast, Plausibility
 from decoding.strategy import Step, Strategy
 from decoding.tensors import contrast, only, plausible
 
@@ -27,8 +28,8 @@ class VCD(Strategy):
     name = "vcd"
     paper = "arXiv:2311.16922"
 
-    alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the contrast; 0 turns it off.")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
+    alpha: Contrast = 1.0
+    beta: Plausibility = 0.1
     noise_step: Annotated[int, Field(ge=0, le=999, description="Diffusion step of the noisy picture.")] = 500
     noise_seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of the first picture's noise.")] = 0
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.ask import Answer, Ask, Sampling
+from decoding.strategies.parameters import DescriptionTokens, Plausibility
 from decoding.strategy import Captured, Program, Step, Strategy, Tensors
 from decoding.tensors import nucleus, only, plausible
 
@@ -46,8 +47,8 @@ class VDGD(Strategy):
     truncation: Annotated[Literal["nucleus", "plausibility"], Field(description="What S is.")] = "nucleus"
     temperature: Annotated[float, Field(ge=0.01, le=100, description="Of the nucleus.")] = 0.5
     top_p: Annotated[float, Field(gt=0, le=1, description="Probability that the nucleus holds.")] = 0.5
-    beta: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.1
-    description_tokens: Annotated[int, Field(ge=1, le=8192, description="Longest description.")] = 512
+    beta: Plausibility = 0.1
+    description_tokens: DescriptionTokens = 512
     description_prompt: Annotated[
         str, Field(min_length=1, max_length=4096, description="Asks for it; {question} stands for the user's question.")
     ] = DESCRIBE

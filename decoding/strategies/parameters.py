@@ -1,0 +1,12 @@
+"""Parameters that several strategies have: their bounds, and what they mean."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+Plausibility = Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")]
+Contrast = Annotated[float, Field(ge=0, le=100, description="Weight of the contrast; 0 turns it off.")]
+EarlyLayer = Annotated[float, Field(ge=0, le=100, description="Weight of the early layer; 0 turns it off.")]
+Normed = Annotated[bool, Field(description="Early states go through the final norm.")]
+FirstLayer = Annotated[int, Field(ge=0, le=1000, description="Number of the first edited layer, from 0.")]
+DescriptionTokens = Annotated[int, Field(ge=1, le=8192, description="Longest description.")]
