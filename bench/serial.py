@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from decoding.hf_engine.encoder import Encoded
+from decoding.encoder import Encoded
 from decoding.hf_engine.model import Model
 
 Mix = Callable[[list[Tensor]], Tensor]

@@ -16,8 +16,8 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "server": (*HEAVY, "eval", "embedded", "bench", "tests", "decoding.strategies"),
     "decoding": ("server", "eval", "embedded", "bench", "tests", "fastapi", "starlette", "uvicorn"),
     "decoding/strategies": ("transformers", "vllm", "accelerate"),
-    "decoding/hf_engine": ("vllm", "decoding.strategies"),
-    "decoding/vllm_engine": ("decoding.strategies", "decoding.hf_engine.engine"),
+    "decoding/hf_engine": ("vllm", "decoding.strategies", "decoding.vllm_engine"),
+    "decoding/vllm_engine": ("decoding.strategies", "decoding.hf_engine"),
     "eval": (*HEAVY, "server", "decoding", "embedded", "bench", "tests"),
     "embedded": ("server", "decoding", "eval", "bench", "tests"),
 }

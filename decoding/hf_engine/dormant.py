@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from decoding.hf_engine.encoder import Encoded
+from decoding.encoder import Encoded
 from decoding.hf_engine.grouping import grouped
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.hf_engine.request import Request

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, get_args
 
 from decoding.answer import Heat, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Relevance
+from decoding.detokenizer import Vocabulary
+from decoding.encoder import Encoded
 from decoding.engine import Capability, ModelCard
-from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Overloaded, Unsupported
+from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Unsupported
 from decoding.hf_engine import probing
 from decoding.hf_engine.constraint import Constraints
-from decoding.hf_engine.detokenizer import Vocabulary
-from decoding.hf_engine.encoder import Encoded
-from decoding.hf_engine.matcher import Matcher
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.request import MAIN, Remembered, Request
 from decoding.hf_engine.settings import HFSettings
-from decoding.hf_engine.worker import Place, Ticket, Worker, stopped
+from decoding.hf_engine.worker import Ticket, Worker, stopped
+from decoding.matcher import Matcher
 from decoding.prompt import Picture, Prompt
 from decoding.sampling import Sampling
+from decoding.waiting import Place, queued, waiting
 
 Made = TypeVar("Made")
 ALL: frozenset[Capability] = frozenset(get_args(Capability))
@@ -148,25 +149,18 @@ class HFEngine:
 
     @property
     def _waiting(self) -> int:
-        return sum(place.rows for place in self._places if not place.taken)
+        return waiting(self._places)
 
-    @contextmanager
-    def _queue(self, rows: int) -> Iterator[Place]:
+    def _queue(self, rows: int) -> AbstractContextManager[Place]:
         """A place for these rows, from before they are encoded until the batch takes them.
 
         Raises:
+            EngineFailed: the engine has stopped.
             Overloaded: the queue is full.
         """
         if not self.alive:
             raise stopped()
-        if self._waiting + rows > self.settings.max_waiting:
-            raise Overloaded("The queue is full; try again in a moment.", code="queue_full")
-        place = Place(rows)
-        self._places.add(place)
-        try:
-            yield place
-        finally:
-            self._places.discard(place)
+        return queued(self._places, rows, self.settings.max_waiting)
 
     async def _encode(self, work: Callable[[], Made]) -> Made:
         return await asyncio.get_running_loop().run_in_executor(self._encoding, work)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from decoding.hf_engine.encoder import Encoded
+from decoding.encoder import Encoded
 
 PREFILL_TOKENS = 8192  # padded, in one pass over prompts
 

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, DynamicCache
 
+from decoding.encoder import Encoded, Encoder
+from decoding.families import Family, context_of, family_of
 from decoding.hf_engine.attention import AttentionTap
 from decoding.hf_engine.cache import AlignedCache
-from decoding.hf_engine.encoder import Encoded, Encoder
 from decoding.hf_engine.exits import ExitTap
-from decoding.hf_engine.families import Family, context_of, family_of
 from decoding.hf_engine.heads import HeadTap, Observer, Scales
+from decoding.hf_engine.instructblip import InstructBlipBody
 from decoding.hf_engine.linear import pack
-from decoding.hf_engine.loading import end_tokens, load, load_processor
+from decoding.hf_engine.loading import load
 from decoding.hf_engine.narrowing import NarrowTap
 from decoding.hf_engine.settings import HFSettings
 from decoding.hf_engine.vision import VisionTap
+from decoding.processor import end_tokens, load_processor
 
 Pairs = list[tuple[Tensor, Tensor]]  # per layer: keys and values, [kv heads, length, head_dim]
 
@@ -46,7 +48,7 @@ class Model:
         self.context: int = context_of(config)
         self.encoder = Encoder(load_processor(settings.model, self.family), self.context, self.family)
         self.network = load(settings)
-        self.body = self.family.body(self.network)
+        self.body = body_of(self.network)
         self.decoder = at(self.network, self.family.decoder)
         self.head = self.network.get_output_embeddings()
         pack(self.decoder, self.head)
@@ -66,7 +68,9 @@ class Model:
         self.picture_token: int = self.network.config.image_token_id  # stands in the ids for each token of a picture
         self.tied: bool = self.head.weight is embedding
         self.vocab: int = self.head.weight.shape[0]
-        self.eos = torch.tensor(end_tokens(self.network, self.encoder.tokenizer), dtype=torch.long, device=self.device)
+        self.eos = torch.tensor(
+            end_tokens(self.network.generation_config, self.encoder.tokenizer), dtype=torch.long, device=self.device
+        )
 
     @property
     def layers(self) -> int:
@@ -199,6 +203,11 @@ class Model:
         if "sliding_attention" not in self.layer_types:
             return made(None)
         return {"full_attention": made(None), "sliding_attention": made(self.window)}
+
+
+def body_of(network: Any) -> Any:
+    """Pictures and ids in, last hidden states out."""
+    return InstructBlipBody(network) if network.config.model_type == "instructblip" else network.model
 
 
 def at(module: Any, path: str) -> Any:

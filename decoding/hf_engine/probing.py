@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from decoding.ask import Probe
+from decoding.encoder import Encoded
 from decoding.errors import Unsupported
 from decoding.hf_engine.attention import Edit
-from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.request import Remembered
 from decoding.strategy import Captured, Tensors

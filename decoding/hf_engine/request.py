@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from decoding.answer import Alternative, End, Reason, Token, Usage
+from decoding.answer import Token
 from decoding.ask import Ask
+from decoding.detokenizer import Vocabulary
+from decoding.encoder import Encoded
 from decoding.errors import BadRequest, Unsupported
 from decoding.hf_engine.constraint import Constraints
-from decoding.hf_engine.detokenizer import Detokenizer, Vocabulary
-from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.hf_engine.sampler import Chooser
 from decoding.onion import factors
 from decoding.prompt import Prompt
+from decoding.saying import Ranked, Saying
 from decoding.strategy import Captured, Exits, Strategy, Tensors
 
 MAIN = "main"
@@ -32,16 +32,6 @@ class Remembered:
     prompt: Prompt | None = None
     prefilled: Prefilled | None = None
     factors: Tensor | None = None  # [layers, heads] that scaled the heads of `prefilled`
-
-
-@dataclass(slots=True)
-class Spent:
-    forward_passes: int = 0
-    steps: int = 0
-    changed_steps: int = 0
-    arrived: float = field(default_factory=time.perf_counter)
-    started: float = 0.0
-    first_token: float = 0.0
 
 
 class Request:
@@ -59,7 +49,6 @@ class Request:
         self.ask = ask
         self.prompts = prompts
         self.memories = memories
-        self.words = words
         scales = factors(ask.stack, {owner: remembered.tensors for owner, remembered in memories.items()})
         self.factors = None if scales is None else scales.to(model.device, model.dtype)  # [layers, heads]
         self.attends = any("attend" in strategy.hooks() for strategy in ask.stack)
@@ -70,15 +59,14 @@ class Request:
         self.narrowed = narrowed(ask, prompts, memories, model)  # branch -> [layers, prompt tokens] true where seen
         self.firsts = {choice: model.encoder.first_tokens(choice).to(model.device) for choice in ask.choices}
         self.chooser = Chooser(ask.sampling, prompts[MAIN].ids.to(model.device), model.eos, model.vocab)
-        self.detokenizer = Detokenizer(model.encoder.tokenizer, ask.sampling.stop)
         grammar = ask.sampling.grammar
         self.constraint = None if grammar is None else constraints.constraint(grammar)
-        self.eos = frozenset(model.eos.tolist())
         self.dormant = frozenset(name for name in ask.branches if any(sleeps(name, owner) for owner in ask.stack))
-        self.acts_inside = any({"heads", "attend"} & strategy.hooks() for strategy in ask.stack)
         self.digested: Tensors = {}
-        self.spent = Spent()
-        self.room = min(ask.sampling.max_tokens or model.context, model.context - max(map(len, prompts.values())))
+        room = min(ask.sampling.max_tokens or model.context, model.context - max(map(len, prompts.values())))
+        eos, tokenizer = frozenset(model.eos.tolist()), model.encoder.tokenizer
+        self.saying = Saying(ask, len(prompts[MAIN]), room, eos, words, tokenizer)
+        self.spent = self.saying.spent
         # As JSON, not as strategies: one with a list among its parameters cannot be hashed.
         self.stack = tuple((type(strategy), strategy.model_dump_json()) for strategy in ask.stack)
         self.kind = (self.stack, tuple(sorted(ask.branches)), shapes(memories))  # one kind shares its hooks' calls
@@ -109,69 +97,29 @@ class Request:
             self.digested = self.ask.digest.digest(self.digested, Captured(logits=raw))
 
     def say(self, token: int, scores: Tensor, logits: Mapping[str, Tensor], changed: bool) -> Token:
-        """Take the chosen token. `scores`, and `logits` by prompt name: [vocab] each."""
+        """Take the chosen token. `scores`, and `logits` by prompt name: [vocab] each.
+
+        Raises:
+            BadRequest: the grammar is too complicated to go on with.
+        """
         self.chooser.chose(token)
-        self._count(changed)
-        if token in self.eos and not self.ask.sampling.ignore_eos:
-            return Token(token, self.detokenizer.flush(), end=self.end("stop"))
-        if self.constraint is not None:
+        said = self.saying.say(token, changed, self._ranked(token, scores), self._grounding(token, logits))
+        if self.constraint is not None and said.end is None:
             self.constraint.take(token)
-        text, reason = self.detokenizer.push(token), self._reason()
-        if reason == "length":
-            text += self.detokenizer.flush()
-        alternatives = self._alternatives(token, scores)
-        return Token(
-            token,
-            text,
-            chosen=alternatives[0] if alternatives else None,
-            top=alternatives[1:],
-            grounding=self._grounding(token, logits),
-            changed=None if self.acts_inside else changed,
-            end=self.end(reason) if reason else None,
-        )
+        return said
 
     def weigh(self, scores: Tensor, changed: bool) -> Token:
         """The log-probabilities of the ask's choices, each under the tokens that it may begin with."""
-        self._count(changed)
         logprobs = scores.log_softmax(-1)
         weighed = {choice: float(logprobs[ids].logsumexp(-1)) for choice, ids in self.firsts.items()}
-        return Token(int(scores.argmax()), "", end=self.end("stop", weighed))
+        return self.saying.weigh(int(scores.argmax()), changed, weighed)
 
-    def end(self, reason: Reason, choices: Mapping[str, float] | None = None) -> End:
-        now, spent = time.perf_counter(), self.spent
-        usage = Usage(
-            prompt_tokens=len(self.prompts[MAIN]),
-            completion_tokens=spent.steps,
-            steps=spent.steps,
-            forward_passes=spent.forward_passes,
-            changed_steps=None if self.acts_inside else spent.changed_steps,
-            seconds={
-                "queue": spent.started - spent.arrived,
-                "prefill": spent.first_token - spent.started,
-                "decode": now - spent.first_token,
-            },
-        )
-        return End(reason, usage, choices=choices or {})
-
-    def _count(self, changed: bool) -> None:
-        self.spent.steps += 1
-        self.spent.changed_steps += changed
-        self.spent.first_token = self.spent.first_token or time.perf_counter()
-
-    def _reason(self) -> Reason | None:
-        if self.detokenizer.stopped:
-            return "stop"
-        return "length" if self.spent.steps >= self.room else None
-
-    def _alternatives(self, token: int, scores: Tensor) -> tuple[Alternative, ...]:
-        """The token itself, then the likeliest ones."""
+    def _ranked(self, token: int, scores: Tensor) -> Ranked:
         if self.ask.sampling.top_logprobs is None:
             return ()
         logprobs = scores.log_softmax(-1)
         best = logprobs.topk(self.ask.sampling.top_logprobs)
-        ids = [token, *best.indices.tolist()]
-        values = [float(logprobs[token]), *best.values.tolist()]
-        return tuple(self.words.alternative(id_, value) for id_, value in zip(ids, values, strict=True))
+        return [(token, float(logprobs[token])), *zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
     def _grounding(self, token: int, logits: Mapping[str, Tensor]) -> float | None:
         if self.ask.compare is None:

@@ -19,16 +19,9 @@ from decoding.errors import EngineFailed, OnlySeenError
 from decoding.hf_engine.batch import Batch, Said, prefill
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.request import Request
+from decoding.waiting import Place
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class Place:
-    """Rows that stand in the queue until the batch has room for them."""
-
-    rows: int
-    taken: bool = False
 
 
 @dataclass(eq=False, slots=True)

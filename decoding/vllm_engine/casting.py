@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from decoding.ask import Ask, Memory, Probe
+from decoding.encoder import Encoded
 from decoding.errors import BadRequest
-from decoding.hf_engine.encoder import Encoded
 from decoding.prompt import Prompt
 from decoding.strategy import Strategy
 from decoding.vllm_engine.member import MAIN, Digest, Member, Probing, Spelled

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 from decoding.answer import Heat, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Relevance
+from decoding.encoder import Encoded
 from decoding.engine import Capability, ModelCard
 from decoding.errors import BadRequest, EngineFailed, Unsupported
-from decoding.hf_engine.encoder import Encoded
-from decoding.hf_engine.matcher import Matcher
+from decoding.matcher import Matcher
 from decoding.prompt import Prompt
 from decoding.sampling import Sampling
+from decoding.saying import Saying
 from decoding.vllm_engine import selftest
 from decoding.vllm_engine.answering import Answering
 from decoding.vllm_engine.casting import Part, cast, cast_probe, check_whole, room_for
@@ -27,7 +28,7 @@ from decoding.vllm_engine.handles import Handles
 from decoding.vllm_engine.member import MAIN
 from decoding.vllm_engine.reader import Reader
 from decoding.vllm_engine.settings import VllmSettings
-from decoding.vllm_engine.waiting import Place, queued
+from decoding.waiting import Place, queued, waiting
 
 Made = TypeVar("Made")
 
@@ -135,9 +136,9 @@ class VllmEngine:
             digest = self._handles.new() if ask.digest else None
             parts = await self._encode(lambda: self._cast(ask, digest))
             answering = self._answering(ask, parts, digest)
-            requests = await self._encode(lambda: self._requests(parts, ask.sampling, answering.room))
+            requests = await self._encode(lambda: self._requests(parts, ask.sampling, answering.saying.room))
             boxes = await self.line.submit(requests)
-            answering.clock.submitted = time.perf_counter()
+            answering.saying.spent.started = time.perf_counter()
             try:
                 while not answering.is_over:
                     output = await self._hear(boxes[-1])
@@ -218,7 +219,7 @@ class VllmEngine:
 
     @property
     def _waiting(self) -> int:
-        return sum(place.rows for place in self._places if not place.taken)
+        return waiting(self._places)
 
     def _queue(self, rows: int) -> AbstractContextManager[Place]:
         """Raises:
@@ -249,7 +250,8 @@ class VllmEngine:
         room = room_for(ask, parts, reader.context, limits["blocks"] - 1, limits["block_size"], limits["most_rows"])
         length = len(parts[0].encoded)
         eos = frozenset(reader.eos)
-        return Answering(ask, length, len(parts), room, eos, reader.words, reader.tokenizer, digest)
+        saying = Saying(ask, length, room, eos, reader.words, reader.tokenizer, digest)
+        return Answering(saying, len(parts))
 
     def _requests(self, parts: list[Part], sampling: Sampling, room: int) -> list[tuple[str, Any, Any]]:
         """As the line takes them. The main one is the last to arrive, and its outbox the last of those returned."""

@@ -16,7 +16,7 @@ from vllm.inputs.engine import mm_input, tokens_input
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 
-from decoding.hf_engine.encoder import Encoded
+from decoding.encoder import Encoded
 from decoding.prompt import Picture
 
 IMAGE = "image"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from transformers import AutoConfig, GenerationConfig
 
+from decoding.detokenizer import Vocabulary
+from decoding.encoder import Encoder
 from decoding.errors import Unsupported
-from decoding.hf_engine.detokenizer import Vocabulary
-from decoding.hf_engine.encoder import Encoder
-from decoding.hf_engine.families import context_of, family_of
-from decoding.hf_engine.loading import end_tokens, load_processor
+from decoding.families import context_of, family_of
+from decoding.processor import end_tokens, load_processor
 
 FAMILIES = ("llava",)  # whose pictures this engine was tested to place
 
@@ -32,7 +30,7 @@ class Reader:
         self.encoder = Encoder(load_processor(model, family), self.context, family)
         self.tokenizer = self.encoder.tokenizer
         self.words = Vocabulary(self.tokenizer)
-        self.eos = end_tokens(SimpleNamespace(generation_config=generation_config(model)), self.tokenizer)
+        self.eos = end_tokens(generation_config(model), self.tokenizer)
         self.image_token: int = self.tokenizer.convert_tokens_to_ids(self.encoder.processor.image_token)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval, BlipProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from decoding.hf_engine import matcher as module
-from decoding.hf_engine.matcher import Matcher, caption, encode_token
+from decoding import matcher as module
+from decoding.matcher import Matcher, caption, encode_token
 from decoding.pictures import kept
 from decoding.prompt import Picture
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from decoding.hf_engine.families import family_of
-from decoding.hf_engine.loading import load_processor
+from decoding.families import family_of
+from decoding.processor import load_processor
 from decoding.prompt import Noise, Picture, Prompt
 from decoding.tensors import noised
 from tests.decoding.naive import changed, cut, louder, most_apart

@@ -10,8 +10,8 @@ import torch
 
 from decoding.ask import Ask, Prompt, Sampling
 from decoding.errors import Unsupported
+from decoding.families import FAMILIES
 from decoding.hf_engine.engine import HFEngine
-from decoding.hf_engine.families import FAMILIES
 from decoding.hf_engine.grouping import fits
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.settings import HFSettings

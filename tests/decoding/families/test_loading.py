@@ -9,12 +9,14 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from decoding import processor
 from decoding.errors import Unsupported
+from decoding.families import family_of
 from decoding.hf_engine import loading
-from decoding.hf_engine.families import family_of
-from decoding.hf_engine.loading import end_tokens, load, load_processor
+from decoding.hf_engine.loading import load
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.settings import HFSettings
+from decoding.processor import end_tokens, load_processor
 from tests.decoding.families.checkpoints import RECIPES
 from tests.decoding.families.conversations import BLIND, ONE
 
@@ -56,15 +58,15 @@ def test_a_model_is_spread_only_over_several_gpus(
     ("generation", "tokenizer", "ends"), [([7, 8], 1, [7, 8]), (0, 1, [0]), (None, 1, [1]), (None, None, [])]
 )
 def test_answers_end_where_generation_does(generation: Any, tokenizer: Any, ends: list[int]) -> None:
-    network = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=generation))
-    assert end_tokens(network, SimpleNamespace(eos_token_id=tokenizer)) == ends
+    ids = (SimpleNamespace(eos_token_id=given) for given in (generation, tokenizer))
+    assert end_tokens(*ids) == ends
 
 
 def test_a_missing_package_is_named(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     def from_pretrained(_: str) -> None:
         raise ImportError("It requires the torchvision library.")
 
-    monkeypatch.setattr(loading.transformers, "AutoProcessor", SimpleNamespace(from_pretrained=from_pretrained))
+    monkeypatch.setattr(processor.transformers, "AutoProcessor", SimpleNamespace(from_pretrained=from_pretrained))
     family = family_of(AutoConfig.from_pretrained(checkpoint("llava")))
     with pytest.raises(Unsupported, match="requires the torchvision library"):
         load_processor(str(checkpoint("llava")), family)

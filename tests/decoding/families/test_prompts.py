@@ -11,10 +11,10 @@ import torch
 from transformers import AutoConfig
 
 from decoding.ask import Message, Prompt
+from decoding.encoder import Encoder
 from decoding.errors import BadRequest, Unsupported
-from decoding.hf_engine.encoder import Encoder
-from decoding.hf_engine.families import context_of, family_of
-from decoding.hf_engine.loading import load_processor
+from decoding.families import context_of, family_of
+from decoding.processor import load_processor
 from tests.decoding.families.checkpoints import RECIPES
 from tests.decoding.families.conversations import BLIND, ONE, TWO, picture
 

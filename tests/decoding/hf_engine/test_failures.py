@@ -11,10 +11,10 @@ from torch import Tensor
 
 from decoding.answer import Answer
 from decoding.ask import Ask
+from decoding.encoder import Encoded
 from decoding.errors import BadRequest, EngineFailed
 from decoding.hf_engine import batch as batch_module
 from decoding.hf_engine.cache import AlignedCache
-from decoding.hf_engine.encoder import Encoded
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.stack import collect

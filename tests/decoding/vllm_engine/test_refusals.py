@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from decoding.ask import Ask, Prompt, Sampling
+from decoding.encoder import Encoded
 from decoding.errors import BadRequest, EngineFailed, Unsupported
-from decoding.hf_engine.encoder import Encoded
 from decoding.vllm_engine import configuration, selftest, versions
 from decoding.vllm_engine.casting import Part, room_for
 from decoding.vllm_engine.settings import VllmSettings

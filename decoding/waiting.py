@@ -1,4 +1,4 @@
-"""Rows that wait for their first token, and how many may."""
+"""Rows that wait until the model takes them, and how many may."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from decoding.errors import Overloaded
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """Rows that wait for their first token."""
+    """Of an ask's rows; taken as soon as its engine sees that they run."""
 
     rows: int
     taken: bool = False
 
 
+def waiting(places: set[Place]) -> int:
+    """Rows."""
+    return sum(place.rows for place in places if not place.taken)
+
+
 @contextmanager
 def queued(places: set[Place], rows: int, most: int) -> Iterator[Place]:
-    """A place for these rows, until their first token is there.
+    """A place for these rows, for as long as the block lasts.
 
     Raises:
         Overloaded: the queue is full.
     """
-    if sum(place.rows for place in places if not place.taken) + rows > most:
+    if waiting(places) + rows > most:
         raise Overloaded("The queue is full; try again in a moment.", code="queue_full")
     place = Place(rows)
     places.add(place)

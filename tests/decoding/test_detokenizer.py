@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from decoding.hf_engine.detokenizer import Detokenizer, Vocabulary
+from decoding.detokenizer import Detokenizer, Vocabulary
 from tests.decoding.hf_engine.checkpoint import SPARE, byte_pairs
 
 TOKENIZER: PreTrainedTokenizerFast = byte_pairs()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
 from decoding.errors import Unsupported
-from decoding.hf_engine.instructblip import InstructBlipBody
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """Where things are in a checkpoint of one `model_type`. Paths are attribute paths from the model or the layer."""
 
-    body: Callable[[Any], Any] = attrgetter("model")  # pictures and ids in, last hidden states out
     decoder: str = "model.language_model"  # the language model without its head
     head_output: str = "self_attn.o_proj"  # in a decoder layer: its input is the concatenated head outputs
     processor: str | None = None  # transformers' class for prompts; None: the one that the checkpoint names
@@ -38,7 +34,6 @@ FAMILIES = MappingProxyType(
         "qwen2_5_vl": Family(processor="Qwen2_5_VLProcessor", per_token=("mm_token_type_ids",)),
         "qwen3_vl": Family(processor="Qwen3VLProcessor", per_token=("mm_token_type_ids",)),
         "instructblip": Family(
-            body=InstructBlipBody,
             decoder="language_model.model",
             chats=False,
             most_pictures=1,

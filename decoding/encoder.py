@@ -11,7 +11,8 @@ from jinja2.exceptions import TemplateError
 from torch import Tensor, nn
 
 from decoding.errors import BadRequest, Unsupported
-from decoding.hf_engine.families import Family
+from decoding.families import Family
+from decoding.processor import chat_template
 from decoding.prompt import Message, Picture, Prompt
 from decoding.tensors import noised
 
@@ -159,9 +160,3 @@ def contents(message: Message) -> list[dict[str, Any]]:
         else:
             parts.append({"type": "text", "text": part})
     return parts or [{"type": "text", "text": ""}]
-
-
-def chat_template(processor: Any) -> Any:
-    """The default one, where there are several."""
-    given = processor.chat_template or processor.tokenizer.chat_template
-    return given.get("default") if isinstance(given, dict) else given
