@@ -38,7 +38,8 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.handle.kill()
-        self.handle.wait()
+        with self.handle:  # closes its pipe, and waits
+            pass
         self._log.close()
 
     def send(self, number: signal.Signals) -> float:

@@ -52,11 +52,7 @@ def create_app(settings: Settings, create: Callable[[Settings], Engine] = engine
             Middleware(RequestId),
             Middleware(SecurityHeaders),
             Middleware(ErrorLayer),
-            Middleware(
-                BodyLimit,
-                limit=settings.max_body_mb * 1_000_000,
-                larger={"/v1/files": settings.max_file_mb * 1_000_000},
-            ),
+            body_limit(settings),
             Middleware(Guard, keys=Keys.of(settings), also_open=playground.open_paths(settings)),
         ],
         exception_handlers={HTTPException: refused_by_router, RequestValidationError: refused_by_router},
@@ -69,6 +65,11 @@ def create_app(settings: Settings, create: Callable[[Settings], Engine] = engine
         app.include_router(playground.router)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app
+
+
+def body_limit(settings: Settings) -> Middleware:
+    larger = {"/v1/files": settings.max_file_mb * 1_000_000}
+    return Middleware(BodyLimit, limit=settings.max_body_mb * 1_000_000, larger=larger)
 
 
 @asynccontextmanager

@@ -73,7 +73,7 @@ def wait_until_ready(base: str, seconds: float = 120) -> None:
         try:
             if httpx.get(f"{base}/ready").status_code == 200:
                 return
-        except httpx.ConnectError:
+        except httpx.TransportError:
             pass
         time.sleep(0.1)
     raise TimeoutError(f"{base} is not ready")

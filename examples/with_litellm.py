@@ -1,0 +1,34 @@
+"""LiteLLM: `openai/` before the model's name makes it ask an OpenAI-compatible server."""
+
+import base64
+import os
+from pathlib import Path
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it fetches a list of prices otherwise
+import litellm
+
+picture = base64.b64encode(Path("embedded/samples/kitchen.png").read_bytes()).decode()
+question = {
+    "api_base": os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),
+    "api_key": "none",
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+                {"type": "text", "text": "Is there a cup in the image?"},
+            ],
+        }
+    ],
+    "temperature": 0,
+}
+
+answer = litellm.completion(model="openai/onlyseen-tiny:agla+vhr", **question)
+print(answer.choices[0].message.content)
+print(answer.onlyseen["strategy"])
+
+for chunk in litellm.completion(
+    model="openai/onlyseen-tiny", stream=True, extra_body={"decoding": {"strategy": "vcd"}}, **question
+):
+    print(chunk.choices[0].delta.content or "", end="")
+print()
