@@ -34,7 +34,7 @@ from server.errors import http_error
 from server.guard import Guard
 from server.headers import SecurityHeaders
 from server.keys import Keys
-from server.middleware import BodyLimit, ErrorLayer, RequestId
+from server.middleware import BodyLimit, ErrorLayer, HeadAsGet, RequestId
 from server.service import Service
 from server.settings import Settings
 
@@ -46,12 +46,14 @@ def create_app(settings: Settings, create: Callable[[Settings], Engine] = engine
         version=version("onlyseen"),
         description="Vision-language models that say only what they see, over the OpenAI API.",
         lifespan=lifespan,
-        redoc_url=None,
+        openapi_url=None,  # server/openapi.py has it
+        redirect_slashes=False,  # a redirect has no error body, and its address is made of the client's Host
         middleware=[
             *tracing.middleware(settings),
             Middleware(RequestId),
             Middleware(SecurityHeaders),
             Middleware(ErrorLayer),
+            Middleware(HeadAsGet),
             body_limit(settings),
             Middleware(Guard, keys=Keys.of(settings), also_open=playground.open_paths(settings)),
         ],
@@ -59,11 +61,10 @@ def create_app(settings: Settings, create: Callable[[Settings], Engine] = engine
     )
     service = app.state.service = Service(settings, create)
     service.batches = Runner(service)
-    for module in (chat, responses, text, tokenize, files, batches, models, strategies, health, about):
+    for module in (chat, responses, text, tokenize, files, batches, models, strategies, health, about, openapi):
         app.include_router(module.router)
     if settings.playground != "off":
         app.include_router(playground.router)
-    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app
 
 

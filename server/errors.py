@@ -122,11 +122,13 @@ def explain(error: BaseException) -> Explanation:
 
 def http_error(status: int, param: str | None = None) -> ErrorBody:
     """For what the router refuses."""
+    codes = {405: "method_not_supported"}
     texts = {404: "There is no such route. GET /openapi.json lists them.", 405: "This route has no such method."}
     return ErrorBody(
         error=ErrorDetail(
             message=texts.get(status, "The request cannot be answered." if param is None else f"{param} is not valid."),
             type="invalid_request_error",
             param=param,
+            code=codes.get(status),
         )
     )

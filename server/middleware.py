@@ -79,6 +79,16 @@ class ErrorLayer:
             await explanation.response(scope, receive, send)
 
 
+class HeadAsGet:
+    """FastAPI's routes know no HEAD, which probes like to use. The server that sends the answer leaves out its body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
+
+
 class BodyLimit:
     """Counts what is read, whatever the headers say."""
 

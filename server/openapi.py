@@ -1,13 +1,15 @@
-"""/openapi.json: FastAPI's document, with the request models that routes read by themselves."""
+"""/openapi.json and /docs: FastAPI's document, with the request models that routes read by themselves."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.responses import HTMLResponse, JSONResponse
 
 from server.batch.batches import BatchRequest
 from server.chat_request import ChatRequest
@@ -24,6 +26,20 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/batches": BatchRequest,
     "/tokenize": TokenizeRequest,
 }
+
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/openapi.json")
+def openapi(request: Request) -> JSONResponse:
+    """In a thread: the first time takes seconds."""
+    return JSONResponse(document(request.app))
+
+
+@router.get("/docs")
+def docs() -> HTMLResponse:
+    return get_swagger_ui_html(openapi_url="/openapi.json", title="OnlySeen")
 
 
 def document(app: FastAPI) -> dict[str, Any]:

@@ -22,10 +22,11 @@ def updated(text: str) -> str:
 
 def reference() -> str:
     from decoding import registry
+    from server import openapi
     from server.app import create_app
     from server.settings import Settings
 
-    document = create_app(Settings()).openapi()
+    document = openapi.document(create_app(Settings()))
     schemas: dict[str, Schema] = document["components"]["schemas"]
     for name in registry.strategies():  # they have a page of their own
         schemas["Decoding"]["properties"].pop(name, None)

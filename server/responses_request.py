@@ -72,7 +72,7 @@ class ResponsesRequest(Wire):
     decoding: Decoding | None = None
     max_output_tokens: int | None = Field(default=None, ge=1, description="Default: as many as the context holds.")
     temperature: float | None = Field(default=None, ge=0, le=2, description="Default 1. 0 takes the likeliest token.")
-    top_p: float | None = Field(default=None, gt=0, le=1, description="Default 1.")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="Default 1. 0 takes the likeliest token.")
     top_k: int | None = Field(default=None, ge=-1, le=1_000_000, description="Default 0. 0 and -1: off.")
     min_p: float | None = Field(default=None, ge=0, le=1, description="Default 0.")
     seed: int | None = Field(default=None, ge=-SEEDS, lt=SEEDS)

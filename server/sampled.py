@@ -15,6 +15,7 @@ from server.wire import STRING_OR_ARRAY, Wire
 
 DEFAULTS = Sampling(temperature=1.0)  # OpenAI's; 0 is greedy
 SEEDS = 1 << 63
+LEAST_TOP_P = 1e-9  # what 0 is to an engine, which needs more than none
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 StopStrings = Annotated[list[StopString], Field(max_length=4)]
 
@@ -31,7 +32,7 @@ class SampledRequest(Wire):
     max_tokens: int | None = Field(default=None, ge=1)
     min_tokens: int | None = Field(default=None, ge=0, le=100_000, description="Default 0. No end before that many.")
     temperature: float | None = Field(default=None, ge=0, le=2, description="Default 1. 0 takes the likeliest token.")
-    top_p: float | None = Field(default=None, gt=0, le=1, description="Default 1.")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="Default 1. 0 takes the likeliest token.")
     top_k: int | None = Field(default=None, ge=-1, le=1_000_000, description="Default 0. 0 and -1: off.")
     min_p: float | None = Field(default=None, ge=0, le=1, description="Default 0.")
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="Default 1. Prompt included.")
@@ -94,4 +95,5 @@ TAKEN_OVER = (
 
 def sampling(said: Mapping[str, Any], **fields: Any) -> Sampling:
     """What the request leaves out, or says to be null, is as OpenAI has it."""
-    return replace(DEFAULTS, **{name: value for name, value in said.items() if value is not None}, **fields)
+    sampling = replace(DEFAULTS, **{name: value for name, value in said.items() if value is not None}, **fields)
+    return replace(sampling, top_p=max(sampling.top_p, LEAST_TOP_P))

@@ -76,14 +76,17 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),
     "functions": ([],),
     "logit_bias": ({},),
+    "metadata": ({},),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
+    "reasoning_effort": ("none",),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "stream_options": ({}, {"include_obfuscation": False}),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "truncation": ("disabled",),
+    "verbosity": ("medium",),
 }
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from decoding.errors import BadRequest
 from server.asking import json_body
 from server.batch.page import After, Limit, page
-from server.errors import ErrorBody
+from server.errors import ErrorBody, NotFound
 from server.guard import Owner
 from server.service import TheService
 from server.wire import Wire, read, read_json
@@ -43,7 +43,11 @@ class BatchList(BaseModel):
 async def create_batch(request: Request, service: TheService, owner: Owner) -> Batch:
     """Each line of the file is one request: `{"custom_id", "method": "POST", "url", "body"}`."""
     asked = await run_sync(parse, await json_body(request))
-    file = await service.store.file(owner, asked.input_file_id)
+    try:
+        file = await service.store.file(owner, asked.input_file_id)
+    except NotFound as missing:
+        missing.param = "input_file_id"
+        raise
     if file.purpose != "batch":
         raise BadRequest("The file is none of purpose 'batch'.", param="input_file_id")
     now = int(time.time())

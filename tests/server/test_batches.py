@@ -177,8 +177,8 @@ async def test_what_a_key_sent_is_its_own(serve: Serve) -> None:
     [
         ({"endpoint": "/v1/embeddings"}, 400, "endpoint"),
         ({"completion_window": "1h"}, 400, "completion_window"),
-        ({"input_file_id": "file-1"}, 404, "file_id"),
-        ({"input_file_id": "../../etc/passwd"}, 404, "file_id"),
+        ({"input_file_id": "file-1"}, 404, "input_file_id"),
+        ({"input_file_id": "../../etc/passwd"}, 404, "input_file_id"),
         ({"input_file_id": 1}, 400, "input_file_id"),
         ({"output_expires_after": {}}, 400, "output_expires_after"),
     ],

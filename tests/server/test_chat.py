@@ -88,6 +88,11 @@ async def test_sampling_reaches_the_engine(served: Served) -> None:
     assert sampling.max_tokens == 4096
 
 
+async def test_a_top_p_of_nothing_leaves_one_token(served: Served) -> None:
+    assert (await served.chat(top_p=0)).status_code == 200
+    assert 0 < served.engine.asks[0].sampling.top_p < 1e-6
+
+
 async def test_temperature_is_1_unless_given(served: Served) -> None:
     await served.chat(temperature=None)
     assert served.engine.asks[0].sampling.temperature == 1

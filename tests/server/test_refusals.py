@@ -146,10 +146,24 @@ async def test_a_charset_is_taken(served: Served) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nothing", 404), ("GET", "/v1/chat/completions", 405), ("POST", "/v1/models", 405), ("GET", "/v1/", 404)],
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/v1/", 404),
+        ("POST", "/v1/chat/completions/", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("OPTIONS", "/v1/chat/completions", 405),
+        ("POST", "/v1/models", 405),
+    ],
 )
 async def test_routes_that_are_not_there(served: Served, method: str, path: str, status: int) -> None:
     response = await served.http.request(method, path)
     assert response.status_code == status
-    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == ("method_not_supported" if status == 405 else None)
     assert ("allow" in response.headers) == (status == 405)
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/", "/v1/models"])
+async def test_what_can_be_got_can_be_probed(served: Served, path: str) -> None:
+    assert (await served.http.head(path)).headers == (await served.http.get(path)).headers
