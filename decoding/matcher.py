@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from decoding.answer import Heat
+from decoding.ask import Relevance
 from decoding.prompt import Picture
 
 MOST_WORDS = 50
@@ -45,29 +47,40 @@ class Matcher:
         self._lock = Lock()
 
     def relevance(self, picture: Picture, text: str) -> Heat:
-        """How much each patch contributes to the match of picture and text. Safe to call from several threads."""
-        key = (picture.key, text)
+        return self.heats([Relevance(picture, text)])[0]
+
+    def heats(self, asked: Sequence[Relevance]) -> list[Heat]:
+        """How much each patch contributes to the match of picture and text, in one pass for all that is not remembered.
+
+        Safe to call from several threads.
+        """
+        keys = [(one.picture.key, one.text) for one in asked]
         with self._lock:
-            if key not in self._heats:
-                self._heats[key] = self._look(picture, text)
-            self._heats.move_to_end(key)
+            found = {key: self._heats[key] for key in keys if key in self._heats}
+            new = {key: one for key, one in zip(keys, asked, strict=True) if key not in found}
+            if new:
+                found |= zip(new, self._look(list(new.values())), strict=True)
+            for key in keys:
+                self._heats[key] = found[key]
+                self._heats.move_to_end(key)
             while len(self._heats) > REMEMBERED:
                 self._heats.popitem(last=False)
-            return self._heats[key]
+        return [found[key] for key in keys]
 
-    def _look(self, picture: Picture, text: str) -> Heat:
+    def _look(self, asked: Sequence[Relevance]) -> list[Heat]:
+        pictures = {one.picture: number for number, one in enumerate({one.picture: one for one in asked}.values())}
         with torch.inference_mode(False), torch.no_grad():
-            pixels = self.image_processor(picture.image, return_tensors="pt")["pixel_values"]
-            patches = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype))[0]
-            tokens = self._tokens(text)
-            grid = self.attribution(tokens, patches)
-            similarity = self._similarity(tokens, patches)
-        heat = grid.float().cpu().numpy()
-        heat.flags.writeable = False  # shared by everyone who asks again
-        return Heat(heat, similarity, pixels.shape[-1])
+            pixels = self.image_processor([each.image for each in pictures], return_tensors="pt")["pixel_values"]
+            seen = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype))[0]
+            patches = seen[[pictures[one.picture] for one in asked]]
+            tokens, mask = self._tokens([one.text for one in asked])
+            grids = self.attribution(tokens, mask, patches).float().cpu().numpy()
+            similarities = self._similarities(tokens, mask, patches).tolist()
+        grids.flags.writeable = False  # shared by everyone who asks again
+        return [Heat(grid, similarity, pixels.shape[-1]) for grid, similarity in zip(grids, similarities, strict=True)]
 
-    def attribution(self, tokens: Tensor, patches: Tensor) -> Tensor:
-        """[1, tokens] and [1, 1 + patches, width] -> [rows, columns].
+    def attribution(self, tokens: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
+        """[texts, tokens], 1 where one is there, [texts, 1 + patches, width] -> [texts, rows, columns].
 
         With C the cross-attention probabilities of the block and G the gradient of the match logit with respect to
         them, C max(G, 0), averaged over the heads and over the tokens between [ENC] and [SEP].
@@ -77,26 +90,35 @@ class Matcher:
         with torch.enable_grad():
             said = self.model.text_encoder(
                 input_ids=asked,
+                attention_mask=mask,
                 # Parameters are frozen: the graph of the probabilities starts here.
                 encoder_hidden_states=patches.detach().requires_grad_(),
                 output_attentions=True,
             )
-            attention = said.cross_attentions[self.block]  # [1, heads, tokens, 1 + patches]
-            match = self.model.itm_head(said.last_hidden_state[:, 0])[:, MATCH].sum()
+            attention = said.cross_attentions[self.block]  # [texts, heads, tokens, 1 + patches]
+            match = self.model.itm_head(said.last_hidden_state[:, 0])[:, MATCH].sum()  # of texts that share nothing
             (gradient,) = torch.autograd.grad(match, attention)
-        cam = (attention.detach() * gradient.clamp(min=0))[0, :, 1:-1, 1:].mean(dim=0)  # [words, patches]
-        relevance: Tensor = cam.mean(dim=0) if len(cam) else cam.new_zeros(cam.shape[-1])
-        return relevance.view(self._rows(), -1)
+        cam = (attention.detach() * gradient.clamp(min=0))[:, :, 1:-1, 1:].mean(dim=1)  # [texts, words, patches]
+        is_word = mask[:, 2:, None]  # as many as there are tokens after the first two: [ENC] and [SEP] are no words
+        relevance: Tensor = (cam * is_word).sum(dim=1) / is_word.sum(dim=1).clamp(min=1)
+        return relevance.view(len(tokens), self._rows(), -1)
 
-    def _similarity(self, tokens: Tensor, patches: Tensor) -> float:
-        """Cosine of picture and text, each seen without the other."""
-        said = self.model.text_encoder(input_ids=tokens).last_hidden_state
-        picture, text = self.model.vision_proj(patches[:, 0]), self.model.text_proj(said[:, 0])
-        return float(cosine_similarity(picture.float(), text.float()).item())
+    def _similarities(self, tokens: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
+        """[texts] cosines of picture and text, each seen without the other."""
+        said = self.model.text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+        pictures, texts = self.model.vision_proj(patches[:, 0]), self.model.text_proj(said[:, 0])
+        return cosine_similarity(pictures.float(), texts.float())
 
-    def _tokens(self, text: str) -> Tensor:
-        pieces = self.tokenizer(caption(text), truncation=True, max_length=MOST_PIECES, return_tensors="pt")
-        return torch.as_tensor(pieces["input_ids"], device=self.model.device)
+    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """[texts, tokens] ids, and 1 where one is there."""
+        pieces = self.tokenizer(
+            [caption(text) for text in texts],
+            truncation=True,
+            max_length=MOST_PIECES,
+            padding=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        return pieces["input_ids"], pieces["attention_mask"]
 
     def _rows(self) -> int:
         vision = self.model.config.vision_config

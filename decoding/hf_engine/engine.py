@@ -23,7 +23,7 @@ from decoding.hf_engine.model import Model
 from decoding.hf_engine.request import MAIN, Remembered, Request
 from decoding.hf_engine.settings import HFSettings
 from decoding.hf_engine.worker import Ticket, Worker, stopped
-from decoding.matcher import Matcher
+from decoding.matching import Matching
 from decoding.prompt import Picture, Prompt
 from decoding.sampling import Sampling
 from decoding.waiting import Place, queued, waiting
@@ -38,13 +38,12 @@ class HFEngine:
     def __init__(self, settings: HFSettings) -> None:
         self.settings = settings
         self._encoding = ThreadPoolExecutor(1, "onlyseen-encoder")
-        self._matching = ThreadPoolExecutor(1, "onlyseen-matcher")
+        self._matching = Matching()
         self._remembered: dict[str, Remembered] = {}
         self._places: set[Place] = set()
         self._handles = itertools.count()
         self._model: Model | None = None
         self._worker: Worker | None = None
-        self._matcher: Matcher | None = None
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -79,9 +78,7 @@ class HFEngine:
         loop = asyncio.get_running_loop()
         self._model = await loop.run_in_executor(self._encoding, Model, self.settings)
         if self.settings.matcher:
-            self._matcher = await loop.run_in_executor(
-                self._matching, Matcher, self.settings.matcher, str(self._model.device)
-            )
+            await self._matching.load(self.settings.matcher, str(self._model.device))
         self._words = Vocabulary(self._model.encoder.tokenizer)
         self._constraints = Constraints(self._model)
         self._worker = Worker(self._model, self.settings.max_rows)
@@ -91,8 +88,8 @@ class HFEngine:
     async def close(self) -> None:
         if self._worker is not None and self._worker.alive:
             await asyncio.to_thread(self._worker.close)
-        for threads in (self._encoding, self._matching):
-            await asyncio.to_thread(threads.shutdown)
+        await asyncio.to_thread(self._encoding.shutdown)
+        await self._matching.close()
 
     async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
         rows = 1 + len(ask.branches)
@@ -130,12 +127,9 @@ class HFEngine:
         return self._remember(remembered), Usage(forward_passes=len(prompts))
 
     async def relevance(self, relevance: Relevance) -> Heat:
-        if self._matcher is None:
-            raise Unsupported("This server has no image-text matcher; start it with --matcher.", code="unsupported")
         if not self.alive:
             raise stopped()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._matching, self._matcher.relevance, relevance.picture, relevance.text)
+        return await self._matching.heat(relevance)
 
     def forget(self, memory: Memory) -> None:
         self._remembered.pop(memory.handle, None)
@@ -192,5 +186,5 @@ class HFEngine:
             ask = ask.but(branches={"warm/up": ask.prompt.without_pictures()})
         async for _ in self.generate(ask):
             pass
-        if self._matcher is not None:
+        if self._matching.matcher is not None:
             await self.relevance(Relevance(picture, "hello"))

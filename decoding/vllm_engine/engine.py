@@ -16,7 +16,7 @@ from decoding.ask import Ask, Probe, Relevance
 from decoding.encoder import Encoded
 from decoding.engine import Capability, ModelCard
 from decoding.errors import BadRequest, EngineFailed, Unsupported
-from decoding.matcher import Matcher
+from decoding.matching import Matching
 from decoding.prompt import Prompt
 from decoding.sampling import Sampling
 from decoding.saying import Saying
@@ -41,14 +41,13 @@ class VllmEngine:
     def __init__(self, settings: VllmSettings) -> None:
         self.settings = settings
         self._encoding = ThreadPoolExecutor(1, "onlyseen-encoder")
-        self._matching = ThreadPoolExecutor(1, "onlyseen-matcher")
+        self._matching = Matching()
         self._numbers = itertools.count()
         self._places: set[Place] = set()
         self._handles = Handles()
         self._forgotten: set[asyncio.Task[Any]] = set()
         self._reader: Reader | None = None
         self._line: Connection | None = None
-        self._matcher: Matcher | None = None
         self._inputs: Any = None
         self._limits: Mapping[str, Any] = {}
 
@@ -106,9 +105,7 @@ class VllmEngine:
             selftest.check(self._limits)
             self._inputs = await self._encode(self._make_inputs)
             if self.settings.matcher:
-                self._matcher = await asyncio.get_running_loop().run_in_executor(
-                    self._matching, Matcher, self.settings.matcher, "cpu"
-                )
+                await self._matching.load(self.settings.matcher, "cpu")
             await selftest.run(self)
         except BaseException:
             await line.close()
@@ -119,8 +116,8 @@ class VllmEngine:
             await asyncio.gather(*self._forgotten, return_exceptions=True)
             await self._line.close()
             self._line = None
-        for threads in (self._encoding, self._matching):
-            await asyncio.to_thread(threads.shutdown)
+        await asyncio.to_thread(self._encoding.shutdown)
+        await self._matching.close()
 
     async def report(self) -> Mapping[str, Any]:
         """What the engine core holds and has counted."""
@@ -175,12 +172,9 @@ class VllmEngine:
         return memory, Usage(forward_passes=len(parts))
 
     async def relevance(self, relevance: Relevance) -> Heat:
-        if self._matcher is None:
-            raise Unsupported("This server has no image-text matcher; start it with --matcher.", code="unsupported")
         if not self.alive:
             raise EngineFailed(GONE)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._matching, self._matcher.relevance, relevance.picture, relevance.text)
+        return await self._matching.heat(relevance)
 
     def forget(self, memory: Memory) -> None:
         if self._handles.forget(memory) and self.alive:

@@ -11,6 +11,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval, B
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from decoding import matcher as module
+from decoding.ask import Relevance
 from decoding.matcher import Matcher, caption, encode_token
 from decoding.pictures import kept
 from decoding.prompt import Picture
@@ -107,7 +108,7 @@ def test_similarity_is_the_cosine_of_picture_and_text_apart(matcher: Matcher, pi
 def test_long_texts_are_cut_for_both_the_words_and_the_mask(matcher: Matcher, picture: Picture) -> None:
     """The official code cuts the words at 35 pieces and the mask at 512: longer questions fail there."""
     fits, long = " ".join(["cat"] * 33), " ".join(["cat"] * 33 + ["dog"] * 40)
-    assert matcher._tokens(long).shape == (1, 35)
+    assert matcher._tokens([long])[0].shape == (1, 35)
     np.testing.assert_array_equal(matcher.relevance(picture, long).grid, matcher.relevance(picture, fits).grid)
 
 
@@ -137,6 +138,24 @@ def test_heats_are_remembered_within_bounds(folder: Path, picture: Picture, monk
     assert matcher.relevance(Picture(picture.image.copy()), "cat") is cat
     matcher.relevance(picture, "picture")
     assert [text for _, text in matcher._heats] == ["cat", "picture"]
+
+
+def test_what_is_asked_together_is_told_as_if_it_were_asked_alone(folder: Path, picture: Picture) -> None:
+    """Texts of all lengths, two about one picture, one asked twice; and in one pass of the towers."""
+    other = Picture(picture.image.rotate(180))
+    texts = [(picture, "is there a cat in the picture?"), (other, "a dog"), (picture, " . "), (other, "a dog")]
+    asked = [Relevance(seen, text) for seen, text in texts]
+    matcher, passes = Matcher(str(folder)), []
+    matcher.model.vision_model.register_forward_pre_hook(
+        lambda _, __, named: passes.append(len(named["pixel_values"])), with_kwargs=True
+    )
+    together = matcher.heats(asked)
+    assert passes == [2]
+    assert together[1] is together[3]
+    for one, heat in zip(asked, together, strict=True):
+        alone = Matcher(str(folder)).relevance(one.picture, one.text)
+        np.testing.assert_allclose(heat.grid, alone.grid, rtol=1e-4, atol=1e-7)
+        assert heat.similarity == pytest.approx(alone.similarity, abs=1e-6)
 
 
 def test_remembered_heats_cannot_be_changed(matcher: Matcher, picture: Picture) -> None:

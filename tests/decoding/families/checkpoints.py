@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -275,10 +275,10 @@ PLACEHOLDERS = {  # config field -> token
 }
 
 
-def write(name: str, folder: Path) -> Path:
-    """The checkpoint of family `name`, in `folder`."""
+def write(name: str, folder: Path, times: int = 1) -> Path:
+    """The checkpoint of family `name`, in `folder`; its language model so many times as wide."""
     torch.manual_seed(0)
-    recipe = RECIPES[name]()
+    recipe = widened(RECIPES[name](), times)
     network = AutoModelForImageTextToText.from_config(config_of(name, recipe))
     shake(network)
     with torch.no_grad():  # a placeholder in an answer would be taken for a picture when all is read again
@@ -293,6 +293,20 @@ def write(name: str, folder: Path) -> Path:
     if recipe.template:
         (folder / "chat_template.jinja").write_text(recipe.template)
     return folder
+
+
+def widened(recipe: Recipe, times: int) -> Recipe:
+    """With heads of 8 times `times`: some kernels have no smaller ones than 32."""
+    if times == 1:
+        return recipe
+    text, sight = dict(recipe.config["text_config"]), dict(recipe.config["vision_config"])
+    text |= {key: text[key] * times for key in ("hidden_size", "head_dim") if key in text}
+    sight |= {key: WIDTH * times for key in ("hidden_size", "out_hidden_size") if sight.get(key) == WIDTH}
+    if sections := text.get("rope_parameters", {}).get("mrope_section"):
+        text["rope_parameters"] = text["rope_parameters"] | {"mrope_section": [times * one for one in sections]}
+    if text.get("use_sliding_window"):  # in some layers alone, which vLLM refuses
+        text["use_sliding_window"] = False
+    return replace(recipe, config=recipe.config | {"text_config": text, "vision_config": sight})
 
 
 def config_of(name: str, recipe: Recipe) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from decoding.answer import Answer, Heat, Usage
-from decoding.ask import Ask, Picture, Probe, Prompt, Sampling
+from decoding.ask import Ask, Picture, Probe, Prompt, Relevance, Sampling
 from decoding.engine import Engine
 from decoding.hf_engine.engine import HFEngine
 from decoding.registry import build
@@ -99,3 +99,6 @@ class FakeMatcher:
     def relevance(self, seen: Picture, text: str) -> Heat:
         grid = np.asarray(seen.image.convert("L").resize((6, 6)), dtype=np.float32)
         return Heat(grid, similarity=min(0.9, len(text) / 50), side=24)
+
+    def heats(self, asked: Sequence[Relevance]) -> list[Heat]:
+        return [self.relevance(one.picture, one.text) for one in asked]

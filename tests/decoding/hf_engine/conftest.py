@@ -75,5 +75,5 @@ def running(model: Path, **settings: Any) -> Iterator[HFEngine]:
 def started(model: Path, **settings: Any) -> HFEngine:
     engine = HFEngine(HFSettings(str(model), device="cpu", **settings))
     asyncio.run(engine.start())
-    engine._matcher = FakeMatcher()  # type: ignore[assignment]
+    engine._matching.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine

@@ -90,7 +90,7 @@ def test_a_listener_whose_loop_is_gone_harms_nobody(engine: HFEngine) -> None:
 
 async def test_relevance_without_a_matcher_is_refused(tiny: Path) -> None:
     engine = await asyncio.to_thread(started, tiny)
-    engine._matcher = None
+    engine._matching.matcher = None
     assert "relevance" not in engine.capabilities
     with pytest.raises(Unsupported):
         await engine.relevance(Relevance(picture(0), "a cat"))

@@ -47,7 +47,7 @@ async def started(**settings: Any) -> Any:
     roomy: dict[str, Any] = {"block_tokens": 32, "cache_bytes": 1 << 28}
     engine = VllmEngine(VllmSettings(str(EMBEDDED), **{**roomy, **settings}))
     await engine.start()
-    engine._matcher = FakeMatcher()  # type: ignore[assignment]
+    engine._matching.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine
 
 
@@ -59,7 +59,7 @@ async def hf() -> AsyncIterator[Any]:
 
     engine = HFEngine(HFSettings(str(EMBEDDED), device="cpu", max_waiting=10_000))
     await engine.start()
-    engine._matcher = FakeMatcher()  # type: ignore[assignment]
+    engine._matching.matcher = FakeMatcher()  # type: ignore[assignment]
     yield engine
     await engine.close()
 
