@@ -47,16 +47,16 @@ class Client:
     ) -> None:
         await self.http.aclose()
 
-    async def models(self) -> list[str]:
-        """Names, or none where the server does not list them."""
+    async def models(self) -> dict[str, str | None]:
+        """Names, and where the server tells it what their weights are; none where it does not list them."""
         try:
             document = await self._patiently("GET", "models")
         except Refused as refusal:
             if refusal.status in {404, 405}:
-                return []
+                return {}
             raise
-        listed = document.get("data")
-        return [entry["id"] for entry in listed if isinstance(entry, dict) and "id" in entry] if listed else []
+        listed = document.get("data") or []
+        return {each["id"]: each.get("fingerprint") for each in listed if isinstance(each, dict) and "id" in each}
 
     async def catalogue(self) -> Catalogue | None:
         """None for a server of another kind."""

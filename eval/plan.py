@@ -63,6 +63,7 @@ class Plan(BaseModel):
     task: str
     data: str
     model: str
+    weights: str | None = None  # what the server calls their fingerprint
     contenders: tuple[Contender, ...]
     sampling: Sampling
     seeds: tuple[int, ...] = (0,)
@@ -101,7 +102,7 @@ class Plan(BaseModel):
 
     def request(self, contender: Contender, question: Question, seed: int | None) -> Request:
         drawn = None if seed is None else seed_of(seed, question)
-        return Request(question, contender.recipe, contender.full, self.sampling, self.model, drawn)
+        return Request(question, contender.recipe, contender.full, self.sampling, self.model, drawn, self.weights)
 
     @property
     def drawn_seeds(self) -> tuple[int | None, ...]:

@@ -33,7 +33,8 @@ async def prepare(client: Client, wishes: Wishes) -> tuple[Plan, str]:
 
     Raises: ServerError: there is no such server, model, strategy or parameter.
     """
-    model = chosen(await client.models(), wishes.model)
+    models = await client.models()
+    model = chosen(list(models), wishes.model)
     catalogue = await client.catalogue()
     contenders = field(wishes, catalogue) if catalogue else plainly(wishes.recipes, client.base_url)
     if catalogue and wishes.door == "suffix":
@@ -42,6 +43,7 @@ async def prepare(client: Client, wishes: Wishes) -> tuple[Plan, str]:
         task=wishes.task,
         data=wishes.data,
         model=model,
+        weights=models.get(model),
         contenders=tuple(contenders),
         sampling=wishes.sampling,
         seeds=wishes.seeds,

@@ -35,12 +35,15 @@ class Request:
     sampling: Sampling
     model: str
     seed: int | None
+    weights: str | None = None
 
     @cached_property
     def key(self) -> str:
         """SHA-256 of all that the answer depends on. Neither the server's address nor the door is a part of it."""
+        weights = {} if self.weights is None else {"weights": self.weights}
         return digest(
-            {
+            weights
+            | {
                 "image": self.question.image_hash,
                 "prompt": self.question.prompt,
                 "sampling": self.sampling.model_dump(),

@@ -14,9 +14,14 @@ from server.service import Service, TheService
 router = APIRouter()
 
 
+class ServedModel(Model):
+    fingerprint: str | None
+    """Of the files of the model and its matcher: it changes with the weights, whatever their name."""
+
+
 class ModelList(BaseModel):
     object: str = "list"
-    data: list[Model]
+    data: list[ServedModel]
 
 
 @router.get("/v1/models")
@@ -27,13 +32,19 @@ async def list_models(service: TheService) -> ModelList:
 
 
 @router.get("/v1/models/{model_id:path}", responses={404: {"model": ErrorBody}})
-async def retrieve_model(model_id: str, service: TheService) -> Model:
+async def retrieve_model(model_id: str, service: TheService) -> ServedModel:
     """One model, with or without a strategy as its suffix."""
     _ = service.ready_engine
     return model(service, doors.suffix_of(model_id, service.settings.name))
 
 
-def model(service: Service, suffix: str | None) -> Model:
+def model(service: Service, suffix: str | None) -> ServedModel:
     name = service.settings.name
     identity = name if suffix is None else f"{name}:{suffix}"
-    return Model(id=identity, object="model", created=service.began, owned_by="onlyseen")
+    return ServedModel(
+        id=identity,
+        object="model",
+        created=service.began,
+        owned_by="onlyseen",
+        fingerprint=service.fingerprint,
+    )

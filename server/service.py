@@ -14,6 +14,7 @@ from decoding.engine import Engine
 from decoding.errors import Unsupported
 from server.batch.store import Store
 from server.errors import Unavailable
+from server.fingerprint import fingerprint
 from server.image import Pictures
 from server.metrics import Metrics
 from server.settings import Settings
@@ -37,6 +38,7 @@ class Service:
         self.batches: Runner  # the application sets it
         self.began = int(time.time())
         self.failure: Exception | None = None
+        self.fingerprint: str | None = None
         self.on_settled: Callable[[Service], None] = lambda _: None  # called once, when ready or failed
         self._create = create
         self._engine: Engine | None = None
@@ -50,6 +52,7 @@ class Service:
             self._engine = engine
             await asyncio.to_thread(check_default, self.settings.strategy, engine)
             await engine.start()
+            self.fingerprint = await asyncio.to_thread(fingerprint, *weights_of(self.settings))
             self._is_warm = True
             log.info("ready", model=self.settings.name, seconds=round(time.perf_counter() - began, 1))
         except Exception as failure:
@@ -88,6 +91,10 @@ class Service:
         from decoding.stack import Run
 
         return Run(stack, self.ready_engine)
+
+
+def weights_of(settings: Settings) -> list[str]:
+    return [settings.model, *([settings.matcher_source] if settings.matcher_source else [])]
 
 
 def check_default(names: str, engine: Engine) -> None:

@@ -59,6 +59,7 @@ class FakeServer:
     script: Callable[[dict[str, Any]], Reply]
     strategies: bool = True
     model: str = "fake"
+    fingerprint: str | None = None
     default: str = "plain"
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -94,7 +95,7 @@ class FakeServer:
 
     def route(self, path: str, body: bytes) -> tuple[Reply, dict[str, Any]]:
         if path == "/v1/models":
-            return Reply(), {"object": "list", "data": [{"id": self.model}, {"id": f"{self.model}:agla"}]}
+            return Reply(), {"object": "list", "data": [self.listed(""), self.listed(":agla")]}
         if path == "/v1/strategies" and self.strategies:
             return Reply(), {"object": "list", "data": STRATEGIES}
         if path != "/v1/chat/completions":
@@ -105,6 +106,10 @@ class FakeServer:
         if reply.status >= 400:
             return reply, {"error": {"message": reply.text}}
         return reply, self.completion(request, reply)
+
+    def listed(self, suffix: str) -> dict[str, str]:
+        weights = {} if self.fingerprint is None else {"fingerprint": self.fingerprint}
+        return {"id": f"{self.model}{suffix}", **weights}
 
     def completion(self, request: dict[str, Any], reply: Reply) -> dict[str, Any]:
         tokens = len(reply.text.split()) + 1

@@ -41,6 +41,17 @@ def test_again_from_the_store_nothing_is_asked_and_nothing_changes(
     assert invoke("verify", tmp_path / "run").exit_code == 0
 
 
+def test_other_weights_under_the_same_name_are_asked_anew(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    server.fingerprint = "before"
+    run(server, data, tmp_path / "run")
+    asked = len(server.asked)
+    server.fingerprint = "after"
+    server.script = lambda request: Reply("No")
+    run(server, data, tmp_path / "run")
+    assert len(server.asked) == 2 * asked
+    assert {each["metrics"]["yes_ratio"]["value"] for each in results(tmp_path / "run")["parts"][-1]["rows"]} == {0}
+
+
 def test_the_numbers_are_those_of_the_scorer(server: FakeServer, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(server, data, out)

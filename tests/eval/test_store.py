@@ -76,6 +76,7 @@ def asked(tmp_path: Path, **changes: object) -> Request:
         {"sampling": Sampling(temperature=1)},
         {"sampling": Sampling(max_tokens=1)},
         {"model": "n"},
+        {"weights": "abc"},
         {"seed": 1},
         {"full": recipe("agla")},
         {"full": recipe("plain:alpha=1")},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,28 @@ async def test_one_model(served: Served) -> None:
     for path in ("tiny:nonsense", "other", "a/b:c"):
         response = await served.http.get(f"/v1/models/{path}")
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_the_fingerprint_follows_the_weights(serve: Serve, tmp_path: Path) -> None:
+    """Of the model and of the matcher, at every name of the model; none for weights that lie nowhere here."""
+
+    async def told(**folders: str) -> str:
+        models = (await (await serve(**folders)).http.get("/v1/models")).json()["data"]
+        (found,) = {model["fingerprint"] for model in models}
+        return str(found)
+
+    model, matcher, copy = (tmp_path / name for name in ("model", "matcher", "copy"))
+    for folder in (model, matcher, copy):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+    first = await told(model=str(model), matcher=str(matcher))
+    assert first == await told(model=str(copy), matcher=str(matcher))
+    (matcher / "model.safetensors").write_bytes(b"others")
+    second = await told(model=str(model), matcher=str(matcher))
+    (model / "model.safetensors").write_bytes(b"others")
+    third = await told(model=str(model), matcher=str(matcher))
+    assert len({first, second, third}) == 3
+    assert await told(model="nobody/nothing") == "None"
 
 
 async def test_hub_ids_are_names(serve: Serve) -> None:
