@@ -22,6 +22,7 @@ from bench.questions import SIZES, STRATEGIES, request, url
 AT_ONCE = 64
 ROWS = 8  # that run at once where the queue is to be full: the others wait
 REFUSED = 50
+AT_REST = 3.0  # seconds without a request
 
 
 async def timed(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, float, bool]:
@@ -39,23 +40,28 @@ async def together(server: Server) -> dict[str, Any]:
     ]
     async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=httpx.Limits(max_connections=200)) as client:
         await timed(client, bodies[0])
-        before, began, beats = server.megabytes, time.perf_counter(), list[float]()
-        beating = asyncio.create_task(beat(client, beats))
+        before, began, beats, held = server.megabytes, time.perf_counter(), list[float](), list[float]()
+        beating = asyncio.create_task(beat(client, server, beats, held))
         answers = await asyncio.gather(*(timed(client, body) for body in bodies))
         seconds = time.perf_counter() - began
         beating.cancel()
+        after = server.megabytes
+        await asyncio.sleep(AT_REST)
     return {
         "statuses": dict(Counter(status for status, _, _ in answers)),
         "seconds": round(seconds, 2),
         "slowest_ms": round(max(took for _, took, _ in answers)),
         "health_ms_p50": round(statistics.median(beats), 1),
         "health_ms_worst": round(max(beats), 1),
-        "megabytes_more": round(server.megabytes - before),
+        "megabytes_more_meanwhile": round(max(held) - before),
+        "megabytes_more": round(after - before),
+        "megabytes_more_at_rest": round(server.megabytes - before),
     }
 
 
-async def beat(client: httpx.AsyncClient, told: list[float]) -> None:
+async def beat(client: httpx.AsyncClient, server: Server, told: list[float], held: list[float]) -> None:
     while True:
+        held.append(server.megabytes)
         began = time.perf_counter()
         await client.get("/health")
         told.append(1000 * (time.perf_counter() - began))

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-HEADROOM = 256  # columns: steps between two moves of the buffers
+from decoding.hf_engine import heap
+
+HEADROOM = 64  # columns: steps between two moves of the buffers. A move copies what a step reads
+FEW = 8  # rows for which there is always room, once there has been
 
 
 class AlignedLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -84,6 +87,16 @@ class AlignedCache(Cache):  # type: ignore[misc]
             self._blank(row, start)
             self.starts[row] = start
         self.starts.pop()
+        capacity = self._capacity()[0]
+        if capacity > FEW and 4 * self.rows <= capacity:
+            self._move(capacity // 2, self.now - self.first)
+            heap.trim()
+
+    def release(self) -> None:
+        """Give the buffers back. There must be no rows."""
+        for layer in self.layers:
+            layer.keys = layer.values = None
+        heap.trim()
 
     def make_room(self) -> None:
         """Before a step: there is a column to write to."""

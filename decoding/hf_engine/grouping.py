@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from decoding.encoder import Encoded
 
-PREFILL_TOKENS = 8192  # padded, in one pass over prompts
+PREFILL_TOKENS = 2048  # padded, in one pass over prompts
 
 
 def grouped(prompts: Sequence[Encoded]) -> list[list[int]]:

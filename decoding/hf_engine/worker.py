@@ -22,6 +22,7 @@ from decoding.hf_engine.request import Request
 from decoding.waiting import Place
 
 log = structlog.get_logger(__name__)
+PATIENCE = 1.0  # seconds without a job before memory is given back: the next job has to ask for it again
 
 
 @dataclass(eq=False, slots=True)
@@ -125,10 +126,17 @@ class Worker:
 
     def _take_in(self) -> None:
         """All that has come in; waits for something when there is nothing to do."""
-        idle = not (self.batch.rows or self._waiting or self._errands)
-        while idle or not self._inbox.empty():
+        if not (self.batch.rows or self._waiting or self._errands):
+            self._sort(self._wait())
+        while not self._inbox.empty():
             self._sort(self._inbox.get())
-            idle = False
+
+    def _wait(self) -> Ticket | Errand | None:
+        try:
+            return self._inbox.get(timeout=PATIENCE)
+        except queue.Empty:
+            self.batch.cache.release()
+            return self._inbox.get()
 
     def _sort(self, job: Ticket | Errand | None) -> None:
         match job:

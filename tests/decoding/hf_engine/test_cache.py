@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decoding.hf_engine.cache import HEADROOM, AlignedCache
+from decoding.hf_engine.cache import FEW, HEADROOM, AlignedCache
 
 LAYERS, HEADS, WIDTH = 2, 2, 3
 
@@ -64,6 +64,7 @@ moves = st.one_of(
     st.tuples(st.just("join"), st.integers(1, 12)),
     st.tuples(st.just("leave"), st.integers(0, 7)),
     st.tuples(st.just("step"), st.integers(1, 6)),
+    st.tuples(st.just("release"), st.just(0)),
 )
 
 
@@ -72,13 +73,16 @@ moves = st.one_of(
 def test_every_row_sees_its_own_keys_whoever_joins_and_leaves(story: list[tuple[str, int]], headroom: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("decoding.hf_engine.cache.HEADROOM", headroom)  # so that buffers move often
+        patch.setattr("decoding.hf_engine.cache.FEW", 1)
         cache, naive = AlignedCache(LAYERS), Naive()
         for move, number in story:
             if move == "join":
                 naive.join(cache, number)
+            elif move == "release" and not naive.rows:
+                cache.release()
             elif naive.rows and move == "leave":
                 naive.leave(cache, number % len(naive.rows))
-            elif naive.rows:
+            elif naive.rows and move == "step":
                 for _ in range(number):
                     naive.step(cache)
             assert cache.rows == len(naive.rows)
@@ -94,6 +98,23 @@ def test_buffers_move_when_they_are_full_and_shrink_to_what_is_in_use() -> None:
     for _ in range(2 * HEADROOM):
         naive.step(cache)
     assert cache.layers[0].keys.shape[2] <= 3 * HEADROOM
+
+
+def test_buffers_of_many_rows_are_given_back_when_few_are_left() -> None:
+    cache, naive = AlignedCache(LAYERS), Naive()
+    for _ in range(4 * FEW):
+        naive.join(cache, 4)
+    while cache.rows > FEW // 2:
+        naive.leave(cache, 0)
+        naive.step(cache)
+    assert cache.layers[0].keys.shape[0] == FEW
+    while cache.rows:
+        naive.leave(cache, 0)
+    assert cache.layers[0].keys.shape[0] == FEW
+    cache.release()
+    assert cache.layers[0].keys is None
+    naive.join(cache, 3)
+    naive.step(cache)
 
 
 def test_a_prompt_longer_than_all_that_run_finds_room_before_them() -> None:
