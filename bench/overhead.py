@@ -2,8 +2,8 @@
 
     python -m bench.overhead --write
 
-The same engine is asked the same question in turn: without the server, through it, and through it as a stream, all in
-one process. The client is a socket that reads and keeps what comes, so that little of its own time is measured.
+The same engine is asked the same question in turn: without the server, through it, and through it as a stream. The
+client is a socket in a process of its own, so that its time is not measured, and its interpreter is not ours.
 """
 
 import argparse
@@ -16,12 +16,15 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from importlib.metadata import version
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 import uvicorn
+import uvloop
 from PIL import Image
 
 from bench.models import EMBEDDED
@@ -46,13 +49,14 @@ class Served:
         self.engine = HFEngine(HFSettings(str(EMBEDDED / "model"), device="cpu"))
         self.loop: asyncio.AbstractEventLoop
         app = create_app(Settings(device="cpu", playground="off"), lambda _: self.engine)
-        config = uvicorn.Config(app, port=0, log_level="warning", access_log=False)
+        config = uvicorn.Config(app, port=0, http="h11", log_level="warning", access_log=False)
         self.server, listening = uvicorn.Server(config), config.bind_socket()
         self.port = listening.getsockname()[1]
         ready = threading.Event()
         app.state.service.on_settled = lambda _: ready.set()
         self.thread = threading.Thread(target=self._run, args=(listening,))
         self.thread.start()
+        self.client = ProcessPoolExecutor(1, get_context("spawn"))
         ready.wait()
 
     def _run(self, listening: socket.socket) -> None:
@@ -60,7 +64,7 @@ class Served:
             self.loop = asyncio.get_running_loop()
             await self.server.serve(sockets=[listening])
 
-        asyncio.run(run())
+        uvloop.run(run())
 
     def alone(self, picture: Picture, tokens: int) -> float:
         """Seconds of an answer without the server, strategy and all."""
@@ -76,24 +80,27 @@ class Served:
 
     def through(self, body: dict[str, Any]) -> float:
         """Seconds from the first byte sent to the last byte read."""
-        content = json.dumps(body).encode()
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\nConnection: close\r\n"
-        )
-        with socket.create_connection(("127.0.0.1", self.port)) as line:
-            began = time.perf_counter()
-            line.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
-            read = b""
-            while piece := line.recv(1 << 16):
-                read += piece
-            spent = time.perf_counter() - began
+        spent, read = self.client.submit(exchange, self.port, json.dumps(body).encode()).result()
         if b"200 OK" not in read[:20] or (body.get("stream") and b"[DONE]" not in read):
             raise RuntimeError(read[:300].decode())
         return spent
 
     def close(self) -> None:
+        self.client.shutdown()
         self.server.should_exit = True
         self.thread.join()
+
+
+def exchange(port: int, content: bytes) -> tuple[float, bytes]:
+    """(seconds, what came)."""
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\nConnection: close\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as line:
+        began = time.perf_counter()
+        line.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
+        read = b""
+        while piece := line.recv(1 << 16):
+            read += piece
+        return time.perf_counter() - began, read
 
 
 def measure(rounds: int, tokens: int) -> dict[str, Any]:

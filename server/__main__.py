@@ -45,6 +45,7 @@ def serve(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         access_log=False,
+        http="h11",  # httptools, if it is there, takes headers of any length
         log_level="warning",
         timeout_graceful_shutdown=settings.shutdown_timeout,
         timeout_keep_alive=KEEP_ALIVE,

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from decoding.answer import Token
 from decoding.ask import Ask
-from decoding.errors import BadRequest, OnlySeenError, Overloaded
+from decoding.errors import BadRequest, OnlySeenError
 from server import doors, response_format
 from server.deadline import until
 from server.disconnect import ClientGone, while_connected
@@ -44,9 +44,7 @@ async def respond(request: Request, service: Service, read: Read) -> Response:
     """A whole answer, or a stream whose first token is there."""
     try:
         body = await json_body(request)
-        if service.ready_engine.is_full:
-            raise Overloaded("The queue is full; try again in a moment.", code="queue_full")
-        asked = await run_sync(read, body)
+        asked = await run_sync(read, body, limiter=service.readers)
         return await while_connected(request, streamed(asked, service) if asked.streams else answered(asked, service))
     except (ClientGone, ClientDisconnect):
         return Response(status_code=CLIENT_GONE)

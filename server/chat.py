@@ -8,15 +8,15 @@ from starlette.responses import Response
 from server.asking import Asked, respond
 from server.chat_letter import ChatLetter, Completion
 from server.chat_request import parse
+from server.entry import Entered
 from server.letter import answers
 from server.logprobs import Entries
-from server.service import TheService
 
 router = APIRouter()
 
 
 @router.post("/v1/chat/completions", responses=answers(Completion), response_class=Response)
-async def create_chat_completion(request: Request, service: TheService) -> Response:
+async def create_chat_completion(request: Request, service: Entered) -> Response:
     """Answer a conversation with pictures. `decoding` chooses the strategy; `onlyseen` in the answer says what ran."""
     return await respond(request, service, read)
 

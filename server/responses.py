@@ -6,17 +6,17 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.asking import Asked, respond
+from server.entry import Entered
 from server.letter import answers
 from server.logprobs import Entries
 from server.responses_letter import ResponseDocument, ResponsesLetter
 from server.responses_request import parse
-from server.service import TheService
 
 router = APIRouter()
 
 
 @router.post("/v1/responses", responses=answers(ResponseDocument), response_class=Response)
-async def create_response(request: Request, service: TheService) -> Response:
+async def create_response(request: Request, service: Entered) -> Response:
     """Answer a conversation with pictures, in OpenAI's newer form. Responses are not stored."""
     return await respond(request, service, read)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
+import anyio
 import structlog
 from fastapi import Depends, Request
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("onlyseen.server")
 
+READERS = 4  # threads that read bodies: a crowd of them would only take the interpreter from one another
+
 
 class Service:
     """The engine is created and started in the background, so that /health answers from the first moment."""
@@ -37,6 +40,8 @@ class Service:
         self.store = Store(settings.data_dir, settings.max_data_mb * 1_000_000)
         self.batches: Runner  # the application sets it
         self.began = int(time.time())
+        self.readers = anyio.CapacityLimiter(READERS)
+        self.inside = 0  # requests that came in and whose answer has not been sent to its end
         self.failure: Exception | None = None
         self.fingerprint: str | None = None
         self.on_settled: Callable[[Service], None] = lambda _: None  # called once, when ready or failed

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.asking import Asked, respond
+from server.entry import Entered
 from server.letter import answers
-from server.service import TheService
 from server.text_letter import TextCompletion, TextLetter
 from server.text_request import parse
 
@@ -15,7 +15,7 @@ router = APIRouter()
 
 
 @router.post("/v1/completions", responses=answers(TextCompletion), response_class=Response)
-async def create_completion(request: Request, service: TheService) -> Response:
+async def create_completion(request: Request, service: Entered) -> Response:
     """Go on from a text, without the model's chat template and without pictures."""
     return await respond(request, service, read)
 

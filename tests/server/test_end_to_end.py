@@ -53,7 +53,7 @@ def _only_fake_strategies() -> None:
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     app = create_app(Settings(device="cpu"))
-    config = uvicorn.Config(app, port=0, log_level="warning", access_log=False)
+    config = uvicorn.Config(app, port=0, http="h11", log_level="warning", access_log=False)
     server, socket = uvicorn.Server(config), config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()

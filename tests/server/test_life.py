@@ -75,6 +75,22 @@ async def test_a_full_queue_refuses_before_the_request_is_read(served: Served) -
     assert response.headers["retry-after"] == "1"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_as_many_come_in_as_there_is_room_for(serve: Serve, stream: bool) -> None:
+    """Previously a burst was read and its pictures decoded before the engine refused what it had no place for."""
+    engine = FakeEngine(words=["word "] * 1000, pause=0.01)
+    served = await serve(engine, max_rows=1, max_waiting=1)
+    clients = [Client(served.app, stream=stream) for _ in range(2)]
+    calls = [asyncio.create_task(client.call()) for client in clients]
+    await until(lambda: engine.running == 2)
+    refused = await served.http.post("/v1/chat/completions", content=b"nonsense")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    for client in clients:
+        client.left.set()
+    await asyncio.gather(*calls)
+    assert (await served.chat(max_tokens=1)).status_code == 200
+
+
 async def test_choices_that_fail_together_are_all_looked_at() -> None:
     """Previously asyncio reported the second and later ones as failures that nobody had retrieved."""
 
