@@ -13,12 +13,12 @@ from typing import TypeVar, get_args
 
 from decoding.answer import Heat, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Relevance
+from decoding.constraint import Constraints
 from decoding.detokenizer import Vocabulary
 from decoding.encoder import Encoded
 from decoding.engine import Capability, ModelCard
 from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Unsupported
 from decoding.hf_engine import probing
-from decoding.hf_engine.constraint import Constraints
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.request import MAIN, Remembered, Request
 from decoding.hf_engine.settings import HFSettings
@@ -79,8 +79,9 @@ class HFEngine:
         self._model = await loop.run_in_executor(self._encoding, Model, self.settings)
         if self.settings.matcher:
             await self._matching.load(self.settings.matcher, str(self._model.device))
-        self._words = Vocabulary(self._model.encoder.tokenizer)
-        self._constraints = Constraints(self._model)
+        model, tokenizer = self._model, self._model.encoder.tokenizer
+        self._words = Vocabulary(tokenizer)
+        self._constraints = Constraints(tokenizer, model.vocab, model.eos.tolist(), model.device)
         self._worker = Worker(self._model, self.settings.max_rows)
         self._worker.start()
         await self._warm_up()

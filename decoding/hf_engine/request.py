@@ -10,10 +10,10 @@ from torch import Tensor
 
 from decoding.answer import Token
 from decoding.ask import Ask
+from decoding.constraint import Constraints
 from decoding.detokenizer import Vocabulary
 from decoding.encoder import Encoded
 from decoding.errors import BadRequest, Unsupported
-from decoding.hf_engine.constraint import Constraints
 from decoding.hf_engine.model import Model, Prefilled
 from decoding.hf_engine.sampler import Chooser
 from decoding.onion import factors

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from decoding.answer import Token
-from decoding.errors import EngineFailed
+from decoding.errors import EngineFailed, OnlySeenError, Overloaded
 from decoding.saying import Ranked, Saying
 
 
@@ -26,11 +26,12 @@ class Answering:
 
         Raises:
             EngineFailed: a strategy failed, or the gang came apart.
+            Overloaded: there is no room for what it was to remember.
         """
         note: Mapping[str, Any] = output.kv_transfer_params or {}
         (said,) = output.outputs
         if "failed" in note or said.finish_reason == "error":
-            raise EngineFailed(note.get("failed", "The engine failed on this request."))
+            raise failure(note)
         for number, token in enumerate(said.token_ids):
             logprobs = said.logprobs[number] if said.logprobs else None
             yield self._say(token, logprobs, note)
@@ -53,3 +54,9 @@ class Answering:
         best = sorted(logprobs.items(), key=lambda entry: entry[1].rank)[:wanted]
         own = note.get("logprob", logprobs[token].logprob)  # noted where it was not drawn
         return [(token, own), *((id_, entry.logprob) for id_, entry in best)]
+
+
+def failure(note: Mapping[str, Any]) -> OnlySeenError:
+    """With a code it is nobody's fault: the engine has too much to do."""
+    message = note.get("failed", "The engine failed on this request.")
+    return Overloaded(message, code=note["code"]) if "code" in note else EngineFailed(message)

@@ -20,12 +20,14 @@ from decoding.matching import Matching
 from decoding.prompt import Prompt
 from decoding.sampling import Sampling
 from decoding.saying import Saying
+from decoding.strategy import Strategy
 from decoding.vllm_engine import selftest
-from decoding.vllm_engine.answering import Answering
+from decoding.vllm_engine.answering import Answering, failure
 from decoding.vllm_engine.casting import Part, cast, cast_probe, check_whole, room_for
 from decoding.vllm_engine.connection import GONE, Connection
 from decoding.vllm_engine.handles import Handles
 from decoding.vllm_engine.member import MAIN
+from decoding.vllm_engine.memories import digested_size
 from decoding.vllm_engine.reader import Reader
 from decoding.vllm_engine.settings import VllmSettings
 from decoding.waiting import Place, queued, waiting
@@ -130,20 +132,22 @@ class VllmEngine:
     async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
         self._refuse(ask)
         with self._queue(1 + len(ask.branches)) as place, self._recalling(ask):
-            digest = self._handles.new() if ask.digest else None
-            parts = await self._encode(lambda: self._cast(ask, digest))
-            answering = self._answering(ask, parts, digest)
-            requests = await self._encode(lambda: self._requests(parts, ask.sampling, answering.saying.room))
-            boxes = await self.line.submit(requests)
-            answering.saying.spent.started = time.perf_counter()
+            digest = await self._digest(ask.digest) if ask.digest else None
+            boxes: list[Any] = []
+            answering: Answering | None = None
             try:
+                parts = await self._encode(lambda: self._cast(ask, digest))
+                answering = self._answering(ask, parts, digest)
+                requests = await self._encode(lambda: self._requests(parts, ask.sampling, answering.saying.room))
+                boxes = await self.line.submit(requests)
+                answering.saying.spent.started = time.perf_counter()
                 while not answering.is_over:
                     output = await self._hear(boxes[-1])
                     for token in answering.read(output):
                         place.taken = True
                         yield token
             finally:
-                self._leave(boxes, ask, digest, answering)
+                self._leave(boxes, digest, answering)
 
     async def tokens(self, prompt: Prompt) -> list[int]:
         ids: list[int] = (await self._encode(lambda: self.reader.encoder.encode(prompt))).ids.tolist()
@@ -161,8 +165,8 @@ class VllmEngine:
             boxes = await self.line.submit(await self._encode(lambda: self._requests(parts, ONE_TOKEN, 1)))
             try:
                 output = await self._hear(boxes[-1])
-                if failure := (output.kv_transfer_params or {}).get("failed"):
-                    raise EngineFailed(failure)
+                if "failed" in (note := output.kv_transfer_params or {}):
+                    raise failure(note)
                 is_there = True
             finally:
                 self.line.leave(boxes)
@@ -224,11 +228,20 @@ class VllmEngine:
             raise EngineFailed(GONE)
         return queued(self._places, rows, self.settings.max_waiting)
 
+    async def _digest(self, strategy: Strategy) -> Memory:
+        """Raises:
+        BadRequest: what the strategy remembers is too large for this engine.
+        Overloaded: there is no room for it now.
+        """
+        return self._handles.new(await self._encode(lambda: digested_size(strategy, self.reader.vocab)))
+
     def _cast(self, ask: Ask, digest: Memory | None) -> list[Part]:
         encoder = self.reader.encoder
         prompts: dict[str, Prompt] = {MAIN: ask.prompt, **ask.branches}
         encoded: dict[str, Encoded] = {name: encoder.encode(prompt) for name, prompt in prompts.items()}
         firsts = {choice: encoder.first_tokens(choice).tolist() for choice in ask.choices}
+        if ask.sampling.grammar is not None:  # vLLM would find out too late that no token begins such an answer
+            self.reader.constraints.constraint(ask.sampling.grammar)
         return cast(ask, encoded, f"gang-{next(self._numbers)}", firsts, digest)
 
     def _cast_probe(self, probe: Probe, memory: Memory) -> list[Part]:
@@ -268,11 +281,11 @@ class VllmEngine:
         except Exception as error:
             raise EngineFailed(GONE) from error
 
-    def _leave(self, boxes: list[Any], ask: Ask, digest: Memory | None, answering: Answering) -> None:
+    def _leave(self, boxes: list[Any], digest: Memory | None, answering: Answering | None) -> None:
         if self.alive:
             self.line.leave(boxes)
         if digest is not None:
-            if answering.is_over:
+            if answering is not None and answering.is_over:
                 self._handles.known.add(digest.handle)
             else:
                 self.forget(digest)

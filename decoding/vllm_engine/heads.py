@@ -11,6 +11,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from decoding.errors import Overloaded
 from decoding.onion import factors
 from decoding.vllm_engine.look import Look
 from decoding.vllm_engine.member import Member
@@ -113,6 +114,8 @@ class Heads:
             if look.failure is not None:
                 raise look.failure
             self.memories.keep(look.probing.handle, look.memory)
+        except Overloaded as error:
+            notes.setdefault(look.request, {}).update(failed=error.message, code=error.code)
         except Exception:
             log.exception("a probe failed", strategy=look.probing.owner.name)
             notes.setdefault(look.request, {})["failed"] = "What the probe saw could not be remembered."

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from decoding.strategy import Tensors
+import torch
+
+from decoding.errors import Overloaded
+from decoding.strategy import Captured, Strategy, Tensors
+
+MOST_BYTES = 1 << 30
 
 
 class Memories:
     """By handle. The handle is chosen by the server process, before the tensors are there."""
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         self._tensors: dict[str, Tensors] = {}
 
@@ -17,20 +22,16 @@ class Memories:
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.nbytes for tensors in self._tensors.values() for tensor in tensors.values())
+        return sum(size(tensors) for tensors in self._tensors.values())
 
     def keep(self, handle: str, tensors: Tensors) -> None:
         """Raises:
-        MemoryError: there is no room for it.
+        Overloaded: there is no room for it.
         """
-        before = self._tensors.get(handle)
+        others = self.bytes - size(self._tensors.get(handle, {}))
+        if others + size(tensors) > self.most_bytes:
+            raise full()
         self._tensors[handle] = tensors
-        if self.bytes > self.most_bytes:
-            if before is None:
-                del self._tensors[handle]
-            else:
-                self._tensors[handle] = before
-            raise MemoryError("The engine holds as many memories as it may.")
 
     def recall(self, handle: str) -> Tensors:
         """Raises:
@@ -43,3 +44,20 @@ class Memories:
 
     def forget(self, handle: str) -> None:
         self._tensors.pop(handle, None)
+
+
+def size(tensors: Tensors) -> int:
+    """Bytes."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def digested_size(strategy: Strategy, vocab: int) -> int:
+    """Bytes of what the strategy keeps of an answer, however long it is: found by digesting a token of nobody's."""
+    try:
+        return size(strategy.digest({}, Captured(logits=torch.zeros(vocab))))
+    except Exception:  # it will raise again next to the model, where its own request is failed for it
+        return 0
+
+
+def full() -> Overloaded:
+    return Overloaded("The engine holds as many memories as it may; try again in a moment.", code="memory_full")

@@ -15,6 +15,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from decoding.errors import Overloaded
 from decoding.onion import through
 from decoding.strategy import Captured, Strategy, Tensors
 from decoding.vllm_engine.member import MAIN, Member, Spelled
@@ -186,6 +187,8 @@ class Mixer:
                     member.digest.handle,
                     strategy.digest(self.memories.recall_or_nothing(member.digest.handle), captured),
                 )
+            except Overloaded as error:
+                notes.setdefault(request, {}).update(failed=error.message, code=error.code)
             except Exception:
                 log.exception("a digest failed", strategy=member.digest.strategy.name)
                 notes.setdefault(request, {})["failed"] = "What the answer says could not be remembered."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import AutoConfig, GenerationConfig
 
+from decoding.constraint import Constraints
 from decoding.detokenizer import Vocabulary
 from decoding.encoder import Encoder
 from decoding.errors import Unsupported
@@ -31,6 +33,8 @@ class Reader:
         self.tokenizer = self.encoder.tokenizer
         self.words = Vocabulary(self.tokenizer)
         self.eos = end_tokens(generation_config(model), self.tokenizer)
+        self.vocab: int = config.get_text_config().vocab_size
+        self.constraints = Constraints(self.tokenizer, self.vocab, self.eos, torch.device("cpu"))
         self.image_token: int = self.tokenizer.convert_tokens_to_ids(self.encoder.processor.image_token)
 
 

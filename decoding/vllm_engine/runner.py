@@ -22,7 +22,6 @@ from decoding.vllm_engine.stage import Stage
 
 log = structlog.get_logger(__name__)
 
-MEMORY_BYTES = 1 << 30
 MARK = "is_onlyseen"
 
 
@@ -64,7 +63,7 @@ def loading(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_model(runner: Any, *arguments: Any, **named: Any) -> Any:
         loaded = original(runner, *arguments, **named)
         if not hasattr(runner, "stage"):
-            runner.stage = Stage(runner.device, MEMORY_BYTES)
+            runner.stage = Stage(runner.device)
             try:
                 runner.stage.inside = Heads(runner, runner.stage.memories)
             except ValueError as reason:  # the server is told, and refuses what would need them

@@ -23,8 +23,8 @@ class Inside(Protocol):
 class Stage:
     """Of one model runner. The runner's adapter calls it, in this order, at every step that has a gang in it."""
 
-    def __init__(self, device: torch.device, most_bytes: int) -> None:
-        self.memories = Memories(most_bytes)
+    def __init__(self, device: torch.device) -> None:
+        self.memories = Memories()
         self.mixer = Mixer(self.memories, device)
         self.inside: Inside | None = None
         self.notes: Notes = {}

@@ -105,7 +105,7 @@ async def test_a_schema_without_an_instance_is_refused(schema: dict[str, Any], e
 async def test_a_grammar_that_grows_too_complicated_fails_its_request_alone(
     engine: HFEngine, quiet: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from decoding.hf_engine.constraint import Constraint, refused
+    from decoding.constraint import Constraint, refused
 
     take = Constraint.take
 

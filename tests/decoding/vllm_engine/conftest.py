@@ -16,7 +16,7 @@ from tests.decoding.hf_engine.asking import FakeMatcher
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
 
 # vLLM has an environment of its own: `make test-vllm` runs these. What needs no vLLM is tested everywhere.
-WITHOUT_VLLM = ("test_gangs.py", "test_members.py", "test_mixing.py", "test_refusals.py")
+WITHOUT_VLLM = ("test_gangs.py", "test_memories.py", "test_mixing.py", "test_refusals.py")
 if find_spec("vllm") is None:
     collect_ignore = [file.name for file in Path(__file__).parent.glob("test_*.py") if file.name not in WITHOUT_VLLM]
 

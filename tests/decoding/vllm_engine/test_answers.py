@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from decoding.answer import Answer
 from decoding.ask import Ask, Prompt, Sampling
-from decoding.errors import BadRequest, Unsupported
+from decoding.errors import BadRequest, Overloaded, Unsupported
 from decoding.grammar import grammar_of
 from decoding.stack import collect
 from decoding.strategy import Step, Strategy
@@ -126,6 +128,25 @@ async def test_an_answer_begins_as_it_is_told(names: str, temperature: float, hf
         same(expected, said)
         told = [[token.chosen.logprob for token in one.tokens if token.chosen] for one in (said, expected)]
         assert told[0] == pytest.approx(told[1], abs=1e-3)
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"type": "string", "minLength": 5, "maxLength": 4}])
+async def test_a_schema_without_an_instance_is_refused(schema: dict[str, Any], roomy: Any) -> None:
+    with pytest.raises(BadRequest, match="cannot be enforced"):
+        await answer(roomy, "vcd", ASKED, Sampling(grammar=json.dumps(schema)))
+    assert (await answer(roomy, "vcd", ASKED, exactly(2)))[0].tokens
+
+
+async def test_descriptions_that_find_no_room_are_refused_and_the_others_answered(
+    roomy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, _ = await answer(roomy, "vdgd", ASKED, exactly(4))
+    monkeypatch.setattr(roomy._handles, "most_bytes", 5 * roomy.reader.vocab)
+    said = await asyncio.gather(*(answer(roomy, "vdgd", ASKED, exactly(4)) for _ in range(3)), return_exceptions=True)
+    refused = [one for one in said if isinstance(one, Overloaded)]
+    assert [one.code for one in refused] == ["memory_full"] * 2
+    assert [ids(one[0]) for one in said if isinstance(one, tuple)] == [ids(alone)]
+    assert ids((await answer(roomy, "vdgd", ASKED, exactly(4)))[0]) == ids(alone)
 
 
 async def test_what_it_cannot_do_is_refused(roomy: Any) -> None:

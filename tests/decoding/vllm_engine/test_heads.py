@@ -177,6 +177,16 @@ async def test_compiled_code_scales_the_heads_too(hf: Any) -> None:
         assert [ids(one) for one in said] == [ids(one) for one in expected]
 
 
+async def test_the_first_token_is_drawn_from_scaled_heads(roomy: Any, hf: Any) -> None:
+    told: list[list[float]] = []
+    for engine, strategies in ((roomy, INSIDE["vhr, loud"]), (hf, INSIDE["vhr, loud"]), (roomy, stack("plain"))):
+        said, _ = await answer(engine, strategies, prompts(1)[0], exactly(1, top_logprobs=8))
+        (token,) = said.tokens
+        told.append([one.logprob for one in sorted(token.top, key=lambda one: one.id)])
+    assert told[0] == pytest.approx(told[1], abs=1e-3)
+    assert told[0] != pytest.approx(told[2], abs=1e-2)
+
+
 async def test_one_answer_alone(roomy: Any, hf: Any) -> None:
     said, spent = await answer(roomy, "vhr", prompts(1)[0], exactly(4))
     expected, _ = await answer(hf, "vhr", prompts(1)[0], exactly(4))

@@ -127,7 +127,7 @@ def test_a_memory_that_does_not_fit_fails_its_ask() -> None:
     with structlog.testing.capture_logs():
         mix.mix(step, logits(2), notes)
         mix.spread(step, torch.tensor([[3], [4]]), notes)
-    assert "failed" in notes["row-0"]
+    assert notes["row-0"]["code"] == "memory_full"
     assert len(mix.memories) == mix.memories.bytes == 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import llguidance.hf
 import numpy as np
@@ -12,33 +14,34 @@ from torch import Tensor
 
 from decoding.errors import BadRequest
 from decoding.grammar import compiled, refused
-from decoding.hf_engine.model import Model
 
 
 class Constraints:
-    """Makes them for one model."""
+    """Makes them for one model. `vocab`: rows of its head; `eos`: tokens that end an answer."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, tokenizer: Any, vocab: int, eos: Sequence[int], device: torch.device) -> None:
+        self.tokenizer = tokenizer
+        self.vocab = vocab
+        self.eos = list(eos)
+        self.device = device
 
     def constraint(self, grammar: str) -> Constraint:
         """Raises: BadRequest: no answer of this model fits the grammar."""
-        return Constraint(LLMatcher(self._tokens, compiled(grammar), log_level=0), self.model)
+        return Constraint(LLMatcher(self._tokens, compiled(grammar), log_level=0), self.vocab, self.device)
 
     @cached_property
     def _tokens(self) -> LLTokenizer:
         """Made when the first grammar comes: it reads the whole vocabulary."""
-        model = self.model
-        return llguidance.hf.from_tokenizer(model.encoder.tokenizer, n_vocab=model.vocab, eos_token=model.eos.tolist())
+        return llguidance.hf.from_tokenizer(self.tokenizer, n_vocab=self.vocab, eos_token=self.eos)
 
 
 class Constraint:
     """Of one answer, as far as it has come."""
 
-    def __init__(self, matcher: LLMatcher, model: Model) -> None:
+    def __init__(self, matcher: LLMatcher, vocab: int, device: torch.device) -> None:
         self._matcher = matcher
-        self._vocab = model.vocab
-        self._device = model.device
+        self._vocab = vocab
+        self._device = device
         self.allowed = self._look()  # [vocab] bool
 
     def take(self, token: int) -> None:
