@@ -124,7 +124,7 @@ class Encoder:
         if all(picture.noise is None for picture in pictures):
             return extras
         axis = self.family.picture_axis
-        sizes = self._sizes(extras, pictures)
+        sizes = self.sizes(extras, pictures)
         own: tuple[Tensor, ...] = torch.split(extras["pixel_values"], sizes, axis)
         seen = [
             part if picture.noise is None else noised(part, picture.noise)
@@ -132,7 +132,7 @@ class Encoder:
         ]
         return {**extras, "pixel_values": torch.cat(seen, axis)}
 
-    def _sizes(self, extras: dict[str, Tensor], pictures: tuple[Picture, ...]) -> list[int]:
+    def sizes(self, extras: Mapping[str, Tensor], pictures: Sequence[Picture]) -> list[int]:
         """How much of the pixels, along their axis of pictures, belongs to each."""
         axis = self.family.picture_axis
         if "image_grid_thw" in extras:

@@ -61,6 +61,7 @@ def arguments(settings: VllmSettings, context: int, is_cpu: bool) -> dict[str, A
         "async_scheduling": False,  # a step is planned from the last one's tokens, and a lone token can be dropped
         "distributed_executor_backend": "uni",
         "mm_processor_cache_gb": 0,  # pixels come ready from our own encoder
+        "mm_device_do_normalize": False,  # and normalised
         "limit_mm_per_prompt": {"image": MOST_PICTURES},
         "max_logprobs": 20,
         "structured_outputs_config": {"backend": "guidance"},  # reads schemas as the other engine does

@@ -296,4 +296,4 @@ class VllmEngine:
     def _make_inputs(self) -> Any:
         from decoding.vllm_engine.prompts import Inputs
 
-        return Inputs(self.line.llm.model_config, self.reader.image_token)
+        return Inputs(self.line.llm.model_config, self.reader.encoder, self.reader.image_token)

@@ -69,6 +69,8 @@ class GangKeeper(Scheduler):
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, Any]:
         notes: dict[str, dict[str, Any]] = getattr(model_runner_output, "notes", {})
+        if not (notes or self.gangs):
+            return super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[no-any-return]
         failed = {request_id for request_id, note in notes.items() if "failed" in note}
         failed |= self._drop_lone(scheduler_output, model_runner_output)
         for request_id in failed:

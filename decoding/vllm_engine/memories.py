@@ -15,23 +15,21 @@ class Memories:
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
+        self.bytes = 0
         self._tensors: dict[str, Tensors] = {}
 
     def __len__(self) -> int:
         return len(self._tensors)
 
-    @property
-    def bytes(self) -> int:
-        return sum(size(tensors) for tensors in self._tensors.values())
-
     def keep(self, handle: str, tensors: Tensors) -> None:
         """Raises:
         Overloaded: there is no room for it.
         """
-        others = self.bytes - size(self._tensors.get(handle, {}))
-        if others + size(tensors) > self.most_bytes:
+        after = self.bytes + size(tensors) - size(self._tensors.get(handle, {}))
+        if after > self.most_bytes:
             raise full()
         self._tensors[handle] = tensors
+        self.bytes = after
 
     def recall(self, handle: str) -> Tensors:
         """Raises:
@@ -43,7 +41,7 @@ class Memories:
         return self._tensors.get(handle, {})
 
     def forget(self, handle: str) -> None:
-        self._tensors.pop(handle, None)
+        self.bytes -= size(self._tensors.pop(handle, {}))
 
 
 def size(tensors: Tensors) -> int:

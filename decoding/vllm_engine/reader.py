@@ -12,21 +12,25 @@ from decoding.errors import Unsupported
 from decoding.families import context_of, family_of
 from decoding.processor import end_tokens, load_processor
 
-FAMILIES = ("llava",)  # whose pictures this engine was tested to place
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3")  # tested here
+WHY_NOT = {
+    "gemma3": "vLLM's answers about pictures are not those of transformers",
+    "instructblip": "vLLM has no such model",
+}
 
 
 class Reader:
     def __init__(self, model: str, context: int | None) -> None:
         """Raises:
-        Unsupported: the model's family is unknown, or was not tested on this engine.
+        Unsupported: the model's family is unknown, or is not served by this engine.
         """
         config = AutoConfig.from_pretrained(model)
         family = family_of(config)
         if config.model_type not in FAMILIES:
-            known = ", ".join(FAMILIES)
+            reason, known = WHY_NOT.get(config.model_type, "it was not tested there"), ", ".join(FAMILIES)
             raise Unsupported(
-                f"Model type '{config.model_type}' was not tested on the vLLM engine, which runs {known}: "
-                "start with --engine hf."
+                f"Model type '{config.model_type}' is not served by the vLLM engine: {reason}. It runs {known}; "
+                "for others start with --engine hf."
             )
         self.context = min(context_of(config), context or context_of(config))
         self.encoder = Encoder(load_processor(model, family), self.context, family)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -295,10 +296,24 @@ def write(name: str, folder: Path, times: int = 1) -> Path:
     return folder
 
 
+def for_vllm(folder: Path, name: str) -> Path:
+    """The same checkpoint as vLLM can run it: its kernels have no heads smaller than 32."""
+    write(name, folder, times=4)
+    weights = load_file(folder / "model.safetensors")
+    if any(
+        key.startswith("vision_tower.embeddings.") for key in weights
+    ):  # which hub checkpoints have one module deeper
+        deeper = ("vision_tower.", "vision_tower.vision_model.")
+        named = {key.replace(*deeper) if key.startswith(deeper[0]) else key: value for key, value in weights.items()}
+        save_file(named, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 def widened(recipe: Recipe, times: int) -> Recipe:
-    """With heads of 8 times `times`: some kernels have no smaller ones than 32."""
     if times == 1:
         return recipe
+    if "<start_of_image>" in recipe.tokenizer.get_vocab():  # vLLM looks for Gemma's line breaks
+        recipe.tokenizer.add_tokens(["\n" * number for number in range(1, 5)])
     text, sight = dict(recipe.config["text_config"]), dict(recipe.config["vision_config"])
     text |= {key: text[key] * times for key in ("hidden_size", "head_dim") if key in text}
     sight |= {key: WIDTH * times for key in ("hidden_size", "out_hidden_size") if sight.get(key) == WIDTH}

@@ -45,7 +45,7 @@ async def started(**settings: Any) -> Any:
     from decoding.vllm_engine.settings import VllmSettings
 
     roomy: dict[str, Any] = {"block_tokens": 32, "cache_bytes": 1 << 28}
-    engine = VllmEngine(VllmSettings(str(EMBEDDED), **{**roomy, **settings}))
+    engine = VllmEngine(VllmSettings(**{"model": str(EMBEDDED), **roomy, **settings}))
     await engine.start()
     engine._matching.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine
