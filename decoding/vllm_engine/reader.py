@@ -12,7 +12,7 @@ from decoding.errors import Unsupported
 from decoding.families import context_of, family_of
 from decoding.processor import end_tokens, load_processor
 
-FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3")  # tested here
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "internvl")
 WHY_NOT = {
     "gemma3": "vLLM's answers about pictures are not those of transformers",
     "instructblip": "vLLM has no such model",
