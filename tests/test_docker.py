@@ -15,9 +15,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from decoding.vllm_engine.counters import Counters
 from server.metrics import Metrics
 from server.picture_cache import PictureCache
 from server.settings import PREFIX, Settings
+from tests.server.fakes import FakeEngine
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -71,9 +73,12 @@ def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
     assert "test is successful" in ran.stderr, ran.stderr
 
 
-def test_the_dashboard_shows_metrics_that_exist() -> None:
+async def test_the_dashboard_shows_metrics_that_exist() -> None:
+    engine = FakeEngine()
+    engine.counted = {f"gang_{name}": count for name, count in Counters().told().items()}
     metrics = Metrics(PictureCache(0))
     metrics.watch("plain")
+    await metrics.engine.refresh(engine)
     from prometheus_client import generate_latest
 
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())

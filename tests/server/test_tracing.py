@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import anyio.to_thread
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from pydantic import ValidationError
 
 from server.settings import Settings
@@ -19,16 +20,20 @@ PARENT = "0af7651916cd43dd8448eb211c80319c"
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[bytes], threading.Event]]:
-    """Its address, what it is sent, and whether that was all."""
+    """Its address, what it is sent, and whether a request's own span was in it, which ends last."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
     heard, done = list[bytes](), threading.Event()
 
     class Collector(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            heard.append(self.path.encode() + self.rfile.read(int(self.headers["content-length"])))
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers["content-encoding"] == "gzip":
+                body = gzip.decompress(body)
+            heard.append(body)
             self.send_response(200)
             self.end_headers()
-            done.set()
+            if self.path == "/v1/traces" and b"http.method" in body:
+                done.set()
 
         def log_message(self, *_: object) -> None: ...
 
@@ -52,13 +57,17 @@ async def test_a_request_is_a_span_with_its_receipt(
     response = await served.http.post("/v1/chat/completions", json=asked(stream=stream), headers=headers)
     assert response.status_code == 200
     assert await anyio.to_thread.run_sync(done.wait, 10)
-    (sent,) = heard
-    path, _, body = sent.partition(b"\x1f\x8b")
-    told = gzip.decompress(b"\x1f\x8b" + body) if body else sent
-    assert path.startswith(b"/v1/traces")
+    told = b"".join(heard)  # messages of protobuf add up
     assert bytes.fromhex(PARENT) in told
     for text in (b"onlyseen.forward_passes", b"onlyseen.seconds.decode", b"plain", b"/v1/chat/completions"):
         assert text in told
+    resources = ExportTraceServiceRequest.FromString(told).resource_spans
+    spans = [span for each in resources for scope in each.scope_spans for span in scope.spans]
+    (whole,) = [span for span in spans if span.name.startswith("POST")]
+    phases = {span.name: span for span in spans if span.parent_span_id == whole.span_id}
+    assert set(phases) == {"onlyseen.prepare", "onlyseen.decode"}, "those that the fake engine tells"
+    decode = phases["onlyseen.decode"]
+    assert decode.end_time_unix_nano - decode.start_time_unix_nano == 500_000_000
     assert b"/health" not in told
     assert b"Hello" not in told
 
