@@ -1,6 +1,7 @@
 """The strategies by name. A pip package adds one through the entry-point group `onlyseen.strategies`; so do we."""
 
 import json
+import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -32,6 +33,18 @@ def strategies() -> Mapping[str, type[Strategy]]:
             raise ValueError(f"Two packages claim the strategy name '{point.name}'; uninstall one.")
         found[point.name] = strategy
     return found
+
+
+def summary(strategy: type[Strategy]) -> str:
+    """What it does, in a line: its file's first, or its own where the file has others beside it."""
+    module = sys.modules[strategy.__module__]
+    beside = [each for each in vars(module).values() if is_of(each, module.__name__)]
+    text = (module.__doc__ if beside == [strategy] else None) or strategy.__doc__ or ""
+    return text.strip().partition("\n")[0]
+
+
+def is_of(value: Any, module: str) -> bool:
+    return isinstance(value, type) and issubclass(value, Strategy) and value.__module__ == module
 
 
 def build(names: str, parameters: Mapping[str, Any]) -> tuple[Strategy, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 
 import torch
 
+from decoding import registry
 from decoding.engine import Capability
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
@@ -34,11 +34,10 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def summed_up(name: str, strategy: type[Strategy]) -> tuple[str, ...]:
-    line = (sys.modules[strategy.__module__].__doc__ or "").strip().splitlines()[0]
     rehearsal = rehearse(strategy())
     most = 1 + len(rehearsal.branches)
     rows = f"1 to {most}" if "wakes" in strategy.hooks() else str(most)
-    return f"`{name}`", line, strategy.paper, rows, questions(rehearsal)
+    return f"`{name}`", registry.summary(strategy), strategy.paper, rows, questions(rehearsal)
 
 
 def told(name: str, strategy: type[Strategy]) -> tuple[str, ...]:

@@ -55,6 +55,8 @@ def entries(engine: str, capabilities: frozenset[str]) -> list[Entry]:
 
 
 def entry(strategy: type[Strategy], engine: str, capabilities: frozenset[str]) -> Entry:
+    from decoding import registry
+
     rehearsal = rehearsed(strategy)
     needs = sorted(rehearsal.needs) if rehearsal else []
     missing = [need for need in needs if need not in capabilities]
@@ -62,7 +64,7 @@ def entry(strategy: type[Strategy], engine: str, capabilities: frozenset[str]) -
     return Entry(
         name=strategy.name,
         paper=strategy.paper,
-        summary=(strategy.__doc__ or "").strip().partition("\n")[0],
+        summary=registry.summary(strategy),
         parameters=schema(strategy),
         needs=list(needs),
         cost=Cost(branches=len(rehearsal.branches), questions=dict(rehearsal.questions)) if rehearsal else None,

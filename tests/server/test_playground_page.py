@@ -45,6 +45,11 @@ def complaints(page: Page) -> Iterator[list[str]]:
 class TestBrowser:
     """In this order, on one page."""
 
+    def test_a_picture_is_there_from_the_start(self, page: Page) -> None:
+        expect(page.get_by_role("img", name="The chosen picture")).to_be_visible()
+        expect(page.locator("#samples button").last).to_have_attribute("aria-pressed", "true")
+        expect(page.locator(".about").last).to_contain_text("relevant pixels")
+
     def test_a_sample_is_asked_about_twice(self, page: Page) -> None:
         page.get_by_role("button", name="living-room").click()
         page.keyboard.type(" ")  # the question has the focus
