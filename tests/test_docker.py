@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import venv
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import httpx
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -62,15 +68,57 @@ def test_what_compose_mounts_and_builds_is_there() -> None:
             assert not variable.startswith(PREFIX) or variable.removeprefix(PREFIX).lower() in Settings.model_fields
 
 
-def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
+class Backend(BaseHTTPRequestHandler):
+    """Two of them in turn: the first that is asked hangs up without a word, as one does that is killed."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.asked.append(self.path)
+        if len(self.asked) % 2 == 0:
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[str]:
+    """nginx as it is shipped, in front of two servers."""
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         pytest.skip("there is no nginx")
-    config = tmp_path / "nginx.conf"
-    text = (DOCKER / "nginx.conf").read_text()
-    config.write_text(text.replace("server server:8000", "server 127.0.0.1:8000").replace("/tmp/", f"{tmp_path}/"))
-    ran = subprocess.run([nginx, "-t", "-c", config], capture_output=True, text=True)
-    assert "test is successful" in ran.stderr, ran.stderr
+    with ExitStack() as running, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        lines = ""
+        for _ in range(2):
+            server = running.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Backend))
+            threading.Thread(target=server.serve_forever).start()
+            running.callback(server.shutdown)
+            lines += f"server 127.0.0.1:{server.server_port};\n"
+        text = re.sub(r"server server:8000.*;", lines, (DOCKER / "nginx.conf").read_text())
+        config = tmp_path / "nginx.conf"
+        config.write_text(text.replace("/tmp/", f"{tmp_path}/").replace("listen 8080", f"listen 127.0.0.1:{port}"))
+        checked = subprocess.run([nginx, "-t", "-c", config], capture_output=True, text=True)
+        assert "test is successful" in checked.stderr, checked.stderr
+        handle = running.enter_context(subprocess.Popen([nginx, "-c", config, "-g", "daemon off;"]))
+        running.callback(handle.terminate)
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_a_question_is_put_to_the_next_server_and_a_file_is_not(proxy: str) -> None:
+    Backend.asked.clear()
+    assert httpx.post(f"{proxy}/v1/chat/completions", json={}).status_code == 200
+    assert httpx.post(f"{proxy}/v1/files", json={}).status_code == 502
+    assert Backend.asked == ["/v1/chat/completions"] * 2 + ["/v1/files"]
 
 
 async def test_the_dashboard_shows_metrics_that_exist() -> None:
