@@ -1,6 +1,10 @@
-"""POPE and CHAIR of a model on an album, with bootstrap intervals over pictures: a check for training only."""
+"""POPE, CHAIR and questions about details, of a model on an album: a check for training only.
+
+All intervals are bootstrapped over pictures.
+"""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +19,8 @@ from embedded.album import Album
 from embedded.annotations import POPE_KINDS, file_name, pope_questions
 from embedded.batch import normalised
 from embedded.categories import CATEGORIES
-from embedded.language import CAPTION_PROMPTS
+from embedded.details import COLOURS_OF, colouring, counting, facts_of, locating
+from embedded.language import CAPTION_PROMPTS, Exchange
 from embedded.model import IMAGE_TOKENS
 
 ONE_WORD = " Please answer this question with one word."
@@ -133,6 +138,65 @@ def chair(said: list[str], album: Album) -> Figures:
             for first, last in ((0, 2), (2, 4), (4, 6), (6, 20))
         },
     }
+
+
+def detail_questions(album: Album, count: int) -> dict[str, list[tuple[int, Exchange]]]:
+    """With the number of the picture, all that can be asked without ambiguity.
+
+    "several" is the part of the counting in which as many questions have another answer than one as have that;
+    "choice" the part of the colours that only the picture tells, because the pictogram comes in several.
+    """
+    asked: dict[str, list[tuple[int, Exchange]]] = {
+        "counting": [],
+        "several": [],
+        "position": [],
+        "colour": [],
+        "choice": [],
+    }
+    once: list[tuple[int, Exchange]] = []
+    for index in range(count):
+        for name, facts in facts_of(album.picture(index)).items():
+            question = counting(name, facts.count)
+            asked["counting"].append((index, question))
+            (asked["several"] if facts.count > 1 else once).append((index, question))
+            if facts.cell >= 0:
+                asked["position"].append((index, locating(name, facts.cell)))
+            if facts.colour >= 0:
+                asked["colour"].append((index, colouring(name, facts.colour)))
+                if len(COLOURS_OF[name]) > 1:
+                    asked["choice"].append((index, colouring(name, facts.colour)))
+    order = np.random.default_rng(8).permutation(len(once))[: len(asked["several"])]
+    asked["several"] += [once[number] for number in order]
+    return asked
+
+
+def details(asker: Asker, album: Album, count: int, batch: int = 60) -> Figures:
+    """Accuracy on questions about number, position and colour, beside what the best constant answer would get."""
+    asked = detail_questions(album, count)
+    unique = sorted({(index, exchange.question) for listed in asked.values() for index, exchange in listed})
+    said: dict[tuple[int, str], str] = {}
+    for start in tqdm(range(0, len(unique), batch), desc="details", leave=False):
+        some = unique[start : start + batch]
+        pixels = np.stack([album.pixels[index] for index, _ in some])
+        said |= zip(some, asker.say(pixels, [text for _, text in some], longest=8), strict=True)
+    figures: Figures = {}
+    for kind, listed in asked.items():
+        right, total = np.zeros(count, int), np.zeros(count, int)
+        for index, exchange in listed:
+            right[index] += said[index, exchange.question].lower().rstrip(".") == exchange.answer.lower()
+            total[index] += 1
+        answers = Counter(exchange.answer for _, exchange in listed)
+        figures[kind] = {
+            "questions": len(listed),
+            "accuracy": percent(right.sum() / total.sum()),
+            "interval": interval(count, partial(_share_of, right, total)),
+            "constant": percent(max(answers.values()) / len(listed)),
+        }
+    return figures
+
+
+def _share_of(some: NDArray[np.int64], total: NDArray[np.int64], rows: NDArray[np.int64]) -> float:
+    return float(some[rows].sum() / max(1, total[rows].sum()))
 
 
 def _mean_of(values: NDArray[np.bool_], rows: NDArray[np.int64]) -> float:

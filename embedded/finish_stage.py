@@ -59,7 +59,7 @@ def train_finish(
         slow={"joint.vision.": VISION_RATE},
     )
     for step in trainer:
-        loss, tokens, figures = seen_and_said(joint, packer, trainer.random(step), album, size, device, STRAY_WEIGHT)
+        loss, tokens, _, figures = seen_and_said(joint, packer, trainer.random(step), album, size, device, STRAY_WEIGHT)
         place = finishing.place_loss(tokens)
         figures["place"] = place.item()
         if step % 400 == 399:

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from embedded.album import Album
-from embedded.batch import sample_batch
-from embedded.language_stage import Language
+from embedded.batch import Batch, sample_batch
+from embedded.language_stage import Aid, Language
 from embedded.model import language_config, new_model
 from embedded.packing import Packer, TextMix
 from embedded.training import Trainer, half_precision, pick_device
@@ -33,6 +33,15 @@ def new_joint(tokenizer: PreTrainedTokenizerFast) -> Joint:
     return Joint(Vision(READING), Language(model, Packer(tokenizer, MIX)))
 
 
+def separated(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> Joint:
+    """The parts of a finished model, to go on training: the inverse of `assembled`, with new training aids."""
+    joint = new_joint(tokenizer)
+    joint.vision.tower.load_state_dict(model.model.vision_tower.state_dict())
+    joint.vision.projector.load_state_dict(model.model.multi_modal_projector.state_dict())
+    joint.language.model.model.load_state_dict(model.model.language_model.state_dict())
+    return joint
+
+
 def join(vision: Vision, language: Language, tokenizer: PreTrainedTokenizerFast) -> Joint:
     joint = new_joint(tokenizer)
     joint.vision.load_state_dict(vision.state_dict())
@@ -50,10 +59,11 @@ def seen_and_said(
     size: int,
     device: torch.device,
     stray_weight: float = 2.0,
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    aid: Aid | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, Batch, dict[str, float]]:
     """One batch: the loss of what is said about `size` pictures and of what the tower sees in more of them.
 
-    Also returns all image tokens, [DENSE_PICTURES * size, 64, 256], and the figures to watch.
+    Also returns all image tokens, [DENSE_PICTURES * size, 64, 256], their pictures, and the figures to watch.
     """
     batch = sample_batch(random, album, DENSE_PICTURES * size)
     pictures = batch.pictures[:size]
@@ -62,8 +72,8 @@ def seen_and_said(
         tokens = joint.vision.image_tokens(batch.pixels.to(device))
     dense = joint.vision.loss(tokens, batch.present.to(device), stray_weight)
     shown = tokens[:size][torch.tensor(with_image, device=device)].flatten(0, 1)
-    loss, figures = joint.language(packer.batch(random, pictures, with_image), shown)
-    return loss + DENSE_WEIGHT * dense, tokens, figures | {"dense": dense.item()}
+    loss, figures = joint.language(packer.batch(random, pictures, with_image), shown, aid)
+    return loss + DENSE_WEIGHT * dense, tokens, batch, figures | {"dense": dense.item()}
 
 
 def train_joint(
@@ -85,7 +95,7 @@ def train_joint(
     )
     joint.language.head_noise.share = 0.25
     for step in trainer:
-        loss, _, figures = seen_and_said(joint, packer, trainer.random(step), album, size, device)
+        loss, _, _, figures = seen_and_said(joint, packer, trainer.random(step), album, size, device)
         if step % 400 == 399:
             joint.vision.eval()
             figures |= recognition(joint.vision, tuning)

@@ -64,7 +64,7 @@ FILLERS = (
 
 @dataclass(frozen=True)
 class Exchange:
-    """One question and its answer. For presence questions `asked` is the category and `present` the truth."""
+    """One question and its answer. `asked` is the category that it names, as it is spelled, and `present` the truth."""
 
     question: str
     answer: str

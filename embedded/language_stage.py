@@ -1,5 +1,6 @@
 """Second stage, language, beside the first: the language model learns to read class vectors, without any pixels."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ PROBED_LAYERS = (2, 3, 4, 5, 6)
 HORIZON = 1600
 PRESENCE_WEIGHT, DETAIL_WEIGHT, PROBE_WEIGHT = 2.0, 0.5, 0.5
 
+Aid = Callable[[tuple[torch.Tensor, ...], PackBatch], torch.Tensor]
+"""A loss on the hidden states of all layers, each [rows, length, 256]."""
+
 
 class Language(nn.Module):
     """The language model with its losses and the aids that exist during training only."""
@@ -33,10 +37,12 @@ class Language(nn.Module):
         self.answers = (packer.encode(" Yes")[0], packer.encode(" No")[0])
         self.register_buffer("weights", packer.object_weights(), persistent=False)
         self.head_noise = HeadNoise(model)
-        self.repetition_weight = 0.0
+        self.repetition_weight, self.detail_weight = 0.0, DETAIL_WEIGHT
 
-    def forward(self, batch: PackBatch, image_tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        """`image_tokens` [rows with an image * 64, 256]. Returns the loss and figures to watch."""
+    def forward(
+        self, batch: PackBatch, image_tokens: torch.Tensor, aid: Aid | None = None
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """`image_tokens` [rows with an image * 64, 256]. Returns the loss, `aid` included, and figures to watch."""
         device = self.weights.device
         ids = batch.ids.to(device)
         embedded = self.model.model.embed_tokens(ids)
@@ -57,6 +63,8 @@ class Language(nn.Module):
             logits.float(), labels[chosen], kinds[chosen], output.hidden_states, batch.asked.to(device)
         )
         repetition = self._repetition(logits.float(), labels[chosen], said)
+        if aid:
+            loss = loss + aid(output.hidden_states, batch)
         return loss + self.repetition_weight * repetition, {**figures, "repetition": repetition.item()}
 
     def _repetition(self, logits: torch.Tensor, labels: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
@@ -86,7 +94,12 @@ class Language(nn.Module):
         presence_loss = _mean(cross_entropy, (presence & short).float()) + 0.2 * _mean(cross_entropy, presence.float())
         detail_loss = _mean(cross_entropy, weights * detail)
         probe_loss = self._probe(hidden, asked)
-        loss = caption_loss + PRESENCE_WEIGHT * presence_loss + DETAIL_WEIGHT * detail_loss + PROBE_WEIGHT * probe_loss
+        loss = (
+            caption_loss
+            + PRESENCE_WEIGHT * presence_loss
+            + self.detail_weight * detail_loss
+            + PROBE_WEIGHT * probe_loss
+        )
         right = ((logits[:, yes] > logits[:, no]) == (labels == yes))[presence & short]
         return loss, {
             "caption": caption_loss.item(),

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from embedded.categories import CATEGORIES
+from embedded.categories import BY_NAME, CATEGORIES
+from embedded.details import ABSENT, NOTHING_KNOWN, Facts, facts_of, questions
 from embedded.language import LIST_PROMPTS, Exchange, captioning, described, detail, listing, presence
 from embedded.model import IMAGE_TOKENS
 from embedded.picture import Picture
 
-LENGTH = 248
 IGNORED = -100
+SINGULAR = {word: name for name, category in BY_NAME.items() for word in (name, category.plural_name)}
 KINDS = {"caption": 0, "presence": 1, "detail": 2}
 OBJECT_WEIGHT = 2.0
 MOST_SAID = 16
@@ -31,6 +32,9 @@ class TextMix:
     without_image: float = 0.06
     conversation: float = 0.10
     gullible: float = 0.0
+    questions: int = 0  # at most, about number, position and colour
+    presence: int = 12
+    length: int = 248  # tokens that a pack has room for
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Pack:
     positions: list[int]
     kinds: list[int]  # of labelled tokens, see KINDS
     asked: list[int]  # at the word that names the asked category: is it present? else -1
+    facts: list[Facts]  # at the same word, and where the answer to a question about details begins
     said: list[list[int]]  # words for the categories that the same enumeration has named before
 
 
@@ -53,6 +58,7 @@ class PackBatch:
     positions: torch.Tensor
     kinds: torch.Tensor
     asked: torch.Tensor
+    facts: torch.Tensor  # [rows, length, 3], -1 for what is not known
     said: torch.Tensor  # [rows, length, MOST_SAID], -1 where there is none
     mask: torch.Tensor  # [rows, 1, length, length]: 0 where a token may attend to another (last axis), else -1e9
 
@@ -91,7 +97,9 @@ class Packer:
             chosen.append(detail(random, picture))
         if random.random() < mix.described:
             chosen.append(described(random, picture, presence(random, picture, mix.gullible)))
-        return chosen + [presence(random, picture, mix.gullible) for _ in range(12)]
+        if mix.questions:
+            chosen += questions(random, picture, mix.questions)
+        return chosen + [presence(random, picture, mix.gullible) for _ in range(mix.presence)]
 
     def pack(self, random: np.random.Generator, picture: Picture, with_image: bool) -> Pack:
         prefix = [self.start] if random.random() < 0.8 else []  # some servers leave the start token out
@@ -99,7 +107,9 @@ class Packer:
         if with_image:
             prefix = prefix + self.encode("USER: ") + [self.image] * IMAGE_TOKENS + self.encode("\n")
         size = len(prefix)
-        row = Pack(prefix, [IGNORED] * size, [0] * size, list(range(size)), [-1] * size, [-1] * size, [[]] * size)
+        nothing, unknown = [-1] * size, [NOTHING_KNOWN] * size
+        row = Pack(prefix, [IGNORED] * size, [0] * size, list(range(size)), nothing, [*nothing], unknown, [[]] * size)
+        known = facts_of(picture)
         exchanges = self.exchanges(random, picture)
         if conversation:
             random.shuffle(exchanges)
@@ -110,24 +120,29 @@ class Packer:
             question = self.encode(f"{lead}{exchange.question} ASSISTANT:")
             answer = [*self.encode(" " + exchange.answer), self.end]
             added = len(question) + len(answer)
-            if len(row.ids) + added > LENGTH:
+            if len(row.ids) + added > self.mix.length:
                 if number:
                     break
-                answer = answer[: LENGTH - len(row.ids) - len(question)]
+                answer = answer[: self.mix.length - len(row.ids) - len(question)]
                 added = len(question) + len(answer)
             if first:
                 segment, offset = segment + 1, size
-            asked = [-1] * added
+            asked, facts = [-1] * added, [NOTHING_KNOWN] * added
             if exchange.asked and with_image:
                 word = self.encode(" " + exchange.asked)[-1]
                 if word in question:
-                    asked[len(question) - 1 - question[::-1].index(word)] = int(exchange.present)
+                    place = len(question) - 1 - question[::-1].index(word)
+                    asked[place] = int(exchange.present)
+                    facts[place] = known.get(SINGULAR[exchange.asked], ABSENT)
+                    if exchange.kind == "detail":
+                        facts[len(question) - 1] = facts[place]
             row.ids += question + answer
             row.labels += [IGNORED] * len(question) + answer
             row.segments += [segment] * added
             row.positions += range(offset, offset + added)
             row.kinds += [-1] * len(question) + [KINDS[exchange.kind]] * len(answer)
             row.asked += asked
+            row.facts += facts
             enumerates = exchange.kind == "caption" or exchange.question in LIST_PROMPTS
             row.said += [[]] * len(question) + (self._said_before(answer) if enumerates else [[]] * len(answer))
             offset += added
@@ -147,6 +162,7 @@ class Packer:
             _padded([row.positions for row in rows], length, 0),
             _padded([row.kinds for row in rows], length, -1),
             _padded([row.asked for row in rows], length, -1),
+            _padded([_indices(row.facts) for row in rows], length * 3, -1).view(len(rows), length, 3),
             _padded([_flat(row.said) for row in rows], length * MOST_SAID, -1).view(len(rows), length, MOST_SAID),
             torch.zeros(visible.shape).masked_fill_(~visible, -1e9)[:, None],
         )
@@ -170,6 +186,10 @@ class Packer:
 
 def _flat(said: list[list[int]]) -> list[int]:
     return [word for words in said for word in (words + [-1] * MOST_SAID)[:MOST_SAID]]
+
+
+def _indices(facts: list[Facts]) -> list[int]:
+    return [index for known in facts for index in (known.count, known.cell, known.colour)]
 
 
 def _padded(rows: list[list[int]], length: int, value: int) -> torch.Tensor:

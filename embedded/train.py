@@ -1,7 +1,8 @@
 """Makes everything that ships in this folder, from nothing: `python -m embedded.train`.
 
-Scenes, tokenizers, vision beside language, both joined and finished beside the matcher, the shipped folders, the
-figures. A stage that is done is skipped and one that was interrupted goes on from its last checkpoint.
+Scenes, tokenizers, vision beside language, both joined, finished and taught details beside the matcher, the shipped
+folders, the figures. A stage that is done is skipped and one that was interrupted goes on from its last checkpoint.
+With `--finished FOLDER` only the details are taught, to the model in FOLDER/model.
 """
 
 import argparse
@@ -14,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertTokenizer, PreTrainedTokenizerFast
+from transformers import BertTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from embedded.album import Album, make_album, open_album
 from embedded.annotations import write_scenes
-from embedded.evaluate import Asker, captions, chair, pope
+from embedded.details_stage import train_details
+from embedded.evaluate import Asker, captions, chair, details, pope
 from embedded.finish_stage import train_finish
 from embedded.heat import heat_figures
-from embedded.joint_stage import Joint, assembled, join, new_joint, train_joint
+from embedded.joint_stage import Joint, assembled, join, new_joint, separated, train_joint
 from embedded.language_stage import train_language
 from embedded.matcher import make_matcher_tokenizer
 from embedded.matcher_stage import ship_matcher, train_matcher
@@ -52,11 +54,13 @@ class Recipe:
     joint_batch: int = 8
     finish_steps: int = 2400
     finish_batch: int = 8
+    details_steps: int = 950
+    details_batch: int = 8
     matcher_steps: int = 1500
     matcher_batch: int = 12
 
 
-TINY = Recipe(40, 20, 8, 8, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2)
+TINY = Recipe(40, 20, 8, 8, *[2] * 12)
 """A few steps of everything: shows that the program runs, trains nothing."""
 
 
@@ -67,19 +71,22 @@ class Workshop:
     work: Path
     out: Path
     recipe: Recipe
+    finished: Path | None = None
+    """Holds the model/ and matcher/ that all stages but the last have made before."""
 
     def album(self, name: str) -> Album:
         return open_album(self.work / "albums" / name)
 
     def draw(self) -> None:
         recipe, albums, processes = self.recipe, self.work / "albums", max(1, os.cpu_count() or 1)
-        make_album(albums / "near", recipe.near_pictures, 1, TRAINING, NEAR, processes)
+        if not self.finished:
+            make_album(albums / "near", recipe.near_pictures, 1, TRAINING, NEAR, processes)
         make_album(albums / "far", recipe.far_pictures, 4, TRAINING, FAR, processes)
         make_album(albums / "tune", recipe.tune_pictures, 2, SHIFTED, FAR, processes)
         make_album(albums / "report", recipe.report_pictures, 3, SHIFTED, FAR, processes)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        folder = self.work / "tokenizer"
+        folder = self.finished / "model" if self.finished else self.work / "tokenizer"
         if not folder.exists():
             make_tokenizer(self.album("near")).save_pretrained(folder)
         return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -116,6 +123,20 @@ class Workshop:
         steps, batch = recipe.finish_steps, recipe.finish_batch
         return train_finish(self.work, start, self.album("far"), self.album("tune"), tokenizer, steps=steps, size=batch)
 
+    def details(self) -> Joint:
+        recipe, tokenizer = self.recipe, self.tokenizer()
+        if (self.work / "details.pt").exists():
+            start = new_joint(tokenizer)
+        elif self.finished:
+            model = LlavaForConditionalGeneration.from_pretrained(self.finished / "model", dtype=torch.float32)
+            start = separated(model, tokenizer)
+        else:
+            start = self.finish().cpu()
+        steps, batch = recipe.details_steps, recipe.details_batch
+        return train_details(
+            self.work, start, self.album("far"), self.album("tune"), tokenizer, steps=steps, size=batch
+        )
+
     def matcher(self) -> None:
         tokenizer, recipe = self.matcher_tokenizer(), self.recipe
         vision, album = self.vision(), self.album("near")
@@ -125,21 +146,22 @@ class Workshop:
         ship_matcher(matcher, tokenizer, self.out / "matcher")
 
     def ship(self) -> None:
-        model = assembled(self.finish(), self.tokenizer())
+        model = assembled(self.details(), self.tokenizer())
         ship_model(model, self.tokenizer(), self.out / "model")
         write_scenes(self.out / "scenes", self.album("report"))
         write_samples(self.out / "samples")
 
     def measure(self, name: str = "report") -> dict[str, Any]:
         """The figures of the model card, on scenes that neither training nor tuning has seen."""
-        album, tokenizer, joint = self.album(name), self.tokenizer(), self.finish()
+        album, tokenizer, joint = self.album(name), self.tokenizer(), self.details()
         seen = recognition(joint.vision.cpu(), album, len(album))
         asker = Asker(assembled(joint, tokenizer).to(pick_device()), tokenizer)
         return {
             "tower": seen,
             "pope": pope(asker, album),
             "chair": chair(captions(asker, album, len(album)), album),
-            "matcher": heat_figures(self.out / "matcher", album),
+            "details": details(asker, album, len(album)),
+            "matcher": heat_figures((self.finished or self.out) / "matcher", album),
         }
 
 
@@ -172,13 +194,19 @@ def main(arguments: list[str] | None = None) -> None:
         "--out", type=Path, default=HERE, help="where model/, matcher/, scenes/ and samples/ are written"
     )
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, to see that it runs")
+    parser.add_argument(
+        "--finished", type=Path, metavar="FOLDER", help="make only the last stage, from model/ in this folder"
+    )
     options = parser.parse_args(arguments)
-    workshop = Workshop(options.work, options.out, TINY if options.tiny else Recipe())
+    workshop = Workshop(options.work, options.out, TINY if options.tiny else Recipe(), options.finished)
     workshop.draw()
-    workshop.tokenizer()
-    workshop.matcher_tokenizer()
-    beside(workshop.vision, workshop.language)
-    beside(workshop.finish, workshop.matcher)
+    if options.finished:
+        workshop.details()
+    else:
+        workshop.tokenizer()
+        workshop.matcher_tokenizer()
+        beside(workshop.vision, workshop.language)
+        beside(workshop.details, workshop.matcher)
     workshop.ship()
     figures = json.dumps(workshop.measure(), indent=2)
     (options.work / "figures.json").write_text(figures)

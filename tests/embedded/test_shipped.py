@@ -6,13 +6,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, BlipForImageTextRetrieval
 
 from embedded.categories import CATEGORIES, NAMES
+from embedded.details import COLOURS_OF, colouring, facts_of
 from embedded.evaluate import mentions
+from embedded.picture import Picture, Thing
 from embedded.samples import SAMPLES
 
 EMBEDDED = Path(__file__).parents[2] / "embedded"
@@ -102,6 +105,39 @@ def test_it_answers_pope_far_above_chance(kind: str, least: float) -> None:
     assert all(re.match(r"(yes|no)\b", answer.strip().lower()) for answer in answers)
     right = [answer.strip().lower()[0] == q["label"][0] for answer, q in zip(answers, questions, strict=True)]
     assert sum(right) / len(right) >= least
+
+
+def pictures_with_masks() -> dict[str, Picture]:
+    instances = json.loads((SCENES / "instances.json").read_text())
+    names = {category["id"]: category["name"] for category in instances["categories"]}
+    pictures: dict[str, Picture] = {}
+    for image in instances["images"]:
+        pixels, things = np.asarray(scene(image["file_name"])), []
+        owners = np.full(pixels.shape[:2], -1, np.int8)
+        for annotation in (a for a in instances["annotations"] if a["image_id"] == image["id"]):
+            (left, top, width, height), runs = annotation["bbox"], annotation["segmentation"]["counts"]
+            mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(owners.shape, order="F")
+            owners[mask] = len(things)
+            box = (left, top, left + width, top + height)
+            things.append(Thing(names[annotation["category_id"]], len(things), annotation["area"], box))
+        pictures[image["file_name"]] = Picture("", pixels, owners, tuple(things))
+    return pictures
+
+
+def test_it_tells_colours_better_than_any_constant_answer() -> None:
+    """Of cars, apples and books, which come in several: the name alone does not tell."""
+    asked = [
+        (picture, colouring(name, facts.colour))
+        for picture in pictures_with_masks().values()
+        for name, facts in facts_of(picture).items()
+        if facts.colour >= 0 and len(COLOURS_OF[name]) > 1
+    ]
+    answers = say(
+        [Image.fromarray(picture.pixels) for picture, _ in asked], [exchange.question for _, exchange in asked], 8
+    )
+    right = sum(said.strip() == exchange.answer for said, (_, exchange) in zip(answers, asked, strict=True))
+    assert len(asked) > 60
+    assert right / len(asked) >= 0.8
 
 
 def test_its_captions_end_vary_and_mostly_say_what_is_there() -> None:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from embedded.batch import dense_targets
+from embedded.batch import dense_targets, normalised
+from embedded.details_stage import place_waves, regression, write_places
+from embedded.joint_stage import assembled, separated
 from embedded.language_stage import imagined_tokens
 from embedded.model import class_vectors
 from embedded.packing import IGNORED, Packer, TextMix
@@ -16,6 +19,7 @@ from embedded.train import TINY, Workshop
 from embedded.training import Trainer
 from embedded.vision_stage import READING, Vision, rescale
 
+EMBEDDED = Path(__file__).parents[2] / "embedded"
 needs_font = pytest.mark.skipif(not FONT.exists(), reason="fonts-noto-color-emoji is not installed")
 
 
@@ -33,12 +37,13 @@ def test_every_stage_runs_and_ships(workshop: Workshop) -> None:
     workshop.language()
     workshop.joint()
     workshop.finish()
+    workshop.details()
     workshop.matcher()
     workshop.ship()
     for name in ("model/model.safetensors", "matcher/model.safetensors", "scenes/instances.json", "samples"):
         assert (workshop.out / name).exists()
     figures = workshop.measure()
-    assert set(figures) == {"tower", "pope", "chair", "matcher"}
+    assert set(figures) == {"tower", "pope", "chair", "details", "matcher"}
 
 
 @needs_font
@@ -73,6 +78,27 @@ def test_rescaling_leaves_the_evidence_as_it_was() -> None:
         before = vision.evidence(vision.image_tokens(pixels))
         rescale(vision, READING)
         assert torch.allclose(vision.evidence(vision.image_tokens(pixels)), before, atol=1e-3)
+
+
+def test_a_finished_model_can_be_taken_apart_to_go_on() -> None:
+    folder = EMBEDDED / "model"
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    again = assembled(separated(model, tokenizer), tokenizer).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+
+
+@needs_font
+def test_image_tokens_tell_where_they_lie(workshop: Workshop) -> None:
+    album, vision = workshop.album("far"), Vision(READING).eval()
+    pixels = normalised(np.array(album.pixels[:]))
+    before = vision.evidence(vision.image_tokens(pixels))
+    assert write_places(vision, album, len(album)) > 0.7
+    tokens = vision.image_tokens(pixels).detach()
+    waves = place_waves().repeat(len(pixels), 1)
+    told = tokens.flatten(0, 1) @ regression(tokens.flatten(0, 1), waves)
+    assert (told - waves).square().mean() < 0.3 * waves.square().mean()
+    assert (vision.evidence(tokens) - before).abs().mean() < before.abs().mean()
 
 
 def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
