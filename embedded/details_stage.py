@@ -102,7 +102,8 @@ def regression(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The matrix, of ridge regression, that takes inputs [n, k] to targets [n, m]: [k, m]."""
     gram = inputs.T @ inputs
     gram += 1e-3 * gram.diag().mean() * torch.eye(len(gram)).to(gram)
-    return torch.linalg.solve(gram, inputs.T @ targets)
+    solution: torch.Tensor = torch.linalg.solve(gram, inputs.T @ targets)
+    return solution
 
 
 @torch.no_grad()
@@ -131,14 +132,14 @@ def write_places(vision: Vision, album: Album, count: int = 300) -> float:
     first, last = vision.projector.linear_1, vision.projector.linear_2
     hidden = nn.functional.gelu(first(features.float()))
     idle = (hidden.std(0) * last.weight.norm(dim=0)).argsort()[: waves.shape[1]]
-    last.bias += last.weight[:, idle] @ hidden.mean(0)[idle]
+    last.bias.add_(last.weight[:, idle] @ hidden.mean(0)[idle])
     spanned, _ = torch.linalg.qr(torch.cat([vision.class_directions, vision.empty[None]]).T)
     free = torch.randn(WIDTH, len(idle)).to(device)
     directions, _ = torch.linalg.qr(free - spanned @ (spanned.T @ free))
     first.weight[idle] = LINEAR_PART * reading.T.float()
     first.bias[idle] = SHIFT - LINEAR_PART * (middle @ reading).float()
     last.weight[:, idle] = WRITTEN_HEIGHT / LINEAR_PART * directions
-    last.bias -= WRITTEN_HEIGHT / LINEAR_PART * SHIFT * directions.sum(1)
+    last.bias.sub_(WRITTEN_HEIGHT / LINEAR_PART * SHIFT * directions.sum(1))
     return float(explained)
 
 
