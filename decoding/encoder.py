@@ -137,8 +137,9 @@ class Encoder:
         axis = self.family.picture_axis
         if "image_grid_thw" in extras:
             return [int(grid.prod()) for grid in extras["image_grid_thw"]]
-        if extras["pixel_values"].shape[axis] == len(pictures):
-            return [1] * len(pictures)
+        total = extras["pixel_values"].shape[axis]
+        if len(pictures) in (1, total):
+            return [total // len(pictures)] * len(pictures)
         # Cut into tiles, and only the image processor knows into how many.
         alone = (self.processor.image_processor([picture.image], return_tensors="pt") for picture in pictures)
         return [read["pixel_values"].shape[axis] for read in alone]
