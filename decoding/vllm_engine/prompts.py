@@ -18,6 +18,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 
 from decoding.encoder import Encoded, Encoder
+from decoding.errors import BadRequest
 from decoding.prompt import Picture
 
 IMAGE = "image"
@@ -69,7 +70,7 @@ def placed(is_picture: Tensor, sizes: Sequence[int]) -> list[PlaceholderRange]:
     are of pictures of one size.
 
     Raises:
-        ValueError: the tokens cannot be told apart by picture.
+        BadRequest: the tokens cannot be told apart by picture.
     """
     edges = torch.diff(is_picture.int(), prepend=torch.zeros(1), append=torch.zeros(1))
     starts, ends = ((edges == sign).nonzero().flatten().tolist() for sign in (1, -1))
@@ -81,7 +82,7 @@ def placed(is_picture: Tensor, sizes: Sequence[int]) -> list[PlaceholderRange]:
     elif len(runs) != pictures:
         length, rest = divmod(int(is_picture.sum()), pictures)
         if rest or any((end - start) % length for start, end in runs):
-            raise ValueError("The pictures of the prompt cannot be told apart.")
+            raise BadRequest("The pictures cannot be told apart: put text between them.", param="messages")
         runs = [(at, at + length) for start, end in runs for at in range(start, end, length)]
     return [place(is_picture, start, end) for start, end in runs]
 

@@ -300,9 +300,7 @@ def for_vllm(folder: Path, name: str) -> Path:
     """The same checkpoint as vLLM can run it: its kernels have no heads smaller than 32."""
     write(name, folder, times=4)
     weights = load_file(folder / "model.safetensors")
-    if any(
-        key.startswith("vision_tower.embeddings.") for key in weights
-    ):  # which hub checkpoints have one module deeper
+    if "vision_tower.embeddings.class_embedding" in weights:  # CLIP's, which hub checkpoints have one module deeper
         deeper = ("vision_tower.", "vision_tower.vision_model.")
         named = {key.replace(*deeper) if key.startswith(deeper[0]) else key: value for key, value in weights.items()}
         save_file(named, folder / "model.safetensors", {"format": "pt"})
