@@ -150,6 +150,7 @@ def read_places(joint: Joint, packer: Packer, album: Album, count: int = 48) -> 
     Of what a head copies, the parts that do least make room; the waves go where texts put least.
     """
     model, device = joint.language.model.model, joint.vision.empty.device
+    count = min(count, len(album))
     pictures = [album.picture(index) for index in range(count)]
     tokens = joint.vision.image_tokens(normalised(np.array(album.pixels[:count])).to(device))
     waves = place_waves().to(device)
