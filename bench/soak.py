@@ -122,7 +122,9 @@ class Soak:
             "minutes": round((self.end - self.began) / 60, 1),
             **dict(sorted(self.told.items())),
             "answers_of_5xx": sum(count for status, count in self.told.items() if status.startswith("5")),
-            "megabytes_each_minute": [round(megabytes) for _, megabytes, _ in self.samples[::60]],
+            "megabytes_each_minute": list(
+                {int(seconds / 60): round(megabytes) for seconds, megabytes, _ in reversed(self.samples)}.values()
+            )[::-1],
             "megabytes_after_warm_up": round(memory[0]),
             "megabytes_at_the_end": round(memory[-1]),
             "median_of_second_half_minus_first": round(
