@@ -4,17 +4,20 @@
     python -m bench.study --base-url http://127.0.0.1:8000 --out runs/study --write
 
 It asks the server what is registered, and goes on from what is stored in --out: a strategy that was added since is
-asked, nothing else is. Defaults are the papers'. The tuned rows take one parameter from a small grid, chosen on other
-scenes (`bench/tuning.py`).
+asked, nothing else is, unless the weights are others. Defaults are the papers'. The tuned rows take one parameter from
+a small grid, chosen on other scenes (`bench/tuning.py`).
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -37,13 +40,20 @@ class Part:
     task: str
     options: tuple[str, ...]
     with_tuned: bool = False
+    only: frozenset[str] = frozenset()  # these strategies; none: all but the voters
 
+    def of(self, strategies: Sequence[str]) -> list[str]:
+        return [each for each in strategies if (each in self.only if self.only else each not in VOTERS)]
+
+
+VOTERS = frozenset({"mvp"})  # what they vote on is yes or no, twelve answers for one
 
 PARTS = (
     Part("pope-greedy", "pope", ("--limit", "500"), with_tuned=True),
     Part("chair-greedy", "chair", SHORT, with_tuned=True),
-    Part("pope-sampled", "pope", ("--limit", "48", *SEEDS)),
     Part("chair-sampled", "chair", ("--limit", "60", *SHORT, *SEEDS)),
+    Part("pope-votes", "pope", ("--limit", "30"), only=frozenset({"plain", *VOTERS})),
+    Part("pope-sampled", "pope", ("--limit", "48", *SEEDS)),
 )
 
 
@@ -70,7 +80,22 @@ class Study:
         return subprocess.run(line, stdout=subprocess.DEVNULL, check=False).returncode in (0, LOST)
 
     def registered(self) -> Catalogue:
-        return catalogue(httpx.get(f"{api_root(self.base_url)}/strategies", timeout=60).raise_for_status().json())
+        return catalogue(self._got("strategies"))
+
+    def state(self) -> dict[str, str]:
+        """What answers, and when."""
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        )
+        return {
+            "weights": str(self._got("models")["data"][0]["fingerprint"]),
+            "commit": described.stdout.strip() or "unknown",
+            "date": time.strftime("%Y-%m-%d"),
+            **{package: version(package) for package in ("torch", "transformers")},
+        }
+
+    def _got(self, route: str) -> Any:
+        return httpx.get(f"{api_root(self.base_url)}/{route}", timeout=60).raise_for_status().json()
 
 
 def able(known: Catalogue) -> list[str]:
@@ -83,29 +108,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-url", default="http://127.0.0.1:8000")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="where answers are kept")
-    parser.add_argument("--concurrency", type=int, default=48)
+    parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--only", help="comma-separated strategies, instead of all that are registered")
     parser.add_argument("--parts", default=",".join(part.name for part in PARTS), help="comma-separated")
     parser.add_argument("--no-tuning", action="store_true", help="without the tuned rows that are not stored yet")
     parser.add_argument("--write", action="store_true", help="into docs/results.md, and the figure beside it")
     chosen = parser.parse_args()
     study = Study(chosen.base_url, chosen.out, chosen.concurrency)
+    state = study.state()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    (chosen.out / "state.json").write_text(json.dumps(state, indent=1))
     known = study.registered()
     strategies = chosen.only.split(",") if chosen.only else able(known)
     parts = [part for part in PARTS if part.name in chosen.parts.split(",")]
     for part in parts:
-        study.run(part, strategies)
-    choice_file = chosen.out / "tuned.json"
+        study.run(part, part.of(strategies))
+    choice_file = chosen.out / f"tuned-{state['weights']}.json"
     choices: dict[str, str] = json.loads(choice_file.read_text()) if choice_file.is_file() else {}
     if not chosen.no_tuning:
-        choices |= tuned(study, known, [name for name in strategies if name not in choices])
+        choices |= tuned(study, known, [name for name in strategies if name not in {*choices, *VOTERS}])
         choice_file.write_text(json.dumps(choices, indent=1))
     better = [label for name, label in choices.items() if name in strategies and label != name]
     for part in parts:
         if part.with_tuned and better:
-            study.run(part, [*strategies, *better])
+            study.run(part, [*part.of(strategies), *better])
     if chosen.write:
-        study_page.write(chosen.out, choices)
+        study_page.write(chosen.out, choices, state)
 
 
 if __name__ == "__main__":

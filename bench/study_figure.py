@@ -12,10 +12,10 @@ from eval.report.plots import GOOD, INK, PALE, STYLE, front
 from eval.results import Results
 
 
-@matplotlib.rc_context({**STYLE, "svg.fonttype": "path", "svg.hashsalt": "results"})
+@matplotlib.rc_context({**STYLE, "svg.hashsalt": "results"})
 def drawn(pope: Results, chair: Results) -> str:
     """An SVG file of two panels: POPE's accuracy and CHAIR_i, greedy; cheap strategies on top."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     panel(left, pope, "accuracy", "POPE accuracy, higher is better")
     panel(right, chair, "chair_i", "CHAIR_i, lower is better")

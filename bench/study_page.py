@@ -5,29 +5,85 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from bench import study_figure
+from bench import contest, study_figure
 from bench.page import DOCS, fill
 from eval.manifest import Manifest, read
 from eval.report.wording import NONE, chance, interval, number, outcome
-from eval.results import Column, Cost, Match, Part, Results, Row
+from eval.results import Column, Cost, Difference, Estimate, Match, Part, Results, Row
 
 PAGE = DOCS / "results.md"
 PRECISE = ("accuracy", "chair_s", "chair_i")  # metrics that are shown with what stands behind the difference
 
 
-def write(runs: Path, tuned: Mapping[str, str]) -> None:
+def write(runs: Path, tuned: Mapping[str, str], state: Mapping[str, str]) -> None:
+    """What is not among the runs stays as it is."""
     found = {folder.name: read_run(folder) for folder in sorted(runs.iterdir()) if (folder / "results.json").is_file()}
+    if others := {manifest.plan.weights for _, manifest in found.values()} - {state["weights"]}:
+        raise SystemExit(f"some of the answers are of other weights than the server's: {others}")
     sections = {
         name: "\n".join(section(results, manifest, tuned))
         for name, (results, manifest) in found.items()
         if not name.endswith("tuning")
     }
+    sections["state"] = ", ".join(f"{what} {value}" for what, value in state.items()) + "."
+    for name, compared in (("pope", contest.splits), ("chair", contest.at_equal_recall)):
+        run = contest.Answered.of(runs / f"{name}-greedy")
+        if contest.OURS in run.plan.labels:
+            sections[f"auto-{name}"] = "\n".join(compared(run))
     for name, text in sections.items():
         fill(PAGE, name, text)
     (DOCS / "results.svg").write_text(study_figure.drawn(*(found[name][0] for name in ("pope-greedy", "chair-greedy"))))
-    numbers = {name: results.model_dump(mode="json") for name, (results, _) in found.items()}
-    (DOCS / "results.json").write_text(json.dumps({"tuned": tuned, "runs": numbers}, separators=(",", ":")) + "\n")
+    numbers = {name: compact(results) for name, (results, _) in found.items()}
+    told = {"state": state, "tuned": tuned, "runs": numbers}
+    (DOCS / "results.json").write_text(json.dumps(told, separators=(",", ":")) + "\n")
+
+
+def compact(results: Results) -> dict[str, Any]:
+    """To five digits: [value, low, high], and for a difference [..., p, p after Holm, detectable]."""
+    whole, names = results.parts[-1], [column.name for column in results.columns]
+    return {
+        "greedy": results.greedy,
+        "seeds": results.seeds,
+        "questions": whole.questions,
+        "pictures": whole.pictures,
+        "strategies": {
+            row.strategy: {
+                "parameters": each.parameters,
+                "passes_per_token": bounds(cost.passes_per_token),
+                **{name: bounds(row.metrics[name]) for name in names},
+                "against_plain": {name: tested(difference) for name, difference in row.against_plain.items()},
+                "splits": {
+                    part.scope: {name: bounds(part.rows[place].metrics[name]) for name in names}
+                    for part in results.parts[:-1]
+                },
+            }
+            for place, (row, each, cost) in enumerate(zip(whole.rows, results.competitors, results.costs, strict=True))
+        },
+        "against_controls": [
+            {
+                "strategy": match.strategy,
+                "control": match.control,
+                **{name: tested(difference) for name, difference in match.differences.items()},
+            }
+            for match in whole.matches
+            if not results.greedy
+        ],
+    }
+
+
+def bounds(estimate: Estimate | Difference | None) -> list[float | None]:
+    return [] if estimate is None else [shortened(each) for each in (estimate.value, estimate.low, estimate.high)]
+
+
+def tested(difference: Difference) -> list[float | None]:
+    rest = (difference.p, difference.p_holm, difference.detectable)
+    return [*bounds(difference), *(shortened(each) for each in rest)]
+
+
+def shortened(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
 
 
 def read_run(folder: Path) -> tuple[Results, Manifest]:
