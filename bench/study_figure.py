@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,6 +23,9 @@ def drawn(pope: Results, chair: Results) -> str:
     written = io.StringIO()
     figure.savefig(written, format="svg", metadata={"Date": None}, facecolor="white")
     return written.getvalue()
+
+
+FARTHEST = 2.5  # times the spread of the others: what lies beyond stands at the edge with its value, lest it hide them
 
 
 def panel(axes: Axes, results: Results, metric: str, title: str) -> None:
@@ -42,6 +46,21 @@ def panel(axes: Axes, results: Results, metric: str, title: str) -> None:
         axes.plot([100 * value], [height], "D" if ":" in label else "o", color=colour, markersize=5)
         if label == "plain":
             axes.axvline(100 * value, color=INK, linewidth=0.8, alpha=0.4)
+    values = np.array([100 * (estimate.value or 0) for _, estimate, _ in points])
+    middle, spread = np.median(values), np.percentile(values, 90) - np.percentile(values, 10)
+    edges = np.array([middle - FARTHEST * spread, middle + FARTHEST * spread])
+    for height in np.flatnonzero((values < edges[0]) | (values > edges[1])):
+        at, side = (edges[0], "left") if values[height] < edges[0] else (edges[1], "right")
+        arrow = (
+            f"\N{LEFTWARDS ARROW} {values[height]:.1f}"
+            if side == "left"
+            else f"{values[height]:.1f} \N{RIGHTWARDS ARROW}"
+        )
+        axes.text(at, height, arrow, ha=side, va="center", fontsize=8)
+    if spread and (values < edges[0]).any():
+        axes.set_xlim(left=edges[0])
+    if spread and (values > edges[1]).any():
+        axes.set_xlim(right=edges[1])
     axes.set_yticks(range(len(points)), [f"{label}   {cost:.2f}" for cost, _, label in points], fontsize=8)
     axes.set_xlabel(title)
     axes.set_title("passes a token", fontsize=8, loc="left")
