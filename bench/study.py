@@ -40,20 +40,22 @@ class Part:
     task: str
     options: tuple[str, ...]
     with_tuned: bool = False
-    only: frozenset[str] = frozenset()  # these strategies; none: all but the voters
+    without: frozenset[str] = frozenset()
+    only: frozenset[str] = frozenset()  # where there are any
 
     def of(self, strategies: Sequence[str]) -> list[str]:
-        return [each for each in strategies if (each in self.only if self.only else each not in VOTERS)]
+        return [each for each in strategies if each not in self.without and (not self.only or each in self.only)]
 
 
-VOTERS = frozenset({"mvp"})  # what they vote on is yes or no, twelve answers for one
+VOTERS = frozenset({"mvp"})  # what they vote on is yes or no
+DEAR = VOTERS | {"code", "vdgd"}  # several passes for every one of an answer that has two tokens
 
 PARTS = (
-    Part("pope-greedy", "pope", ("--limit", "500"), with_tuned=True),
-    Part("chair-greedy", "chair", SHORT, with_tuned=True),
-    Part("chair-sampled", "chair", ("--limit", "60", *SHORT, *SEEDS)),
-    Part("pope-votes", "pope", ("--limit", "30"), only=frozenset({"plain", *VOTERS})),
-    Part("pope-sampled", "pope", ("--limit", "48", *SEEDS)),
+    Part("pope-greedy", "pope", ("--limit", "500"), with_tuned=True, without=DEAR),
+    Part("chair-greedy", "chair", SHORT, with_tuned=True, without=VOTERS),
+    Part("chair-sampled", "chair", ("--limit", "30", *SHORT, *SEEDS), without=VOTERS),
+    Part("pope-dear", "pope", ("--limit", "30"), only=DEAR | {"plain"}),
+    Part("pope-sampled", "pope", ("--limit", "48", *SEEDS), without=DEAR),
 )
 
 
