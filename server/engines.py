@@ -26,6 +26,7 @@ def create(settings: Settings) -> Engine:
                     quantization=settings.quantization,
                     max_rows=settings.max_rows,
                     max_waiting=settings.max_waiting,
+                    prefix_cache_bytes=settings.prefix_cache_mb << 20,
                 )
             )
         case "vllm":

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
         Field(description="folder or hub id of the image-text matcher (AGLA); the embedded model brings its own"),
     ] = None
     quantization: Annotated[Literal["4bit", "8bit"] | None, Field(description="through bitsandbytes")] = None
+    prefix_cache_mb: Annotated[
+        int, Field(ge=0, description="hf: keys and values of pictures kept for the next question, megabytes")
+    ] = 128
     max_rows: Annotated[int, Field(ge=1, description="prompts and branches that run at once")] = 64
     max_waiting: Annotated[int, Field(ge=1, description="rows that may wait; beyond them requests get a 429")] = 256
     context: Annotated[
@@ -144,6 +147,8 @@ class Settings(BaseSettings):
         for name in ("context", "cache_gb"):
             if self.engine != "vllm" and getattr(self, name) is not None:
                 raise ValueError(f"{name}: only with engine vllm")
+        if self.engine != "hf" and "prefix_cache_mb" in self.model_fields_set:
+            raise ValueError("prefix_cache_mb: only with engine hf; vLLM keeps prefixes in its own cache")
         return self
 
     @classmethod

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from decoding.answer import Token
+from decoding.hf_engine import threads
 from decoding.hf_engine.dormant import Dormitory
-from decoding.hf_engine.grouping import grouped
 from decoding.hf_engine.heads import Scales
 from decoding.hf_engine.hooks import Failed, Rows, mixed, waking, within_grammars
 from decoding.hf_engine.inside import Inside
-from decoding.hf_engine.model import Model, Prefilled
-from decoding.hf_engine.narrowing import spread
+from decoding.hf_engine.model import Model
+from decoding.hf_engine.prefill import Ready, factors_of
 from decoding.hf_engine.request import MAIN, Request
 from decoding.hf_engine.sampler import choose
 
-Ready = dict[tuple[int, str], Prefilled]  # id of a request, prompt name -> its prompt after its pass
 Said = list[tuple[Request, Token | Exception]]
 
 
@@ -65,12 +63,13 @@ class Batch:
 
     def step(self) -> Said:
         """One token for every request."""
-        with self._inside.step(self.cache):
-            logits = self.model.decode(self._tokens, [row.position for row in self.rows], self.cache, self._scales)
-        for row in self.rows:
-            row.position += 1
-            row.request.spent.forward_passes += 1
-        return self._say(self.requests, logits, base=0)
+        with threads.limited(self.model.step_threads):
+            with self._inside.step(self.cache):
+                logits = self.model.decode(self._tokens, [row.position for row in self.rows], self.cache, self._scales)
+            for row in self.rows:
+                row.position += 1
+                row.request.spent.forward_passes += 1
+            return self._say(self.requests, logits, base=0)
 
     def leave(self, requests: Iterable[Request]) -> None:
         """Free the rows of these requests; ones that are not in the batch are passed over."""
@@ -144,50 +143,3 @@ class Batch:
         """What is done inside the batch as it now stands: what a request asks for acts on its main row."""
         self._inside = Inside(self.model, [(row.request, row.name) for row in self.rows])
         self._scales = self.model.tap.scales([factors_of(row.request, row.name) for row in self.rows])
-
-
-def prefill(model: Model, requests: Sequence[Request]) -> Ready:
-    """Every prompt of every request after its pass; prompts to which the same is done are run once."""
-    ready: Ready = {}
-    todo: dict[object, list[tuple[Request, str]]] = {}
-    for request in requests:
-        request.spent.started = time.perf_counter()
-        for name, prompt in request.awake.items():
-            kept = request.reusable() if name == MAIN else None
-            if kept is not None:
-                ready[id(request), name] = kept
-            else:
-                plain = request.plain_inside if name == MAIN else name not in request.narrowed
-                origin = None if plain else (name, request.stack, *request.ask.memories.items())
-                todo.setdefault((prompt, origin), []).append((request, name))
-    firsts = [wanted[0] for wanted in todo.values()]
-    alone = [[one] for one in firsts if one[1] in one[0].narrowed]
-    firsts = [one for one in firsts if one[1] not in one[0].narrowed]
-    together = grouped([request.prompts[name] for request, name in firsts])
-    for group in [*([firsts[number] for number in numbers] for numbers in together), *alone]:
-        for (request, name), done in zip(group, run(model, group), strict=True):
-            ready[id(request), name] = done
-    for wanted in todo.values():
-        for request, name in wanted:
-            request.spent.forward_passes += 1  # a shared pass counts for all, so that receipts can be compared
-            request.failure = wanted[0][0].failure or request.failure
-            ready[id(request), name] = ready[id(wanted[0][0]), wanted[0][1]]
-    return ready
-
-
-def run(model: Model, group: Sequence[tuple[Request, str]]) -> list[Prefilled]:
-    prompts = [request.prompts[name] for request, name in group]
-    request, name = group[0]
-    if name in request.narrowed and model.narrowing is not None:  # alone
-        seen = request.narrowed[name]
-        with model.narrowing.dropped(seen):
-            (one,) = model.prefill(prompts)
-        return [replace(one, pairs=spread(one.pairs, seen))]
-    scales = model.tap.scales([factors_of(request, name) for request, name in group])
-    with Inside(model, group).prompts([len(prompt) for prompt in prompts]) as early:
-        done = model.prefill(prompts, scales)
-    return [replace(one, early=early.get(row, {})) for row, one in enumerate(done)]
-
-
-def factors_of(request: Request, name: str) -> Tensor | None:
-    return request.factors if name == MAIN else None

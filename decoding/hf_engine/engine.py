@@ -82,7 +82,7 @@ class HFEngine:
         model, tokenizer = self._model, self._model.encoder.tokenizer
         self._words = Vocabulary(tokenizer)
         self._constraints = Constraints(tokenizer, model.vocab, model.eos.tolist(), model.device)
-        self._worker = Worker(self._model, self.settings.max_rows)
+        self._worker = Worker(self._model, self.settings.max_rows, self.settings.prefix_cache_bytes)
         self._worker.start()
         await self._warm_up()
 
@@ -136,7 +136,9 @@ class HFEngine:
         self._remembered.pop(memory.handle, None)
 
     async def counters(self) -> Mapping[str, int]:
-        return {}
+        """Tokens of prompts with pictures: those looked up in the prefix cache, and those found there."""
+        prefixes = self.worker.prefixes
+        return {"prefix_cache_queries": prefixes.queries, "prefix_cache_hits": prefixes.hits}
 
     @property
     def is_full(self) -> bool:

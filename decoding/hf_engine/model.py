@@ -14,6 +14,7 @@ from transformers import AutoConfig, DynamicCache
 
 from decoding.encoder import Encoded, Encoder
 from decoding.families import Family, context_of, family_of
+from decoding.hf_engine import threads
 from decoding.hf_engine.attention import AttentionTap
 from decoding.hf_engine.cache import AlignedCache
 from decoding.hf_engine.exits import ExitTap
@@ -30,12 +31,18 @@ Pairs = list[tuple[Tensor, Tensor]]  # per layer: keys and values, [kv heads, le
 
 
 @dataclass(frozen=True, slots=True)
-class Prefilled:
-    """One prompt after its forward pass."""
+class Read:
+    """A row as far as the model has read it."""
 
     pairs: Pairs
-    logits: Tensor  # [vocab], float32, after the last prompt token
     position: int  # of the token that comes next
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled(Read):
+    """One prompt after its forward pass."""
+
+    logits: Tensor  # [vocab], float32, after the last prompt token
     early: Mapping[str, Tensor] = field(default_factory=dict)  # owner -> [exits, vocab], float32
 
 
@@ -52,6 +59,7 @@ class Model:
         self.decoder = at(self.network, self.family.decoder)
         self.head = self.network.get_output_embeddings()
         pack(self.decoder, self.head)
+        self.step_threads = threads.for_steps(self.decoder.layers)
         text = self.decoder.config
         self.tap = HeadTap(
             [at(layer, self.family.head_output) for layer in self.decoder.layers], text.num_attention_heads
@@ -102,7 +110,7 @@ class Model:
         cache.advance()
         return self._logits(hidden[:, -1])
 
-    def extend(self, caches: Sequence[Prefilled], tokens: Sequence[Sequence[int]]) -> list[Prefilled]:
+    def extend(self, caches: Sequence[Read], tokens: Sequence[Sequence[int]]) -> list[Prefilled]:
         """Rows go on from their caches, each by one token or several, in one pass."""
         past = [cache.pairs[0][0].shape[1] for cache in caches]
         lengths = [len(row) for row in tokens]
@@ -131,8 +139,8 @@ class Model:
                     )
                     for layer in cache.layers
                 ],
-                logits[row],
                 caches[row].position + n,
+                logits[row],
             )
             for row, n in enumerate(lengths)
         ]
@@ -148,7 +156,7 @@ class Model:
         logits = self._logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - dropped - 1])
         return [
             Prefilled(
-                [(layer.keys[row, :, :n], layer.values[row, :, :n]) for layer in cache.layers], logits[row], nexts[row]
+                [(layer.keys[row, :, :n], layer.values[row, :, :n]) for layer in cache.layers], nexts[row], logits[row]
             )
             for row, n in enumerate(lengths)
         ]

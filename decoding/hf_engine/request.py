@@ -86,9 +86,10 @@ class Request:
                 return remembered.prefilled
         return None
 
-    @property
-    def plain_inside(self) -> bool:
-        """Nothing that is particular to its strategies happens while its main prompt goes through the model."""
+    def is_plain(self, name: str) -> bool:
+        """Nothing that is particular to its strategies happens while this prompt goes through the model."""
+        if name != MAIN:
+            return name not in self.narrowed
         return self.factors is None and not self.attends and not self.exits
 
     def remember(self, raw: Tensor) -> None:

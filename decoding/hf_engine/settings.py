@@ -15,3 +15,4 @@ class HFSettings:
     quantization: str | None = None  # "4bit" or "8bit", through bitsandbytes
     max_rows: int = 64  # prompts and branches that run at once
     max_waiting: int = 256  # rows that may queue for a place
+    prefix_cache_bytes: int = 128 << 20  # of keys and values of pictures, kept for the next question; 0: none

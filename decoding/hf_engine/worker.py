@@ -16,8 +16,10 @@ import torch
 
 from decoding.answer import Token
 from decoding.errors import EngineFailed, OnlySeenError
-from decoding.hf_engine.batch import Batch, Said, prefill
+from decoding.hf_engine.batch import Batch, Said
 from decoding.hf_engine.model import Model
+from decoding.hf_engine.prefill import prefill
+from decoding.hf_engine.prefixes import Prefixes
 from decoding.hf_engine.request import Request
 from decoding.waiting import Place
 
@@ -48,10 +50,11 @@ class Errand:
 class Worker:
     """`submit`, `errand` and `close` are called by others, everything else happens in the thread."""
 
-    def __init__(self, model: Model, max_rows: int) -> None:
+    def __init__(self, model: Model, max_rows: int, prefix_cache_bytes: int) -> None:
         self.model = model
         self.max_rows = max_rows
         self.batch = Batch(model)
+        self.prefixes = Prefixes(model, prefix_cache_bytes)
         self._inbox: queue.SimpleQueue[Ticket | Errand | None] = queue.SimpleQueue()
         self._door = threading.Lock()  # nothing comes in once it has been closed
         self._closed = False
@@ -176,7 +179,7 @@ class Worker:
     def _join(self, tickets: Sequence[Ticket]) -> None:
         requests = [ticket.request for ticket in tickets]
         try:
-            ready = prefill(self.model, requests)
+            ready = prefill(self.model, requests, self.prefixes)
         except Exception as error:
             if len(tickets) == 1:
                 log.exception("a request could not be started")

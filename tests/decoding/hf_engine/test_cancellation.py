@@ -12,9 +12,11 @@ from decoding.answer import Token
 from decoding.ask import Ask
 from decoding.hf_engine import probing as probing_module
 from decoding.hf_engine import worker
-from decoding.hf_engine.batch import Batch, Ready
+from decoding.hf_engine.batch import Batch
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.model import Model
+from decoding.hf_engine.prefill import Ready
+from decoding.hf_engine.prefixes import Prefixes
 from decoding.hf_engine.request import Request
 from tests.decoding.hf_engine.asking import answer, exactly, held, probing, prompt, say, until
 
@@ -79,10 +81,10 @@ async def test_a_request_is_cancelled_while_its_prompt_is_run(
     running, go = threading.Event(), threading.Event()
     prefill = worker.prefill
 
-    def slow(model: Model, requests: list[Request]) -> Ready:
+    def slow(model: Model, requests: list[Request], prefixes: Prefixes) -> Ready:
         running.set()
         go.wait(20)
-        return prefill(model, requests)
+        return prefill(model, requests, prefixes)
 
     monkeypatch.setattr(worker, "prefill", slow)
     task = asyncio.create_task(say(engine, prompt(), LONG))

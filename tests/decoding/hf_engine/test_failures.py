@@ -144,7 +144,8 @@ async def test_a_prompt_that_cannot_be_run_fails_its_own_request_alone(
     engine: HFEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefill = Model.prefill
-    poison = len(engine.model.encoder.encode(prompt(text="Is there a person? " * 9)))
+    poisonous = prompt(seed=9, text="Is there a person? " * 9)
+    poison = len(engine.model.encoder.encode(poisonous))
 
     def picky(model: Model, prompts: list[Encoded], factors: Tensor | None = None) -> list[Prefilled]:
         if any(len(one) == poison for one in prompts):
@@ -155,7 +156,7 @@ async def test_a_prompt_that_cannot_be_run_fails_its_own_request_alone(
     monkeypatch.setattr(Model, "prefill", picky)
     async with held(engine):
         tasks = [asyncio.create_task(say(engine, prompt(i), exactly(20, temperature=1.0, seed=1))) for i in range(3)]
-        bad = asyncio.create_task(say(engine, prompt(text="Is there a person? " * 9), exactly(20)))
+        bad = asyncio.create_task(say(engine, poisonous, exactly(20)))
         await until(lambda: engine.worker._inbox.qsize() == 4)
     *said, failed = await asyncio.gather(*tasks, bad, return_exceptions=True)
     assert isinstance(failed, EngineFailed)
