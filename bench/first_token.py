@@ -133,11 +133,17 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", choices=("embedded", "random"), default=("embedded", "random"))
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md, and JSON beside it")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         models = {"embedded": EMBEDDED / "model", "random (7 layers, 1024 wide)": wide(Path(folder))}
-        rows = [row for name, path in models.items() for row in asyncio.run(measure(name, path, chosen.rounds))]
+        rows = [
+            row
+            for name, path in models.items()
+            if name.split()[0] in chosen.models
+            for row in asyncio.run(measure(name, path, chosen.rounds))
+        ]
     print(table(rows))
     if chosen.write:
         load = round(os.getloadavg()[0], 1)
