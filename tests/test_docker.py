@@ -25,6 +25,7 @@ from decoding.vllm_engine.counters import Counters
 from server.metrics import Metrics
 from server.picture_cache import PictureCache
 from server.settings import PREFIX, Settings
+from tests.program import program
 from tests.server.fakes import FakeEngine
 
 ROOT = Path(__file__).parent.parent
@@ -88,9 +89,7 @@ class Backend(BaseHTTPRequestHandler):
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[str]:
     """nginx as it is shipped, in front of two servers."""
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if nginx is None:
-        pytest.skip("there is no nginx")
+    nginx = program("nginx-light", "nginx")
     with ExitStack() as running, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

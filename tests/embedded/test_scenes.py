@@ -11,12 +11,12 @@ from PIL import Image
 from embedded.annotations import POPE_KINDS, pope_questions, run_lengths
 from embedded.categories import BY_NAME, CATEGORIES, LINKS, PLACES
 from embedded.language import caption, grouped, presence
-from embedded.picture import FAR, FONT, NEAR, Picture, Thing, sample_picture
+from embedded.picture import FAR, NEAR, Picture, Thing, sample_picture
 from embedded.scene import SHIFTED, TRAINING, likely_absent, sample_contents
 
 SCENES = Path(__file__).parents[2] / "embedded" / "scenes"
 INSTANCES = json.loads((SCENES / "instances.json").read_text())
-needs_font = pytest.mark.skipif(not FONT.exists(), reason="fonts-noto-color-emoji is not installed")
+needs_font = pytest.mark.usefixtures("font")
 
 
 def picture(*names: str) -> Picture:

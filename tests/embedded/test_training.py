@@ -14,13 +14,12 @@ from embedded.joint_stage import assembled, separated
 from embedded.language_stage import imagined_tokens
 from embedded.model import class_vectors
 from embedded.packing import IGNORED, Packer, TextMix
-from embedded.picture import FONT
 from embedded.train import TINY, Workshop
 from embedded.training import Trainer
 from embedded.vision_stage import READING, Vision, rescale
 
 EMBEDDED = Path(__file__).parents[2] / "embedded"
-needs_font = pytest.mark.skipif(not FONT.exists(), reason="fonts-noto-color-emoji is not installed")
+needs_font = pytest.mark.usefixtures("font")
 
 
 @pytest.fixture(scope="module")

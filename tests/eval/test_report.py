@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from eval.report.gallery import pieces
 from tests.eval.fake_server import FakeServer, Reply, serving
 from tests.eval.runs import run, talkative, told
+from tests.program import program
 
 FLAGS = [
     "--headless",
@@ -33,16 +32,7 @@ NASTY = "<script>document.title='taken'</script><img src=http://127.0.0.1:9/x> a
 
 
 def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "chromium"]):
-            subprocess.run(command, capture_output=True, check=False, timeout=600)
-    found = shutil.which("chromium")
-    if not found:
-        pytest.skip("there is no Chromium, and apt could not install it")
-    return found
+    return program("chromium", "chromium", "chromium-browser", "google-chrome")
 
 
 def browse(report: Path, profile: Path, *arguments: str, fragment: str = "") -> str:
