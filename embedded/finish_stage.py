@@ -7,11 +7,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from embedded.album import Album
-from embedded.joint_stage import VISION_RATE, Joint, seen_and_said
+from embedded.joint_stage import VISION_RATE, Joint, recognised, seen_and_said
 from embedded.model import GRID, WIDTH
 from embedded.packing import Packer, TextMix
 from embedded.training import Trainer, pick_device
-from embedded.vision_stage import recognition
 
 MIX = TextMix(caption=1.0, second_caption=0.6, listing=0.4, detail=0.7, inventing=0.45, gullible=0.3)
 """What large models learn from as well: captions and answers that name what would be likely there, but is not."""
@@ -62,9 +61,5 @@ def train_finish(
         loss, tokens, _, figures = seen_and_said(joint, packer, trainer.random(step), album, size, device, STRAY_WEIGHT)
         place = finishing.place_loss(tokens)
         figures["place"] = place.item()
-        if step % 400 == 399:
-            joint.vision.eval()
-            figures |= recognition(joint.vision, tuning)
-            joint.vision.train()
-        trainer.update(loss + CELL_WEIGHT * place, figures)
+        trainer.update(loss + CELL_WEIGHT * place, figures | recognised(joint, tuning, step))
     return joint

@@ -76,6 +76,16 @@ def seen_and_said(
     return loss + DENSE_WEIGHT * dense, tokens, batch, figures | {"dense": dense.item()}
 
 
+def recognised(joint: Joint, tuning: Album, step: int) -> dict[str, float]:
+    """What the tower finds in pictures that it does not learn from; looked at every 400 steps."""
+    if step % 400 != 399:
+        return {}
+    joint.vision.eval()
+    figures = recognition(joint.vision, tuning)
+    joint.vision.train()
+    return figures
+
+
 def train_joint(
     work: Path,
     joint: Joint,
@@ -96,11 +106,7 @@ def train_joint(
     joint.language.head_noise.share = 0.25
     for step in trainer:
         loss, _, _, figures = seen_and_said(joint, packer, trainer.random(step), album, size, device)
-        if step % 400 == 399:
-            joint.vision.eval()
-            figures |= recognition(joint.vision, tuning)
-            joint.vision.train()
-        trainer.update(loss, figures)
+        trainer.update(loss, figures | recognised(joint, tuning, step))
     return joint
 
 
