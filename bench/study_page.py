@@ -67,10 +67,14 @@ def compact(results: Results) -> dict[str, Any]:
                 "control": match.control,
                 **{name: tested(difference) for name, difference in match.differences.items()},
             }
-            for match in whole.matches
-            if not results.greedy
+            for match in telling(results)
         ],
     }
+
+
+def telling(results: Results) -> list[Match]:
+    """Without those that the table has already: greedy, the control of a strategy alone is plain decoding."""
+    return [match for match in results.parts[-1].matches if match.control != "plain"]
 
 
 def bounds(estimate: Estimate | Difference | None) -> list[float | None]:
@@ -97,7 +101,7 @@ def section(results: Results, manifest: Manifest, tuned: Mapping[str, str]) -> I
     yield ""
     yield from table(results, whole, set(tuned.values()) - tuned.keys())
     yield ""
-    matches = [match for match in whole.matches if not results.greedy]
+    matches = telling(results)
     if matches:
         yield from control_table(results, matches)
         yield ""

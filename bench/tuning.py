@@ -39,7 +39,7 @@ def tuned(study: Study, known: Catalogue, names: list[str]) -> dict[str, str]:
     grids = {name: labels for name, labels in grids.items() if labels}
     if not grids:
         return {}
-    data = ("--data", str(scenes(study.out)), "--no-controls")
+    data = ("--data", str(scenes(study.out, PICTURES)), "--no-controls")
     recipes = ["plain", *grids, *(label for labels in grids.values() for label in labels)]
     pope = rows(study.run(Part("pope-tuning", "pope", ("--limit", "90")), recipes, *data))
     chair = rows(study.run(Part("chair-tuning", "chair", SHORT), recipes, *data))
@@ -78,10 +78,10 @@ def within(schema: dict[str, float], value: float) -> bool:
     return least <= value <= most and below
 
 
-def scenes(out: Path) -> Path:
-    folder = out / "tuning-scenes"
+def scenes(out: Path, pictures: int) -> Path:
+    folder = out / f"tuning-scenes-{pictures}"
     if not (folder / "pope").is_dir():
-        write_scenes(folder, make_album(out / "tuning-album", PICTURES, SEED, SHIFTED, FAR, 1))
+        write_scenes(folder, make_album(out / f"tuning-album-{pictures}", pictures, SEED, SHIFTED, FAR, 1))
     return folder
 
 

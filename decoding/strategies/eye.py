@@ -16,6 +16,7 @@ LATENT = (
     "is it possible to find {cue} in the image by zooming in? Answer Yes or No."
 )
 ANSWERABLE = "Could you answer the question `{}` based on the available visual information? Answer Yes or No."
+FOUND = 0.6  # existence from which a part holds one of the things of which all are wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,18 @@ class Eye:
             layer = [part for box in layer for part in self.parts(box, depth)]
             found = found + layer
         return found
+
+    def holders(self, exists: Mapping[Box, float], box: Box, levels: int, depth: int = 0) -> list[Box]:
+        """`box`, or what is below it: the parts with c_e enough, and no less than that of their own parts."""
+        parts = self.parts(box, depth) if depth < levels else ()
+        if exists[box] >= max([FOUND, *(exists[part] for part in parts)]):
+            return [box]
+        return [found for part in parts for found in self.holders(exists, part, levels, depth + 1)]
+
+    def priority(self, depth: int, existence: float, latent: float) -> float:
+        """w c_e + (1 - w) c_l: the deeper, the more what is seen counts."""
+        weight = self.budget.base + (1 - self.budget.base) * (depth / self.depth) ** 2
+        return weight * existence + (1 - weight) * latent
 
     def at(self, box: Box) -> Prompt:
         """The prompt with what is to be seen of this part in the picture's place."""

@@ -14,7 +14,7 @@ from decoding.strategy import Program, Strategy
 
 ANSWERS = ("Yes", "No")
 ANSWER = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-CAPTIONED = "Here is the caption of the image:\n{description}\nQuestion: {question}"
+CAPTIONED = "Here is the caption of the image:\n{}\nQuestion: {}"
 VIEWS = {
     "bottom_up": "Examine this image step by step, from its details upwards: look at shapes, colours and textures "
     "first, tell from them which objects there are, and then write a detailed description of the image.",
@@ -31,17 +31,15 @@ class MVP(Strategy):
     likes; each description, before the question, is a view. Compare: the `paths` likeliest first tokens of an answer,
     of probability q >= `least` each, are continued by sampling. Decide: a path that comes to Yes or No is certain of it
     by c = p_1 - p_2, the gap between the two likeliest tokens where the word begins; a path whose first token begins
-    the word has c = 1.
-    Qu et al., COLING 2025, arXiv:2408.17150.
+    the word has c = 1. Qu et al., COLING 2025, arXiv:2408.17150.
 
-    The vote is between Yes and No. Where no path of any view comes to either, as with an open question, the question is
-    asked as it is; so are questions of other strategies that are not for an answer in words.
+    Where no path comes to Yes or No, as with an open question, the question is asked as it is; so are questions of
+    other strategies that are not for an answer in words.
 
     Deviations from the official code:
     - Words are found in the tokens of the path itself, in any case and before any punctuation; the code decodes all
       paths' tokens together and splits at blanks, which misplaces the probabilities, and does not find "yes,".
-    - A path without an answer contributes nothing, where the code gives its probability to Yes; and a path goes on from
-      the id of its first token, which the code turns to text and back.
+    - A path without an answer contributes nothing, where the code gives it to Yes; paths go on from ids, not from text.
     - c is measured before the temperature, as all log-probabilities here are; the code measures it after.
     - The prompts of the first two views are worded anew. The request's own seed is added to `seed`.
     """
@@ -95,16 +93,14 @@ class MVP(Strategy):
         walked: list[Answer] = yield [path for _, path in paths]
         for (worth, _), path in zip(paths, walked, strict=True):
             if (end := conclusion(path)) is not None:
-                word, certainty = end
-                votes[word] += worth * certainty
+                votes[end[0]] += worth * end[1]
         if not any(votes.values()):
             return ask
         return Answer.decided(votes, max(said.end.usage.prompt_tokens for said in begun), ask.sampling.top_logprobs)
 
     def captioned(self, prompt: Prompt, description: str) -> Prompt:
         question = prompt.question.lower() if self.lower_case else prompt.question
-        before, after = CAPTIONED.split("{description}")
-        return prompt.with_question(before + description.strip() + after.replace("{question}", question))
+        return prompt.with_question(CAPTIONED.format(description.strip(), question))
 
 
 def answer_of(token: str) -> str | None:

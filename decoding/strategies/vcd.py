@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from decoding.ask import Ask, Noise, Picture
+from decoding.ask import Ask, Noise, Prompt
 from decoding.strategies.parameters import Contrast, Plausibility
 from decoding.strategy import Step, Strategy
 from decoding.tensors import contrast, only, plausible
@@ -35,12 +35,11 @@ class VCD(Strategy):
 
     def prepare(self, ask: Ask) -> Ask:
         ask.prompt.require_pictures(self.name)
+        return ask.branch(self, "noisy", self.noisy(ask.prompt))
+
+    def noisy(self, prompt: Prompt) -> Prompt:
         seeds = count(self.noise_seed)
-
-        def noisy(picture: Picture) -> Picture:
-            return picture.noised(Noise(self.noise_step, next(seeds)))
-
-        return ask.branch(self, "noisy", ask.prompt.map_pictures(noisy))
+        return prompt.map_pictures(lambda picture: picture.noised(Noise(self.noise_step, next(seeds))))
 
     def logits(self, step: Step) -> Tensor:
         return only(contrast(step.scores, step.branches["vcd/noisy"], self.alpha), plausible(step.raw, self.beta))

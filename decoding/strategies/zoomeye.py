@@ -15,7 +15,6 @@ from decoding.strategies.cues import means_all, single, wanted
 from decoding.strategies.eye import FAMILIES, Eye, confidence
 from decoding.strategy import Effect, Program, Strategy
 
-FOUND = 0.6  # existence from which a part holds one of the things of which all are wanted
 LEVELS = 2  # down to which all of them are looked for
 
 Search = Generator[Effect, Any, list[Box]]
@@ -109,22 +108,11 @@ class ZoomEye(Strategy):
         """w c_e + (1 - w) c_l of every part: the smaller it is, the more what is seen in it counts."""
         questions = (eye.exists(cue), eye.latent(cue))
         answers: list[Answer] = yield [eye.ask(part, question) for part in parts for question in questions]
-        weight = eye.budget.base + (1 - eye.budget.base) * (depth / eye.depth) ** 2
-        return [
-            weight * confidence(here) + (1 - weight) * confidence(latent)
-            for here, latent in zip(answers[::2], answers[1::2], strict=True)
-        ]
+        sure = list(map(confidence, answers))
+        return [eye.priority(depth, *pair) for pair in zip(sure[::2], sure[1::2], strict=True)]
 
     def all_of(self, eye: Eye, cue: str) -> Search:
         """Every part in which one of the things is."""
         nodes = eye.nodes(LEVELS)
         answers: list[Answer] = yield [eye.ask(box, eye.exists(cue)) for box in nodes]
-        exists = dict(zip(nodes, map(confidence, answers), strict=True))
-
-        def kept(box: Box, depth: int) -> list[Box]:
-            parts = eye.parts(box, depth) if depth < LEVELS else ()
-            if exists[box] >= max([FOUND, *(exists[part] for part in parts)]):
-                return [box]
-            return [found for part in parts for found in kept(part, depth + 1)]
-
-        return kept(eye.root, 0)
+        return eye.holders(dict(zip(nodes, map(confidence, answers), strict=True)), eye.root, LEVELS)

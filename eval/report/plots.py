@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from eval.results import Column, Cost, Estimate, Part, Results
 
@@ -92,6 +93,10 @@ def pareto(part: Part, results: Results) -> str:
             panel.plot(sides, [y, y], color=colour, alpha=0.35, linewidth=2)
         panel.plot([x], [y], "o", color=colour, markersize=7)
         panel.annotate(literal(label), (x, y), xytext=(6, (6, -12)[turn % 2]), textcoords="offset points", fontsize=9)
+    panel.set_xscale("log")  # a vote of many paths must not press the others together
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xlabel("time per token, relative to plain")
     panel.set_ylabel(f"{column.title} ({'lower' if column.better == 'lower' else 'higher'} is better)")
     panel.margins(0.14)

@@ -202,7 +202,7 @@ def test_three_at_once_cost_what_was_run(client: OpenAI, strategy: str, rows_run
         "mvp": {"bottom_up": 0, "top_down": 0, "paths": 1, "description_tokens": 8},
         "zoomeye": {"side": 56},
         "code": {"description_tokens": 8},
-        "auto": {"torn": 0.9},
+        "auto": {"torn": 0.1},
     }
     chosen = {name: parameters for name, parameters in decoding.items() if name in strategy}
     fields = greedy(strategy, messages=question(SCENES[0], "Is there a dog in the image?"), logprobs=True)

@@ -30,7 +30,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "dola": {"alpha": 0, "beta": 0},
     "deco": {"alpha": 0, "top_p": 1, "top_k": 0},
     "vdgd": {"truncation": "plausibility", "beta": 1},
-    "auto": {"blind": 0, "local": 0, "heads_by": 1},
+    "auto": {"blind": 0, "noise": 0, "local": 0, "heads_by": 1},
     "code": {"alpha": 0, "beta": 0},
     "mvp": {"bottom_up": 0, "top_down": 0, "regular": 0},
     "zoomeye": {"depth": 0},

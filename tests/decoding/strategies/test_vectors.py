@@ -38,7 +38,7 @@ def step(other: Tensor = OTHER, memory: Tensors | None = None, position: int = 0
         "sid/least",
         "avisc/blind",
     }
-    names = (*owned, "auto/blind", "auto/local")
+    names = (*owned, "auto/blind", "auto/noisy", "auto/local")
     return Step(Z, Z, dict.fromkeys(names, other), memory or {}, torch.tensor([position]), early=other[None])
 
 
@@ -58,9 +58,10 @@ def told(strategy: VDGD, description: Tensor = DESCRIPTION) -> Tensors:
         (ICD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
         (SID(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
         (AvisC(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
-        (Auto(torn=0.55), [2.0, 1.5, 0.0, -1.0], [0.55814, 0.33853, 0.07554, 0.02779]),
-        (Auto(torn=0.56, grounded=0.6, blind=1), [2.0, 1.5, 0.0, -1.0], [0.55814, 0.33853, 0.07554, 0.02779]),
-        (Auto(torn=0.56, grounded=0.7, blind=1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (Auto(torn=0.61), [2.0, 1.5, 0.0, -1.0], [0.55814, 0.33853, 0.07554, 0.02779]),
+        (Auto(torn=0.6, grounded=0.6, blind=1, noise=0), [2.0, 1.5, 0.0, -1.0], [0.55814, 0.33853, 0.07554, 0.02779]),
+        (Auto(torn=0.6, grounded=0.7, blind=1, noise=0), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (Auto(torn=0.6, grounded=0.7, blind=0, noise=1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
         (CODE(exponent=0.7), [2.5955, 1.4404, OUT, OUT], [0.7604, 0.2396, 0, 0]),
         (CODE(exponent=0.2), [2.2231, OUT, OUT, OUT], [1, 0, 0, 0]),
         (DeCo(alpha=0.6), [2.3260, 2.0216, 0.0652, OUT], [0.5429, 0.4005, 0.0566, 0]),
