@@ -79,6 +79,8 @@ def exchange(counts: Floats, reference: Floats, ratios: Ratios) -> list[float]:
 def exchanged(over: Floats, under: Floats, one: Indices, other: Indices) -> float:
     if np.array_equal(over[one], over[other]) and np.array_equal(under[one], under[other]):
         return 1.0
+    if len(one) < 2:  # one picture: exchanged or not, the difference is as large
+        return 1.0
 
     def difference(one: Indices, other: Indices, axis: int) -> Floats:
         return quotient(over[one].sum(axis), under[one].sum(axis)) - quotient(

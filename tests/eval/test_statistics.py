@@ -58,6 +58,7 @@ def test_exchange_finds_a_difference_and_does_not_invent_one() -> None:
     assert exchange(better, plain, ratios([F1]))[0] < 0.02
     assert exchange(plain, plain, ratios([F1])) == [1.0]
     assert exchange(plain[rng.permutation(80)], plain, ratios([F1]))[0] > 0.05
+    assert exchange(better[:1], plain[:1], ratios([F1])) == [1.0]  # one picture shows nothing
 
 
 def test_a_ratio_without_a_value_is_none_of_the_numbers() -> None:
