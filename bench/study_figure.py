@@ -16,7 +16,8 @@ from eval.results import Results
 @matplotlib.rc_context({**STYLE, "svg.hashsalt": "results"})
 def drawn(pope: Results, chair: Results) -> str:
     """An SVG file of two panels: POPE's accuracy and CHAIR_i, greedy; cheap strategies on top."""
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    rows = max(len(results.costs) for results in (pope, chair))
+    figure = Figure(figsize=(12, 1.5 + 0.24 * rows), layout="constrained")
     left, right = figure.subplots(1, 2)
     panel(left, pope, "accuracy", "POPE accuracy, higher is better")
     panel(right, chair, "chair_i", "CHAIR_i, lower is better")
