@@ -1,11 +1,18 @@
 """Puts a table into docs/benchmarks.md, between its markers, and the figures beside it as JSON."""
 
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def commit() -> str:
+    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def write(name: str, table: str, figures: Mapping[str, Any]) -> None:

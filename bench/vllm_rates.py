@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from typing import Any
 from rich.progress import track
 
 from bench.models import EMBEDDED
-from bench.page import write
+from bench.page import commit, write
 from bench.vllm_side import Side, Task, Timed
 
 STRATEGIES = ("plain", "truncate", "vcd", "icd", "m3id", "agla", "vhr", "vdgd", "code")
@@ -165,11 +164,6 @@ def page(told: dict[str, Any]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
-
-
-def commit() -> str:
-    asked = ["git", "-C", str(EMBEDDED), "describe", "--always", "--dirty"]
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:

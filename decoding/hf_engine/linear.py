@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-LARGE = 1 << 20  # bytes of one weight: a smaller one stays in a core's cache, and few rows are quick anyway
+LARGE = 1 << 20  # bytes of one weight: for a smaller one the usual kernels are as quick
 PACKED_AT_MOST = 2 << 30  # bytes of all weights: beyond this a second copy of them is dearer than the time it saves
 FEWEST = 4  # rows: oneDNN's kernels for fewer are slower than with rows of zeros added
 
@@ -21,16 +21,18 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
-        if rows < FEWEST and self.weight.nbytes < LARGE:
-            return super().forward(x)
-        padded = nn.functional.pad(x.reshape(rows, -1), (0, 0, 0, max(0, FEWEST - rows)))
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(padded, self.packed, self.bias, "none", [], "")
+        enough = x.reshape(rows, -1)
+        if rows < FEWEST:
+            enough = nn.functional.pad(enough, (0, 0, 0, FEWEST - rows))
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(enough, self.packed, self.bias, "none", [], "")
         return y[:rows].view(*x.shape[:-1], self.out_features)
 
 
 def pack(network: nn.Module, head: nn.Module) -> None:
-    """Turn the linear layers of a decoder and its head into `PackedLinear`, where they can be."""
-    linears = [module for module in (*network.modules(), head) if type(module) is nn.Linear]
+    """Turn the large linear layers of a decoder and its head into `PackedLinear`, where they can be."""
+    linears = [
+        module for module in (*network.modules(), head) if type(module) is nn.Linear and module.weight.nbytes >= LARGE
+    ]
     on_cpu = all(module.weight.device.type == "cpu" and module.weight.dtype == torch.float32 for module in linears)
     if on_cpu and torch.backends.mkldnn.enabled and sum(m.weight.nbytes for m in linears) <= PACKED_AT_MOST:
         for module in linears:

@@ -19,16 +19,15 @@ def decoder(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.ModuleD
     return nn.ModuleDict(layers).to(dtype).eval()
 
 
-@pytest.mark.parametrize("size", ["large", "small"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (3, 1), (4, 1), (7, 1), (16, 1), (2, 40)])
-def test_every_number_of_rows_gives_what_the_usual_layer_gives(shape: tuple[int, ...], bias: bool, size: str) -> None:
+def test_every_number_of_rows_gives_what_the_usual_layer_gives(shape: tuple[int, ...], bias: bool) -> None:
     usual = decoder(bias)
     packed = copy.deepcopy(usual)
     pack(packed, nn.Identity())
     x = torch.randn(*shape, WIDTH)
     with torch.inference_mode():
-        torch.testing.assert_close(packed[size](x), usual[size](x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(packed["large"](x), usual["large"](x), rtol=1e-5, atol=1e-5)
 
 
 def test_rows_that_are_no_rows_in_memory_are_read_as_they_are() -> None:
@@ -40,11 +39,11 @@ def test_rows_that_are_no_rows_in_memory_are_read_as_they_are() -> None:
         torch.testing.assert_close(packed["large"](x), usual["large"](x), rtol=1e-5, atol=1e-5)
 
 
-def test_only_float32_is_packed() -> None:
+def test_only_large_weights_in_float32_are_packed() -> None:
     network = decoder()
     assert network["large"].weight.nbytes >= LARGE > network["small"].weight.nbytes
     pack(network, nn.Identity())
-    assert {type(layer) for layer in network.values()} == {PackedLinear}
+    assert [type(layer) for layer in network.values()] == [PackedLinear, nn.Linear]
     half = decoder(dtype=torch.bfloat16)
     pack(half, nn.Identity())
     assert {type(layer) for layer in half.values()} == {nn.Linear}
