@@ -60,6 +60,16 @@ def dense_targets(owners: NDArray[np.int8], things: list[tuple[Thing, ...]]) -> 
     return targets
 
 
+def middle_targets(pictures: list[Picture]) -> NDArray[np.float32]:
+    """[pictures, 64, 48]: how many objects of a category have the middle of what can be seen of them in a patch."""
+    middles = np.zeros((len(pictures), IMAGE_TOKENS, len(NAMES)), np.float32)
+    for row, picture in enumerate(pictures):
+        for thing in picture.things:
+            down, right = (int(where.mean()) // PATCH for where in np.nonzero(picture.owners == thing.index))
+            middles[row, down * GRID + right, INDEX[thing.name]] += 1
+    return middles
+
+
 def _mirrored(thing: Thing) -> Thing:
     left, top, right, bottom = thing.box
     return Thing(thing.name, thing.index, thing.area, (SIZE - right, top, SIZE - left, bottom))

@@ -1,8 +1,8 @@
 """Makes everything that ships in this folder, from nothing: `python -m embedded.train`.
 
-Scenes, tokenizers, vision beside language, both joined, finished and taught details beside the matcher, the shipped
-folders, the figures. A stage that is done is skipped and one that was interrupted goes on from its last checkpoint.
-With `--finished FOLDER` only the details are taught, to the model in FOLDER/model.
+Scenes, tokenizers, vision beside language, both joined, finished and taught objects and details beside the matcher, the
+shipped folders, the figures. A stage that is done is skipped and one that was interrupted goes on from its last
+checkpoint. With `--finished FOLDER` only objects and details are taught, to the model in FOLDER/model.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from embedded.joint_stage import Joint, assembled, join, new_joint, separated, t
 from embedded.language_stage import train_language
 from embedded.matcher import make_matcher_tokenizer
 from embedded.matcher_stage import ship_matcher, train_matcher
+from embedded.object_stage import Objects, train_objects
 from embedded.picture import FAR, NEAR
 from embedded.samples import write_samples
 from embedded.scene import SHIFTED, TRAINING
@@ -54,13 +55,15 @@ class Recipe:
     joint_batch: int = 8
     finish_steps: int = 2400
     finish_batch: int = 8
-    details_steps: int = 950
+    object_steps: int = 2600
+    object_batch: int = 32
+    details_steps: int = 800
     details_batch: int = 8
     matcher_steps: int = 1500
     matcher_batch: int = 12
 
 
-TINY = Recipe(40, 20, 8, 8, *[2] * 12)
+TINY = Recipe(40, 20, 8, 8, *[2] * 14)
 """A few steps of everything: shows that the program runs, trains nothing."""
 
 
@@ -72,7 +75,7 @@ class Workshop:
     out: Path
     recipe: Recipe
     finished: Path | None = None
-    """Holds the model/ and matcher/ that all stages but the last have made before."""
+    """Holds the model/ and matcher/ that all stages but the last two have made before."""
 
     def album(self, name: str) -> Album:
         return open_album(self.work / "albums" / name)
@@ -123,19 +126,27 @@ class Workshop:
         steps, batch = recipe.finish_steps, recipe.finish_batch
         return train_finish(self.work, start, self.album("far"), self.album("tune"), tokenizer, steps=steps, size=batch)
 
+    def objects(self) -> tuple[Joint, Objects]:
+        recipe, tokenizer = self.recipe, self.tokenizer()
+        if self.finished:
+            model = LlavaForConditionalGeneration.from_pretrained(self.finished / "model", dtype=torch.float32)
+            joint = separated(model, tokenizer)
+        else:
+            joint = self.finish().cpu()
+        steps, batch = recipe.object_steps, recipe.object_batch
+        far, tune = self.album("far"), self.album("tune")
+        return joint, train_objects(self.work, joint.vision, far, tune, steps=steps, size=batch)
+
     def details(self) -> Joint:
         recipe, tokenizer = self.recipe, self.tokenizer()
         if (self.work / "details.pt").exists():
-            start = new_joint(tokenizer)
-        elif self.finished:
-            model = LlavaForConditionalGeneration.from_pretrained(self.finished / "model", dtype=torch.float32)
-            start = separated(model, tokenizer)
+            joint = new_joint(tokenizer)
+            objects = Objects(joint.vision)
         else:
-            start = self.finish().cpu()
+            joint, objects = self.objects()
         steps, batch = recipe.details_steps, recipe.details_batch
-        return train_details(
-            self.work, start, self.album("far"), self.album("tune"), tokenizer, steps=steps, size=batch
-        )
+        far, tune = self.album("far"), self.album("tune")
+        return train_details(self.work, joint, objects, far, tune, tokenizer, steps=steps, size=batch)
 
     def matcher(self) -> None:
         tokenizer, recipe = self.matcher_tokenizer(), self.recipe
@@ -195,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, to see that it runs")
     parser.add_argument(
-        "--finished", type=Path, metavar="FOLDER", help="make only the last stage, from model/ in this folder"
+        "--finished", type=Path, metavar="FOLDER", help="make only the last two stages, from model/ in this folder"
     )
     options = parser.parse_args(arguments)
     workshop = Workshop(options.work, options.out, TINY if options.tiny else Recipe(), options.finished)

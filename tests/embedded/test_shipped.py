@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, BlipForImageTextRetrieval
 
 from embedded.categories import CATEGORIES, NAMES
-from embedded.details import COLOURS_OF, colouring, facts_of, locating
+from embedded.details import COLOURS_OF, colouring, counting, facts_of, locating
 from embedded.evaluate import mentions
 from embedded.language import Exchange
 from embedded.picture import Picture, Thing
@@ -129,14 +129,18 @@ def pictures_with_masks() -> dict[str, Picture]:
 
 @cache
 def answered() -> dict[str, list[tuple[str, str]]]:
-    """What it says and should say: where things are, and the colour of what comes in several."""
-    asked: dict[str, list[tuple[Picture, Exchange]]] = {"position": [], "colour": []}
+    """What it says and should say: where things are, the colour of what comes in several, and one or two of a kind."""
+    asked: dict[str, list[tuple[Picture, Exchange]]] = {"position": [], "colour": [], "number": []}
+    balance = 0
     for picture in pictures_with_masks().values():
         for name, facts in facts_of(picture).items():
             if facts.cell >= 0:
                 asked["position"].append((picture, locating(name, facts.cell)))
             if facts.colour >= 0 and len(COLOURS_OF[name]) > 1:
                 asked["colour"].append((picture, colouring(name, facts.colour)))
+            if facts.count == 2 or (facts.count == 1 and balance > 0):
+                asked["number"].append((picture, counting(name, facts.count)))
+                balance += 1 if facts.count == 2 else -1
     found: dict[str, list[tuple[str, str]]] = {}
     for kind, listed in asked.items():
         some = listed[:200]
@@ -146,7 +150,7 @@ def answered() -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-@pytest.mark.parametrize(("kind", "least"), [("position", 0.2), ("colour", 0.8)])
+@pytest.mark.parametrize(("kind", "least"), [("position", 0.2), ("colour", 0.8), ("number", 0.6)])
 def test_it_tells_details_better_than_any_constant_answer(kind: str, least: float) -> None:
     answers = answered()[kind]
     constant = max(Counter(answer for _, answer in answers).values()) / len(answers)

@@ -9,7 +9,6 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from embedded.batch import dense_targets, normalised
-from embedded.details_stage import place_waves, regression, write_places
 from embedded.joint_stage import assembled, separated
 from embedded.language_stage import imagined_tokens
 from embedded.model import class_vectors
@@ -17,6 +16,7 @@ from embedded.packing import IGNORED, Packer, TextMix
 from embedded.train import TINY, Workshop
 from embedded.training import Trainer
 from embedded.vision_stage import READING, Vision, rescale
+from embedded.wiring import place_waves, regression, write_places
 
 EMBEDDED = Path(__file__).parents[2] / "embedded"
 needs_font = pytest.mark.usefixtures("font")
