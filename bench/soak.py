@@ -131,6 +131,9 @@ class Soak:
                 statistics.median(memory[half:]) - statistics.median(memory[:half])
             ),
             "megabytes_per_hour": round(slope),
+            "megabytes_per_hour_in_the_second_half": round(
+                statistics.linear_regression([seconds / 3600 for seconds in hours[half:]], memory[half:]).slope
+            ),
             "descriptors_after_warm_up": statistics.median(descriptors[:30]),
             "descriptors_at_the_end": statistics.median(descriptors[-30:]),
         }

@@ -18,7 +18,7 @@ from decoding.detokenizer import Vocabulary
 from decoding.encoder import Encoded
 from decoding.engine import Capability, ModelCard
 from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Unsupported
-from decoding.hf_engine import probing
+from decoding.hf_engine import heap, probing
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.request import MAIN, Remembered, Request
 from decoding.hf_engine.settings import HFSettings
@@ -36,6 +36,7 @@ class HFEngine:
     """The model runs in one thread, prompts are encoded in another, the matcher in a third; the event loop in none."""
 
     def __init__(self, settings: HFSettings) -> None:
+        heap.restrain()
         self.settings = settings
         self._encoding = ThreadPoolExecutor(1, "onlyseen-encoder")
         self._matching = Matching()
