@@ -42,8 +42,8 @@ def test_needs_and_costs_follow_from_what_is_asked() -> None:
         "vhr": Rehearsal(frozenset({"heads", "probe"}), (), {"probed prompts": 2}),
         "vdgd": Rehearsal(frozenset({"logits", "digest"}), (), {"answers": 1}),
         "auto": Rehearsal(
-            frozenset({"logits", "branches", "heads", "probe", "relevance"}),
-            ("auto/blind", "auto/local"),
+            frozenset({"logits", "branches", "noise", "heads", "probe", "relevance"}),
+            ("auto/blind", "auto/noisy", "auto/local"),
             {"probed prompts": 2, "relevance maps": 1},
         ),
         "code": Rehearsal(frozenset({"logits", "branches"}), ("code/told",), {"answers": 1}),

@@ -152,7 +152,7 @@ TRACED = {"extra_body": {"decoding": {"trace": True}, "ignore_eos": True}}
 
 @pytest.mark.parametrize("strategy", ["vcd", "vhr"])
 def test_the_changed_tokens_are_those_that_were_counted(client: OpenAI, strategy: str) -> None:
-    answer = client.chat.completions.create(**greedy(strategy, max_tokens=24), **TRACED)
+    answer = client.chat.completions.create(**greedy(strategy, SCENES[6], max_tokens=24), **TRACED)
     assert answer.choices[0].logprobs is not None
     changed = [(entry.model_extra or {})["changed"] for entry in answer.choices[0].logprobs.content or []]
     if strategy == "vhr":  # acts inside the model
