@@ -74,7 +74,10 @@ class Runner:
             log.warning("a batch waits for the next start", batch=batch.id)
         except Exception as error:
             log.error("a batch was given up", batch=batch.id, exc_info=error)
-            await self._enter(owner, batch, "failed", "failed_at")
+            try:
+                await self._enter(owner, batch, "failed", "failed_at")
+            except Exception as unwritten:
+                log.error("a batch waits for the next start", batch=batch.id, exc_info=unwritten)
 
     async def _run(self, owner: str, batch: Batch) -> None:
         source = self._store.path(batch.input_file_id)

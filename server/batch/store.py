@@ -40,7 +40,8 @@ class Store:
         if self._given is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="onlyseen-")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._rows = await aiosqlite.connect(self.folder / "batches.sqlite3")
+        # Every statement is a transaction: one left open by a cancelled request would lock everybody out.
+        self._rows = await aiosqlite.connect(self.folder / "batches.sqlite3", isolation_level=None)
         await self._rows.executescript(TABLES)
 
     async def close(self) -> None:
@@ -139,7 +140,6 @@ class Store:
 
     async def _write(self, query: str, values: Iterable[str | int]) -> None:
         await self.rows.execute(query, tuple(values))
-        await self.rows.commit()
 
 
 def moved(path: Path, target: Path) -> int:
