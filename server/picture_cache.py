@@ -48,4 +48,5 @@ def key_of(content: bytes) -> bytes:
 
 
 def size(picture: Picture) -> int:
-    return 3 * picture.image.width * picture.image.height
+    """Bytes. Pillow keeps four of them for each pixel, also where there are three colours only."""
+    return 4 * picture.image.width * picture.image.height

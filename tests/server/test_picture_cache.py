@@ -18,7 +18,7 @@ def test_the_same_content_is_decoded_once() -> None:
 
 
 def test_it_holds_no_more_than_its_bytes() -> None:
-    cache = PictureCache(3 * 10 * 10 * 3)
+    cache = PictureCache(3 * 10 * 10 * 4)
     for content in (b"a", b"b", b"c", b"a", b"d"):
         if cache.get(key_of(content)) is None:
             cache.put(key_of(content), Picture(Image.new("RGB", (10, 10))))
