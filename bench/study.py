@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 
 from bench import study_page
+from bench.page import commit
 from bench.tuning import tuned
 from eval.catalogue import Catalogue, catalogue
 from eval.client import api_root
@@ -103,12 +104,9 @@ class Study:
         weights = {str(got(server, "models")["data"][0]["fingerprint"]) for server in self.servers}
         if len(weights) > 1:
             raise SystemExit(f"the servers have different weights: {', '.join(sorted(weights))}")
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-        )
         return {
             "weights": weights.pop(),
-            "commit": described.stdout.strip() or "unknown",
+            "commit": commit(),
             "date": time.strftime("%Y-%m-%d"),
             **{package: version(package) for package in ("torch", "transformers")},
         }
