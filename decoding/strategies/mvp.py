@@ -72,10 +72,9 @@ class MVP(Strategy):
             return ask
         seed = self.seed + (ask.sampling.seed or 0)
         drawn = Sampling(max_tokens=self.description_tokens, temperature=self.temperature, top_p=self.top_p)
-        looks = [
+        described: list[Answer] = yield [
             Ask(ask.prompt.with_question(VIEWS[view]), replace(drawn, seed=seed + n)) for n, view in enumerate(weights)
         ]
-        described: list[Answer] = yield looks
         views = [self.captioned(ask.prompt, said.text) for said in described]
         onwards = Sampling(max_tokens=1 + self.path_tokens, temperature=self.temperature, top_logprobs=2)
         first = Sampling(max_tokens=1, top_logprobs=self.paths, ignore_eos=True)
@@ -91,9 +90,10 @@ class MVP(Strategy):
                     walk = replace(onwards, seed=seed + len(paths), begin=(token.id,))
                     paths.append((weight * q, Ask(view, walk)))
         walked: list[Answer] = yield [path for _, path in paths]
-        for (worth, _), path in zip(paths, walked, strict=True):
-            if (end := conclusion(path)) is not None:
-                votes[end[0]] += worth * end[1]
+        for (worth, _), end in zip(paths, map(conclusion, walked), strict=True):
+            if end is not None:
+                word, certainty = end
+                votes[word] += worth * certainty
         if not any(votes.values()):
             return ask
         return Answer.decided(votes, max(said.end.usage.prompt_tokens for said in begun), ask.sampling.top_logprobs)
