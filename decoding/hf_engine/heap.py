@@ -12,8 +12,8 @@ ARENAS = 2
 def restrain() -> None:
     """Holds the C library to few heaps from here on, where it can be told (glibc).
 
-    It starts a heap for every thread that allocates, eight for each core, and each keeps what was once its peak: with
-    threads for pictures, questions and steps, a server grows for hours after all caches are full.
+    Else it starts one for every thread that allocates, up to eight for each core, and each keeps most of what was once
+    its peak; a server has threads for pictures, questions, steps and matches.
     """
     tell = getattr(library(), "mallopt", None)
     if tell is not None:
