@@ -1,4 +1,4 @@
-"""What is written into the model by hand before the last stages, where training alone did not find it."""
+"""What is written into the model by hand before the last two stages: how tokens tell places, and words read objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from embedded.album import Album
 from embedded.batch import dense_targets, middle_targets, normalised
-from embedded.categories import CATEGORIES, INDEX, NAMES
+from embedded.categories import INDEX, NAMES
 from embedded.model import GRID, IMAGE_TOKENS, WIDTH, patch_features
 from embedded.packing import SINGULAR, PackBatch, Packer
 from embedded.vision_stage import Vision
@@ -88,16 +88,28 @@ def write_places(vision: Vision, album: Album, count: int = 300) -> float:
 
 
 @torch.no_grad()
-def read_objects(joint: Joint, objects: Objects, packer: Packer, album: Album, count: int = 300) -> None:
+def read_objects(joint: Joint, objects: Objects, packer: Packer, album: Album) -> None:
     """Makes the first layer of the language model read, at a word, how many such objects there are, and where.
 
-    One head looks from the word for the patch where such an object has its middle, and copies the waves of its
-    position. Two heads look at all patches alike and copy the middles of 24 categories each: their mean over the
-    picture is the number of objects of every category. 48 gates of the feed-forward layer, one for each category, open
-    at their own word and let its number pass. What these parts did before is lost; the stage repairs it.
+    Two heads look at all patches alike and copy the middles of 24 categories each: their mean over the picture is the
+    number of objects of every category. A third looks from the word for the patch where such an object has its middle,
+    and copies the waves of its position. 48 gates of the feed-forward layer, one for each category, open at their own
+    word and let its number pass. What these parts did before is lost; the stage repairs it.
     """
+    places = 4 * len(WAVELENGTHS)
+    states = words_seen(joint, packer, album).states
+    quiet = torch.linalg.eigh(states.T.cov().double()).eigenvectors[:, : len(NAMES) + places + 1]
+    quiet = (COPIED_HEIGHT * states.std(0).mean() * quiet).float()
+    write_heads(joint, objects, packer, album, quiet[:, :-1])
+    write_gates(joint, quiet[:, -1:], words_seen(joint, packer, album))
+
+
+def write_heads(
+    joint: Joint, objects: Objects, packer: Packer, album: Album, to: torch.Tensor, count: int = 300
+) -> None:
+    """The first three heads; `to` [256, 48 + 12]: where they write numbers and waves."""
     layer, device = joint.language.model.model.layers[0], joint.vision.empty.device
-    attention, feed = layer.self_attn, layer.mlp
+    attention = layer.self_attn
     pictures = [album.picture(index) for index in range(min(count, len(album)))]
     owners = np.stack([picture.owners for picture in pictures])
     tokens = joint.vision.image_tokens(normalised(np.stack([picture.pixels for picture in pictures])).to(device))
@@ -107,9 +119,8 @@ def read_objects(joint: Joint, objects: Objects, packer: Packer, album: Album, c
     present = torch.from_numpy(dense_targets(owners, [picture.things for picture in pictures])).flatten(0, 1)
     middles = objects.middles(tokens).double()
     names = torch.zeros(len(words), len(NAMES))
-    for category in CATEGORIES:
-        for word in (category.name, category.plural_name):
-            names[packer.encode(" " + word)[-1], INDEX[category.name]] = 1
+    for word, name in SINGULAR.items():
+        names[packer.encode(" " + word)[-1], INDEX[name]] = 1
 
     def read(of_tokens: torch.Tensor | float, of_words: torch.Tensor | float, size: int) -> torch.Tensor:
         """[256, size]: reads one off tokens, the other off words."""
@@ -131,9 +142,6 @@ def read_objects(joint: Joint, objects: Objects, packer: Packer, album: Album, c
     slow = [*range(width // 4, width // 2), *range(3 * width // 4, width)]  # where rotary positions hardly matter
     frame = _spread(len(NAMES), len(slow) - 1).to(shown)
     half = len(NAMES) // 2
-    states = _at_words(joint, packer, album).states
-    quiet = torch.linalg.eigh(states.T.cov().double()).eigenvectors[:, : len(NAMES) + waves.shape[1] + 1]
-    quiet = (COPIED_HEIGHT * states.std(0).mean() * quiet).float()
     heads = (
         (TALLYING * any_name, is_patch, tallied[:, :half]),
         (TALLYING * any_name, is_patch, tallied[:, half:]),
@@ -154,10 +162,13 @@ def read_objects(joint: Joint, objects: Objects, packer: Packer, album: Album, c
         attention.k_proj.weight[at] = key.T.float()
         size = value.shape[1]
         attention.v_proj.weight[rows[:size]] = value.T.float()
-        attention.o_proj.weight[:, rows[:size]] = quiet[:, written : written + size]
+        attention.o_proj.weight[:, rows[:size]] = to[:, written : written + size]
         written += size
 
-    seen = _at_words(joint, packer, album)
+
+def write_gates(joint: Joint, to: torch.Tensor, seen: Words) -> None:
+    """The 48 units of the feed-forward part that did least; `to` [256, 1]: where they write the number asked for."""
+    feed = joint.language.model.model.layers[0].mlp
     numbers = regression(seen.inputs, seen.numbers).T
     own = nn.functional.one_hot(seen.categories, len(NAMES)).to(seen.inputs)
     always = regression(seen.inputs, torch.ones_like(own[:, :1]))
@@ -165,7 +176,7 @@ def read_objects(joint: Joint, objects: Objects, packer: Packer, album: Album, c
     units = feed.act_fn(feed.gate_proj(seen.inputs.float())) * feed.up_proj(seen.inputs.float())
     idle = (units.std(0) * feed.down_proj.weight.norm(dim=0)).argsort()[: len(NAMES)]
     feed.gate_proj.weight[idle], feed.up_proj.weight[idle] = gates.float(), numbers.float()
-    feed.down_proj.weight[:, idle] = quiet[:, -1:] / OPEN
+    feed.down_proj.weight[:, idle] = to / OPEN
 
 
 @dataclass(frozen=True)
@@ -178,7 +189,7 @@ class Words:
     numbers: torch.Tensor  # [words, 48], of the objects of every category in the picture
 
 
-def _at_words(joint: Joint, packer: Packer, album: Album, pictures: int = 384, size: int = 48) -> Words:
+def words_seen(joint: Joint, packer: Packer, album: Album, pictures: int = 384, size: int = 48) -> Words:
     device, feed = joint.vision.empty.device, joint.language.model.model.layers[0].mlp
     kept: list[Words] = []
     entering: list[torch.Tensor] = []

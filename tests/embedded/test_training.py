@@ -8,15 +8,20 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from embedded.batch import dense_targets, normalised
-from embedded.joint_stage import assembled, separated
-from embedded.language_stage import imagined_tokens
-from embedded.model import class_vectors
+from embedded.album import make_album
+from embedded.batch import dense_targets, middle_targets, normalised
+from embedded.categories import NAMES
+from embedded.joint_stage import assembled, new_joint, separated
+from embedded.language_stage import imagined_tokens, prepare
+from embedded.model import WIDTH, class_vectors
+from embedded.object_stage import Objects
 from embedded.packing import IGNORED, Packer, TextMix
+from embedded.picture import FAR
+from embedded.scene import TRAINING
 from embedded.train import TINY, Workshop
 from embedded.training import Trainer
 from embedded.vision_stage import READING, Vision, rescale
-from embedded.wiring import place_waves, regression, write_places
+from embedded.wiring import place_waves, read_objects, regression, words_seen, write_places
 
 EMBEDDED = Path(__file__).parents[2] / "embedded"
 needs_font = pytest.mark.usefixtures("font")
@@ -98,6 +103,44 @@ def test_image_tokens_tell_where_they_lie(workshop: Workshop) -> None:
     told = tokens.flatten(0, 1) @ regression(tokens.flatten(0, 1), waves)
     assert (told - waves).square().mean() < 0.3 * waves.square().mean()
     assert (vision.evidence(tokens) - before).abs().mean() < before.abs().mean()
+
+
+@needs_font
+def test_words_read_how_many_objects_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From tokens of a perfect tower, at the words of questions about pictures that were not used."""
+    album = make_album(tmp_path / "album", 192, 7, TRAINING, FAR, 1)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(EMBEDDED / "model")
+    torch.manual_seed(0)
+    joint = new_joint(tokenizer).eval()
+    vectors, empty = class_vectors()
+    spanned, _ = torch.linalg.qr(torch.cat([vectors, empty[None]]).T)
+    free = torch.randn(WIDTH, len(NAMES))
+    middle_vectors = torch.linalg.qr(free - spanned @ (spanned.T @ free))[0].T
+    pictures = [album.picture(index) for index in range(len(album))]
+    present = torch.from_numpy(dense_targets(np.array(album.owners), album.things))
+    tokens = empty + 0.8 * present @ vectors + torch.from_numpy(middle_targets(pictures)) @ middle_vectors
+    rows = {float(pixels.sum()): row for row, pixels in enumerate(normalised(np.array(album.pixels)))}
+    monkeypatch.setattr(
+        joint.vision, "image_tokens", lambda pixels: tokens[[rows[float(picture.sum())] for picture in pixels]]
+    )
+    objects = Objects(joint.vision)
+    objects.middles.weight.data = middle_vectors
+
+    def right() -> float:
+        """Share of the variance of the numbers asked for that the words tell linearly, where that was not learned."""
+        seen = words_seen(joint, packer, album, len(album))
+        numbers = seen.numbers.gather(1, seen.categories[:, None])
+        inputs = torch.cat([seen.states, torch.ones_like(numbers)], 1)
+        half = len(numbers) // 2
+        missed = inputs[half:] @ regression(inputs[:half], numbers[:half]) - numbers[half:]
+        return 1 - float(missed.square().mean() / numbers[half:].var())
+
+    packer = Packer(tokenizer, TextMix(caption=0, listing=0, detail=0, described=0, length=176))
+    prepare(joint.language, packer)
+    with torch.no_grad():
+        before = right()
+        read_objects(joint, objects, packer, album)
+        assert right() > 0.75 > 0.6 > before
 
 
 def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
