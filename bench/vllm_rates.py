@@ -4,15 +4,16 @@
 
 And what its scheduler takes in a step, over vLLM's own. Two engines of the same build stand side by side, each in a
 process of its own, and are asked in turn: ours, and vLLM's AsyncLLM without our plugin. Both sides of a ratio are of
-one round; the median over the rounds is reported, with the least and the greatest. Nothing is asked twice, so that no
-cache answers. Beside the tokens a second stand the tokens a processor second, of all of an engine's processes: what
-else runs on the machine lengthens the one, and hardly the other.
+one round, each of which takes the sides in another order; the median over the rounds is reported, with the least and
+the greatest. Nothing is asked twice, so that no cache answers. Beside the tokens a second stand the tokens a processor
+second, of all of an engine's processes: what else runs on the machine lengthens the one, and hardly the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -30,7 +31,8 @@ from bench.vllm_side import Side, Task, Timed
 
 STRATEGIES = ("plain", "truncate", "vcd", "icd", "m3id", "agla", "vhr", "vdgd", "code")
 AT_ONCE = (1, 8, 32)
-BESIDE = ("plain", "vcd")  # eight of each: 24 rows, as 24 plain ones on the other side
+BESIDE = ("plain", "vcd")  # eight of each: 24 rows
+AS_MANY = ("plain", "plain", "plain")  # eight of each: 24 rows, too, and no hook
 
 
 Way = Callable[[Timed, Task], float]
@@ -56,32 +58,27 @@ class Ratio:
 class Rounds:
     """What was measured, by name."""
 
-    def __init__(self, ours: Side, bare: Side, tokens: int) -> None:
-        self.ours, self.bare, self.tokens = ours, bare, tokens
+    def __init__(self, ours: Side, bare: Side, tokens: int, pictures: int = 0) -> None:
+        """`pictures`: how many have been asked about before."""
+        self._sides: dict[str, tuple[Side, tuple[str, ...], int]] = {
+            **{f"{strategy} {n}": (ours, (strategy,), n) for strategy in STRATEGIES for n in AT_ONCE},
+            **{f"bare plain {n}": (bare, ("plain",), n) for n in (*AT_ONCE, 64)},
+            "beside gangs": (ours, BESIDE, 8),
+            "beside plain": (ours, AS_MANY, 8),
+            "bare beside plain": (bare, AS_MANY, 8),
+        }
+        self._order = random.Random(0)
+        self.tokens, self.pictures = tokens, pictures
         self.timed: dict[str, list[Timed]] = {}
         self.tasks: dict[str, Task] = {}
-        self._pictures = 0
 
     def measure(self) -> None:
-        for at_once in AT_ONCE:
-            self._both(f"plain {at_once}", at_once)
-            for strategy in STRATEGIES[1:]:
-                self._run(f"{strategy} {at_once}", self.ours, (strategy,), at_once)
-        self._run("beside", self.ours, BESIDE, 8)
-        self._run("bare beside", self.bare, ("plain",), 24)
-        self._run("bare plain 64", self.bare, ("plain",), 64)
-
-    def _both(self, name: str, at_once: int) -> None:
-        """Every other round the other way round, so that none always comes after the same one."""
-        sides = [(name, self.ours), (f"bare {name}", self.bare)]
-        for each, side in sides if len(self.timed.get(name, ())) % 2 else reversed(sides):
-            self._run(each, side, ("plain",), at_once)
-
-    def _run(self, name: str, side: Side, stacks: tuple[str, ...], at_once: int) -> None:
-        task = Task(stacks, at_once, self.tokens, self._pictures)
-        self._pictures += at_once * len(stacks)
-        self.tasks[name] = task
-        self.timed.setdefault(name, []).append(side.run(task))
+        for name in self._order.sample(list(self._sides), len(self._sides)):
+            side, stacks, at_once = self._sides[name]
+            task = Task(stacks, at_once, self.tokens, self.pictures)
+            self.pictures += at_once * len(stacks)
+            self.tasks[name] = task
+            self.timed.setdefault(name, []).append(side.run(task))
 
     def rates(self, name: str, way: Way = Timed.tokens_a_second) -> list[float]:
         return [way(timed, self.tasks[name]) for timed in self.timed[name]]
@@ -94,15 +91,15 @@ class Rounds:
 
 
 def figures(rounds: Rounds) -> dict[str, Any]:
-    def over(name: str, other: str, way: Way = Timed.tokens_a_second, share: float = 1) -> dict[str, float]:
-        """`share`: so many more requests does the other side answer."""
-        return asdict(Ratio.of([share * rate for rate in rounds.rates(name, way)], rounds.rates(other, way)))
+    def over(name: str, other: str, way: Way = Timed.tokens_a_second) -> dict[str, float]:
+        return asdict(Ratio.of(rounds.rates(name, way), rounds.rates(other, way)))
 
     computing = Timed.tokens_a_processor_second
     return {
         "plain_over_bare": {n: over(f"plain {n}", f"bare plain {n}") for n in AT_ONCE},
         "plain_over_bare_processor": {n: over(f"plain {n}", f"bare plain {n}", computing) for n in AT_ONCE},
-        "plain_beside_gangs_over_bare": over("beside", "bare beside", share=24 / 8),
+        "beside_gangs_over_bare": over("beside gangs", "bare beside plain"),
+        "beside_gangs_over_plain": over("beside gangs", "beside plain"),
         "over_plain": [
             {
                 "strategy": strategy,
@@ -141,12 +138,12 @@ def page(told: dict[str, Any]) -> str:
     bare, computing = (
         [ratio(told[name][n]) for n in AT_ONCE] for name in ("plain_over_bare", "plain_over_bare_processor")
     )
-    beside = ratio(told["plain_beside_gangs_over_bare"])
+    beside = [ratio(told[f"beside_gangs_over_{other}"]) for other in ("bare", "plain")]
     tables = [
         [
-            ["plain, over vLLM as it is", *heads, "8 beside 8 gangs"],
-            ["tokens a second", *bare, beside],
-            ["tokens a processor second", *computing, ""],
+            ["plain, over vLLM as it is", *heads, "8 beside 8 gangs", "the same, over 24 plain rows of ours"],
+            ["tokens a second", *bare, *beside],
+            ["tokens a processor second", *computing, "", ""],
         ],
         [["strategy, over plain", "rows a token", *heads, "32, processor", "32, all that is asked first included"]],
         [["scheduler, processor time a step", "rows", "ours, µs", "stock, µs", "over stock"]],
@@ -177,8 +174,7 @@ def main() -> None:
         ours, bare = Side(model, True, Path(folder)), Side(model, False, Path(folder))
         warm = Rounds(ours, bare, 8)
         warm.measure()
-        rounds = Rounds(ours, bare, chosen.tokens)
-        rounds._pictures = warm._pictures
+        rounds = Rounds(ours, bare, chosen.tokens, warm.pictures)
         for _ in track(range(chosen.rounds), "rounds"):
             rounds.measure()
         ours.close()
