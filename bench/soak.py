@@ -14,6 +14,8 @@ import statistics
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import httpx
@@ -26,6 +28,27 @@ from bench.questions import any_request
 
 CLIENTS = 8
 WARM_UP = 0.25  # of the time; memory is compared after it
+TOLD = 5  # broken connections that the figures tell of one by one
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A connection that broke, as the client saw it."""
+
+    habit: str
+    request_id: str
+    error: Exception
+    seconds: float  # since the request began
+
+    def told(self, log: str) -> str:
+        """With what the server's log has on it."""
+        causes = []
+        cause: BaseException | None = self.error
+        while cause is not None:
+            causes.append(repr(cause))
+            cause = cause.__cause__ or cause.__context__
+        lines = [line for line in log.splitlines() if f'"{self.request_id}"' in line]
+        return f"{self.habit} after {self.seconds:.2f} s: {' from '.join(causes)}; log: {lines or 'nothing'}"
 
 
 class Soak:
@@ -36,6 +59,7 @@ class Soak:
         self.began = time.monotonic()
         self.end = self.began + 60 * minutes
         self.told: Counter[str] = Counter()
+        self.lost: list[Lost] = []
         self.samples: list[tuple[float, float, int]] = []  # (seconds, megabytes, descriptors)
 
     async def run(self) -> dict[str, Any]:
@@ -44,7 +68,7 @@ class Soak:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.watch())
                 for number in range(CLIENTS):
-                    group.create_task(self.live(client, random.Random(number)))
+                    group.create_task(self.live(client, number))
             await asyncio.sleep(2)
             rows = {
                 name: await self.server.metric(client, name)
@@ -53,40 +77,46 @@ class Soak:
             answer = await client.post("/v1/chat/completions", json=any_request(random.Random(0)))
         return self.figures() | {"left_behind": int(sum(rows.values())), "answers_afterwards": answer.status_code}
 
-    async def live(self, client: httpx.AsyncClient, chance: random.Random) -> None:
+    async def live(self, client: httpx.AsyncClient, number: int) -> None:
+        chance = random.Random(number)
         habits = (self.ask, self.ask, self.stream, self.leave, self.dawdle, self.blunder)
-        while time.monotonic() < self.end:
+        for turn in count():
+            if time.monotonic() >= self.end:
+                break
+            habit, request_id, began = chance.choice(habits), f"client-{number}-{turn}", time.monotonic()
             try:
-                await chance.choice(habits)(client, chance)
-            except httpx.TransportError as error:
+                await habit(client, chance, {"x-request-id": request_id})
+            except (httpx.TransportError, OSError) as error:
                 self.told[f"connections lost ({type(error).__name__})"] += 1
+                self.lost.append(Lost(habit.__name__, request_id, error, time.monotonic() - began))
 
-    async def ask(self, client: httpx.AsyncClient, chance: random.Random) -> None:
-        response = await client.post("/v1/chat/completions", json=any_request(chance))
+    async def ask(self, client: httpx.AsyncClient, chance: random.Random, headers: dict[str, str]) -> None:
+        response = await client.post("/v1/chat/completions", json=any_request(chance), headers=headers)
         self.told[str(response.status_code)] += 1
 
-    async def stream(self, client: httpx.AsyncClient, chance: random.Random) -> None:
+    async def stream(self, client: httpx.AsyncClient, chance: random.Random, headers: dict[str, str]) -> None:
         body = any_request(chance) | {"stream": True}
-        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             lines = [line async for line in response.aiter_lines() if line]
             whole = response.status_code == 200 and lines[-1] == "data: [DONE]"
         self.told["streams that ended well" if whole else f"broken streams ({response.status_code})"] += 1
 
-    async def leave(self, client: httpx.AsyncClient, chance: random.Random) -> None:
+    async def leave(self, client: httpx.AsyncClient, chance: random.Random, headers: dict[str, str]) -> None:
         """Streamed or not, after a moment."""
         body = any_request(chance) | {"stream": chance.random() < 0.5, "max_tokens": 64, "ignore_eos": True}
         with suppress(TimeoutError):
             async with asyncio.timeout(chance.uniform(0.01, 0.5)):
-                await client.post("/v1/chat/completions", json=body)
+                await client.post("/v1/chat/completions", json=body, headers=headers)
         self.told["clients that left"] += 1
 
-    async def dawdle(self, _: httpx.AsyncClient, chance: random.Random) -> None:
+    async def dawdle(self, _: httpx.AsyncClient, chance: random.Random, headers: dict[str, str]) -> None:
         """A raw connection that takes a few bytes at a time."""
         body = json.dumps(any_request(chance) | {"stream": True, "logprobs": True, "top_logprobs": 20}).encode()
         host, _, port = self.server.url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+        said = {**headers, "host": host, "content-type": "application/json", "content-length": len(body)}
+        lines = ["POST /v1/chat/completions HTTP/1.1", *(f"{name}: {value}" for name, value in said.items())]
+        writer.write("\r\n".join([*lines, "connection: close\r\n\r\n"]).encode() + body)
         until = time.monotonic() + 5
         while time.monotonic() < until and await reader.read(64):  # noqa: ASYNC110 - it is to be slow
             await asyncio.sleep(0.05)
@@ -95,7 +125,7 @@ class Soak:
             await writer.wait_closed()
         self.told["slow readers"] += 1
 
-    async def blunder(self, client: httpx.AsyncClient, chance: random.Random) -> None:
+    async def blunder(self, client: httpx.AsyncClient, chance: random.Random, headers: dict[str, str]) -> None:
         body = any_request(chance) | chance.choice(
             [
                 {"temperature": -1},
@@ -105,7 +135,7 @@ class Soak:
                 {"decoding": {"vcd": {"a": 1}}},
             ]
         )
-        response = await client.post("/v1/chat/completions", json=body)
+        response = await client.post("/v1/chat/completions", json=body, headers=headers)
         self.told[str(response.status_code)] += 1
 
     async def watch(self) -> None:
@@ -146,8 +176,10 @@ def main() -> None:
     chosen = parser.parse_args()
     busy = {"load_average": round(os.getloadavg()[0], 1)}  # what else the machine is doing
     with Server() as server:
-        told = asyncio.run(Soak(server, chosen.minutes).run())
+        soak = Soak(server, chosen.minutes)
+        told = asyncio.run(soak.run())
         told["errors_in_the_log"] = server.log.count('"level": "error"')
+        told |= {f"lost_{at}": lost.told(server.log) for at, lost in enumerate(soak.lost[:TOLD], 1)}
     parts = [("machine", busy), ("soak", told)]
     print(table(parts))
     if chosen.write:
