@@ -13,7 +13,7 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from decoding.errors import BadRequest
-from decoding.grammar import compiled, refused
+from decoding.grammar import LIMITS, compiled, refused
 
 
 class Constraints:
@@ -27,7 +27,9 @@ class Constraints:
 
     def constraint(self, grammar: str) -> Constraint:
         """Raises: BadRequest: no answer of this model fits the grammar."""
-        return Constraint(LLMatcher(self._tokens, compiled(grammar), log_level=0), self.vocab, self.device)
+        return Constraint(
+            LLMatcher(self._tokens, compiled(grammar), log_level=0, limits=LIMITS), self.vocab, self.device
+        )
 
     @cached_property
     def _tokens(self) -> LLTokenizer:

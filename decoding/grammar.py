@@ -7,10 +7,12 @@ itself how it wants to be read (`x-guidance`), so that engines which do it with 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from decoding.errors import BadRequest
 
@@ -18,6 +20,9 @@ MOST_CHARACTERS = 64_000
 MOST_DEPTH = 32
 MOST_PROPERTIES = 1000  # all together: the time to compile grows with their square
 MOST_REPEATS = 10_000  # of anything that a schema counts: llguidance unrolls some of it
+MOST_STATES = 10_000  # of the automaton for what the schema's numbers shall be divided by: it is made before any step
+# Symbols of the grammar. Left to itself llguidance makes 500,000, and fails an assertion beyond 65,000, 300 MB later.
+LIMITS = LLParserLimits(max_grammar_size=60_000)
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties", "minContains")
 # One space after commas and colons, none elsewhere: a small model that may add white space adds it without end.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -32,9 +37,15 @@ def grammar_of(schema: Mapping[str, Any], param: str | None = None) -> str:
     if reason := too_large(schema):
         raise refused(reason, param)
     text = json.dumps({**schema, "x-guidance": SPACING})
-    if reason := too_long(text) or LLMatcher.validate_grammar(compiled(text)):
+    if reason := too_long(text) or unenforceable(text):
         raise refused(reason, param)
     return text
+
+
+def unenforceable(text: str) -> str:
+    """llguidance's reason, with bytes for tokens; empty if there is none. (Its validation raises where it panics.)"""
+    reason: str = LLMatcher(LLTokenizer("byte"), compiled(text), log_level=0, limits=LIMITS).get_error()
+    return "it is too large" if reason.startswith("panic") else reason
 
 
 def compiled(grammar: str) -> str:
@@ -52,7 +63,7 @@ def too_long(text: str) -> str | None:
 
 
 def too_large(schema: Mapping[str, Any]) -> str | None:
-    properties = 0
+    properties, divisor = 0, 1
     for depth, part in parts(schema):
         if depth > MOST_DEPTH:
             return f"it is nested more than {MOST_DEPTH} levels deep"
@@ -61,7 +72,17 @@ def too_large(schema: Mapping[str, Any]) -> str | None:
         for name in COUNTS:
             if isinstance(count := part.get(name), int | float) and count > MOST_REPEATS:
                 return f"{name} is larger than {MOST_REPEATS}"
+        divisor = math.lcm(divisor, digits(part.get("multipleOf")))
+        if divisor > MOST_STATES:
+            return f"a common multiple of its multipleOf is larger than {MOST_STATES}"
     return f"it has more than {MOST_PROPERTIES} properties" if properties > MOST_PROPERTIES else None
+
+
+def digits(divisor: Any) -> int:
+    """Of a number, without sign, point and outer zeros; 1 of what is none, and of 0."""
+    if isinstance(divisor, bool) or not isinstance(divisor, int | float):
+        return 1
+    return int("".join(map(str, Decimal(str(divisor)).as_tuple().digits)).strip("0") or 1)
 
 
 def parts(schema: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
