@@ -40,5 +40,7 @@ async def events(reply: Reply, letter: Letter) -> AsyncGenerator[ServerSentEvent
             yield event
     except Exception as error:
         explanation = explain(error)
-        log.error("failed in a stream", code=explanation.body.error.code, exc_info=error)
+        ours = explanation.kind.status == 500
+        say = log.error if ours else log.warning
+        say("failed in a stream", code=explanation.body.error.code, exc_info=error if ours else None)
         yield letter.failed(explanation)

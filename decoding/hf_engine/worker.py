@@ -195,7 +195,8 @@ class Worker:
         for request, token in said:
             ticket = self._tickets[id(request)]
             if isinstance(token, Exception):
-                log.error("a request failed", exc_info=token)
+                if not isinstance(token, OnlySeenError):  # else the client is told, and it is its own fault
+                    log.error("a request failed", exc_info=token)
                 self._give_up([ticket], token)
                 continue
             send(ticket, token)
