@@ -27,12 +27,15 @@ from decoding.errors import Overloaded, Unsupported
 from server import logs
 from server.app import body_limit, create_app, lifespan
 from server.errors import Unavailable, explain
+from server.gathered import gathered
 from server.middleware import ErrorLayer
 from server.settings import Settings
 
 log = structlog.get_logger("onlyseen.server")
 
 ATTEMPTS = 3  # replicas that one request may see die
+PATIENCE = 5.0  # seconds in which the replicas tell their metrics
+OK = 200
 AT_THE_DOOR = 10_000  # requests that one door holds; what waits for a replica is bounded by --max-waiting
 PASSED_ON = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path")
 OF_ONE_SERVER = ("/v1/files", "/v1/batches")
@@ -97,6 +100,12 @@ class Replica:
         if not self._service.is_alive:
             raise RuntimeError("The engine is dead.") from self._service.failure
 
+    async def metrics(self, scope: Scope) -> tuple[str, tuple[Message, bytes]]:
+        """Whose they are, and what the application answers: a refusal to who has no key, as from one server."""
+        start, *rest = [message async for message in self.answer(scope, b"")]
+        body = b"".join(message.get("body", b"") for message in rest)
+        return serve.get_replica_context().replica_id.unique_id, (start, body)
+
     async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[Message, None]:
         """What the application sends. Closing this, as Ray does when the client has gone, ends the request."""
         sent: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -126,6 +135,7 @@ class Door:
 
     def __init__(self, replicas: Any, settings: Settings) -> None:
         logs.configure()
+        self._replicas = replicas
         self._answers = replicas.options(method_name="answer", stream=True)
         self._middleware = [Middleware(ErrorLayer), body_limit(settings)]
 
@@ -137,6 +147,9 @@ class Door:
             raise Unsupported("Files and batches are kept by one server; behind Ray Serve there are many.")
         asked = {name: scope[name] for name in PASSED_ON} | {"headers": list(scope["headers"])}
         asked |= {"client": scope.get("client"), "server": scope.get("server")}
+        if scope["path"] == "/metrics":
+            await self._metrics(asked, send)
+            return
         messages, (start, message) = await self._begun(asked, await Request(scope, receive).body())
         try:
             await send(without_id(start))
@@ -150,6 +163,22 @@ class Door:
             await send({"type": "http.response.body", "body": f"event: error\ndata: {explanation.json}\n\n".encode()})
         finally:
             messages.cancel()
+
+    async def _metrics(self, scope: Scope, send: Send) -> None:
+        """Of all replicas on one page; or the refusal that one of them answers with."""
+        asking = self._replicas.broadcast("metrics", scope).results_async(timeout_s=PATIENCE, return_exceptions=True)
+        try:
+            told = dict(answer for answer in await asking if not isinstance(answer, BaseException))
+        except TimeoutError:
+            told = {}
+        if not told:
+            raise Unavailable("No replica tells its metrics.")
+        start, body = max(told.values(), key=lambda answer: int(answer[0]["status"]))
+        if start["status"] == OK:
+            body = gathered({replica: page.decode() for replica, (_, page) in told.items()})
+        headers = [header for header in without_id(start)["headers"] if header[0] != b"content-length"]
+        await send({**start, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     async def _begun(self, scope: Scope, body: bytes) -> tuple[Any, tuple[Message, Message]]:
         """An answer whose status and first bytes are there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -87,6 +88,11 @@ async def whole(client: httpx.AsyncClient, at: int) -> tuple[int, int]:
     return response.status_code, response.json().get("usage", {}).get("completion_tokens")
 
 
+async def figures(client: httpx.AsyncClient, name: str) -> list[float]:
+    lines = (await client.get("/metrics")).text.splitlines()
+    return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"onlyseen_{name}{{")]
+
+
 class Streamed:
     def __init__(self, client: httpx.AsyncClient, at: int) -> None:
         self.begun = asyncio.Event()
@@ -112,14 +118,22 @@ async def test_a_door_answers_as_the_server_does(client: httpx.AsyncClient) -> N
     assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
 
 
+async def test_the_metrics_are_those_of_all_replicas(client: httpx.AsyncClient) -> None:
+    """On every page, the same two; else their figures would alternate for Prometheus."""
+    pages = [(await client.get("/metrics")).text for _ in range(3)]
+    assert len({frozenset(re.findall(r'replica="(\w+)"', page)) for page in pages}) == 1
+    assert len(await figures(client, "process_resident_memory_bytes")) == 2
+    before = sum(await figures(client, "prompt_tokens_total"))
+    assert [await whole(client, at) for at in range(2)] == [(200, 80)] * 2
+    assert sum(await figures(client, "prompt_tokens_total")) > before
+
+
 async def test_a_client_that_leaves_frees_its_rows(client: httpx.AsyncClient) -> None:
     fields = greedy("plain", messages=question(SCENES[0]), max_tokens=1500, ignore_eos=True, stream=True)
     async with client.stream("POST", "/v1/chat/completions", json=fields) as response:
         await anext(response.aiter_lines())
     await asyncio.sleep(0.5)
-    for _ in range(8):  # each replica is asked some time
-        figures = (await client.get("/metrics")).text.splitlines()
-        assert all(line.endswith(" 0.0") for line in figures if line.startswith("onlyseen_num_requests_running"))
+    assert set(await figures(client, "num_requests_running")) <= {0.0}
 
 
 async def test_what_was_not_streaming_from_a_replica_outlives_it(cluster: Cluster, client: httpx.AsyncClient) -> None:
