@@ -8,7 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from decoding.strategy import Step, Strategy, Tensors
+from decoding.strategy import PER_ROW, Step, Strategy, Tensors
 
 
 def through(
@@ -31,6 +31,20 @@ def through(
             heard = (early or {}).get(strategy.name)
             scores = strategy.logits(Step(scores, raw, own, memories.get(strategy.name, {}), position, heard))
     return scores
+
+
+def joined(stacks: Sequence[Sequence[Strategy]], device: torch.device) -> tuple[Strategy, ...]:
+    """Stacks of one kind, a row each, as one for all rows."""
+    return tuple(side_by_side(rows, device) for rows in zip(*stacks, strict=True))
+
+
+def side_by_side(rows: Sequence[Strategy], device: torch.device) -> Strategy:
+    columns: dict[str, Tensor] = {}
+    for name in rows[0].marked(PER_ROW):
+        numbers = [getattr(strategy, name) for strategy in rows]
+        if len(set(numbers)) > 1:
+            columns[name] = torch.tensor(numbers, dtype=torch.float64, device=device)[:, None]
+    return rows[0].model_copy(update=columns) if columns else rows[0]
 
 
 def factors(stack: Sequence[Strategy], memories: Mapping[str, Tensors]) -> Tensor | None:

@@ -17,6 +17,10 @@ Effect = Ask | Probe | Relevance | list[Ask]
 Program = Generator[Effect, Any, Ask | Answer]
 Tensors = Mapping[str, Tensor]
 
+# Marks of parameters, beside their `Field`. Requests that differ in marked ones alone share their hooks' calls.
+PER_ROW = "per row"  # only `logits` reads it, as a weight or a cut; where rows differ in it, it is a tensor [..., 1]
+TEXT_SIDE = "text side"  # no hook reads it
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -123,6 +127,16 @@ class Strategy(BaseModel):
     def refuses(cls, outer: type[Strategy]) -> str | None:
         """Why `outer` cannot stand outside this strategy in a stack; None where it can."""
         return None
+
+    def kind(self) -> tuple[type[Strategy], str]:
+        """Equal for strategies that share their hooks' calls. As JSON: a list among the parameters has no hash."""
+        return type(self), self.model_dump_json(exclude=self.marked(PER_ROW) | self.marked(TEXT_SIDE))
+
+    @classmethod
+    @cache
+    def marked(cls, mark: str) -> set[str]:
+        """Names of parameters."""
+        return {name for name, parameter in cls.model_fields.items() if mark in parameter.metadata}
 
     @classmethod
     @cache

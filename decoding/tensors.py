@@ -68,12 +68,20 @@ def only(scores: Tensor, keep: Tensor) -> Tensor:
     return scores.masked_fill(~keep, -torch.inf)
 
 
-def add(scores: Tensor, other: Tensor, weight: float) -> Tensor:
+def weighted(scores: Tensor, weight: float | Tensor) -> Tensor:
+    """weight scores. One that differs between rows is [..., 1], and gives each row what its number alone would give.
+
+    A number counts as float32, or more, and the product is rounded once.
+    """
+    if isinstance(weight, float | int):
+        return weight * scores
+    return (weight.to(torch.promote_types(scores.dtype, torch.float32)) * scores).to(scores.dtype)
+
+
+def add(scores: Tensor, other: Tensor, weight: float | Tensor) -> Tensor:
     """scores + weight other. Weight 0 gives the scores to the last bit, whatever `other` holds."""
-    if weight == 0:
-        return scores
-    # A weight too small for the dtype is 0 there, and 0 times -inf is nan.
-    return scores + (weight * other).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    # 0 times -inf is nan.
+    return scores + weighted(other, weight).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
 
 def contrast(scores: Tensor, other: Tensor, weight: float | Tensor) -> Tensor:
@@ -85,15 +93,15 @@ def shifted(scores: Tensor, towards: Tensor, away: Tensor, weight: float | Tenso
     """scores + weight (towards - away), written so that equal branches or weight 0 give the scores to the last bit.
 
     Where either is -inf there is nothing to contrast and the score stays: subtracted, an -inf of `away` would force
-    the token, and two of them would make nan. A weight that differs between rows is [..., 1], in the scores' dtype.
+    the token, and two of them would make nan.
     """
     gap = towards - away
-    return scores + weight * gap.masked_fill(~gap.isfinite(), 0.0)
+    return scores + weighted(gap.masked_fill(~gap.isfinite(), 0.0), weight)
 
 
-def subtract(scores: Tensor, other: Tensor, weight: float) -> Tensor:
+def subtract(scores: Tensor, other: Tensor, weight: float | Tensor) -> Tensor:
     """scores - weight other; where `other` is -inf the score stays. Weight 0 gives the scores to the last bit."""
-    taken = weight * other
+    taken = weighted(other, weight)
     return scores - taken.masked_fill(~taken.isfinite(), 0.0)
 
 

@@ -85,7 +85,7 @@ def through(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -
     """The same for requests of one kind."""
     raw = logits[[own[MAIN] for own in rows]]
     position = torch.tensor([[request.spent.steps] for request in requests], device=logits.device)
-    stack = requests[0].ask.stack
+    stack = onion.joined([request.ask.stack for request in requests], logits.device)
     branches = {name: logits[[own[name] for own in rows]] for name in requests[0].ask.branches if name in rows[0]}
     memories = {strategy.name: remembered(strategy, requests) for strategy in stack}
     early = {owner: torch.stack([request.early[owner] for request in requests]) for owner in requests[0].early}

@@ -69,7 +69,8 @@ class Request:
         self.spent = self.saying.spent
         # As JSON, not as strategies: one with a list among its parameters cannot be hashed.
         self.stack = tuple((type(strategy), strategy.model_dump_json()) for strategy in ask.stack)
-        self.kind = (self.stack, tuple(sorted(ask.branches)), shapes(memories))  # one kind shares its hooks' calls
+        kinds = tuple(strategy.kind() for strategy in ask.stack)
+        self.kind = (kinds, tuple(sorted(ask.branches)), shapes(memories))  # one kind shares its hooks' calls
 
     @property
     def awake(self) -> dict[str, Prompt]:

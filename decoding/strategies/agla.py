@@ -8,7 +8,7 @@ from torch import Tensor
 from decoding.ask import Ask, Heat, Picture, Relevance
 from decoding.pictures import keep_relevant
 from decoding.strategies.parameters import Plausibility
-from decoding.strategy import Program, Step, Strategy
+from decoding.strategy import PER_ROW, TEXT_SIDE, Program, Step, Strategy
 from decoding.tensors import add, only, plausible
 
 SHORT_ANSWER = (  # what benchmarks append to the question, and the matcher never sees
@@ -39,10 +39,14 @@ class AGLA(Strategy):
     name = "agla"
     paper = "arXiv:2406.12718"
 
-    alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the masked picture; 0 turns it off.")] = 2.0
+    alpha: Annotated[
+        float, Field(ge=0, le=100, description="Weight of the masked picture; 0 turns it off."), PER_ROW
+    ] = 2.0
     beta: Plausibility = 0.5
     text: Annotated[
-        str | None, Field(min_length=1, max_length=4096, description="What to match instead of the user's question.")
+        str | None,
+        Field(min_length=1, max_length=4096, description="What to match instead of the user's question."),
+        TEXT_SIDE,
     ] = None
 
     def run(self, ask: Ask) -> Program:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from decoding.ask import Answer, Ask, Sampling
 from decoding.strategies.parameters import DescriptionTokens
-from decoding.strategy import Program, Step, Strategy
+from decoding.strategy import TEXT_SIDE, Program, Step, Strategy
 from decoding.tensors import contrast, only, plausible
 
 DESCRIBE = (
@@ -48,7 +48,7 @@ class CODE(Strategy):
     ] = 0.7
     description_tokens: DescriptionTokens = 512
     description_prompt: Annotated[
-        str, Field(min_length=1, max_length=4096, description="Asks for the description.")
+        str, Field(min_length=1, max_length=4096, description="Asks for the description."), TEXT_SIDE
     ] = DESCRIBE
 
     def run(self, ask: Ask) -> Program:
@@ -62,7 +62,7 @@ class CODE(Strategy):
     def logits(self, step: Step) -> Tensor:
         told = step.branches["code/told"]
         distance = self.distance(step.raw, told)  # [..., 1], float32
-        weight = (self.alpha * (1 - distance)).to(step.scores.dtype)
+        weight = self.alpha * (1 - distance)
         return only(contrast(step.scores, told, weight), plausible(step.raw, self.beta * distance))
 
     def distance(self, seen: Tensor, told: Tensor) -> Tensor:

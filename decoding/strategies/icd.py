@@ -7,7 +7,7 @@ from torch import Tensor
 
 from decoding.ask import Ask
 from decoding.strategies.parameters import Contrast, Plausibility
-from decoding.strategy import Step, Strategy
+from decoding.strategy import TEXT_SIDE, Step, Strategy
 from decoding.tensors import contrast, only, plausible
 
 ROLES = {
@@ -44,11 +44,14 @@ class ICD(Strategy):
     role: Annotated[
         Literal["detector", "relations", "avoidant", "confused", "overview"],
         Field(description="The disturbing instruction."),
+        TEXT_SIDE,
     ] = "confused"
     sentence: Annotated[
-        str | None, Field(min_length=1, max_length=4096, description="An instruction instead of the role's.")
+        str | None, Field(min_length=1, max_length=4096, description="An instruction instead of the role's."), TEXT_SIDE
     ] = None
-    place: Annotated[Literal["system", "prefix"], Field(description="Where the instruction goes.")] = "system"
+    place: Annotated[Literal["system", "prefix"], Field(description="Where the instruction goes."), TEXT_SIDE] = (
+        "system"
+    )
 
     def prepare(self, ask: Ask) -> Ask:
         ask.prompt.require_pictures(self.name)

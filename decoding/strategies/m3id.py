@@ -48,5 +48,5 @@ class M3ID(Strategy):
         if self.threshold < 1:
             certain = step.raw.float().softmax(dim=-1).amax(dim=-1, keepdim=True) > self.threshold
             weight = weight.masked_fill(certain, 0.0)
-        mixed = contrast(step.scores, step.branches["m3id/blind"], weight.to(step.scores.dtype))
+        mixed = contrast(step.scores, step.branches["m3id/blind"], weight)
         return only(mixed, plausible(step.raw, self.beta))

@@ -4,9 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-Plausibility = Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")]
-Contrast = Annotated[float, Field(ge=0, le=100, description="Weight of the contrast; 0 turns it off.")]
-EarlyLayer = Annotated[float, Field(ge=0, le=100, description="Weight of the early layer; 0 turns it off.")]
+from decoding.strategy import PER_ROW, TEXT_SIDE
+
+Plausibility = Annotated[
+    float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token."), PER_ROW
+]
+Contrast = Annotated[float, Field(ge=0, le=100, description="Weight of the contrast; 0 turns it off."), PER_ROW]
+EarlyLayer = Annotated[float, Field(ge=0, le=100, description="Weight of the early layer; 0 turns it off."), PER_ROW]
 Normed = Annotated[bool, Field(description="Early states go through the final norm.")]
 FirstLayer = Annotated[int, Field(ge=0, le=1000, description="Number of the first edited layer, from 0.")]
-DescriptionTokens = Annotated[int, Field(ge=1, le=8192, description="Longest description.")]
+DescriptionTokens = Annotated[int, Field(ge=1, le=8192, description="Longest description."), TEXT_SIDE]

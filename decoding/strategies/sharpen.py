@@ -6,8 +6,8 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.strategies.parameters import Plausibility
-from decoding.strategy import Step, Strategy
-from decoding.tensors import only, plausible
+from decoding.strategy import PER_ROW, Step, Strategy
+from decoding.tensors import only, plausible, weighted
 
 
 class Sharpen(Strategy):
@@ -21,8 +21,8 @@ class Sharpen(Strategy):
     name = "sharpen"
     paper = "none"
 
-    scale: Annotated[float, Field(ge=0.01, le=100, description="What the logits are multiplied by.")] = 3.0
+    scale: Annotated[float, Field(ge=0.01, le=100, description="What the logits are multiplied by."), PER_ROW] = 3.0
     beta: Plausibility = 0.5
 
     def logits(self, step: Step) -> Tensor:
-        return only(self.scale * step.scores, plausible(step.raw, self.beta))
+        return only(weighted(step.scores, self.scale), plausible(step.raw, self.beta))

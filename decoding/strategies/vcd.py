@@ -8,7 +8,7 @@ from torch import Tensor
 
 from decoding.ask import Ask, Noise, Prompt
 from decoding.strategies.parameters import Contrast, Plausibility
-from decoding.strategy import Step, Strategy
+from decoding.strategy import TEXT_SIDE, Step, Strategy
 from decoding.tensors import contrast, only, plausible
 
 
@@ -30,8 +30,8 @@ class VCD(Strategy):
 
     alpha: Contrast = 1.0
     beta: Plausibility = 0.1
-    noise_step: Annotated[int, Field(ge=0, le=999, description="Diffusion step of the noisy picture.")] = 500
-    noise_seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of the first picture's noise.")] = 0
+    noise_step: Annotated[int, Field(ge=0, le=999, description="Diffusion step of the noisy picture."), TEXT_SIDE] = 500
+    noise_seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of the first picture's noise."), TEXT_SIDE] = 0
 
     def prepare(self, ask: Ask) -> Ask:
         ask.prompt.require_pictures(self.name)

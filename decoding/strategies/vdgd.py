@@ -8,7 +8,7 @@ from torch import Tensor
 
 from decoding.ask import Answer, Ask, Sampling
 from decoding.strategies.parameters import DescriptionTokens, Plausibility
-from decoding.strategy import Captured, Program, Step, Strategy, Tensors
+from decoding.strategy import TEXT_SIDE, Captured, Program, Step, Strategy, Tensors
 from decoding.tensors import nucleus, only, plausible
 
 DESCRIBE = (
@@ -50,7 +50,9 @@ class VDGD(Strategy):
     beta: Plausibility = 0.1
     description_tokens: DescriptionTokens = 512
     description_prompt: Annotated[
-        str, Field(min_length=1, max_length=4096, description="Asks for it; {question} stands for the user's question.")
+        str,
+        Field(min_length=1, max_length=4096, description="Asks for it; {question} stands for the user's question."),
+        TEXT_SIDE,
     ] = DESCRIBE
     official_scale: Annotated[bool, Field(description="Divide by the vocabulary, as the official code does.")] = False
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from decoding.errors import Overloaded
-from decoding.onion import through
+from decoding.onion import joined, through
 from decoding.strategy import Captured, Strategy, Tensors
 from decoding.vllm_engine.member import MAIN, Member, Spelled
 from decoding.vllm_engine.memories import Memories
@@ -27,11 +27,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Kind:
-    """Gangs that share stack, branch names and the shapes of their memories: one call of each hook."""
+    """Gangs whose stacks are of one kind, with the same branch names and shapes of memories: one call of each hook."""
 
     members: list[Member]  # the main ones
     ids: list[str]
-    stack: tuple[Strategy, ...]
+    stacks: list[tuple[Strategy, ...]]  # of each
+    stack: tuple[Strategy, ...]  # of all
     mains: Tensor  # [gangs] rows
     branches: dict[str, Tensor]  # name -> [gangs] rows
     memories: dict[str, Tensors]  # owner -> name -> [gangs, *shape]
@@ -109,7 +110,8 @@ class Mixer:
             main = rows.members[places[MAIN]]
             leaders += [places[MAIN]] * (size - 1)
             followers += [row for name, row in places.items() if name != MAIN]
-            kinds[main.stack, main.branches, self._shapes(main)].append(places)
+            stack = tuple(strategy.kind() for strategy in self._built(main.stack))
+            kinds[stack, main.branches, self._shapes(main)].append(places)
         self._kinds = [self._kind(alike, rows) for alike in kinds.values()]
         self._leaders, self._followers = self._index(leaders), self._index(followers)
         self._composition = rows.composition
@@ -117,10 +119,12 @@ class Mixer:
     def _kind(self, alike: list[dict[str, int]], rows: Rows) -> Kind:
         numbers = [places[MAIN] for places in alike]
         members = [rows.members[row] for row in numbers]
+        stacks = [self._built(member.stack) for member in members]
         return Kind(
             members=members,
             ids=[rows.ids[row] for row in numbers],
-            stack=self._built(members[0].stack),
+            stacks=stacks,
+            stack=joined(stacks, self.device),
             mains=self._index(numbers),
             branches={name: self._index([places[name] for places in alike]) for name in members[0].branches},
             memories={owner: self._stacked(owner, members) for owner in members[0].memories},
@@ -155,7 +159,7 @@ class Mixer:
         branches = {name: logits[places] for name, places in kind.branches.items()}
         position = torch.from_numpy(rows.generated[kind.numbers]).to(self.device)[:, None]
         try:
-            return awake(kind.stack, raw, branches, kind.memories, position)
+            return awake(kind, raw, branches, position)
         except Exception:  # a strategy's fault, which must not end the others' answers
             log.exception("a strategy failed", strategies=[strategy.name for strategy in kind.stack])
             for request in kind.ids:
@@ -194,25 +198,20 @@ class Mixer:
                 notes.setdefault(request, {})["failed"] = "What the answer says could not be remembered."
 
 
-def awake(
-    stack: tuple[Strategy, ...],
-    raw: Tensor,
-    branches: Mapping[str, Tensor],
-    memories: Mapping[str, Tensors],
-    position: Tensor,
-) -> Tensor:
+def awake(kind: Kind, raw: Tensor, branches: Mapping[str, Tensor], position: Tensor) -> Tensor:
     """`through`, but where a strategy does not wake its branches it is not shown them.
 
     Here branches never sleep: they stand in the batch at every step. What a strategy makes of a step is the same.
     """
-    sleepers = [strategy for strategy in stack if "wakes" in strategy.hooks()]
+    sleepers = [strategy for strategy in kind.stack if "wakes" in strategy.hooks()]
     if not sleepers:
-        return through(stack, raw, branches, memories, position)
+        return through(kind.stack, raw, branches, kind.memories, position)
     scores = raw.clone()
     for names, numbers in by_waking(sleepers, raw).items():
         own = torch.tensor(numbers, device=raw.device)
         shown = {name: logits[own] for name, logits in branches.items() if name.partition("/")[0] not in names}
-        kept = {owner: {name: of[own] for name, of in memory.items()} for owner, memory in memories.items()}
+        kept = {owner: {name: of[own] for name, of in memory.items()} for owner, memory in kind.memories.items()}
+        stack = joined([kind.stacks[number] for number in numbers], raw.device)
         scores[own] = through(stack, raw[own], shown, kept, position[own])
     return scores
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from decoding.prompt import Noise
-from decoding.tensors import add, alphas, contrast, diffuse, noised, nucleus, only, plausible
+from decoding.tensors import add, alphas, contrast, diffuse, noised, nucleus, only, plausible, subtract, weighted
 
 OUT = -torch.inf
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -117,6 +117,16 @@ def test_weight_zero_and_equal_branches_change_nothing(one: Tensor) -> None:
     assert torch.equal(contrast(one, one.flip(0), 0), one)
     assert torch.equal(contrast(one, one, 2.7), one)
     assert torch.equal(add(one, one.flip(0), 0), one)
+
+
+@every_dtype
+def test_a_weight_for_each_row_counts_as_its_number_does(dtype: torch.dtype) -> None:
+    weights = [0.0, 0.1, 1.1, 2.7, 33.3]
+    column = torch.tensor(weights, dtype=torch.float64)[:, None]
+    one, other = (4 * torch.randn(2, len(weights), 500)).to(dtype)
+    for mixture in (contrast, add, subtract, lambda z, _, weight: weighted(z, weight)):
+        rows = [mixture(*row) for row in zip(one, other, weights, strict=True)]
+        assert torch.equal(mixture(one, other, column), torch.stack(rows))
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,19 @@ async def test_joining_seven_others_half_way_changes_nobodys_answer(
     assert joining.result() == await Speaker(either, wanted).speak()
 
 
+@pytest.mark.parametrize("names", ["agla+vcd", "dola+sharpen", "auto+vcd"])
+async def test_requests_that_differ_in_numbers_alone_say_what_each_says_alone(names: str, engine: HFEngine) -> None:
+    """They share their hooks' calls."""
+    betas = [0.0, 0.05, 0.1, 0.3, 0.6]
+    asked = [
+        (stack(names, **{name: {"beta": beta} for name in names.split("+")}), prompt(seed=3), LENGTH) for beta in betas
+    ]
+    asked += [(stack("vcd", vcd={"alpha": 4 * beta, "noise_seed": 7}), prompt(seed=3), LENGTH) for beta in betas]
+    together = await asyncio.gather(*(Speaker(engine, each).speak() for each in asked))
+    assert together == [await Speaker(engine, each).speak() for each in asked]
+    assert len({tuple(said) for said in together}) > 2
+
+
 async def test_equal_requests_at_once_say_the_same(engine: HFEngine) -> None:
     """Their prompts are run once for all of them."""
     wanted = (stack("agla+vhr"), prompt(seed=3), LENGTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from decoding.ask import Ask, Prompt
 from decoding.errors import BadRequest
+from decoding.onion import joined
+from decoding.registry import strategies
 from decoding.rehearsal import canned, rehearse
 from decoding.stack import Run, collect
-from decoding.strategy import Captured, Keys, Step, Strategy, Tensors
+from decoding.strategy import PER_ROW, TEXT_SIDE, Captured, Keys, Step, Strategy, Tensors
 from tests.decoding.fakes import asking, speckled
-from tests.decoding.strategies.registered import NEUTRAL, REWORDS, every_strategy, extreme
+from tests.decoding.strategies.registered import NEUTRAL, REWORDS, every_strategy, extreme, limits
 from tests.decoding.toy import ToyEngine
 
 VOCABULARY, LAYERS, HEADS, WIDTH = 50, 8, 6, 4
@@ -31,10 +34,11 @@ def digested(strategy: Strategy, seed: int) -> Tensors:
     """A memory folded from random captures, of the kind that the strategy asks for."""
     random = torch.Generator().manual_seed(seed)
     memory: Tensors = {}
-    if "digest" in rehearse(strategy).needs:
+    needs = rehearse(type(strategy)()).needs
+    if "digest" in needs:
         for _ in range(5):
             memory = strategy.digest(memory, Captured(logits=torch.randn(VOCABULARY, generator=random)))
-    if "probe" in rehearse(strategy).needs:
+    if "probe" in needs:
         for layer in range(LAYERS):
             heads = {name: torch.randn(HEADS, WIDTH, generator=random) for name in ("seeing", "blind")}
             vision = dict.fromkeys(heads, torch.rand(4, 1, 2, PICTURE, generator=random))
@@ -195,6 +199,41 @@ def test_a_batch_is_its_rows(kind: type[Strategy], dtype: torch.dtype) -> None:
     attended = [strategy.attend(*one, step.memory) for one, step in zip(attention, steps, strict=True)]
     at_once = strategy.attend(torch.stack([scores for scores, _ in attention]), keys, batch.memory)
     assert torch.equal(at_once, torch.stack(attended))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in strategies().values() if kind.marked(PER_ROW)])
+@every_dtype
+def test_rows_that_differ_in_parameters_get_what_each_would_get_alone(kind: type[Strategy], dtype: torch.dtype) -> None:
+    drawn, bounds = Random(0), {name: limits(kind, name) for name in kind.marked(PER_ROW)}
+    rows = [kind(**{name: each["least"] for name, each in bounds.items()})] + [
+        kind(**{name: drawn.uniform(each["least"], min(each["most"], 4)) for name, each in bounds.items()})
+        for _ in range(7)
+    ]
+    steps = [random_step(kind(), dtype, seed) for seed in range(len(rows))]
+    assert len({row.kind() for row in rows}) == 1
+    (whole,) = joined([(row,) for row in rows], torch.device("cpu"))
+    assert all(getattr(whole, name).shape == (len(rows), 1) for name in bounds)
+    alone = torch.stack([row.logits(step) for row, step in zip(rows, steps, strict=True)])
+    assert torch.equal(whole.logits(together(steps)), alone)
+
+
+@every_strategy
+def test_no_hook_reads_what_its_mark_says_it_does_not(kind: type[Strategy]) -> None:
+    """Requests that differ in such parameters share the hooks' calls."""
+    without_text = kind().model_copy(update=dict.fromkeys(kind.marked(TEXT_SIDE)))
+    without = without_text.model_copy(update=dict.fromkeys(kind.marked(PER_ROW)))
+    step = random_step(kind())
+    assert torch.equal(without_text.logits(step), kind().logits(step))
+    assert without.wakes(step.raw) == kind().wakes(step.raw)
+    assert without.exits(LAYERS, False) == kind().exits(LAYERS, False)
+    memory, expected = digested(without, seed=1), digested(kind(), seed=1)
+    assert memory.keys() == expected.keys()
+    assert all(torch.equal(memory[name], expected[name]) for name in memory)
+    for hook in ("heads", "narrow"):
+        found, known = getattr(without, hook)(memory), getattr(kind(), hook)(memory)
+        assert found is known is None or torch.equal(found, known)
+    scores, keys = random_attention()
+    assert torch.equal(without.attend(scores, keys, step.memory), kind().attend(scores, keys, step.memory))
 
 
 @every_strategy

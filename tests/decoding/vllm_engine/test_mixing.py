@@ -31,8 +31,8 @@ def spelled(names: str, **parameters: Any) -> tuple[Spelled, ...]:
     return tuple(Spelled.of(strategy) for strategy in stack(names, **parameters))
 
 
-def pair(gang: str, alpha: float = 1.0) -> dict[str, Member]:
-    main = Member(gang, MAIN, 2, stack=spelled("vcd", vcd={"alpha": alpha}), branches=("vcd/noisy",))
+def pair(gang: str, **vcd: Any) -> dict[str, Member]:
+    main = Member(gang, MAIN, 2, stack=spelled("vcd", vcd=vcd), branches=("vcd/noisy",))
     return {MAIN: main, "vcd/noisy": Member(gang, "vcd/noisy", 2)}
 
 
@@ -59,14 +59,33 @@ def contrasted(main: Tensor, noisy: Tensor, alpha: float) -> Tensor:
 
 def test_gangs_of_several_kinds_and_requests_without_any_share_a_batch() -> None:
     one, two, other = pair("one"), pair("two"), pair("other", alpha=0.5)
-    step = rows(one["vcd/noisy"], two[MAIN], None, other[MAIN], one[MAIN], two["vcd/noisy"], other["vcd/noisy"])
-    given, notes = logits(7), Notes()
+    cut = Member("cut", MAIN, 1, stack=spelled("truncate"))
+    step = rows(one["vcd/noisy"], two[MAIN], None, other[MAIN], one[MAIN], two["vcd/noisy"], other["vcd/noisy"], cut)
+    given, notes = logits(8), Notes()
     mixed = mixer().mix(step, given.clone(), notes)
     assert torch.equal(mixed[4], contrasted(given[4], given[0], 1.0))
     assert torch.equal(mixed[1], contrasted(given[1], given[5], 1.0))
     assert torch.equal(mixed[3], contrasted(given[3], given[6], 0.5))
+    assert torch.equal(mixed[7], only(given[7], plausible(given[7], 0.1)))
     for untouched in (0, 2, 5, 6):
         assert torch.equal(mixed[untouched], given[untouched])
+
+
+def test_gangs_that_differ_in_numbers_and_prompts_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    gangs = [pair(str(n), alpha=n / 8, beta=n / 20, noise_seed=n) for n in range(8)]
+    calls, own = list[Step](), VCD.logits
+
+    def counted(strategy: VCD, step: Step) -> Tensor:
+        calls.append(step)
+        return own(strategy, step)
+
+    monkeypatch.setattr(VCD, "logits", counted)
+    given = logits(16)
+    mixed = mixer().mix(rows(*(member for gang in gangs for member in gang.values())), given.clone(), Notes())
+    assert len(calls) == 1
+    for n in range(8):
+        main, noisy = given[2 * n], given[2 * n + 1]
+        assert torch.equal(mixed[2 * n], only(contrast(main, noisy, n / 8), plausible(main, n / 20)))
 
 
 def test_branches_take_the_main_rows_token() -> None:
@@ -160,16 +179,17 @@ def test_an_answer_begins_with_what_it_must() -> None:
 
 def test_a_strategy_is_not_shown_branches_that_it_does_not_wake() -> None:
     """On the transformers engine they sleep in such steps; here they stand in the batch all the same."""
-    own = {"grounded": 100}  # nothing is settled by the picture alone
-    (auto,) = stack("auto", auto=own)
-    main = Member("g", MAIN, 2, stack=spelled("auto", auto=own), branches=("auto/blind",))
-    torn = Member("h", MAIN, 2, stack=spelled("auto", auto=own), branches=("auto/blind",))
-    step = rows(main, Member("g", "auto/blind", 2), torn, Member("h", "auto/blind", 2))
-    given = logits(4) / 3
+    members: list[Member] = []
+    strategies = [stack("auto", auto={"grounded": 100, "beta": beta})[0] for beta in (0.1, 0.2, 0.3)]
+    for gang, auto in zip("abc", strategies, strict=True):  # nothing is settled by the picture alone
+        main = Member(gang, MAIN, 2, stack=(Spelled.of(auto),), branches=("auto/blind",))
+        members += [main, Member(gang, "auto/blind", 2)]
+    given = logits(6) / 3
     given[0, 7] = 50.0  # certain
-    mixed = mixer().mix(step, given.clone(), Notes())
-    assert auto.wakes(given[[0, 2]]).tolist() == [False, True]
+    mixed = mixer().mix(rows(*members), given.clone(), Notes())
+    assert strategies[0].wakes(given[::2]).tolist() == [False, True, True]
     assert torch.equal(mixed[0], given[0])
-    shown = Step(given[2], given[2], {"auto/blind": given[3]}, {}, torch.tensor([0]))
-    assert torch.equal(mixed[2], auto.logits(shown))
-    assert not torch.equal(mixed[2], given[2])
+    for row, auto in zip((2, 4), strategies[1:], strict=True):
+        shown = Step(given[row], given[row], {"auto/blind": given[row + 1]}, {}, torch.tensor([0]))
+        assert torch.equal(mixed[row], auto.logits(shown))
+        assert not torch.equal(mixed[row], given[row])

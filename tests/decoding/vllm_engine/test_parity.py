@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.decoding.hf_engine.asking import FakeMatcher
+from tests.decoding.hf_engine.asking import FakeMatcher, stack
 from tests.decoding.vllm_engine.conftest import EMBEDDED
 from tests.decoding.vllm_engine.scenes import STACKS, answers, ids, prompts
 
@@ -28,6 +28,16 @@ async def test_answers_as_the_transformers_engine_does(names: str, roomy: Any, h
         if names != "auto":  # whose branches sleep there, and stand in every step here
             assert one.end.usage.forward_passes == other.end.usage.forward_passes
         assert one.end.usage.prompt_tokens == other.end.usage.prompt_tokens
+
+
+async def test_requests_with_numbers_of_their_own_answer_as_there(roomy: Any, hf: Any) -> None:
+    """They share their hooks' calls."""
+    numbers = [n / PROMPTS for n in range(PROMPTS)]
+    stacks = [stack("agla+vcd", vcd={"alpha": 3 * n, "beta": n}, agla={"alpha": 4 * n, "beta": n / 2}) for n in numbers]
+    asked = list(zip(stacks, prompts(PROMPTS), strict=True))
+    expected = [await answers(hf, [one], TOKENS) for one in asked]
+    said = await answers(roomy, asked, TOKENS)
+    assert [ids(one) for one in said] == [ids(one) for (one,) in expected]
 
 
 @pytest.fixture(scope="module")
