@@ -31,7 +31,8 @@ class Matching:
         Unsupported: there is no matcher.
         """
         if self.matcher is None:
-            raise Unsupported("This server has no image-text matcher; start it with --matcher.", code="unsupported")
+            message = "This server has no image-text matcher; start it with --matcher."
+            raise Unsupported(message, param="decoding.strategy", code="unsupported")
         found: Future[Heat] = Future()
         with self._lock:
             self._asked.append((relevance, found))

@@ -13,6 +13,7 @@ from decoding.answer import Answer, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Relevance
 from decoding.engine import Engine
 from decoding.errors import EngineFailed
+from decoding.lacking import require_hooks
 from decoding.strategy import Effect, Program, Strategy
 
 GROUNDING = "grounding/blind"
@@ -41,7 +42,11 @@ class Run:
         """Ask all the questions of the stack: what is left is one ask for the engine, or already an answer.
 
         With `grounding`, every token of the final ask is measured against the same prompt without its pictures.
+
+        Raises:
+            Unsupported: a strategy acts where the engine cannot let it; nothing has been asked then.
         """
+        require_hooks(self.stack, self.engine.capabilities)
         began = time.perf_counter()
         outcome = await self._resolve(self.stack, ask)
         self.spent = replace(self.spent, seconds=add(self.spent.seconds, {"prepare": time.perf_counter() - began}))

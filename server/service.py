@@ -12,7 +12,6 @@ import structlog
 from fastapi import Depends, Request
 
 from decoding.engine import Engine
-from decoding.errors import Unsupported
 from server.batch.store import Store
 from server.errors import Unavailable
 from server.fingerprint import fingerprint
@@ -105,13 +104,11 @@ def weights_of(settings: Settings) -> list[str]:
 def check_default(names: str, engine: Engine) -> None:
     """Raises: OnlySeenError: the server's default strategy does not exist, or the engine cannot run it."""
     from decoding import registry
-    from decoding.lacking import lacking
+    from decoding.lacking import require
     from decoding.rehearsal import rehearse
 
     for strategy in registry.build(names, {}):
-        missing = rehearse(strategy).needs - engine.capabilities
-        if missing:
-            raise Unsupported(f"The engine cannot run '{strategy.name}': {lacking(sorted(missing))}.")
+        require(strategy, rehearse(strategy).needs, engine.capabilities)
 
 
 def service(request: Request) -> Service:

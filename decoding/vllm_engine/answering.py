@@ -52,7 +52,8 @@ class Answering:
         if wanted is None or logprobs is None:
             return ()
         best = sorted(logprobs.items(), key=lambda entry: entry[1].rank)[:wanted]
-        own = note.get("logprob", logprobs[token].logprob)  # noted where it was not drawn
+        # Noted where it was not drawn: then vLLM may not have ranked it.
+        own = note["logprob"] if "logprob" in note else logprobs[token].logprob
         return [(token, own), *((id_, entry.logprob) for id_, entry in best)]
 
 

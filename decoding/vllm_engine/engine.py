@@ -15,7 +15,8 @@ from decoding.answer import Heat, Memory, Token, Usage
 from decoding.ask import Ask, Probe, Relevance
 from decoding.encoder import Encoded
 from decoding.engine import Capability, ModelCard
-from decoding.errors import BadRequest, EngineFailed, Unsupported
+from decoding.errors import BadRequest, EngineFailed
+from decoding.lacking import require, require_hooks
 from decoding.matching import Matching
 from decoding.prompt import Prompt
 from decoding.sampling import Sampling
@@ -155,10 +156,7 @@ class VllmEngine:
 
     async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
         """All prompts run in one step, each whole, so that a layer's factors reach all tokens before the next layer."""
-        if "probe" not in self.capabilities:
-            raise Unsupported("The heads of this model cannot be told apart.", code="unsupported")
-        if lacking := sorted(probe.capture - self.capabilities):
-            raise Unsupported(f"The vLLM engine cannot capture {', '.join(lacking)}.", code="unsupported")
+        require(probe.owner, {"probe", *probe.capture}, self.capabilities)
         memory, is_there = self._handles.new(), False
         with self._queue(len(probe.prompts)):
             parts = await self._encode(lambda: self._cast_probe(probe, memory))
@@ -205,11 +203,7 @@ class VllmEngine:
         for memory in ask.memories.values():
             if memory.handle not in self._handles.known:
                 raise BadRequest("The request refers to a memory that is gone.")
-        # Branches that may sleep are run in every step: `wakes` only says where they do not matter.
-        wanted = {hook for strategy in ask.stack for hook in strategy.hooks()} - {"wakes"}
-        wanted |= {"begin"} if ask.sampling.begin else set()
-        if lacking := sorted(wanted - self.capabilities):
-            raise Unsupported(f"The vLLM engine lacks {', '.join(lacking)}.", code="unsupported")
+        require_hooks(ask.stack, self.capabilities)
 
     @property
     def is_full(self) -> bool:

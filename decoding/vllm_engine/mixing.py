@@ -25,6 +25,19 @@ from decoding.vllm_engine.rows import Notes, Rows
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A gang's strategies, outermost first, and what theirs must agree in with those of others to share a call."""
+
+    strategies: tuple[Strategy, ...]
+    kind: object
+
+    @classmethod
+    def of(cls, spelled: tuple[Spelled, ...]) -> Stack:
+        strategies = tuple(strategy.build() for strategy in spelled)
+        return cls(strategies, tuple(strategy.kind() for strategy in strategies))
+
+
 @dataclass(slots=True)
 class Kind:
     """Gangs whose stacks are of one kind, with the same branch names and shapes of memories: one call of each hook."""
@@ -63,7 +76,7 @@ class Mixer:
         self._kinds: list[Kind] = []
         self._leaders, self._followers = (torch.empty(0, dtype=torch.long) for _ in range(2))
         self._drawn: list[Drawn] = []
-        self._stacks: dict[tuple[Spelled, ...], tuple[Strategy, ...]] = {}
+        self._stacks: dict[tuple[Spelled, ...], Stack] = {}
 
     def mix(self, rows: Rows, logits: Tensor, notes: Notes) -> Tensor:
         """[rows, vocab] as the model gave them -> the same with the main rows as their stacks leave them, float32.
@@ -110,8 +123,7 @@ class Mixer:
             main = rows.members[places[MAIN]]
             leaders += [places[MAIN]] * (size - 1)
             followers += [row for name, row in places.items() if name != MAIN]
-            stack = tuple(strategy.kind() for strategy in self._built(main.stack))
-            kinds[stack, main.branches, self._shapes(main)].append(places)
+            kinds[self._built(main.stack).kind, main.branches, self._shapes(main)].append(places)
         self._kinds = [self._kind(alike, rows) for alike in kinds.values()]
         self._leaders, self._followers = self._index(leaders), self._index(followers)
         self._composition = rows.composition
@@ -119,7 +131,7 @@ class Mixer:
     def _kind(self, alike: list[dict[str, int]], rows: Rows) -> Kind:
         numbers = [places[MAIN] for places in alike]
         members = [rows.members[row] for row in numbers]
-        stacks = [self._built(member.stack) for member in members]
+        stacks = [self._built(member.stack).strategies for member in members]
         return Kind(
             members=members,
             ids=[rows.ids[row] for row in numbers],
@@ -143,12 +155,13 @@ class Mixer:
             for name, tensor in self.memories.recall(handle).items()
         )
 
-    def _built(self, spelled: tuple[Spelled, ...]) -> tuple[Strategy, ...]:
-        if spelled not in self._stacks:
+    def _built(self, spelled: tuple[Spelled, ...]) -> Stack:
+        stack = self._stacks.get(spelled)
+        if stack is None:
             if len(self._stacks) > 1000:  # parameters are the clients' to choose
                 self._stacks.clear()
-            self._stacks[spelled] = tuple(strategy.build() for strategy in spelled)
-        return self._stacks[spelled]
+            stack = self._stacks[spelled] = Stack.of(spelled)
+        return stack
 
     def _index(self, rows: list[int]) -> Tensor:
         return torch.tensor(rows, dtype=torch.long).to(self.device, non_blocking=True)
@@ -185,7 +198,7 @@ class Mixer:
                 continue
             request = drawn.kind.ids[number]
             try:
-                (strategy,) = self._built((member.digest.strategy,))
+                (strategy,) = self._built((member.digest.strategy,)).strategies
                 captured = Captured(logits=drawn.raw[number])
                 self.memories.keep(
                     member.digest.handle,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Set
 from typing import get_args
 
 import numpy as np
@@ -26,9 +26,12 @@ class FakeEngine:
 
     rows = 5
 
-    def __init__(self, *answers: str | Exception, stuck_after: int | None = None) -> None:
+    def __init__(
+        self, *answers: str | Exception, stuck_after: int | None = None, lacks: Set[Capability] = frozenset()
+    ) -> None:
         self.answers = deque(answers)
         self.stuck_after = stuck_after
+        self.capabilities = EVERYTHING - lacks
         self.stuck = asyncio.Semaphore(0)
         self.history: list[Ask | Probe | Relevance] = []
         self.left: list[Memory] = []  # memories that nobody has forgotten
@@ -38,10 +41,6 @@ class FakeEngine:
         self.cut_short = 0  # answers that were closed or cancelled before their end
         self.alive = True
         self.is_full = False
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        return EVERYTHING
 
     @property
     def card(self) -> ModelCard:

@@ -10,9 +10,10 @@ import pytest
 
 from decoding.answer import Answer, Memory
 from decoding.ask import Ask, Probe, Prompt, Relevance
-from decoding.errors import BadRequest, EngineFailed
+from decoding.errors import BadRequest, EngineFailed, Unsupported
 from decoding.stack import GROUNDING, Run, collect
 from decoding.strategies.agla import AGLA
+from decoding.strategies.auto import Auto
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategies.vhr import VHR
@@ -274,6 +275,18 @@ async def test_a_strategy_that_needs_a_picture_refuses_before_anything_runs() ->
     with pytest.raises(BadRequest, match="'vhr' needs a picture"):
         await answered(engine, VHR(), ask=Ask(Prompt.of("Seen?")))
     assert engine.history == []
+
+
+async def test_a_strategy_that_the_engine_cannot_run_is_refused_before_the_others_ask_anything() -> None:
+    """Previously, AGLA's picture was matched first."""
+    engine = FakeEngine(lacks={"heads", "wakes"})
+    async with Run((AGLA(), VHR()), engine) as run:
+        with pytest.raises(Unsupported, match="cannot run 'vhr': it lacks heads") as refused:
+            await run.resolve(asking())
+    assert refused.value.param == "decoding.strategy"
+    assert not engine.history
+    async with Run((Auto(heads_by=1.0),), FakeEngine(lacks={"wakes"})) as run:
+        assert isinstance(await run.resolve(asking()), Ask)
 
 
 async def test_equal_asks_leave_equal_requests_to_the_engine() -> None:

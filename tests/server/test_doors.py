@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.server.conftest import Serve, Served, asked, seeing
+from tests.server.fakes import ALL, FakeEngine
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,16 @@ async def test_refusals(served: Served, model: str, decoding: Any, status: int, 
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (status, param, code)
     assert error["type"] == "invalid_request_error"
+    assert not served.engine.asks
+
+
+async def test_a_strategy_that_the_engine_cannot_run_is_refused_with_the_reason(serve: Serve) -> None:
+    served = await serve(FakeEngine(capabilities=ALL - {"heads"}))
+    for model, decoding in (("tiny:focus", {}), ("tiny", {"strategy": "blind+focus"})):
+        response = await served.chat(model=model, decoding=decoding, messages=seeing())
+        error = response.json()["error"]
+        assert (response.status_code, error["param"], error["code"]) == (400, "decoding.strategy", "unsupported")
+        assert "'focus': it lacks heads" in error["message"]
     assert not served.engine.asks
 
 

@@ -11,15 +11,22 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
-from tests.server.test_end_to_end import NAME, greedy, wait_until_ready
+from tests.server.test_end_to_end import NAME, SCENES, greedy, wait_until_ready
 
-STRATEGIES = ("plain", "vcd", "agla", "m3id", "vdgd", "agla+vcd")
+STRATEGIES = ("plain", "vcd", "agla", "m3id", "agla+vcd", "agla+vhr", "vdgd+vcd")
+REFUSED = ("avisc", "deco", "dola", "pai", "paint", "sid")
+
+
+class Seen(BaseModel):
+    object: Literal["cat", "dog", "person"]
+    count: int = Field(ge=0, le=9)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +70,52 @@ def test_the_openai_client_streams_the_same_text(server: str) -> None:
     assert text == asked(server, "agla")["choices"][0]["message"]["content"]
 
 
+@pytest.mark.parametrize("strategy", ["plain", "agla+vhr", "vdgd+vcd"])
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+def test_an_answer_can_be_held_to_a_schema(server: str, strategy: str, temperature: float) -> None:
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none")
+    fields = greedy(strategy, max_tokens=64, temperature=temperature, seed=4)
+    answer = client.chat.completions.parse(**fields, response_format=Seen)
+    assert isinstance(answer.choices[0].message.parsed, Seen)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("strategy", ["plain", "agla+vhr", "vdgd+vcd"])
+def test_an_answer_ends_before_a_stop_string(server: str, strategy: str) -> None:
+    whole = asked(server, strategy)["choices"][0]["message"]["content"]
+    words = whole.split()
+    for stop in (words[3], [words[5], words[3]], whole[4:9]):
+        (cut,) = asked(server, strategy, stop=stop)["choices"]
+        place = min(whole.index(one) for one in ([stop] if isinstance(stop, str) else stop))
+        assert (cut["message"]["content"], cut["finish_reason"]) == (whole[:place], "stop")
+
+
+@pytest.mark.parametrize(("strategy", "rows"), [("plain", 1), ("vcd", 2), ("agla+vcd", 3), ("agla+vhr", 2)])
+def test_receipts_add_up(server: str, strategy: str, rows: int) -> None:
+    receipt = asked(server, strategy, max_tokens=9, ignore_eos=True)["onlyseen"]
+    assert receipt["steps"] == 9
+    assert receipt["forward_passes"] == rows * 9 + (2 if "vhr" in strategy else 0)  # the probe's two
+
+
+@pytest.mark.parametrize("strategy", REFUSED)
+def test_what_it_cannot_run_is_refused_for_the_reason_that_it_lists(server: str, strategy: str) -> None:
+    listed = {entry["name"]: entry["engines"][0] for entry in httpx.get(f"{server}/v1/strategies").json()["data"]}
+    assert not listed[strategy]["runs"]
+    assert "vLLM" in listed[strategy]["reason"]
+    for fields in (greedy(f"agla+{strategy}"), greedy("plain") | {"model": NAME, "decoding": {"strategy": strategy}}):
+        response = httpx.post(f"{server}/v1/chat/completions", json=fields, timeout=60)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"], error["code"]) == (400, "decoding.strategy", "unsupported")
+        assert f"'{strategy}': it lacks " in error["message"]
+        assert "vLLM" in error["message"]
+
+
+def test_paths_vote(server: str) -> None:
+    """Some of them begin with tokens that the model would hardly have said."""
+    for scene in SCENES[:2]:
+        assert asked(server, "mvp", scene=scene)["choices"][0]["message"]["content"] in ("Yes", "No")
+
+
 def test_several_answers_with_logprobs_and_grounding(server: str) -> None:
     answer = asked(server, "vcd", n=3, temperature=1.0, seed=5, decoding={"grounding": True})
     assert len(answer["choices"]) == 3
@@ -75,6 +128,7 @@ def test_several_answers_with_logprobs_and_grounding(server: str) -> None:
 
 def test_it_says_what_it_runs_and_counts(server: str) -> None:
     listed = {entry["name"]: entry["engines"][0] for entry in httpx.get(f"{server}/v1/strategies").json()["data"]}
+    assert {name for name, runs in listed.items() if not runs["runs"]} == set(REFUSED)
     assert listed["agla"] == {"engine": "vllm", "runs": True, "reason": None}
     metrics = httpx.get(f"{server}/metrics").text
     assert "\nonlyseen_gang_violations_total 0.0\n" in metrics
