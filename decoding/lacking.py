@@ -14,7 +14,7 @@ WHY = {
     "relevance": "the server has no image-text matcher; start it with --matcher",
     "attend": "vLLM computes attention in kernels that nothing can reach into",
     "attention": "vLLM computes attention in kernels that nothing can look into",
-    "narrow": "vLLM's caches hold every token of a picture in all layers",
+    "narrow": "tokens can be dropped inside LLaVA models alone, and not in vLLM, whose caches hold all in every layer",
     "exits": "vLLM's models give no logits of their earlier layers",
 }
 

@@ -136,7 +136,7 @@ async def test_what_a_vision_tower_cannot_tell_is_refused(checkpoint: Callable[[
     await engine.start()
     try:
         assert not {"vision", "narrow"} & engine.capabilities
-        with pytest.raises(Unsupported, match="'sid' drops tokens inside the model"):
+        with pytest.raises(Unsupported, match="'sid': it lacks narrow: tokens can be dropped inside LLaVA"):
             await say(engine, "sid", "one")
         with pytest.raises(Unsupported, match="'paint' needs a vision tower with a class token"):
             await say(engine, "paint", "one")
