@@ -59,7 +59,7 @@ PARTS = (
     Part("pope-greedy", "pope", ("--limit", "500"), with_tuned=True),
     Part("chair-greedy", "chair", SHORT, with_tuned=True, without=VOTERS),
     Part("chair-sampled", "chair", (*SHORT, *SEEDS), without=VOTERS),
-    Part("pope-sampled", "pope", ("--limit", "150", *SEEDS)),
+    Part("pope-sampled", "pope", ("--limit", "500", *SEEDS)),
     Part("pope-stacks", "pope", ("--limit", "150"), stacks=("agla+vhr", "vdgd+vcd", "mvp+agla+vhr")),
     Part("chair-stacks", "chair", ("--limit", "150", *SHORT), stacks=("agla+vhr", "vcd+vhr", "vdgd+vcd")),
 )

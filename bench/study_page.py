@@ -14,30 +14,35 @@ from eval.report.wording import NONE, chance, interval, number, outcome
 from eval.results import Column, Cost, Difference, Estimate, Match, Part, Results, Row
 
 PAGE = DOCS / "results.md"
+NUMBERS = DOCS / "results.json"
 PRECISE = ("accuracy", "chair_s", "chair_i")  # metrics that are shown with what stands behind the difference
 
 
 def write(runs: Path, tuned: Mapping[str, str], state: Mapping[str, str]) -> None:
-    """What is not among the runs stays as it is."""
+    """What is not among the runs stays as it is: each tells what answered."""
     found = {folder.name: read_run(folder) for folder in sorted(runs.iterdir()) if (folder / "results.json").is_file()}
     if others := {manifest.plan.weights for _, manifest in found.values()} - {state["weights"]}:
         raise SystemExit(f"some of the answers are of other weights than the server's: {others}")
+    answered_by = ", ".join(f"{what} {value}" for what, value in state.items())
     sections = {
-        name: "\n".join(section(results, manifest, tuned))
+        name: "\n".join([*section(results, manifest, tuned), f"- {answered_by}."])
         for name, (results, manifest) in found.items()
         if not name.endswith("tuning")
     }
-    sections["state"] = ", ".join(f"{what} {value}" for what, value in state.items()) + "."
     for name, compared in (("pope", contest.splits), ("chair", contest.at_equal_recall)):
-        run = contest.Answered.of(runs / f"{name}-greedy")
-        if contest.OURS in run.plan.labels:
-            sections[f"auto-{name}"] = "\n".join(compared(run))
+        if (greedy := f"{name}-greedy") in found:
+            run = contest.Answered.of(runs / greedy)
+            if contest.OURS in run.plan.labels:
+                sections[f"auto-{name}"] = "\n".join(compared(run))
     for name, text in sections.items():
         fill(PAGE, name, text)
-    (DOCS / "results.svg").write_text(study_figure.drawn(*(found[name][0] for name in ("pope-greedy", "chair-greedy"))))
-    numbers = {name: compact(results) for name, (results, _) in found.items()}
-    told = {"state": state, "tuned": tuned, "runs": numbers}
-    (DOCS / "results.json").write_text(json.dumps(told, separators=(",", ":")) + "\n")
+    if {"pope-greedy", "chair-greedy"} <= found.keys():
+        drawn = study_figure.drawn(found["pope-greedy"][0], found["chair-greedy"][0])
+        (DOCS / "results.svg").write_text(drawn)
+    told = json.loads(NUMBERS.read_text())
+    told["tuned"] |= tuned
+    told["runs"] |= {name: {"state": state, **compact(results)} for name, (results, _) in found.items()}
+    NUMBERS.write_text(json.dumps(told, separators=(",", ":")) + "\n")
 
 
 def compact(results: Results) -> dict[str, Any]:

@@ -4,20 +4,25 @@ import ctypes
 from functools import cache
 from typing import Any
 
-ARENA_MAX = -8
-"""What glibc's malloc.h calls this parameter of mallopt."""
+# What glibc's malloc.h calls these parameters of mallopt.
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+
 ARENAS = 2
+LARGE = 1 << 20  # bytes
 
 
 def restrain() -> None:
-    """Holds the C library to few heaps from here on, where it can be told (glibc).
+    """Holds the C library to few heaps from here on, and those to small things, where it can be told (glibc).
 
     Else it starts one for every thread that allocates, up to eight for each core, and each keeps most of what was once
-    its peak; a server has threads for pictures, questions, steps and matches.
+    its peak; a server has threads for pictures, questions, steps and matches. What is large has pages of its own, which
+    go back to the system with it: by itself the library raises that size to that of the largest thing it has seen freed.
     """
     tell = getattr(library(), "mallopt", None)
     if tell is not None:
         tell(ARENA_MAX, ARENAS)
+        tell(MMAP_THRESHOLD, LARGE)
+        tell(TRIM_THRESHOLD, LARGE)
 
 
 def trim() -> None:
