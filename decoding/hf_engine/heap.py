@@ -16,7 +16,7 @@ def restrain() -> None:
 
     Else it starts one for every thread that allocates, up to eight for each core, and each keeps most of what was once
     its peak; a server has threads for pictures, questions, steps and matches. What is large has pages of its own, which
-    go back to the system with it: by itself the library raises that size to that of the largest thing it has seen freed.
+    go back to the system with it: by itself the library raises that size to that of the largest thing that was freed.
     """
     tell = getattr(library(), "mallopt", None)
     if tell is not None:

@@ -17,6 +17,7 @@ import torch
 from decoding.answer import Token
 from decoding.errors import EngineFailed, OnlySeenError
 from decoding.hf_engine.batch import Batch, Said
+from decoding.hf_engine.grouping import PREFILL_TOKENS
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.prefill import prefill
 from decoding.hf_engine.prefixes import Prefixes
@@ -164,14 +165,17 @@ class Worker:
                 return
 
     def _admit(self) -> None:
-        """First come, first served, as many as have room."""
+        """First come, first served: as many as have room, and as one pass can read, lest the running answers wait."""
         admitted: list[Ticket] = []
-        free = self.max_rows - len(self.batch.rows)
-        while self._waiting and (need := self._waiting[0].place.rows) <= free:
-            ticket = self._waiting.popleft()
+        rows, tokens = self.max_rows - len(self.batch.rows), PREFILL_TOKENS
+        while self._waiting:
+            ticket = self._waiting[0]
+            rows -= ticket.place.rows
+            tokens -= sum(map(len, ticket.request.prompts.values()))
+            if rows < 0 or (tokens < 0 and admitted):
+                break
             ticket.place.taken = True
-            admitted.append(ticket)
-            free -= need
+            admitted.append(self._waiting.popleft())
         if admitted:
             self._tickets |= {id(ticket.request): ticket for ticket in admitted}
             self._join(admitted)
