@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from decoding.errors import BadRequest
 from server.asking import json_body
 from server.batch.page import After, Limit, page
+from server.batch.store import UNFINISHED
 from server.errors import ErrorBody, NotFound
 from server.guard import Owner
 from server.service import TheService
@@ -65,7 +66,7 @@ async def create_batch(request: Request, service: TheService, owner: Owner) -> B
             "metadata": asked.metadata,
         }
     )
-    await service.store.put(owner, batch)
+    await service.store.add(owner, batch)
     service.batches.wake()
     return batch
 
@@ -84,12 +85,12 @@ async def retrieve_batch(batch_id: str, service: TheService, owner: Owner) -> Ba
 @router.post("/{batch_id}/cancel")
 async def cancel_batch(batch_id: str, service: TheService, owner: Owner) -> Batch:
     """What runs is finished, what waits is dropped, what is answered can be fetched."""
-    batch = await service.store.batch(owner, batch_id)
-    if batch.status not in ("validating", "in_progress", "cancelling"):
-        raise BadRequest(f"The batch has ended: {batch.status}.", param="batch_id", code="batch_ended")
-    batch.status, batch.cancelling_at = "cancelling", int(time.time())
-    await service.store.put(owner, batch)
-    service.batches.cancel(batch.id)
+    now = int(time.time())
+    batch = await service.store.change(owner, batch_id, *UNFINISHED, status="cancelling", cancelling_at=now)
+    if batch is None:
+        ended = await service.store.batch(owner, batch_id)
+        raise BadRequest(f"The batch has ended: {ended.status}.", param="batch_id", code="batch_ended")
+    service.batches.wake()
     return batch
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
@@ -70,20 +71,21 @@ async def upload_file(request: Request, service: TheService, owner: Owner) -> Fi
         if unknown := sorted(set(form) - {"file", "purpose"}):
             raise BadRequest(f"Unknown field '{unknown[0][:64]}'.", param=unknown[0][:64])
         await service.store.room(file.size or 0)
+        identity = f"file-{uuid4().hex}"
         try:
-            path = await run_sync(copied, file, service.store.folder)
+            await run_sync(copy, file, service.store.path(identity))
         except OSError:
+            await run_sync(partial(service.store.path(identity).unlink, missing_ok=True))
             raise Unavailable("The server cannot store the file.") from None
-        return await service.store.keep(owner, path, (file.filename or "file")[:256], "batch")
+        return await service.store.keep(owner, identity, (file.filename or "file")[:256], "batch")
     finally:
         await form.close()
 
 
-def copied(file: UploadFile, folder: Path) -> Path:
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="incoming-", delete=False) as copy:
+def copy(file: UploadFile, path: Path) -> None:
+    with path.open("wb") as target:
         while piece := file.file.read(1 << 20):
-            copy.write(piece)
-        return Path(copy.name)
+            target.write(piece)
 
 
 @router.get("")

@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import structlog
 from anyio.to_thread import run_sync
-from openai.types import Batch, BatchRequestCounts
+from openai.types import Batch
 from openai.types.batch import Errors
 
 from decoding.errors import BadRequest, EngineFailed, Overloaded
 from server import asking, chat, responses, text
 from server.asking import Asked
 from server.batch.lines import Line, answered, done, flaws, line_of, lines, refused
-from server.batch.store import Store
+from server.batch.store import UNFINISHED, Store
 from server.errors import Unavailable
 from server.service import Service
 
@@ -41,7 +41,6 @@ class Runner:
         self._service = service
         self._store: Store = service.store
         self._wake = asyncio.Event()
-        self._cancelled: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -54,10 +53,6 @@ class Runner:
 
     def wake(self) -> None:
         self._wake.set()
-
-    def cancel(self, identity: str) -> None:
-        self._cancelled.add(identity)
-        self.wake()
 
     async def _work(self) -> None:
         while True:
@@ -75,7 +70,7 @@ class Runner:
         except Exception as error:
             log.error("a batch was given up", batch=batch.id, exc_info=error)
             try:
-                await self._enter(owner, batch, "failed", "failed_at")
+                await self._enter(owner, batch, "failed")
             except Exception as unwritten:
                 log.error("a batch waits for the next start", batch=batch.id, exc_info=unwritten)
 
@@ -84,44 +79,46 @@ class Runner:
         if batch.status == "validating":
             count, found = await run_sync(flaws, source, batch.endpoint)
             if found:
-                batch.errors = Errors(data=found, object="list")
-                await self._enter(owner, batch, "failed", "failed_at")
+                errors = Errors(data=found, object="list").model_dump()
+                await self._enter(owner, batch, "failed", errors=errors)
                 return
-            batch.request_counts = counts(count, 0, 0)
-            await self._enter(owner, batch, "in_progress", "in_progress_at")
+            batch = await self._enter(owner, batch, "in_progress", request_counts=counts(count, 0, 0))
         if batch.status == "in_progress":
-            await self._ask_all(owner, batch, source)
+            batch = await self._ask_all(owner, batch, source)
         await self._finish(owner, batch)
 
-    async def _ask_all(self, owner: str, batch: Batch, source: Path) -> None:
-        said, failed = self._outcomes(batch)
+    async def _ask_all(self, owner: str, batch: Batch, source: Path) -> Batch:
+        """The batch as it is then."""
+        said, failed = (self._store.path(identity) for identity in outcomes_of(batch))
         answers, errors = await run_sync(done, said), await run_sync(done, failed)
         total = batch.request_counts.total if batch.request_counts else 0
         asked = (line_of(text, batch.endpoint) for text in lines(source))
         left = (line for line in asked if line.custom_id not in answers and line.custom_id not in errors)
+        now = batch
         with said.open("ab") as ends_well, failed.open("ab") as ends_badly:
             tallied = [len(answers), len(errors)]
 
-            async def hand(line: Line) -> None:
-                outcome, is_answer = await self._ask(line, batch)
-                file = ends_well if is_answer else ends_badly
-                file.write(outcome)
-                file.flush()
-                tallied[not is_answer] += 1
-                batch.request_counts = counts(total, *tallied)
-                if batch.id in self._cancelled:
-                    batch.status = "cancelling"
-                await self._store.put(owner, batch)
+            async def tally() -> None:
+                nonlocal now
+                changed = await self._store.change(owner, batch.id, *UNFINISHED, request_counts=counts(total, *tallied))
+                now = changed or now
 
-            await self._some_at_a_time(left, hand, batch)
+            async def hands() -> None:
+                for line in left:
+                    if now.status == "cancelling" or (now.expires_at or 0) < time.time():
+                        return
+                    outcome, is_answer = await self._ask(line, batch)
+                    file = ends_well if is_answer else ends_badly
+                    file.write(outcome)
+                    file.flush()
+                    tallied[not is_answer] += 1
+                    await tally()
 
-    async def _some_at_a_time(self, left: Iterator[Line], hand: Callable[[Line], Any], batch: Batch) -> None:
-        async def hands() -> None:
-            for line in left:
-                if batch.id in self._cancelled or (batch.expires_at or 0) < time.time():
-                    return
-                await hand(line)
+            await tally()
+            await self._some_at_a_time(hands)
+        return now
 
+    async def _some_at_a_time(self, hands: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._service.settings.batch_requests):
@@ -149,36 +146,47 @@ class Runner:
                 return refused(line, error), False
 
     async def _finish(self, owner: str, batch: Batch) -> None:
-        is_cancelled = batch.id in self._cancelled or batch.status == "cancelling"
-        complete = batch.request_counts is not None and (
-            batch.request_counts.completed + batch.request_counts.failed == batch.request_counts.total
+        """A server that dies in here does it once more, and the same comes of it."""
+        tally = batch.request_counts
+        is_complete = tally is not None and tally.completed + tally.failed == tally.total
+        status = "cancelled" if batch.status == "cancelling" else "completed" if is_complete else "expired"
+        output, error = outcomes_of(batch)
+        await self._enter(
+            owner,
+            batch,
+            status,
+            output_file_id=await self._kept(owner, output, f"{batch.id}_output.jsonl"),
+            error_file_id=await self._kept(owner, error, f"{batch.id}_error.jsonl"),
         )
-        said, failed = self._outcomes(batch)
-        if await run_sync(has_content, said):
-            batch.output_file_id = (await self._store.keep(owner, said, f"{batch.id}_output.jsonl", "batch_output")).id
-        if await run_sync(has_content, failed):
-            batch.error_file_id = (await self._store.keep(owner, failed, f"{batch.id}_error.jsonl", "batch_output")).id
-        if is_cancelled:
-            await self._enter(owner, batch, "cancelled", "cancelled_at")
-        elif complete:
-            await self._enter(owner, batch, "completed", "completed_at")
-        else:
-            await self._enter(owner, batch, "expired", "expired_at")
-        self._cancelled.discard(batch.id)
 
-    async def _enter(self, owner: str, batch: Batch, status: Any, since: str) -> None:
-        batch.status = status
-        setattr(batch, since, int(time.time()))
-        await self._store.put(owner, batch)
-        log.info("batch", batch=batch.id, status=status)
+    async def _kept(self, owner: str, identity: str, filename: str) -> str | None:
+        """The id of the file, if there is anything in it."""
+        if not await run_sync(has_content, self._store.path(identity)):
+            return None
+        return (await self._store.keep(owner, identity, filename, "batch_output")).id
 
-    def _outcomes(self, batch: Batch) -> tuple[Path, Path]:
-        return self._store.path(f"{batch.id}.answers"), self._store.path(f"{batch.id}.errors")
+    async def _enter(self, owner: str, batch: Batch, status: str, **fields: Any) -> Batch:
+        """What the batch is then: none is in progress that was cancelled meanwhile."""
+        among = ("validating",) if status == "in_progress" else UNFINISHED
+        fields = {"status": status, f"{status}_at": int(time.time()), **fields}
+        entered = await self._store.change(owner, batch.id, *among, **fields)
+        batch = entered or await self._store.batch(owner, batch.id)
+        log.info("batch", batch=batch.id, status=batch.status)
+        return batch
+
+
+def outcomes_of(batch: Batch) -> tuple[str, str]:
+    """The ids of its files of answers and of refusals, written where they stay: no death of the server parts them."""
+    name = batch.id.removeprefix("batch_")
+    return f"file-{name}-output", f"file-{name}-error"
 
 
 def has_content(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
+    """An empty file is taken away."""
+    if path.exists() and path.stat().st_size == 0:
+        path.unlink()
+    return path.exists()
 
 
-def counts(total: int, completed: int, failed: int) -> BatchRequestCounts:
-    return BatchRequestCounts(total=total, completed=completed, failed=failed)
+def counts(total: int, completed: int, failed: int) -> dict[str, int]:
+    return {"total": total, "completed": completed, "failed": failed}

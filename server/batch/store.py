@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
 
 import aiosqlite
 from anyio.to_thread import run_sync
@@ -23,7 +24,7 @@ CREATE TABLE IF NOT EXISTS files
 CREATE TABLE IF NOT EXISTS batches
     (id TEXT PRIMARY KEY, owner TEXT NOT NULL, status TEXT NOT NULL, document TEXT NOT NULL);
 """
-UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
+UNFINISHED = ("validating", "in_progress", "cancelling")
 
 
 class Store:
@@ -73,10 +74,9 @@ class Store:
         if held + wanted > self.most_bytes:
             raise BadRequest("The server's storage is full: delete files first.", param="file", code="storage_full")
 
-    async def keep(self, owner: str, path: Path, filename: str, purpose: str) -> FileObject:
-        """A file whose content is at `path`, which is moved."""
-        identity = f"file-{uuid4().hex}"
-        size = await run_sync(moved, path, self.path(identity))
+    async def keep(self, owner: str, identity: str, filename: str, purpose: str) -> FileObject:
+        """A file whose content lies at its path already; once more changes nothing."""
+        size = await run_sync(size_of, self.path(identity))
         file = FileObject.model_validate(
             {
                 "id": identity,
@@ -88,7 +88,7 @@ class Store:
                 "status": "processed",
             }
         )
-        await self._write("INSERT INTO files VALUES (?, ?, ?, ?)", (identity, owner, size, said(file)))
+        await self._write("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?)", (identity, owner, size, said(file)))
         return file
 
     async def file(self, owner: str, identity: str) -> FileObject:
@@ -109,12 +109,20 @@ class Store:
         await self._write("DELETE FROM files WHERE id = ?", (identity,))
         await run_sync(partial(self.path(identity).unlink, missing_ok=True))
 
-    async def put(self, owner: str, batch: Batch) -> None:
-        await self._write(
-            "INSERT INTO batches VALUES (?, ?, ?, ?) ON CONFLICT (id) "
-            "DO UPDATE SET status = excluded.status, document = excluded.document",
-            (batch.id, owner, batch.status, said(batch)),
+    async def add(self, owner: str, batch: Batch) -> None:
+        query = "INSERT INTO batches VALUES (?, ?, ?, ?)"
+        await self._write(query, (batch.id, owner, batch.status, said(batch)))
+
+    async def change(self, owner: str, identity: str, *among: str, **fields: Any) -> Batch | None:
+        """These fields alone, in one statement: whoever writes beside keeps what it wrote. None: in no such status."""
+        query = (
+            "UPDATE batches SET document = json_patch(document, ?), status = COALESCE(?, status) "
+            "WHERE id = ? AND owner = ? AND status IN (SELECT value FROM json_each(?)) RETURNING document"
         )
+        values = (json.dumps(fields), fields.get("status"), identity, owner, json.dumps(among))
+        for (document,) in await self.rows.execute_fetchall(query, values):
+            return Batch.model_validate_json(document)
+        return None
 
     async def batch(self, owner: str, identity: str) -> Batch:
         """Raises: NotFound."""
@@ -130,7 +138,7 @@ class Store:
 
     async def unfinished(self) -> list[tuple[str, Batch]]:
         """With their owners, the oldest first."""
-        query = "SELECT owner, document FROM batches WHERE status IN (?, ?, ?, ?) ORDER BY rowid"
+        query = "SELECT owner, document FROM batches WHERE status IN (?, ?, ?) ORDER BY rowid"
         async with self.rows.execute(query, UNFINISHED) as found:
             return [(owner, Batch.model_validate_json(document)) for owner, document in await found.fetchall()]
 
@@ -142,10 +150,8 @@ class Store:
         await self.rows.execute(query, tuple(values))
 
 
-def moved(path: Path, target: Path) -> int:
-    """Its size in bytes."""
-    path.rename(target)
-    return target.stat().st_size
+def size_of(path: Path) -> int:
+    return path.stat().st_size
 
 
 def said(document: BaseModel) -> str:

@@ -27,11 +27,11 @@ async def test_a_write_that_is_cancelled_holds_up_no_other_server(tmp_path: Path
     await second.open()
     try:
         for number in range(40):
-            write = asyncio.create_task(first.put("somebody", batch(number)))
+            write = asyncio.create_task(first.add("somebody", batch(number)))
             await asyncio.sleep(number * 1e-5)  # before, in the middle of, or after it
             write.cancel()
             await asyncio.gather(write, return_exceptions=True)
-            await asyncio.wait_for(second.put("somebody", batch(number)), 2)
+            await asyncio.wait_for(second.add("somebody", batch(100 + number)), 2)
     finally:
         await first.close()
         await second.close()

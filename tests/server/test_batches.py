@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from openai.types import Batch
+from structlog.typing import EventDict
 
 from decoding.errors import EngineFailed, Overloaded
 from server.batch import lines, runner
+from server.batch.store import Store
 from tests.server.conftest import Serve, Served, asked, seeing
 from tests.server.fakes import FakeEngine
 
@@ -120,7 +123,7 @@ async def test_cancelled(serve: Serve) -> None:
 async def test_it_goes_on_after_a_restart(serve: Serve, tmp_path: Path) -> None:
     first = await serve(FakeEngine(pause=0.1), data_dir=tmp_path, batch_requests=2)
     batch = await ended(first, await sent(first, *map(line, range(20))), "in_progress")
-    answers = tmp_path / f"{batch.id}.answers"
+    answers = tmp_path / runner.outcomes_of(batch)[0]
     async with asyncio.timeout(60):
         while len(lines.done(answers)) < 4:  # noqa: ASYNC110 - nothing tells when it is reached
             await asyncio.sleep(0.01)
@@ -133,6 +136,60 @@ async def test_it_goes_on_after_a_restart(serve: Serve, tmp_path: Path) -> None:
     assert batch.status == "completed"
     assert set(await outcomes(again, batch.output_file_id)) == {f"line-{number}" for number in range(20)}
     assert len(again.engine.asks) == 20 - kept
+
+
+async def test_a_death_at_its_end_loses_no_answer(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[EventDict]
+) -> None:
+    first = await serve(data_dir=tmp_path)
+    change = Store.change
+
+    async def dies(store: Store, *names: str, **fields: Any) -> Batch | None:
+        if fields.get("status") == "completed":
+            raise runner.Stopped
+        return await change(store, *names, **fields)
+
+    with monkeypatch.context() as death:
+        death.setattr(Store, "change", dies)
+        batch = await sent(first, line(1), line(2, temperature=7))
+        async with asyncio.timeout(60):
+            while not any("waits for the next start" in told["event"] for told in logged):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    again = await serve(data_dir=tmp_path)
+    batch = await ended(again, batch)
+    assert (batch.status, list(await outcomes(again, batch.output_file_id))) == ("completed", ["line-1"])
+    assert list(await outcomes(again, batch.error_file_id)) == ["line-2"]
+    assert not again.engine.asks
+
+
+async def test_counts_that_were_not_written_any_more_are_made_up_for(serve: Serve, tmp_path: Path) -> None:
+    first = await serve(FakeEngine(pause=0.05), data_dir=tmp_path)
+    batch = await ended(first, await sent(first, line(1)), "in_progress")
+    await first.app.state.service.batches.close()
+    (tmp_path / runner.outcomes_of(batch)[0]).write_text('{"custom_id": "line-1", "response": {}}\n')
+    assert (await ended(await serve(data_dir=tmp_path), batch)).status == "completed"
+
+
+async def test_a_cancel_beside_the_end_loses_no_answer(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = await serve(FakeEngine(pause=0.01))
+    batch = await sent(served, *map(line, range(20)))
+    async with asyncio.timeout(60):
+        while (batch.request_counts.completed if batch.request_counts else 0) == 0:
+            batch = await served.openai.batches.retrieve(batch.id)
+    look = Store.batch
+
+    async def slowly(store: Store, owner: str, identity: str) -> Batch:
+        seen = await look(store, owner, identity)
+        while (await look(store, owner, identity)).status == "in_progress":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return seen
+
+    with monkeypatch.context() as delay, suppress(BadRequestError):
+        delay.setattr(Store, "batch", slowly)
+        await served.openai.batches.cancel(batch.id)
+    batch = await ended(served, batch)
+    assert batch.request_counts is not None
+    assert len(await outcomes(served, batch.output_file_id)) == batch.request_counts.completed > 0
 
 
 async def test_an_engine_that_dies_leaves_the_rest_for_the_next_start(serve: Serve) -> None:
