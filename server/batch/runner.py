@@ -94,7 +94,13 @@ class Runner:
         total = batch.request_counts.total if batch.request_counts else 0
         asked = (line_of(text, batch.endpoint) for text in lines(source))
         left = (line for line in asked if line.custom_id not in answers and line.custom_id not in errors)
-        now = batch
+        now, turn = batch, asyncio.Lock()
+
+        async def following() -> Line | None:
+            """Off the event loop: there may be many megabytes of answered lines before it."""
+            async with turn:
+                return await run_sync(next, left, None)
+
         with said.open("ab") as ends_well, failed.open("ab") as ends_badly:
             tallied = [len(answers), len(errors)]
 
@@ -104,7 +110,7 @@ class Runner:
                 now = changed or now
 
             async def hands() -> None:
-                for line in left:
+                while (line := await following()) is not None:
                     if now.status == "cancelling" or (now.expires_at or 0) < time.time():
                         return
                     outcome, is_answer = await self._ask(line, batch)
@@ -130,7 +136,7 @@ class Runner:
         """Its outcome, and whether that is an answer."""
         while True:
             try:
-                asked = await run_sync(READERS[batch.endpoint], json.dumps(line.body).encode())
+                asked = await run_sync(asked_by, line, batch.endpoint)
                 if asked.streams:
                     raise BadRequest("A line of a batch cannot be streamed.", param="stream")
                 return answered(line, await asking.written(asked, self._service)), True
@@ -173,6 +179,11 @@ class Runner:
         batch = entered or await self._store.batch(owner, batch.id)
         log.info("batch", batch=batch.id, status=batch.status)
         return batch
+
+
+def asked_by(line: Line, endpoint: str) -> Asked:
+    """Raises: BadRequest."""
+    return READERS[endpoint](json.dumps(line.body).encode())
 
 
 def outcomes_of(batch: Batch) -> tuple[str, str]:

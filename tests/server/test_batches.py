@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,23 @@ async def test_a_death_at_its_end_loses_no_answer(
     assert (batch.status, list(await outcomes(again, batch.output_file_id))) == ("completed", ["line-1"])
     assert list(await outcomes(again, batch.error_file_id)) == ["line-2"]
     assert not again.engine.asks
+
+
+async def test_lines_are_read_beside_the_event_loop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers: list[int] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*values: Any) -> Any:
+            readers.append(threading.get_ident())
+            return function(*values)
+
+        return call
+
+    for name in ("line_of", "asked_by"):
+        monkeypatch.setattr(runner, name, noted(getattr(runner, name)))
+    await ended(served, await sent(served, line(1), line(2)))
+    assert len(readers) == 4
+    assert threading.get_ident() not in readers
 
 
 async def test_counts_that_were_not_written_any_more_are_made_up_for(serve: Serve, tmp_path: Path) -> None:
