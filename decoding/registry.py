@@ -51,8 +51,22 @@ def build(names: str, parameters: Mapping[str, Any]) -> tuple[Strategy, ...]:
     """`"agla+vhr"` and `{"agla": {"alpha": 1.0}}` -> the stack, outermost first.
 
     Raises:
-        BadRequest: an unknown name or parameter, a value out of bounds, parameters of a strategy that is not named, or
-            two strategies that do not compose.
+        BadRequest: as `composed`, or an unknown parameter, a value out of bounds, parameters of a strategy that is not
+            named.
+    """
+    wanted = composed(names)
+    for name in parameters:
+        if name not in wanted:
+            hint = f"parameters go under the name of a strategy of '{names}', as in decoding.{wanted[0]}.{name}"
+            raise BadRequest(f"Unknown field '{name}': {hint}.", param=f"decoding.{name}")
+    return tuple(one(name, parameters.get(name, {})) for name in wanted)
+
+
+def composed(names: str) -> list[str]:
+    """`"agla+vhr"` -> its names, outermost first.
+
+    Raises:
+        BadRequest: an unknown name, one that is said twice, or two strategies that do not compose.
     """
     wanted = names.split("+")
     for name in wanted:
@@ -64,11 +78,7 @@ def build(names: str, parameters: Mapping[str, Any]) -> tuple[Strategy, ...]:
     for outer, inner in combinations(wanted, 2):
         if (reason := refusal(outer, inner)) is not None:
             raise BadRequest(f"'{outer}' cannot stand outside '{inner}': {reason}.", param="decoding.strategy")
-    for name in parameters:
-        if name not in wanted:
-            hint = f"parameters go under the name of a strategy of '{names}', as in decoding.{wanted[0]}.{name}"
-            raise BadRequest(f"Unknown field '{name}': {hint}.", param=f"decoding.{name}")
-    return tuple(one(name, parameters.get(name, {})) for name in wanted)
+    return wanted
 
 
 def one(name: str, parameters: Any) -> Strategy:

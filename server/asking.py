@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from decoding.answer import Token
 from decoding.ask import Ask
-from decoding.errors import BadRequest, OnlySeenError
+from decoding.errors import BadRequest
 from server import doors, response_format
 from server.deadline import until
 from server.disconnect import ClientGone, while_connected
@@ -81,14 +81,13 @@ async def begun(question: Question, service: Service) -> Reply:
     """A reply whose first token is there. Whoever takes it closes it."""
     deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
     async with until(deadline):
-        reply = await reply_to(question, service, deadline)
-        try:
-            await reply.begin()
-        except BaseException as error:
-            await reply.close()
-            if isinstance(error, OnlySeenError):
-                error.param = question.fields.get(error.param, error.param)
-            raise
+        with question.fields_as_sent():
+            reply = await reply_to(question, service, deadline)
+            try:
+                await reply.begin()
+            except BaseException:
+                await reply.close()
+                raise
     return reply
 
 

@@ -66,6 +66,7 @@ class ChatRequest(SampledRequest):
             turns=turns(self.messages),
             decoding=self.decoding or Decoding(),
             format=self.response_format,
+            most_param="max_tokens" if self.max_tokens else "max_completion_tokens",
             choices=self.n or 1,
             user=self.user,
         )

@@ -16,7 +16,7 @@ def suffix_of(model: str, served: str) -> str | None:
     """`onlyseen-tiny:agla+vhr` -> `agla+vhr`; the bare name has none.
 
     Raises:
-        ModelNotFound: another model, or a suffix that names no strategy.
+        ModelNotFound: another model, or a suffix that names no strategy, or some that do not compose.
     """
     from decoding import registry
 
@@ -25,10 +25,10 @@ def suffix_of(model: str, served: str) -> str | None:
         raise ModelNotFound(f"There is no such model. This server has '{served}'.", param="model")
     if not colon:
         return None
-    known = registry.strategies()
-    if not all(strategy in known for strategy in suffix.split("+")):
-        message = f"There is no such model: after '{served}:' comes a strategy of {', '.join(known)}, or some with '+'."
-        raise ModelNotFound(message, param="model")
+    try:
+        registry.composed(suffix)
+    except BadRequest as error:
+        raise ModelNotFound(f"There is no such model. {error.message}", param="model") from None
     return suffix
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from decoding.errors import BadRequest
+from decoding.errors import BadRequest, OnlySeenError
 from decoding.prompt import Message, Part, Prompt, Role
 from decoding.sampling import Sampling
 from server.decoding_field import Decoding
@@ -38,13 +40,21 @@ class Question:
     decoding: Decoding = field(default_factory=Decoding)
     format: ResponseFormat | None = None
     format_param: str = "response_format"
+    most_param: str = "max_completion_tokens"
     choices: int = 1  # of each prompt
     user: str | None = None
 
-    @property
-    def fields(self) -> dict[str | None, str]:
-        """What engines and strategies call a field, who know chat requests alone -> what this route calls it."""
-        return {"messages": self.param, "response_format": self.format_param}
+    @contextmanager
+    def fields_as_sent(self) -> Iterator[None]:
+        """Engines and strategies, who know chat requests alone, name a field; a refusal names it as the client did."""
+        sent = {"messages": self.param, "max_completion_tokens": self.most_param, "response_format": self.format_param}
+        if self.decoding.strategy is None and ":" in self.model:
+            sent["decoding.strategy"] = "model"
+        try:
+            yield
+        except OnlySeenError as error:
+            error.param = sent.get(error.param or "", error.param)
+            raise
 
     async def prompts(self, pictures: Pictures, most_images: int) -> list[Prompt]:
         """Raises: BadRequest: too many images, or one that cannot be loaded."""

@@ -60,6 +60,14 @@ class Reply:
 
     async def begin(self) -> None:
         """Done when every choice has its first token: what cannot be served has been refused by then."""
+        try:
+            await self._begin()
+        except BadRequest as error:
+            if error.code == "context_length_exceeded" and await self._fit_alone():
+                error.param = "decoding.strategy"
+            raise
+
+    async def _begin(self) -> None:
         outcomes = [await self._run.resolve(ask, grounding=self._grounding) for ask in self._asks]
         self._answered = tuple(isinstance(outcome, Answer) for outcome in outcomes)
         if any(self._answered) and self._asks[0].sampling.grammar is not None:
@@ -131,7 +139,19 @@ class Reply:
         """Raises: BadRequest: more sequences than the engine runs at once."""
         if rows > self._most_rows:
             message = f"The request needs {rows} sequences, n times (1 + branches); at most {self._most_rows} are run."
-            raise BadRequest(message, param="n", code="too_many_sequences")
+            param = "n" if self._each > 1 else "messages" if len(self._asks) > 1 else "decoding.strategy"
+            raise BadRequest(message, param=param, code="too_many_sequences")
+
+    async def _fit_alone(self) -> bool:
+        """Whether the prompts are short enough, but for what the strategies make of them."""
+        if not self._run.stack or "tokens" not in self._run.engine.capabilities:
+            return False
+        try:
+            for ask in self._asks:
+                await self._run.engine.tokens(ask.prompt)
+        except BadRequest:
+            return False
+        return True
 
     async def _next(self, tokens: AsyncGenerator[tuple[int, Token], None]) -> tuple[int, Token] | None:
         async with until(self._deadline):

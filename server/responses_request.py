@@ -119,6 +119,7 @@ class ResponsesRequest(Wire):
             decoding=self.decoding or Decoding(),
             format=self._format(),
             format_param="text.format",
+            most_param="max_output_tokens",
             user=self.user,
         )
 

@@ -48,6 +48,7 @@ class TextRequest(SampledRequest):
             texts=(self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt),
             decoding=self.decoding or Decoding(),
             choices=self.n or 1,
+            most_param="max_tokens",
             user=self.user,
         )
 

@@ -37,8 +37,9 @@ class TokenizeRequest(Wire):
 
     @property
     def question(self) -> Question:
-        texts = () if self.prompt is None else (self.prompt,)
-        return Question(self.model, "messages", Sampling(), turns=turns(self.messages or []), texts=texts)
+        if self.prompt is not None:
+            return Question(self.model, "prompt", Sampling(), texts=(self.prompt,))
+        return Question(self.model, "messages", Sampling(), turns=turns(self.messages or []))
 
 
 class Tokens(BaseModel):
@@ -55,8 +56,10 @@ async def tokenize(request: Request, service: TheService) -> Response:
     doors.suffix_of(asked.model, service.settings.name)
     if "tokens" not in engine.capabilities:
         raise Unsupported("This engine does not tell its tokens.")
-    (prompt,) = await asked.question.prompts(service.pictures, service.settings.max_images)
-    ids = await engine.tokens(prompt)
+    question = asked.question
+    with question.fields_as_sent():
+        (prompt,) = await question.prompts(service.pictures, service.settings.max_images)
+        ids = await engine.tokens(prompt)
     told = Tokens(count=len(ids), max_model_len=engine.card.context, tokens=ids)
     return Response(to_json(told), media_type="application/json")
 

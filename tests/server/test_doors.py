@@ -39,6 +39,7 @@ async def test_precedence(serve: Serve, default: str, model: str, decoding: Any,
         ("tiny:nonsense", None, 404, "model", "model_not_found"),
         ("tiny:", None, 404, "model", "model_not_found"),
         ("tiny:blind+", None, 404, "model", "model_not_found"),
+        ("tiny:blind+blind", None, 404, "model", "model_not_found"),
         ("gpt-4o", None, 404, "model", "model_not_found"),
         ("", None, 404, "model", "model_not_found"),
         ("tiny", {"strategy": "nonsense"}, 400, "decoding.strategy", None),
@@ -64,10 +65,11 @@ async def test_refusals(served: Served, model: str, decoding: Any, status: int, 
 
 async def test_a_strategy_that_the_engine_cannot_run_is_refused_with_the_reason(serve: Serve) -> None:
     served = await serve(FakeEngine(capabilities=ALL - {"heads"}))
-    for model, decoding in (("tiny:focus", {}), ("tiny", {"strategy": "blind+focus"})):
+    asked = [("tiny:focus", {}, "model"), ("tiny", {"strategy": "blind+focus"}, "decoding.strategy")]
+    for model, decoding, param in asked:
         response = await served.chat(model=model, decoding=decoding, messages=seeing())
         error = response.json()["error"]
-        assert (response.status_code, error["param"], error["code"]) == (400, "decoding.strategy", "unsupported")
+        assert (response.status_code, error["param"], error["code"]) == (400, param, "unsupported")
         assert "'focus': it lacks heads" in error["message"]
     assert not served.engine.asks
 

@@ -328,9 +328,19 @@ def test_special_text_harms_nothing(url: str, client: OpenAI, text: str) -> None
 
 
 def test_a_prompt_that_is_too_long(url: str) -> None:
-    fields = greedy("plain", messages=question(SCENES[0], "word " * 50_000))
-    response = httpx.post(f"{url}/v1/chat/completions", json=fields, timeout=60)
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+    for strategy in ("plain", "vdgd"):
+        fields = greedy(strategy, messages=question(SCENES[0], "word " * 50_000))
+        error = httpx.post(f"{url}/v1/chat/completions", json=fields, timeout=60).json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
+def test_a_prompt_that_a_strategy_makes_too_long(url: str) -> None:
+    fields = greedy("plain") | {
+        "model": NAME,
+        "decoding": {"strategy": "vdgd", "vdgd": {"description_prompt": "q7 " * 1300}},
+    }
+    error = httpx.post(f"{url}/v1/chat/completions", json=fields, timeout=60).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "decoding.strategy")
 
 
 def test_every_listed_model_answers(client: OpenAI) -> None:

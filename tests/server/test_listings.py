@@ -39,7 +39,7 @@ async def test_strategies_that_cannot_run_are_not_among_the_models(serve: Serve)
 
 async def test_one_model(served: Served) -> None:
     assert (await served.http.get("/v1/models/tiny:blind+focus")).json()["id"] == "tiny:blind+focus"
-    for path in ("tiny:nonsense", "other", "a/b:c"):
+    for path in ("tiny:nonsense", "other", "a/b:c", "tiny:blind+blind"):
         response = await served.http.get(f"/v1/models/{path}")
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 

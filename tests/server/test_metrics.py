@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from structlog.typing import EventDict
 
-from tests.server.conftest import Serve, Served, seeing
+from tests.server.conftest import Serve, Served, data_url, seeing
 from tests.server.fakes import FakeEngine
+
+SEEN = [{"role": "user", "content": [{"type": "input_image", "image_url": data_url()}]}]
 
 
 async def counted(served: Served) -> dict[str, float]:
@@ -91,3 +94,21 @@ async def test_a_request_is_no_larger_than_the_engine(serve: Serve) -> None:
     response = await served.chat(model="tiny:blind", messages=seeing(), n=3)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "too_many_sequences", "n")
+
+
+@pytest.mark.parametrize(
+    ("url", "fields", "param"),
+    [
+        ("chat/completions", {"model": "tiny:blind", "messages": seeing()}, "model"),
+        ("chat/completions", {"messages": seeing(), "decoding": {"strategy": "blind"}}, "decoding.strategy"),
+        ("completions", {"prompt": ["a", "b"]}, "prompt"),
+        ("responses", {"model": "tiny:blind", "input": SEEN}, "model"),
+    ],
+)
+async def test_what_makes_a_request_too_large_is_named(
+    serve: Serve, url: str, fields: dict[str, Any], param: str
+) -> None:
+    served = await serve(max_rows=1)
+    response = await served.http.post(f"/v1/{url}", json={"model": "tiny"} | fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "too_many_sequences", param)

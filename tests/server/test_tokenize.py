@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from decoding.ask import Prompt
+from decoding.errors import BadRequest
 from tests.server.conftest import Serve, Served, seeing
 from tests.server.fakes import ALL, FakeEngine
 
@@ -37,6 +39,18 @@ async def test_tokens(served: Served, fields: dict[str, Any], tokens: list[int])
 async def test_refusals(served: Served, fields: dict[str, Any], status: int, param: str) -> None:
     response = await served.http.post("/tokenize", json={"model": "tiny"} | fields)
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+
+
+class Refusing(FakeEngine):
+    async def tokens(self, prompt: Prompt) -> list[int]:
+        raise BadRequest("No.", param="messages")
+
+
+@pytest.mark.parametrize("fields", [{"prompt": "a"}, {"messages": [{"role": "user", "content": "a"}]}])
+async def test_what_the_engine_refuses_is_named_as_it_was_sent(serve: Serve, fields: dict[str, Any]) -> None:
+    served = await serve(Refusing())
+    response = await served.http.post("/tokenize", json={"model": "tiny"} | fields)
+    assert [response.json()["error"]["param"]] == list(fields)
 
 
 async def test_an_engine_that_does_not_tell(serve: Serve) -> None:
