@@ -13,7 +13,22 @@ from decoding.sampling import Sampling
 if TYPE_CHECKING:
     from decoding.strategy import Strategy
 
-__all__ = ["Answer", "Ask", "Heat", "Memory", "Message", "Noise", "Picture", "Probe", "Prompt", "Relevance", "Sampling"]
+__all__ = [
+    "MAIN",
+    "Answer",
+    "Ask",
+    "Heat",
+    "Memory",
+    "Message",
+    "Noise",
+    "Picture",
+    "Probe",
+    "Prompt",
+    "Relevance",
+    "Sampling",
+]
+
+MAIN = "main"  # beside the names of the branches: the ask's own prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,10 @@ class Matcher:
     """
 
     def __init__(self, source: str, device: str = "cpu", *, block: int | None = None) -> None:
-        """`source` is a folder or a hub id. Float32 on the CPU, elsewhere as stored."""
+        """`source` is a folder or a hub id. Float32 on the CPU, bfloat16 elsewhere."""
         model: Any = BlipForImageTextRetrieval.from_pretrained(
             source,
-            dtype=torch.float32 if device == "cpu" else "auto",
+            dtype=torch.float32 if device == "cpu" else torch.bfloat16,
             attn_implementation="eager",  # the others do not give the probabilities away
         )
         self.model = model.to(device).eval().requires_grad_(False)

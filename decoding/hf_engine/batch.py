@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from decoding.answer import Token
+from decoding.ask import MAIN
 from decoding.hf_engine import threads
 from decoding.hf_engine.dormant import Dormitory
 from decoding.hf_engine.heads import Scales
@@ -16,7 +17,7 @@ from decoding.hf_engine.hooks import Failed, Rows, mixed, waking, within_grammar
 from decoding.hf_engine.inside import Inside
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.prefill import Ready, factors_of
-from decoding.hf_engine.request import MAIN, Request
+from decoding.hf_engine.request import Request
 from decoding.hf_engine.sampler import choose
 
 Said = list[tuple[Request, Token | Exception]]

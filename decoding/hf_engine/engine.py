@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from decoding.answer import Heat, Memory, Token, Usage
-from decoding.ask import Ask, Probe, Relevance
+from decoding.ask import MAIN, Ask, Probe, Relevance
 from decoding.constraint import Constraints
 from decoding.detokenizer import Vocabulary
 from decoding.encoder import Encoded
@@ -20,7 +20,7 @@ from decoding.engine import Capability, ModelCard
 from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Unsupported
 from decoding.hf_engine import heap, probing
 from decoding.hf_engine.model import Model
-from decoding.hf_engine.request import MAIN, Remembered, Request
+from decoding.hf_engine.request import Remembered, Request
 from decoding.hf_engine.settings import HFSettings
 from decoding.hf_engine.worker import Ticket, Worker, stopped
 from decoding.matching import Matching

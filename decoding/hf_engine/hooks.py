@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from decoding import onion
-from decoding.hf_engine.request import MAIN, Request
+from decoding.ask import MAIN
+from decoding.hf_engine.request import Request
 from decoding.strategy import Strategy
 
 Rows = Mapping[str, int]  # prompt name -> row of the logits

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from decoding.ask import MAIN
 from decoding.hf_engine.attention import Change, Edit
 from decoding.hf_engine.cache import AlignedCache
 from decoding.hf_engine.exits import Early
 from decoding.hf_engine.hooks import remembered
 from decoding.hf_engine.model import Model
-from decoding.hf_engine.request import MAIN, Request
+from decoding.hf_engine.request import Request
 from decoding.strategy import Keys, Strategy, Tensors
 
 Shifts = Mapping[int, tuple[int, int]]  # row -> how many of a pass's keys come before and after those of its prompt

@@ -9,7 +9,7 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, DynamicCache
 
 from decoding.encoder import Encoded, Encoder
@@ -22,12 +22,11 @@ from decoding.hf_engine.heads import HeadTap, Observer, Scales
 from decoding.hf_engine.instructblip import InstructBlipBody
 from decoding.hf_engine.linear import pack
 from decoding.hf_engine.loading import load
-from decoding.hf_engine.narrowing import NarrowTap
+from decoding.hf_engine.narrowing import NarrowTap, Pairs
+from decoding.hf_engine.padding import before, behind, even, pad
 from decoding.hf_engine.settings import HFSettings
 from decoding.hf_engine.vision import VisionTap
 from decoding.processor import end_tokens, load_processor
-
-Pairs = list[tuple[Tensor, Tensor]]  # per layer: keys and values, [kv heads, length, head_dim]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,34 +227,3 @@ def vision_tap(network: Any, family: Family) -> VisionTap | None:
         return None
     tower = at(network, family.tower)
     return VisionTap(tower) if hasattr(tower.embeddings, "class_embedding") else None
-
-
-def pad(rows: Sequence[Tensor]) -> Tensor:
-    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-
-
-def before(states: Sequence[Tensor]) -> Tensor:
-    """Keys or values of several rows, [kv heads, length, head_dim] each, padded with 0 before their first column."""
-    longest = max(row.shape[1] for row in states)
-    return torch.stack([nn.functional.pad(row, (0, 0, longest - row.shape[1], 0)) for row in states])
-
-
-def behind(past: Sequence[int], chunk: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Additive [rows, 1, chunk, columns]: every query sees what its own row has before it, itself included."""
-    longest = max(past)
-    column = torch.arange(longest + chunk)
-    query = column[longest:, None]
-    first = longest - torch.tensor(past)[:, None, None]
-    seen = (column >= first) & (column <= query) & (query - column < (window or longest + chunk))
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
-
-
-def even(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Padded with 0 at the ends of all dimensions but the first, to one shape."""
-    target = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-    return [
-        nn.functional.pad(
-            part, [n for has, wants in zip(part.shape[:0:-1], target[::-1], strict=True) for n in (0, wants - has)]
-        )
-        for part in parts
-    ]

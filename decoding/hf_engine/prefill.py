@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from decoding.ask import MAIN
 from decoding.hf_engine.grouping import grouped
 from decoding.hf_engine.inside import Inside
 from decoding.hf_engine.model import Model, Prefilled, Read
 from decoding.hf_engine.narrowing import spread
 from decoding.hf_engine.prefixes import Beginning, Prefixes, cut
-from decoding.hf_engine.request import MAIN, Request
+from decoding.hf_engine.request import Request
 
 Named = tuple[Request, str]  # a prompt of a request
 Ready = dict[tuple[int, str], Prefilled]  # id of a request, prompt name -> its prompt after its pass

@@ -6,7 +6,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from decoding.encoder import Encoded
-from decoding.hf_engine.model import Model, Pairs, Read
+from decoding.hf_engine.model import Model, Read
+from decoding.hf_engine.narrowing import Pairs
 from decoding.prompt import Prompt
 
 Value = tuple[str, tuple[int, ...]]

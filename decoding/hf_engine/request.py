@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decoding.answer import Token
-from decoding.ask import Ask
+from decoding.ask import MAIN, Ask
 from decoding.constraint import Constraints
 from decoding.detokenizer import Vocabulary
 from decoding.encoder import Encoded
@@ -20,8 +20,6 @@ from decoding.onion import factors
 from decoding.prompt import Prompt
 from decoding.saying import Ranked, Saying
 from decoding.strategy import Captured, Exits, Strategy, Tensors
-
-MAIN = "main"
 
 
 @dataclass(frozen=True, slots=True)

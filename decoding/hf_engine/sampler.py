@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from decoding.sampling import Sampling
+from decoding.tensors import nucleus, only, top
 
 
 class Chooser:
@@ -57,7 +58,10 @@ def choose_one(scores: Tensor, chooser: Chooser) -> Tensor:
         scores = penalised(scores, chooser.counts, chooser.in_prompt, sampling)
     if sampling.temperature == 0:
         return scores.argmax(-1)
-    scores = min_p(top_p(top_k(scores / sampling.temperature, sampling.top_k), sampling.top_p), sampling.min_p)
+    scores = scores / sampling.temperature
+    scores = only(scores, top(scores, sampling.top_k))
+    scores = only(scores, nucleus(scores, 1.0, sampling.top_p))
+    scores = min_p(scores, sampling.min_p)
     # The largest of p/e with e ~ Exp(1) is a draw from p, and needs no generator shared between requests.
     race = torch.empty_like(scores).exponential_(generator=chooser.generator)
     return (scores.softmax(-1) / race).argmax(-1)
@@ -69,22 +73,6 @@ def penalised(scores: Tensor, counts: Tensor, in_prompt: Tensor, sampling: Sampl
     repeated = torch.where(scores > 0, scores / sampling.repetition_penalty, scores * sampling.repetition_penalty)
     scores = torch.where(seen, repeated, scores)
     return scores - sampling.frequency_penalty * counts - sampling.presence_penalty * (counts > 0)
-
-
-def top_k(scores: Tensor, k: int) -> Tensor:
-    if k == 0 or k >= scores.shape[-1]:
-        return scores
-    return scores.masked_fill(scores < scores.topk(k).values[..., -1:], -torch.inf)
-
-
-def top_p(scores: Tensor, p: float) -> Tensor:
-    """The smallest set of likeliest tokens whose probabilities reach p."""
-    if p >= 1:
-        return scores
-    ordered, order = scores.sort(descending=True)
-    probabilities = ordered.softmax(-1)
-    beyond = probabilities.cumsum(-1) - probabilities >= p
-    return scores.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
 
 
 def min_p(scores: Tensor, p: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pay attention to image: louden what the newest token attends to in the picture, and contrast with no picture."""
+"""Pay attention to image: amplify what the newest token attends to in the picture, and contrast with no picture."""
 
 from typing import Annotated
 

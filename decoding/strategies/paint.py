@@ -1,4 +1,4 @@
-"""Fixing imbalanced attention: louden the patches that the vision tower finds informative, and those that sum it up."""
+"""Fixing imbalanced attention: amplify patches that the vision tower finds informative, and those that sum it up."""
 
 from typing import Annotated, Literal
 

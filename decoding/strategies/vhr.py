@@ -1,4 +1,4 @@
-"""Vision-aware head reinforcement: louden the heads that change most when the picture is taken away."""
+"""Vision-aware head reinforcement: amplify the heads that change most when the picture is taken away."""
 
 import math
 from typing import Annotated, Literal

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from decoding.ask import Ask, Memory, Probe
+from decoding.ask import MAIN, Ask, Memory, Probe
 from decoding.encoder import Encoded
 from decoding.errors import BadRequest
 from decoding.prompt import Prompt
 from decoding.strategy import Strategy
-from decoding.vllm_engine.member import MAIN, Digest, Member, Probing, Spelled
+from decoding.vllm_engine.member import Digest, Member, Probing, Spelled
 
 
 @dataclass(frozen=True, slots=True)

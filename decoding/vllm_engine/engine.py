@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from decoding.answer import Heat, Memory, Token, Usage
-from decoding.ask import Ask, Probe, Relevance
+from decoding.ask import MAIN, Ask, Probe, Relevance
 from decoding.encoder import Encoded
 from decoding.engine import Capability, ModelCard
 from decoding.errors import BadRequest, EngineFailed
@@ -27,7 +27,6 @@ from decoding.vllm_engine.answering import Answering, failure
 from decoding.vllm_engine.casting import Part, cast, cast_probe, check_whole, room_for
 from decoding.vllm_engine.connection import GONE, Connection
 from decoding.vllm_engine.handles import Handles
-from decoding.vllm_engine.member import MAIN
 from decoding.vllm_engine.memories import digested_size
 from decoding.vllm_engine.reader import Reader
 from decoding.vllm_engine.settings import VllmSettings

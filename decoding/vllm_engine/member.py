@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from decoding.ask import MAIN
 from decoding.errors import Unsupported
 from decoding.registry import strategies
 from decoding.strategy import Strategy
 
-MAIN = "main"
 KEY = "onlyseen"  # in vLLM's SamplingParams.extra_args
 
 

@@ -15,10 +15,11 @@ import structlog
 import torch
 from torch import Tensor
 
+from decoding.ask import MAIN
 from decoding.errors import Overloaded
 from decoding.onion import joined, through
 from decoding.strategy import Captured, Strategy, Tensors
-from decoding.vllm_engine.member import MAIN, Member, Spelled
+from decoding.vllm_engine.member import Member, Spelled
 from decoding.vllm_engine.memories import Memories
 from decoding.vllm_engine.rows import Notes, Rows
 

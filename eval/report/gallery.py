@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.chair.tokens import spans
 from eval.question import Mark
 from eval.sheet import Sheet
 from eval.store import Answer
@@ -54,32 +55,17 @@ def said(answer: Answer, mark: Mark) -> dict[str, Any]:
 
 def pieces(text: str, tokens: Any, mentions: Sequence[Sequence[Any]]) -> list[list[str]]:
     """The text cut at its mentions: [text, "", node], with `grounded` or `invented` in the middle."""
-    spans = found(text.lower(), tokens)
+    places = spans(text, tokens)
     cut: list[list[str]] = []
     end = 0
     for first, last, node, grounded in mentions:
-        if spans[first] is None or spans[last] is None:
+        from_, to = places[first], places[last]
+        if from_ is None or to is None or from_[0] < end:
             continue
-        (begin, _), (_, stop) = spans[first] or (0, 0), spans[last] or (0, 0)
-        if begin < end:
-            continue
+        begin, stop = from_[0], to[1]
         cut += [[text[end:begin], ""], [text[begin:stop], "grounded" if grounded else "invented", node]]
         end = stop
     return [piece for piece in [*cut, [text[end:], ""]] if piece[0]]
-
-
-def found(text: str, tokens: Sequence[str]) -> list[tuple[int, int] | None]:
-    """Where each token stands; None for one that the tokeniser wrote in another way, as it does with quotes."""
-    spans: list[tuple[int, int] | None] = []
-    end = 0
-    for token in tokens:
-        begin = text.find(token, end)
-        if begin < 0:
-            spans.append(None)
-            continue
-        end = begin + len(token)
-        spans.append((begin, end))
-    return spans
 
 
 def data_url(file: Path) -> str:

@@ -170,6 +170,14 @@ def test_works_inside_inference_mode(folder: Path, matcher: Matcher, picture: Pi
     np.testing.assert_array_equal(inside.grid, matcher.relevance(picture, "a cat").grid)
 
 
+def test_half_precision_sees_the_same_patches(folder: Path, matcher: Matcher, picture: Picture) -> None:
+    """As on a GPU, where the matcher runs in bfloat16."""
+    halved = Matcher(str(folder))
+    halved.model.bfloat16()
+    rough, exact = (each.relevance(picture, "a red square").grid.flatten() for each in (halved, matcher))
+    assert np.dot(rough, exact) / (np.linalg.norm(rough) * np.linalg.norm(exact)) == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("text", "cleaned"),
     [

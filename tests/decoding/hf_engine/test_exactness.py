@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from decoding.answer import Answer
+from decoding.ask import MAIN
 from decoding.hf_engine.cache import AlignedLayer
 from decoding.hf_engine.engine import HFEngine
-from decoding.hf_engine.request import MAIN
 from tests.decoding.hf_engine.asking import answer, exactly, prompt, stack
 from tests.decoding.hf_engine.reference import Reference, Told
 

@@ -1,4 +1,4 @@
-"""Which patches PAINT loudens, how much, and in which heads."""
+"""Which patches PAINT amplifies, how much, and in which heads."""
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def test_scores_grow_by_their_size_where_their_patch_is_chosen() -> None:
     torch.testing.assert_close(after, torch.tensor([[2.0, 2.6, -0.3, 3.0, 1.0]]))
 
 
-def test_sensitive_heads_are_loudened_more() -> None:
+def test_sensitive_heads_are_amplified_more() -> None:
     """Heads that move by 3, 1 and 2 of a mean of 2."""
     strategy = PAINT(modulation="sensitive")
     blind = torch.ones(3, 4)

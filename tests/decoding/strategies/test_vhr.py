@@ -51,7 +51,7 @@ def test_it_probes_with_and_without_the_picture_layer_by_layer() -> None:
     assert outcome == ask.remember(vhr, Memory("m"))
 
 
-def test_heads_that_the_picture_changes_most_are_loudened() -> None:
+def test_heads_that_the_picture_changes_most_are_amplified() -> None:
     seeing, blind = heads(5, 1, 4, 2, 3, 1), heads(1, 1, 1, 1, 1, 1)
     memory = VHR(alpha=3, late=1).digest({}, Captured({"seeing": seeing, "blind": blind}, layer=2, layers=4))
     assert memory["factors"].tolist() == [[1] * 6, [1] * 6, [3, 1, 3, 1, 3, 1], [1] * 6]

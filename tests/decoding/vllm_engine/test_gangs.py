@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from decoding.ask import MAIN
 from decoding.errors import Unsupported
 from decoding.strategy import Strategy
 from decoding.vllm_engine.gangs import Gangs
-from decoding.vllm_engine.member import MAIN, Digest, Member, Probing, Spelled
+from decoding.vllm_engine.member import Digest, Member, Probing, Spelled
 from tests.decoding.hf_engine.asking import stack
 
 

@@ -11,10 +11,11 @@ import structlog
 import torch
 from torch import Tensor
 
+from decoding.ask import MAIN
 from decoding.strategies.vcd import VCD
 from decoding.strategy import Step
 from decoding.tensors import contrast, only, plausible
-from decoding.vllm_engine.member import MAIN, Digest, Member, Spelled
+from decoding.vllm_engine.member import Digest, Member, Spelled
 from decoding.vllm_engine.memories import Memories
 from decoding.vllm_engine.mixing import Mixer
 from decoding.vllm_engine.rows import Notes, Rows
