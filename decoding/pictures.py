@@ -24,9 +24,8 @@ def keep_relevant(picture: Picture, heat: Heat) -> Picture:
     The mask is brought to the picture's own size, so that the model sees both in the same geometry. The official code
     squashes the masked picture to the matcher's square and leaves the other one as it was.
     """
-    mask = Image.fromarray(kept(heat)).resize(picture.image.size, Image.Resampling.NEAREST)
-    black = Image.new(picture.image.mode, picture.image.size)
-    return replace(picture, image=Image.composite(picture.image, black, mask))
+    shown = kept(heat)
+    return picture if shown.all() else replace(picture.showing(picture.image), mask=Image.fromarray(shown))
 
 
 def kept(heat: Heat) -> NDArray[np.bool_]:
@@ -105,7 +104,7 @@ class Box:
 
 
 def cropped(picture: Picture, box: Box) -> Picture:
-    return replace(picture, image=picture.image.crop((box.left, box.top, box.right, box.bottom)))
+    return picture.showing(picture.image.crop((box.left, box.top, box.right, box.bottom)))
 
 
 def squared(picture: Picture, side: int) -> Picture:
@@ -114,7 +113,7 @@ def squared(picture: Picture, side: int) -> Picture:
     side = max(width, height, side)
     canvas = Image.new("RGB", (side, side), MARGIN)
     canvas.paste(picture.image, ((side - width) // 2, (side - height) // 2))
-    return replace(picture, image=canvas)
+    return picture.showing(canvas)
 
 
 def framed(picture: Picture, box: Box, colour: str) -> Picture:
@@ -122,4 +121,4 @@ def framed(picture: Picture, box: Box, colour: str) -> Picture:
     image = picture.image.copy()
     corners = (box.left, box.top, box.right - 1, box.bottom - 1)
     ImageDraw.Draw(image).rectangle(corners, outline=colour, width=max(2, max(image.size) // 200))
-    return replace(picture, image=image)
+    return picture.showing(image)

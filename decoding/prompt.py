@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from PIL.Image import Image
+from PIL.Image import Image, Resampling, composite, new
 
 from decoding.errors import BadRequest
 
@@ -25,22 +25,35 @@ class Noise:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One decoded RGB image. `image` is never changed in place: every edit makes a new picture."""
+    """One decoded RGB image, black where its mask is. Nothing is changed in place: every edit makes a new picture."""
 
-    image: Image
+    unmasked: Image
     noise: Noise | None = None
+    mask: Image | None = None  # mode "1", of any size: true where pixels are shown
+
+    @property
+    def image(self) -> Image:
+        """What is seen. A masked one is made at every look: it takes as much memory as the picture, the mask little."""
+        if self.mask is None:
+            return self.unmasked
+        shown = self.mask.resize(self.unmasked.size, Resampling.NEAREST)
+        return composite(self.unmasked, new(self.unmasked.mode, self.unmasked.size), shown)
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 over mode, size, pixels and noise: equal keys mean equal model input."""
-        shape = f"{self.image.mode} {self.image.width}x{self.image.height} {self.noise}".encode()
-        return hashlib.sha256(shape + b"\0" + self.image.tobytes()).hexdigest()
+        """SHA-256 over mode, size, pixels, mask and noise: equal keys mean equal model input."""
+        image, mask = self.unmasked, self.mask
+        shape = f"{image.mode} {image.width}x{image.height} {self.noise} {mask and mask.size}".encode()
+        return hashlib.sha256(shape + b"\0" + image.tobytes() + (mask.tobytes() if mask else b"")).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Picture) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+    def showing(self, image: Image) -> Picture:
+        return replace(self, unmasked=image, mask=None)
 
     def noised(self, noise: Noise) -> Picture:
         return replace(self, noise=noise)

@@ -112,5 +112,5 @@ async def reply_to(question: Question, service: Service, deadline: float) -> Rep
         trace=bool(decoding.trace),
         watch=service.metrics.watch(strategy),
         deadline=deadline,
-        most_rows=settings.max_rows,
+        most_rows=settings.rows,
     )

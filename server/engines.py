@@ -24,7 +24,7 @@ def create(settings: Settings) -> Engine:
                     device=settings.device,
                     dtype=settings.dtype,
                     quantization=settings.quantization,
-                    max_rows=settings.max_rows,
+                    max_rows=settings.rows,
                     max_waiting=settings.max_waiting,
                     prefix_cache_bytes=settings.prefix_cache_mb << 20,
                 )
@@ -49,7 +49,7 @@ def vllm(settings: Settings) -> Engine:
             device=settings.device,
             dtype=settings.dtype,
             context=settings.context,
-            max_rows=settings.max_rows,
+            max_rows=settings.rows,
             max_waiting=settings.max_waiting,
             cache_bytes=None if settings.cache_gb is None else int(settings.cache_gb * (1 << 30)),
         )

@@ -19,7 +19,7 @@ async def entry(request: Request, service: TheService) -> AsyncGenerator[Service
         Overloaded: the queue is full. Nothing of the body has been looked at.
     """
     settings = service.settings
-    most = settings.max_rows + settings.max_waiting  # each request needs one at least
+    most = settings.rows + settings.max_waiting  # each request needs one at least
     if service.ready_engine.is_full or service.inside >= most:
         await drain(request.receive)
         raise Overloaded("The queue is full; try again in a moment.", code="queue_full")

@@ -64,7 +64,7 @@ def application(arguments: dict[str, Any]) -> Any:
             "max_replicas": scale.max_replicas or scale.min_replicas,
             "target_ongoing_requests": scale.target,
         },
-        max_ongoing_requests=settings.max_rows,
+        max_ongoing_requests=settings.rows,
         max_queued_requests=settings.max_waiting,
         graceful_shutdown_timeout_s=settings.shutdown_timeout,
         ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus},

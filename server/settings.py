@@ -59,7 +59,10 @@ class Settings(BaseSettings):
     prefix_cache_mb: Annotated[
         int, Field(ge=0, description="hf: keys and values of pictures kept for the next question, megabytes")
     ] = 128
-    max_rows: Annotated[int, Field(ge=1, description="prompts and branches that run at once")] = 64
+    max_rows: Annotated[
+        int | None,
+        Field(ge=1, description="prompts and branches that run at once; else 32 with engine hf, 64 with vllm"),
+    ] = None
     max_waiting: Annotated[int, Field(ge=1, description="rows that may wait; beyond them requests get a 429")] = 256
     context: Annotated[
         int | None, Field(ge=16, description="vllm: most tokens of a request, prompt and answer; else the model's")
@@ -182,6 +185,11 @@ class Settings(BaseSettings):
         keys = listed(self.api_keys.get_secret_value()) if self.api_keys else []
         lines = self.api_keys_file.read_text().splitlines() if self.api_keys_file else []
         return keys + [key for line in lines if (key := line.strip()) and not key.startswith("#")]
+
+    @property
+    def rows(self) -> int:
+        """A CPU's cores are busy with half as many rows, and the caches take half the memory."""
+        return self.max_rows or {"hf": 32, "vllm": 64}[self.engine]
 
     def allowed_hosts(self) -> list[str]:
         return listed(self.image_hosts)

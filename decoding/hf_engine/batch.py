@@ -55,6 +55,7 @@ class Batch:
                 self.cache.join(ready[id(request), name].pairs)
                 self.rows.append(Row(request, name, ready[id(request), name].position))
             request.early = ready[id(request), MAIN].early
+            request.prompts = {}  # read: many pixels, and the answer may be long
         logits = torch.stack([ready[id(row.request), row.name].logits for row in self.rows[base:]])
         self._tokens = torch.cat([self._tokens, self._tokens.new_zeros(len(self.rows) - base)])
         self._regroup()

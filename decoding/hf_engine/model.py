@@ -36,6 +36,10 @@ class Read:
     pairs: Pairs
     position: int  # of the token that comes next
 
+    def own(self) -> Pairs:
+        """Copied: a view would keep the whole pass that it was read in."""
+        return [(keys.clone(), values.clone()) for keys, values in self.pairs]
+
 
 @dataclass(frozen=True, slots=True)
 class Prefilled(Read):

@@ -61,8 +61,7 @@ class Prefixes:
     def keep(self, beginning: Beginning, read: Read) -> None:
         if beginning in self._kept or size(read) > self.most_bytes:
             return
-        own: Pairs = [(keys.clone(), values.clone()) for keys, values in read.pairs]  # not a view of a whole pass
-        self._kept[beginning] = Read(own, read.position)
+        self._kept[beginning] = Read(read.own(), read.position)
         self.bytes += size(read)
         while self.bytes > self.most_bytes:
             self.bytes -= size(self._kept.popitem(last=False)[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ def run(probe: Probe, prompts: Mapping[str, Encoded], model: Model) -> Remembere
     edited = factors is not None and not probe.layerwise
     if edited or "attend" in probe.owner.hooks():  # the caches were made without
         return Remembered(memory)
-    return Remembered(memory, probe.prompts[probe.main], prefilled[main], factors)
+    kept = replace(prefilled[main], pairs=prefilled[main].own())
+    return Remembered(memory, probe.prompts[probe.main], kept, factors)
 
 
 def watching(probe: Probe, model: Model) -> AbstractContextManager[list[Tensor]]:

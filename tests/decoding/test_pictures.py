@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from decoding.answer import Heat
-from decoding.pictures import keep_relevant, kept, smooth
+from decoding.pictures import Box, cropped, keep_relevant, kept, smooth
 from decoding.prompt import Noise, Picture
 from tests.decoding.fakes import speckled
 
@@ -75,6 +75,22 @@ def test_the_picture_given_is_not_changed() -> None:
     pixels = before.image.tobytes()
     assert keep_relevant(before, random_heat(similarity=1.0)) != before
     assert before.image.tobytes() == pixels
+
+
+def test_a_masked_picture_keeps_no_pixels_of_its_own() -> None:
+    """A request waits with it, and many requests may be about one picture."""
+    before, heat = speckled(size=(400, 300)), random_heat(similarity=1.0)
+    after = keep_relevant(before, heat)
+    assert after.unmasked is before.image
+    assert after.mask is not None
+    assert after.mask.size == (heat.side, heat.side)
+    assert len({before.key, after.key, keep_relevant(before, random_heat(similarity=0.9)).key}) == 3
+
+
+def test_an_edit_of_a_masked_picture_keeps_the_mask() -> None:
+    masked = keep_relevant(speckled(size=(40, 30)), random_heat(similarity=1.0))
+    crop = cropped(masked, Box(10, 5, 30, 25))
+    np.testing.assert_array_equal(np.asarray(crop.image), np.asarray(masked.image)[5:25, 10:30])
 
 
 def test_noise_stays_with_the_picture() -> None:

@@ -52,6 +52,11 @@ def test_what_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         Settings.load()
 
 
+def test_rows_follow_the_engine() -> None:
+    assert (Settings().rows, Settings(engine="vllm").rows) == (32, 64)
+    assert Settings(max_rows=5).rows == 5
+
+
 def test_names(tmp_path: Path) -> None:
     assert Settings().name == EMBEDDED_NAME
     assert Settings(model="llava-hf/llava-1.5-7b-hf").name == "llava-hf/llava-1.5-7b-hf"

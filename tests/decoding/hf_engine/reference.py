@@ -201,7 +201,7 @@ class Reference:
                     at = int((y + 0.5) * heat.side / len(pixels)), int((x + 0.5) * heat.side / len(row))
                     if relevance[at] < threshold:
                         row[x] = 0
-            return replace(picture, image=Image.fromarray(pixels))
+            return picture.showing(Image.fromarray(pixels))
 
         return masked
 

@@ -53,6 +53,24 @@ async def test_a_probe_chooses_heads_as_one_layer_after_the_other_would(
     either.forget(memory)
 
 
+async def test_a_probe_keeps_its_main_prompt_alone(either: HFEngine) -> None:
+    """Not, by a view, the others that were read in the same pass."""
+    (vhr,) = stack("vhr")
+    pair = {"seeing": prompt(4), "blind": prompt(4).without_pictures()}
+    memory, _ = await either.probe(Probe(vhr, pair, main="seeing", layerwise=True))
+    kept = either._recall(memory).prefilled
+    assert kept is not None
+    assert all(part.untyped_storage().nbytes() == part.nbytes for both in kept.pairs for part in both)
+    either.forget(memory)
+
+
+async def test_pixels_are_let_go_once_they_are_read(either: HFEngine) -> None:
+    answer = either.generate(Ask(prompt(), exactly(N)))
+    await anext(answer)
+    assert [row.request.prompts for row in either.worker.batch.rows] == [{}]
+    await answer.aclose()
+
+
 async def test_heads_act_on_any_prompt_and_not_only_on_the_one_that_was_probed(
     either: HFEngine, reference: Reference
 ) -> None:
