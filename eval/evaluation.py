@@ -38,6 +38,10 @@ def evaluate(plan: Plan, task: Task, questions: list[Question], answers: Mapping
         parts=parts,
         costs=costs(marked, reference),
         warnings=warnings(plan, competitors, parts),
+        tables=task.tables(
+            [unit.question for unit in marked.units],
+            {label: [answer.text for answer in column] for label, column in marked.answers.items()},
+        ),
     )
     return results, marked
 

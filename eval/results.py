@@ -118,6 +118,20 @@ class Competitor(BaseModel):
     notes: dict[str, JsonValue] = {}
 
 
+class Aside(BaseModel):
+    strategy: str
+    values: list[Number]
+
+
+class Table(BaseModel):
+    """Numbers beside the comparison, without intervals or tests."""
+
+    title: str
+    heads: list[str]
+    rows: list[Aside]
+    percent: bool = True
+
+
 class Results(BaseModel):
     task: str
     title: str
@@ -130,5 +144,6 @@ class Results(BaseModel):
     parts: list[Part]
     costs: list[Cost]
     warnings: list[str]
+    tables: list[Table] = []
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES

@@ -32,6 +32,9 @@ class Category:
     def recall(self) -> float | None:
         return self.recalled / self.pictures if self.pictures else None
 
+    def as_json(self) -> dict[str, object]:
+        return {**vars(self), "company": dict(self.company), "rate": self.rate, "recall": self.recall}
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -45,6 +48,9 @@ class Stretch:
     @property
     def rate(self) -> float | None:
         return self.hallucinated / self.mentions if self.mentions else None
+
+    def as_json(self) -> dict[str, object]:
+        return {**vars(self), "rate": self.rate}
 
 
 def by_category(captions: Sequence[CaptionScore], company: int = 5) -> list[Category]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from eval.manifest import Manifest
-from eval.report.wording import NONE, chance, interval, number, outcome
-from eval.results import Cost, Part, Results, Row
+from eval.report.wording import NONE, chance, entry, interval, number, outcome
+from eval.results import Cost, Part, Results, Row, Table
 
 
 def markdown(results: Results, manifest: Manifest) -> str:
@@ -22,6 +22,8 @@ def markdown(results: Results, manifest: Manifest) -> str:
         ]
         lines.append("")
     lines += ["## Cost", "", *cost_table(results.costs), ""]
+    for each in results.tables:
+        lines += [f"## {each.title}", "", *aside(each), ""]
     if results.warnings:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in results.warnings), ""]
     lines += ["## Made from", "", *(f"- `{name}` sha256 {value}" for name, value in manifest.files.items())]
@@ -50,6 +52,12 @@ def cells(row: Row, results: Results, has_signal: bool) -> list[str]:
     if has_signal:
         found += [f"{row.signal.sensitivity:.2f}", f"{row.signal.criterion:+.2f}"] if row.signal else [NONE, NONE]
     return found
+
+
+def aside(found: Table) -> list[str]:
+    heads = ["strategy", *found.heads]
+    rows = [[f"`{row.strategy}`", *(entry(value, found) for value in row.values)] for row in found.rows]
+    return [line(heads), line(["---"] * len(heads)), *map(line, rows)]
 
 
 def cost_table(costs: list[Cost]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.results import Column, Difference, Estimate, Match
+from eval.results import Column, Difference, Estimate, Match, Table
 
 NONE = "n/a"
 MINUS = "\N{MINUS SIGN}"
@@ -13,6 +13,12 @@ def number(value: float | None, column: Column, *, sign: bool = False) -> str:
     if value is None:
         return NONE
     return f"{value * (100 if column.percent else 1):{'+' if sign else ''}.1f}".replace("-", MINUS)
+
+
+def entry(value: float | None, table: Table) -> str:
+    if value is None:
+        return NONE
+    return f"{value * 100:.1f}" if table.percent else f"{value:.0f}"
 
 
 def interval(estimate: Estimate | Difference, column: Column, *, sign: bool = False) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from eval.chair.breakdown import by_category, by_position
 from eval.chair.reading import Reader, Variant, reader
-from eval.chair.score import CaptionScore
+from eval.chair.score import CaptionScore, score
 from eval.chair.truth import ImageId, truth
 from eval.chair.vocabulary import OURS, Vocabulary
 from eval.dataset import Pictures
@@ -16,11 +18,14 @@ from eval.errors import EvaluationError, InputError
 from eval.inputs import Record, document
 from eval.metrics import Metric
 from eval.question import Mark, Question
+from eval.results import Aside, Table
 from eval.tasks.options import Options
 from eval.tasks.task import Task
 
 PROMPT = "Please describe this image in detail."
 CAPTIONS = {"n": 1.0}
+SHOWN = 12  # categories
+STRETCHES = 5
 
 METRICS = (
     Metric("chair_s", "CHAIR_s", {"bad": 1}, CAPTIONS, better="lower", per_question=True, primary=True),
@@ -76,42 +81,87 @@ class Chair(Task):
         return found
 
     def marks(self, questions: Sequence[Question], answers: Sequence[str]) -> list[Mark]:
-        there = self._truth(tuple(cast(ImageId, question.truth["image_id"]) for question in questions))
-        return [self._mark(question, answer, there) for question, answer in zip(questions, answers, strict=True)]
+        return [mark(each) for each in self._scored(self.variant, questions, answers)]
 
     def notes(self, questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Any]:
         return {"variant": self.variant}
+
+    def tables(self, questions: Sequence[Question], answers: Mapping[str, Sequence[str]]) -> list[Table]:
+        read = {label: self._scored(self.variant, questions, texts) for label, texts in answers.items()}
+        asides = [parts_of_captions(read), invented_objects(read)]
+        if self.variant == "fixed":
+            return asides
+        return [as_fixed({each: self._scored("fixed", questions, texts) for each, texts in answers.items()}), *asides]
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary.load(self.synonyms)
 
-    @cached_property
-    def _read(self) -> Reader:
-        return reader(self.variant, self._vocabulary)
+    def _scored(self, variant: Variant, questions: Sequence[Question], answers: Sequence[str]) -> list[CaptionScore]:
+        images = [cast(ImageId, question.truth["image_id"]) for question in questions]
+        read, there = self._reader(variant), self._truth(variant, frozenset(images))
+        return [
+            CaptionScore(image, answer, read(answer), there[image])
+            for image, answer in zip(images, answers, strict=True)
+        ]
 
-    def _truth(self, wanted: tuple[ImageId, ...]) -> dict[ImageId, frozenset[str]]:
-        if wanted not in self._known:
-            self._known[wanted] = truth(self.annotations, set(wanted), self._read, self._vocabulary).nodes
-        return self._known[wanted]
+    def _reader(self, variant: Variant) -> Reader:
+        if variant not in self._readers:
+            self._readers[variant] = reader(variant, self._vocabulary)
+        return self._readers[variant]
+
+    def _truth(self, variant: Variant, wanted: frozenset[ImageId]) -> dict[ImageId, frozenset[str]]:
+        if (variant, wanted) not in self._known:
+            found = truth(self.annotations, wanted, self._reader(variant), self._vocabulary)
+            self._known[variant, wanted] = found.nodes
+        return self._known[variant, wanted]
 
     @cached_property
-    def _known(self) -> dict[tuple[ImageId, ...], dict[ImageId, frozenset[str]]]:
+    def _readers(self) -> dict[Variant, Reader]:
         return {}
 
-    def _mark(self, question: Question, answer: str, there: dict[ImageId, frozenset[str]]) -> Mark:
-        image = cast(ImageId, question.truth["image_id"])
-        scored = CaptionScore(image, answer, self._read(answer), there[image])
-        counts = {
-            "n": 1,
-            "bad": int(bool(scored.hallucinated)),
-            "hallucinated": len(scored.hallucinated),
-            "mentions": len(scored.reading.mentions),
-            "recalled": len(scored.recalled),
-            "there": len(scored.truth),
-            "length": scored.reading.length,
-        }
-        return Mark(counts, detail(scored))
+    @cached_property
+    def _known(self) -> dict[tuple[Variant, frozenset[ImageId]], dict[ImageId, frozenset[str]]]:
+        return {}
+
+
+Read = Mapping[str, Sequence[CaptionScore]]  # by strategy
+
+
+def as_fixed(read: Read) -> Table:
+    numbers = {label: score(captions) for label, captions in read.items()}
+    rows = [Aside(strategy=label, values=[one.chair_s, one.chair_i, one.recall]) for label, one in numbers.items()]
+    return Table(title="Read by the fixed variant", heads=["CHAIR_s", "CHAIR_i", "Recall"], rows=rows)
+
+
+def parts_of_captions(read: Read) -> Table:
+    """CHAIR_i of what begins in each part: models invent more towards the end."""
+    found = {label: by_position(captions, STRETCHES) for label, captions in read.items()}
+    rows = [Aside(strategy=label, values=[part.rate for part in parts]) for label, parts in found.items()]
+    heads = [f"{at / STRETCHES:.0%} to {(at + 1) / STRETCHES:.0%}" for at in range(STRETCHES)]
+    return Table(title="CHAIR_i by part of the caption", heads=heads, rows=rows)
+
+
+def invented_objects(read: Read) -> Table:
+    """How often each object is mentioned that is not there; those that all strategies together invent most."""
+    found = {label: {row.node: row.hallucinated for row in by_category(each)} for label, each in read.items()}
+    total = sum((Counter(numbers) for numbers in found.values()), Counter[str]())
+    heads = sorted(total, key=lambda node: (-total[node], node))[:SHOWN]
+    rows = [Aside(strategy=label, values=[each.get(node, 0) for node in heads]) for label, each in found.items()]
+    return Table(title="Objects invented most often", heads=heads, rows=rows, percent=False)
+
+
+def mark(scored: CaptionScore) -> Mark:
+    counts = {
+        "n": 1,
+        "bad": int(bool(scored.hallucinated)),
+        "hallucinated": len(scored.hallucinated),
+        "mentions": len(scored.reading.mentions),
+        "recalled": len(scored.recalled),
+        "there": len(scored.truth),
+        "length": scored.reading.length,
+    }
+    return Mark(counts, detail(scored))
 
 
 def detail(scored: CaptionScore) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from eval.metrics import Metric
 from eval.question import Mark, Question
+from eval.results import Table
 
 
 class Task(Protocol):
@@ -29,3 +30,7 @@ class Task(Protocol):
 
     def notes(self, questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Any]:
         """What else a reader should know about these answers."""
+
+    def tables(self, questions: Sequence[Question], answers: Mapping[str, Sequence[str]]) -> list[Table]:
+        """What is shown beside the comparison, from every strategy's answers to these questions."""
+        return []

@@ -135,6 +135,21 @@ def test_the_command(tmp_path: Path, annotations: Path, table: Path) -> None:
     assert each[2] == {"image_id": 3, "words": [], "nodes": [], "hallucinated": [], "gt_nodes": []}
 
 
+def test_the_command_shows_fixed_beside_and_breaks_down(tmp_path: Path, annotations: Path, table: Path) -> None:
+    captions = lines(tmp_path / "c.jsonl", CAPTIONS)
+    line = ("score", "chair", "--captions", captions, "--annotations", annotations, "--synonyms", table, "--breakdown")
+    found = json.loads(command(*line, "--json").stdout)
+    assert list(found) == [*KEYS, "fixed", "by_category", "by_position"]
+    assert found["fixed"]["mentions"] == 10
+    assert found["by_category"][0]["node"] == "cup"
+    assert found["by_category"][0]["company"] == {"bus": 1, "stop sign": 1}
+    assert sum(part["hallucinated"] for part in found["by_position"]) == found["hallucinated_mentions"]
+    shown = command(*line).stdout
+    assert shown.split()[:2] == ["original", "fixed"]
+    assert ["cup", "2", "2", "bus,", "stop", "sign"] in [row.split() for row in shown.splitlines()]
+    assert "0% to 10%" in shown
+
+
 def test_our_own_table_and_an_array_of_captions(tmp_path: Path, annotations: Path) -> None:
     captions = tmp_path / "c.json"
     captions.write_text(json.dumps(CAPTIONS))

@@ -259,6 +259,23 @@ def test_captions(server: FakeServer, data: Path, tmp_path: Path) -> None:
     assert not scored.exists()
 
 
+def test_captions_are_broken_down_with_fixed_beside(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run(server, data, out, "--strategies", "vhr", task="chair").exit_code == 0
+    fixed, parts, objects = results(out)["tables"]
+    assert fixed["heads"] == ["CHAIR_s", "CHAIR_i", "Recall"]
+    assert [row["strategy"] for row in parts["rows"]] == ["plain", "vhr"]
+    # The scripted captions name their first object in the second fifth and the other in the fourth.
+    assert [value is None for value in parts["rows"][0]["values"]] == [True, False, True, False, True]
+    assert sum(objects["rows"][0]["values"]) > 0
+    run(server, data, tmp_path / "other", "--strategies", "vhr", "--variant", "fixed", task="chair")
+    rows = results(tmp_path / "other")["parts"][0]["rows"]
+    values = [[row["metrics"][name]["value"] for name in ("chair_s", "chair_i", "recall")] for row in rows]
+    assert [row["values"] for row in fixed["rows"]] == [pytest.approx(each) for each in values]
+    for file in ("report.html", "report.md"):
+        assert "Objects invented most often" in (out / file).read_text()
+
+
 def test_shards_merge_to_what_one_machine_makes(server: FakeServer, data: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", [tmp_path / f"{number}" for number in (1, 2, 3)]
     run(server, data, whole, "--strategies", "agla")
