@@ -7,16 +7,21 @@ prompts are ours; with those of the authors, given as a file, the parsing is the
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from rich.console import Console
+from rich.progress import track
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from eval.errors import EvaluationError
 from eval.inputs import Record, records
+from eval.request import digest
+from eval.store import Answer, Store
 
 MMHAL = """\
 You judge the answer that a vision-language model gave about a picture you cannot see. These objects are in it:
@@ -79,13 +84,27 @@ class Judge:
         return answer
 
 
+def kept(judge: str, ask: Ask, store: Store) -> Ask:
+    """Asks what the store does not hold yet, and keeps each verdict as it comes: they are paid for."""
+
+    def answer(prompt: str) -> str:
+        key = digest({"judge": judge, "prompt": prompt})
+        if key not in store:
+            began = time.perf_counter()
+            text = ask(prompt)
+            seconds = time.perf_counter() - began
+            store.add(Answer(key=key, question=prompt, strategy=f"judge {judge}", text=text, seconds=seconds))
+        return store[key].text
+
+    return answer
+
+
 def mmhal(file: Path, ask: Ask, prompt: str = MMHAL) -> dict[str, object]:
     """Mean rating from 0 to 6 and share of answers rated below 3, from the official array with `model_answer`.
 
     An answer of the judge without exactly one rating counts as 0, as in the official script, and is counted apart.
     """
-    rows = records(file)
-    ratings = [_ratings(ask(_filled(prompt, row))) for row in rows]
+    ratings = [_ratings(verdict) for verdict in _verdicts(file, ask, prompt)]
     scores = [found[0] if len(found) == 1 else 0 for found in ratings]
     kinds = [scores[kind::8] for kind in range(min(8, len(scores)))]
     return {
@@ -103,15 +122,21 @@ def vallu(file: Path, ask: Ask, prompt: str = VALLU) -> dict[str, object]:
 
     From rows of `question`, `gt_answer` and `model_answer`. Verdicts that lack an aspect are left out and counted.
     """
-    rows = records(file)
-    verdicts = [_aspects(ask(_filled(prompt, row))) for row in rows]
+    verdicts = [_aspects(verdict) for verdict in _verdicts(file, ask, prompt)]
     whole = [each for each in verdicts if len(each) == len(ASPECTS)]
     return {
         "judged": True,
         **{name: _mean([each[name] for each in whole]) for name in ASPECTS},
-        "n": len(rows),
-        "unparsed": len(rows) - len(whole),
+        "n": len(verdicts),
+        "unparsed": len(verdicts) - len(whole),
     }
+
+
+def _verdicts(file: Path, ask: Ask, prompt: str) -> list[str]:
+    """In the order of the rows. Nothing is asked before every row is known to be whole."""
+    prompts = [_filled(prompt, row) for row in records(file)]
+    console = Console(stderr=True)
+    return [ask(each) for each in track(prompts, "judged", console=console, disable=not console.is_terminal)]
 
 
 def _filled(prompt: str, row: Record) -> str:

@@ -14,13 +14,19 @@ from eval.amber import discriminative, generative
 from eval.amber.answers import items
 from eval.errors import EvaluationError
 from eval.inputs import lines
-from eval.judge import MMHAL, VALLU, Ask, Judge, mmhal, vallu
+from eval.judge import MMHAL, VALLU, Ask, Judge, kept, mmhal, vallu
+from eval.store import Store
 from eval.table import printed
 
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 Url = Annotated[str, typer.Option(help="Of the judge: an OpenAI-compatible server, with /v1.")]
 Key = Annotated[str | None, typer.Option(envvar="JUDGE_API_KEY", help="Of the judge.", show_default=False)]
 Prompt = Annotated[Path | None, typer.Option(help="Another prompt; {names} are replaced by the fields of a row.")]
+
+Verdicts = Annotated[
+    Path | None,
+    typer.Option(help="Keeps what the judge said, and goes on from there. Left out: beside the results."),
+]
 
 
 def score_mme(
@@ -75,10 +81,11 @@ def score_mmhal(
     judge_model: Annotated[str, typer.Option(help="Its name there.")],
     judge_api_key: Key = None,
     prompt: Prompt = None,
+    verdicts: Verdicts = None,
     as_json: Json = False,
 ) -> None:
     """MMHal-Bench, rated by a judge model."""
-    _judged(mmhal, MMHAL, results, Judge(judge_url, judge_model, judge_api_key), prompt, as_json)
+    _judged(mmhal, MMHAL, results, Judge(judge_url, judge_model, judge_api_key), prompt, verdicts, as_json)
 
 
 def score_vallu(
@@ -87,10 +94,11 @@ def score_vallu(
     judge_model: Annotated[str, typer.Option(help="Its name there.")],
     judge_api_key: Key = None,
     prompt: Prompt = None,
+    verdicts: Verdicts = None,
     as_json: Json = False,
 ) -> None:
     """VaLLu, rated by a judge model."""
-    _judged(vallu, VALLU, results, Judge(judge_url, judge_model, judge_api_key), prompt, as_json)
+    _judged(vallu, VALLU, results, Judge(judge_url, judge_model, judge_api_key), prompt, verdicts, as_json)
 
 
 def _judged(
@@ -99,9 +107,12 @@ def _judged(
     results: Path,
     judge: Judge,
     prompt: Path | None,
+    verdicts: Path | None,
     as_json: bool,
 ) -> None:
-    numbers = rate(results, judge, "\n".join(lines(prompt)) if prompt else ours)
+    template = "\n".join(lines(prompt)) if prompt else ours
+    with Store(verdicts or results.with_name(f"{results.name}.verdicts.jsonl")) as store:
+        numbers = rate(results, kept(judge.model, judge, store), template)
     asked = str(prompt) if prompt else "ours"
     _show({f"judged by {judge.model}": {**numbers, "judge": judge.model, "prompt": asked}}, as_json)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from eval.errors import EvaluationError, InputError
-from eval.judge import MMHAL, Judge, mmhal, vallu
+from eval.judge import MMHAL, Judge, kept, mmhal, vallu
+from eval.store import Store
 from tests.eval.command import command
 
 ROW = {"question": "What?", "image_content": ["dog", "grass"], "gt_answer": "A {dog}", "model_answer": "A cat"}
@@ -82,6 +83,41 @@ def test_the_command_retries_and_marks_the_score_as_judged(results: Path, judge:
     [(name, found)] = json.loads(done.stdout).items()
     assert name == "judged by strict"
     assert (found["rating"], found["judged"], found["judge"], found["prompt"]) == (2, True, "strict", "ours")
+    # What was judged stays, so that the same command needs the judge no more.
+    gone = ("--judge-url", "http://127.0.0.1:9/v1")
+    again = command(*line, *gone, "--judge-api-key", "secret")
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+
+
+def test_a_failure_loses_no_verdict(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps([{**ROW, "question": f"What {number}?"} for number in range(5)]))
+    asked: list[str] = []
+
+    def fails_at_the_fourth(prompt: str) -> str:
+        asked.append(prompt)
+        if len(asked) == 4:
+            raise EvaluationError("the judge gave no answer")
+        return f"Rating: {len(asked)}"
+
+    with Store(tmp_path / "verdicts.jsonl") as store, pytest.raises(EvaluationError):
+        mmhal(file, kept("strict", fails_at_the_fourth, store))
+    with Store(tmp_path / "verdicts.jsonl") as store:
+        found = mmhal(file, kept("strict", fails_at_the_fourth, store))
+    assert len(asked) == 6
+    assert found["rating"] == (1 + 2 + 3 + 5 + 6) / 5
+    with Store(tmp_path / "verdicts.jsonl") as store:
+        mmhal(file, kept("another", lambda prompt: asked.append(prompt) or "Rating: 1", store))  # type: ignore[func-returns-value]
+    assert len(asked) == 11
+
+
+def test_nothing_is_asked_while_a_row_lacks_a_field(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps([ROW, {key: value for key, value in ROW.items() if key != "model_answer"}]))
+    asked: list[str] = []
+    with pytest.raises(InputError, match=r"\[1\]\.model_answer.*is missing"):
+        mmhal(file, lambda prompt: asked.append(prompt) or "Rating: 1")  # type: ignore[func-returns-value]
+    assert asked == []
 
 
 def test_a_judge_that_is_not_there() -> None:
