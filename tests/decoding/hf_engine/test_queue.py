@@ -9,6 +9,8 @@ import pytest
 
 from decoding.ask import Ask
 from decoding.errors import Overloaded, Unsupported
+from decoding.hf_engine import worker
+from decoding.hf_engine.batch import Said
 from decoding.stack import collect
 from tests.decoding.hf_engine.asking import answer, exactly, held, probing, prompt, say, until
 from tests.decoding.hf_engine.conftest import started
@@ -56,4 +58,25 @@ async def test_more_requests_than_rows_are_all_answered_in_turn(tiny: Path) -> N
     many = [answer(engine, "plain", prompt(i), exactly(12)) for i in range(8)]
     said = await asyncio.gather(*many, *both)
     assert [one.text for one, _ in said[-2:]] == alone
+    await engine.close()
+
+
+async def test_running_answers_go_on_between_passes_over_those_that_come(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "PREFILL_TOKENS", 1)  # each prompt is more than a pass reads, and is read by itself
+    engine = await asyncio.to_thread(started, tiny, max_rows=8)
+    batch, rows = engine.worker.batch, list[int]()
+    step = batch.step
+
+    def counted() -> list[Said]:
+        rows.append(len(batch.rows))
+        return step()
+
+    monkeypatch.setattr(batch, "step", counted)
+    async with held(engine):
+        tasks = [asyncio.create_task(say(engine, prompt(i), exactly(6))) for i in range(4)]
+        await until(lambda: len(engine._places) == 4)
+    await asyncio.gather(*tasks)
+    assert rows[:4] == [1, 2, 3, 4]
     await engine.close()
