@@ -69,7 +69,7 @@ async def test_running_answers_go_on_between_passes_over_those_that_come(
     batch, rows = engine.worker.batch, list[int]()
     step = batch.step
 
-    def counted() -> list[Said]:
+    def counted() -> Said:
         rows.append(len(batch.rows))
         return step()
 
