@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from openai import AsyncOpenAI, BadRequestError, OpenAI
+from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from openai.types.chat import ChatCompletion
 from PIL import Image
 from pydantic import BaseModel, Field
@@ -224,10 +224,13 @@ def test_three_at_once_cost_what_was_run(client: OpenAI, strategy: str, rows_run
 
 
 def test_a_strategy_that_would_not_act_is_refused(client: OpenAI) -> None:
+    wanted: Any = {"decoding": {"strategy": "agla+mvp"}}
     with pytest.raises(BadRequestError) as refused:
+        client.chat.completions.create(**greedy("plain") | {"model": NAME}, extra_body=wanted)
+    with pytest.raises(NotFoundError) as unknown:
         client.chat.completions.create(**greedy("agla+mvp"))
-    assert refused.value.param == "decoding.strategy"
-    assert "'agla' cannot stand outside 'mvp'" in refused.value.message
+    assert (refused.value.param, unknown.value.param) == ("decoding.strategy", "model")
+    assert all("'agla' cannot stand outside 'mvp'" in each.value.message for each in (refused, unknown))
 
 
 def test_a_token_that_is_ruled_out_has_a_finite_logprob(client: OpenAI) -> None:

@@ -102,10 +102,11 @@ def test_what_it_cannot_run_is_refused_for_the_reason_that_it_lists(server: str,
     listed = {entry["name"]: entry["engines"][0] for entry in httpx.get(f"{server}/v1/strategies").json()["data"]}
     assert not listed[strategy]["runs"]
     assert "vLLM" in listed[strategy]["reason"]
-    for fields in (greedy(f"agla+{strategy}"), greedy("plain") | {"model": NAME, "decoding": {"strategy": strategy}}):
+    chosen = {"model": NAME, "decoding": {"strategy": strategy}}
+    for fields, param in ((greedy(f"agla+{strategy}"), "model"), (greedy("plain") | chosen, "decoding.strategy")):
         response = httpx.post(f"{server}/v1/chat/completions", json=fields, timeout=60)
         error = response.json()["error"]
-        assert (response.status_code, error["param"], error["code"]) == (400, "decoding.strategy", "unsupported")
+        assert (response.status_code, error["param"], error["code"]) == (400, param, "unsupported")
         assert f"'{strategy}': it lacks " in error["message"]
         assert "vLLM" in error["message"]
 
