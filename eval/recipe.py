@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -33,7 +34,7 @@ class Recipe(BaseModel):
     def label(self) -> str:
         lone = len(self.stack) == 1
         said = [
-            f"{key if lone else f'{owner}.{key}'}={value if isinstance(value, str) else json.dumps(value)}"
+            f"{key if lone else f'{owner}.{key}'}={written(value)}"
             for owner, values in self.parameters.items()
             for key, value in values.items()
         ]
@@ -63,10 +64,12 @@ PLAIN = Recipe(stack=("plain",))
 def recipes(text: str) -> list[Recipe]:
     """`plain,agla:alpha=1.0,beta=0.3,vcd` is three: a piece that only gives a value belongs to the one before it.
 
+    Values are JSON or plain words; a comma within brackets or double quotes is a part of them: `dola:layers=[2,4]`.
+
     Raises: EvaluationError: it cannot be read.
     """
     pieces: list[str] = []
-    for piece in filter(None, map(str.strip, text.split(","))):
+    for piece in split(text):
         if "=" in piece and ":" not in piece.partition("=")[0]:
             if not pieces:
                 raise EvaluationError(f"--strategies: '{piece}' gives a value before any strategy is named.")
@@ -87,7 +90,7 @@ def recipe(text: str) -> Recipe:
     if len(set(stack)) < len(stack):
         raise EvaluationError(f"--strategies: '{text}' names a strategy twice.")
     parameters: Parameters = {}
-    for setting in filter(None, map(str.strip, settings.split(","))):
+    for setting in split(settings):
         key, equals, value = setting.partition("=")
         owner, dot, field = key.strip().rpartition(".")
         if not equals or not field or (not dot and len(stack) > 1):
@@ -98,6 +101,25 @@ def recipe(text: str) -> Recipe:
             raise EvaluationError(f"--strategies: '{text}' sets a parameter of '{owner}', which it does not run.")
         parameters.setdefault(owner, {})[field] = value_of(value.strip())
     return Recipe(stack=stack, parameters=parameters)
+
+
+def split(text: str) -> list[str]:
+    """At commas outside of brackets and double quotes; empty pieces fall away."""
+    pieces, depth = [""], 0
+    for part in re.findall(r'"(?:\\.|[^"\\])*"|.', text, re.DOTALL):
+        depth += (part in "[{") - (part in "]}")
+        if part == "," and depth <= 0:
+            pieces.append("")
+        else:
+            pieces[-1] += part
+    return [piece for piece in map(str.strip, pieces) if piece]
+
+
+def written(value: JsonValue) -> str:
+    """As `value_of` reads it."""
+    if isinstance(value, str) and value_of(value) == value and value == value.strip() and not set('",[]{}') & {*value}:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def value_of(text: str) -> JsonValue:
