@@ -2,7 +2,8 @@
 
 A contrast z_f = sum of weighted branches, kept where p(w) >= beta max p, is then z times the sum of the weights: a
 temperature and a plausibility cut. `truncate` is the cut alone, `sharpen` the cut and the temperature. What a strategy
-gains over them came from its branch.
+gains over them came from its branch. One that acts on the main row too stays in its control, with its branches off, and
+the cut around it; `auto` itself cuts only in steps that wake its branches, so that its control cuts more often.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ LEFT: Mapping[str, Callable[[Values], Left]] = {
     "code": lambda values: Left(),  # its cut grows with what the branches disagree about
 }
 
+# What takes the branches, and their cut, out of a strategy that amplifies heads or attention of the main row besides.
+OFF: Mapping[str, Values] = {"auto": {"blind": 0.0, "noise": 0.0, "local": 0.0}, "pai": {"gamma": 1.0}}
+
 
 def left(name: str, values: Values) -> Left:
     if name in LEFT:
@@ -47,23 +51,30 @@ def number(value: JsonValue) -> float:
 
 def controls(recipe: Recipe, catalogue: Catalogue, *, greedy: bool) -> list[Recipe]:
     """`recipe` in full. A cut and a temperature leave the likeliest token where it is, so that under greedy decoding
-    the matched control is the stack without the strategy, and for a strategy alone it is plain decoding."""
-    found = [
-        control
-        for name in recipe.stack
-        if catalogue.branches(name)
-        for control in matched(
-            recipe, name, Left() if greedy else left(name, recipe.parameters.get(name, {})), catalogue
-        )
-    ]
+    the matched control is the stack without the strategy, or with its branches off: for most, alone, plain decoding."""
+    found: list[Recipe] = []
+    for name in recipe.stack:
+        values = recipe.parameters.get(name, {})
+        stays = branchless(name, values)
+        if catalogue.branches(name) and stays != {name: values}:
+            rest = Left() if greedy else left(name, values)
+            found += [recipe.but(name, {**cut, **stays}) for cut in cuts(recipe, rest, catalogue)]
     return list({control.label: control for control in found}.values())
 
 
-def matched(recipe: Recipe, name: str, rest: Left, catalogue: Catalogue) -> list[Recipe]:
+def branchless(name: str, values: Values) -> dict[str, Values]:
+    """What stays of a strategy in its control."""
+    return {name: {**values, **OFF[name]}} if name in OFF else {}
+
+
+def cuts(recipe: Recipe, rest: Left, catalogue: Catalogue) -> list[dict[str, Values]]:
+    """What takes the place of the branches, in each control."""
+    if rest == Left():
+        return [{}]
     known = {entry.name for entry in catalogue.data} - set(recipe.stack)
-    chosen = []
+    chosen: list[dict[str, Values]] = []
     if rest.beta and "truncate" in known:
-        chosen.append(recipe.but(name, "truncate", {"beta": rest.beta}))
+        chosen.append({"truncate": {"beta": rest.beta}})
     if rest.scale != 1 and "sharpen" in known:
-        chosen.append(recipe.but(name, "sharpen", {"scale": rest.scale, "beta": rest.beta}))
-    return chosen if rest != Left() else [recipe.but(name, None, {})]
+        chosen.append({"sharpen": {"scale": rest.scale, "beta": rest.beta}})
+    return chosen

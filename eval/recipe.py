@@ -49,13 +49,12 @@ class Recipe(BaseModel):
         """What goes under `decoding` in a request."""
         return {"strategy": self.name, **self.parameters}
 
-    def but(self, strategy: str, other: str | None, parameters: Mapping[str, JsonValue]) -> Recipe:
-        """The same with one strategy in the place of another, or, for None, without it."""
-        stack = tuple(other or "" if name == strategy else name for name in self.stack)
+    def but(self, strategy: str, others: Mapping[str, Mapping[str, JsonValue]]) -> Recipe:
+        """The same with others, outermost first, in the place of one strategy; with none of them, without it."""
+        stack = [each for name in self.stack for each in (others if name == strategy else [name])]
         kept = {name: values for name, values in self.parameters.items() if name != strategy}
-        if other is not None and parameters:
-            kept[other] = dict(parameters)
-        return Recipe(stack=tuple(filter(None, stack)) or ("plain",), parameters=kept)
+        placed = {name: dict(values) for name, values in others.items()}
+        return Recipe(stack=tuple(stack) or ("plain",), parameters=kept | placed)
 
 
 PLAIN = Recipe(stack=("plain",))
