@@ -58,6 +58,12 @@ class ZoomEye(Strategy):
         str | None, Field(min_length=1, max_length=4096, description="What to look for, with commas between.")
     ] = None
 
+    @classmethod
+    def refuses(cls, outer: type[Strategy]) -> str | None:
+        if "digest" in outer.hooks() and {"heads", "attend"} & outer.hooks():
+            return f"what it has measured on the whole picture would act on the part that {cls.name} finds"
+        return None
+
     def run(self, ask: Ask) -> Program:
         (picture,) = ask.prompt.require_pictures(self.name, most=1)
         budget = FAMILIES[self.family]

@@ -41,6 +41,7 @@ def test_a_stack_is_built_outermost_first() -> None:
     assert build("agla+vhr", {"agla": {"alpha": 1.0}}) == (AGLA(alpha=1.0), VHR())
     assert label(build("vhr+agla", {})) == "vhr+agla"
     assert build("plain", {}) == (Plain(),)
+    assert label(build("sid+zoomeye+vhr", {})) == "sid+zoomeye+vhr"  # outside, it acts on its own branch alone
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,9 @@ def test_a_stack_is_built_outermost_first() -> None:
         ("agla+vhr+agla", {}, "decoding.strategy", "twice"),
         ("agla+mvp", {}, "decoding.strategy", "'agla' cannot stand outside 'mvp': mvp votes among answers"),
         ("zoomeye+vhr+mvp", {}, "decoding.strategy", "'vhr' cannot stand outside 'mvp'"),
+        ("paint+zoomeye", {}, "decoding.strategy", "'paint' cannot stand outside 'zoomeye': what it has measured"),
+        ("vhr+zoomeye", {}, "decoding.strategy", "'vhr' cannot stand outside 'zoomeye'"),
+        ("auto+agla+zoomeye", {}, "decoding.strategy", "'auto' cannot stand outside 'zoomeye'"),
         ("agla", {"vhr": {}}, "decoding.vhr", "Unknown field 'vhr'"),
         ("agla", {"alpha": 2}, "decoding.alpha", "decoding.agla.alpha"),
         ("agla", {"agla": {"gama": 1}}, "decoding.agla.gama", "decoding.agla.gama"),
