@@ -39,6 +39,7 @@ class Entry(BaseModel):
     parameters: dict[str, JsonValue] = Field(description="JSON Schema of what goes under decoding.<name>.")
     needs: list[str] = Field(description="Of an engine.")
     cost: Cost | None = Field(description="null where it cannot be told beforehand.")
+    votes: bool = Field(description="It may answer in words of its own, in one piece: they have no grounding.")
     engines: list[Runs]
 
 
@@ -68,6 +69,7 @@ def entry(strategy: type[Strategy], engine: str, capabilities: frozenset[str]) -
         parameters=schema(strategy),
         needs=list(needs),
         cost=Cost(branches=len(rehearsal.branches), questions=dict(rehearsal.questions)) if rehearsal else None,
+        votes=rehearsal is not None and rehearsal.votes,
         engines=[Runs(engine=engine, runs=reason is None, reason=reason)],
     )
 

@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 from decoding.answer import Answer, End, Token, Usage
 from decoding.ask import Ask
 from decoding.errors import BadRequest, EngineFailed, Unsupported
+from decoding.sampling import Sampling
 from server import tracing
 from server.deadline import until
 from server.receipt import Receipt, receipt
@@ -70,12 +71,9 @@ class Reply:
     async def _begin(self) -> None:
         outcomes = [await self._run.resolve(ask, grounding=self._grounding) for ask in self._asks]
         self._answered = tuple(isinstance(outcome, Answer) for outcome in outcomes)
-        if any(self._answered) and self._asks[0].sampling.grammar is not None:
-            message = "The strategy answers in words of its own, which cannot be held to a format."
-            raise Unsupported(message, param="response_format")
-        if any(self._answered) and self._grounding:
-            message = "The strategy answers in words of its own, whose grounding cannot be measured."
-            raise Unsupported(message, param="decoding.grounding")
+        if any(self._answered) and (field := idle(self._asks[0].sampling, self._grounding)):
+            message = f"The strategy has answered in words of its own, on which {field} cannot act: leave it out."
+            raise Unsupported(message, param=field)
         asks = [outcome for outcome in outcomes if isinstance(outcome, Ask)]
         self._branches = tuple(asks[0].branches) if asks else ()
         self._fits(self._each * sum(1 + len(ask.branches) for ask in asks))
@@ -163,6 +161,21 @@ class Reply:
             if self.is_over:
                 tracing.note(self.receipt)  # now: the span ends with the last byte, before the reply is closed
         return choice, token
+
+
+def idle(sampling: Sampling, grounding: bool) -> str | None:
+    """The first field that asks something of tokens as they are generated: an answer that is there has none."""
+    asked = {
+        "response_format": sampling.grammar is not None,
+        "decoding.grounding": grounding,
+        "stop": bool(sampling.stop),
+        "min_tokens": sampling.min_tokens > 1,
+        "ignore_eos": sampling.ignore_eos,
+        "repetition_penalty": sampling.repetition_penalty != 1,
+        "presence_penalty": sampling.presence_penalty != 0,
+        "frequency_penalty": sampling.frequency_penalty != 0,
+    }
+    return next((field for field, is_asked in asked.items() if is_asked), None)
 
 
 def seeded(outcome: Ask | Answer, choice: int) -> Ask | Answer:

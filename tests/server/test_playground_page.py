@@ -95,6 +95,18 @@ class TestBrowser:
         page.keyboard.press("Escape")
         expect(page.get_by_role("alert")).to_have_text(["Stopped.", "Stopped."])
 
+    def test_a_vote_is_asked_for_without_grounding(self, page: Page) -> None:
+        column = page.locator(".side").last
+        column.get_by_label("Strategy", exact=True).select_option("mvp")
+        column.get_by_label("Strategy inside it").select_option("")
+        for field, value in {"bottom_up": 0, "top_down": 0, "paths": 1, "description_tokens": 8}.items():
+            page.get_by_label(f"mvp.{field}").fill(str(value))
+        page.locator("#question").fill("Is there a cat in the image?")
+        page.locator("#question").press("Enter")
+        expect(column.locator("dd")).to_have_count(6, timeout=60_000)
+        expect(column.locator(".said")).to_have_text(re.compile("^(Yes|No)$"))
+        expect(page.locator(".side").first.locator("[data-grounding]").first).to_be_visible()
+
     def test_a_phone_scrolls_in_one_direction(self, page: Page) -> None:
         page.set_viewport_size({"width": 360, "height": 740})
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
