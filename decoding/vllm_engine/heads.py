@@ -17,7 +17,7 @@ from decoding.vllm_engine.look import Look
 from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.memories import Memories
 from decoding.vllm_engine.projection import tapped
-from decoding.vllm_engine.rows import Notes, Rows
+from decoding.vllm_engine.rows import FAILED, Notes, Rows
 
 log = structlog.get_logger(__name__)
 
@@ -52,10 +52,10 @@ class Heads:
     def is_idle(self) -> bool:
         return not (self._is_scaling or self._looks)
 
-    def before_forward(self, rows: Rows) -> None:
+    def before_forward(self, rows: Rows, notes: Notes) -> None:
         layout = (tuple(rows.ids), rows.starts.tobytes())
         if layout != self._layout:
-            self._owners = self._assign(rows)
+            self._owners = self._assign(rows, notes)
             self._layout = layout
         if self._owners is not None:
             self.scales.owners[: len(self._owners)] = self._owners
@@ -78,14 +78,18 @@ class Heads:
             look.at(layer, heads)
         return heads
 
-    def _assign(self, rows: Rows) -> Tensor | None:
+    def _assign(self, rows: Rows, notes: Notes) -> Tensor | None:
         """Each scaled row's factors into its place; [tokens] whose factors are each token's."""
         owners = np.full(len(rows.ids), self.scales.nobody)
         for row, member in rows.members.items():
-            scale = self._factors(member)
-            if scale is not None:
-                self.scales.factors[:, row] = scale
-                owners[row] = row
+            try:
+                scale = self._factors(member)
+                if scale is not None:
+                    self.scales.factors[:, row] = scale
+                    owners[row] = row
+            except Exception:  # a strategy's fault, which must not end the others' answers
+                log.exception("a strategy failed", strategies=[strategy.name for strategy in member.stack])
+                notes.setdefault(rows.ids[row], {})["failed"] = FAILED
         if (owners == self.scales.nobody).all():
             return None
         return torch.from_numpy(owners.repeat(np.diff(rows.starts))).to(self.scales.owners.device)

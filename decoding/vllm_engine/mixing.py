@@ -21,7 +21,7 @@ from decoding.onion import joined, through
 from decoding.strategy import Captured, Strategy, Tensors
 from decoding.vllm_engine.member import Member, Spelled
 from decoding.vllm_engine.memories import Memories
-from decoding.vllm_engine.rows import Notes, Rows
+from decoding.vllm_engine.rows import FAILED, Notes, Rows
 
 log = structlog.get_logger(__name__)
 
@@ -177,7 +177,7 @@ class Mixer:
         except Exception:  # a strategy's fault, which must not end the others' answers
             log.exception("a strategy failed", strategies=[strategy.name for strategy in kind.stack])
             for request in kind.ids:
-                notes.setdefault(request, {})["failed"] = "The strategy failed on this request."
+                notes.setdefault(request, {})["failed"] = FAILED
             return raw
 
     def _tell(self, drawn: Drawn, tokens: Tensor, notes: Notes) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from decoding.vllm_engine.member import Member
 
 Notes = dict[str, dict[str, Any]]  # request id -> what the engine is told with the token of this step
+FAILED = "The strategy failed on this request."
 
 
 @dataclass(frozen=True, slots=True)

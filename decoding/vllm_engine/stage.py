@@ -15,7 +15,7 @@ from decoding.vllm_engine.rows import Notes, Rows
 class Inside(Protocol):
     """Acts between the layers of the model."""
 
-    def before_forward(self, rows: Rows) -> None: ...
+    def before_forward(self, rows: Rows, notes: Notes) -> None: ...
 
     def after_forward(self, rows: Rows, notes: Notes) -> None: ...
 
@@ -32,7 +32,7 @@ class Stage:
     def before_forward(self, rows: Rows) -> None:
         self.notes = {}
         if self.inside is not None:
-            self.inside.before_forward(rows)
+            self.inside.before_forward(rows, self.notes)
 
     def after_forward(self, rows: Rows) -> None:
         if self.inside is not None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from decoding.ask import Ask, Memory, Picture, Probe, Prompt
-from decoding.errors import BadRequest
+from decoding.errors import BadRequest, EngineFailed
 from decoding.stack import collect
 from decoding.strategies.vhr import VHR
+from decoding.vllm_engine.rows import FAILED
 from tests.decoding.hf_engine.asking import FakeMatcher, answer, exactly, stack
 from tests.decoding.vllm_engine.conftest import EMBEDDED, started
 from tests.decoding.vllm_engine.scenes import answers, ids, prompts
@@ -185,6 +186,23 @@ async def test_the_first_token_is_drawn_from_scaled_heads(roomy: Any, hf: Any) -
         told.append([one.logprob for one in sorted(token.top, key=lambda one: one.id)])
     assert told[0] == pytest.approx(told[1], abs=1e-3)
     assert told[0] != pytest.approx(told[2], abs=1e-2)
+
+
+async def test_a_hook_that_raises_fails_its_own_request_alone(roomy: Any) -> None:
+    """There are no factors in what a description leaves."""
+    prompt, (vhr,), (vdgd,) = prompts(1)[0], stack("vhr"), stack("vdgd")
+    described = await collect(roomy.generate(Ask(prompt, exactly(2), digest=vdgd)))
+    assert described.memory is not None
+    broken = Ask(prompt, exactly(TOKENS), stack=(vhr,)).remember(vhr, described.memory)
+    asked = [(INSIDE["vhr"], prompt)]
+    (neighbour,), failure = await asyncio.gather(
+        answers(roomy, asked, TOKENS), collect(roomy.generate(broken)), return_exceptions=True
+    )
+    assert isinstance(failure, EngineFailed)
+    assert failure.message == FAILED
+    roomy.forget(described.memory)
+    assert ids(neighbour) == ids((await answers(roomy, asked, TOKENS))[0])
+    assert await held(roomy) == 0
 
 
 async def test_one_answer_alone(roomy: Any, hf: Any) -> None:
