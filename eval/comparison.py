@@ -147,7 +147,7 @@ class Comparison:
 
 
 def verdict(metric: Metric, difference: Difference) -> Verdict:
-    p = difference.p if difference.p_holm is None else difference.p_holm
+    p = difference.chance
     if p is None or p >= SIGNIFICANT or not difference.value or metric.better == "neither":
         return "unclear"
     return "better" if (difference.value > 0) == (metric.better == "higher") else "worse"

@@ -43,6 +43,11 @@ class Difference(BaseModel):
     detectable: Number = None  # least true difference that would be found with a power of 80 %
     verdict: Verdict = "unclear"
 
+    @property
+    def chance(self) -> float | None:
+        """The p-value that counts: the adjusted one where there is one."""
+        return self.p if self.p_holm is None else self.p_holm
+
 
 class Signal(BaseModel):
     sensitivity: float

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from eval.report.wording import NONE, number
 from eval.results import Column, Cost, Difference, Estimate, Part, Results
 
 COLOURS = {"better": "green", "worse": "red", "unclear": "default"}
@@ -36,15 +37,9 @@ def cell(estimate: Estimate, difference: Difference | None, column: Column) -> s
     text = number(estimate.value, column)
     if difference is None or difference.value is None:
         return text
-    p = difference.p if difference.p_holm is None else difference.p_holm
+    p = difference.chance
     stars = "" if p is None else "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
     return f"{text} [{COLOURS[difference.verdict]}]{number(difference.value, column, sign=True)}{stars}[/]"
-
-
-def number(value: float | None, column: Column, *, sign: bool = False) -> str:
-    if value is None:
-        return "-"
-    return f"{value * (100 if column.percent else 1):{'+' if sign else ''}.1f}"
 
 
 def cost_table(costs: list[Cost]) -> Table:
@@ -55,9 +50,9 @@ def cost_table(costs: list[Cost]) -> Table:
         passes = each.passes_per_token and each.passes_per_token.value
         made.add_row(
             escape(each.strategy),
-            "-" if passes is None else f"{passes:.2f}",
-            "-" if each.first_token is None else f"{each.first_token * 1000:.0f} ms",
-            "-" if each.tokens_per_second.value is None else f"{each.tokens_per_second.value:.1f}",
-            "-" if each.slowdown is None else f"{each.slowdown:.2f}",
+            NONE if passes is None else f"{passes:.2f}",
+            NONE if each.first_token is None else f"{each.first_token * 1000:.0f} ms",
+            NONE if each.tokens_per_second.value is None else f"{each.tokens_per_second.value:.1f}",
+            NONE if each.slowdown is None else f"{each.slowdown:.2f}",
         )
     return made

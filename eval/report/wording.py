@@ -28,8 +28,7 @@ def interval(estimate: Estimate | Difference, column: Column, *, sign: bool = Fa
 
 
 def chance(difference: Difference) -> str:
-    """The p-value that counts: the adjusted one where there is one."""
-    p = difference.p if difference.p_holm is None else difference.p_holm
+    p = difference.chance
     if p is None:
         return ""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
