@@ -20,7 +20,9 @@ INCOMPLETE = 3  # exit status: some questions have no answer
 
 def run_task(
     benchmark: Annotated[str, typer.Argument(metavar="TASK", help=f"One of {', '.join(NAMES)}.")],
-    base_url: Annotated[str, typer.Option(help="An OpenAI-compatible server, with or without /v1.")],
+    base_url: Annotated[
+        str, typer.Option(help="An OpenAI-compatible server, with or without /v1.")
+    ] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Left out: the only one that the server lists.")] = None,
     strategies: Annotated[str, typer.Option(help="plain,vcd,agla:alpha=1.0,agla+vhr:vhr.alpha=2")] = "plain",
     data: Annotated[str, typer.Option(help="`embedded`, or a folder with pictures and official files.")] = "embedded",

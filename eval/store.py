@@ -42,8 +42,11 @@ class Store:
         self._answers: dict[str, Answer] = {}
 
     def __enter__(self) -> Self:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunError(f"{self.file} cannot be written: {error.strerror}. Choose another place.") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

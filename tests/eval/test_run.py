@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval.client import Client
+from eval.errors import Unavailable
 from eval.pope.score import score
 from tests.eval.fake_server import FakeServer, Reply, question, serving, strategy
 from tests.eval.runs import invoke, quality, results, run, talkative, told
@@ -274,6 +276,32 @@ def test_captions_are_broken_down_with_fixed_beside(server: FakeServer, data: Pa
     assert [row["values"] for row in fixed["rows"]] == [pytest.approx(each) for each in values]
     for file in ("report.html", "report.md"):
         assert "Objects invented most often" in (out / file).read_text()
+
+
+def test_the_server_of_make_serve_needs_no_url(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def nobody(client: Client) -> dict[str, str | None]:
+        asked.append(client.base_url)
+        raise Unavailable("nobody there")
+
+    monkeypatch.setattr(Client, "models", nobody)
+    assert "nobody there" in told(invoke("run", "pope", "--data", data, "--out", tmp_path / "run"))
+    assert asked == ["http://127.0.0.1:8000"]
+
+
+def test_shorter_captions_that_name_less_of_everything_are_warned_of(data: Path, tmp_path: Path) -> None:
+    def script(request: dict[str, Any]) -> Reply:
+        if strategy(request) == "vhr":
+            return Reply("Nothing.")
+        return Reply("There is a dog, a chair, a cup, a boat, a kite and a car here.")
+
+    with serving(FakeServer(script)) as server:
+        assert run(server, data, tmp_path / "run", "--strategies", "vhr", task="chair").exit_code == 0
+    said = results(tmp_path / "run")["warnings"]
+    assert "vhr, captions: CHAIR_s falls together with recall: it names fewer objects of either kind." in said
+    assert any(re.fullmatch(r"vhr, captions: Length moves by -90%\.", each) for each in said)
+    assert "CHAIR_s falls together" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_shards_merge_to_what_one_machine_makes(server: FakeServer, data: Path, tmp_path: Path) -> None:
