@@ -95,6 +95,12 @@ class TestBrowser:
         page.keyboard.press("Escape")
         expect(page.get_by_role("alert")).to_have_text(["Stopped.", "Stopped."])
 
+    def test_a_phone_need_not_scroll_sideways(self, page: Page) -> None:
+        page.set_viewport_size({"width": 360, "height": 640})
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        expect(page.locator("#question")).to_be_in_viewport(ratio=0.1)
+        page.set_viewport_size({"width": 1280, "height": 720})
+
     def test_a_vote_is_asked_for_without_grounding(self, page: Page) -> None:
         column = page.locator(".side").last
         column.get_by_label("Strategy", exact=True).select_option("mvp")
