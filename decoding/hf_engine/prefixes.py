@@ -34,6 +34,8 @@ class Prefixes:
         self.bytes = 0
         self.queries = 0  # tokens of prompts that were looked up
         self.hits = 0  # tokens of them that were there
+        # Follow from the pictures or the ids. Idefics3's mask of the pixels would be millions of numbers to compare.
+        self._told = {*model.encoder.processor.image_processor.model_input_names, *model.family.per_token}
         self._kept: OrderedDict[Beginning, Read] = OrderedDict()
 
     def beginning(self, prompt: Prompt, encoded: Encoded) -> Beginning | None:
@@ -41,8 +43,7 @@ class Prefixes:
         seen = (encoded.ids[:-1] == self.model.picture_token).nonzero()
         if not len(seen) or not self.most_bytes:
             return None
-        per_token = self.model.family.per_token
-        others = sorted(name for name in encoded.extras if name != "pixel_values" and name not in per_token)
+        others = sorted(encoded.extras.keys() - self._told)
         return Beginning(
             tuple(encoded.ids[: int(seen[-1]) + 1].tolist()),
             tuple(picture.key for picture in prompt.pictures),
