@@ -46,7 +46,6 @@ def vllm(settings: Settings) -> Engine:
             model=settings.model,
             matcher=settings.matcher_source,
             name=settings.name,
-            device=settings.device,
             dtype=settings.dtype,
             context=settings.context,
             max_rows=settings.rows,

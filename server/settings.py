@@ -44,9 +44,9 @@ class Settings(BaseSettings):
     ] = None
     engine: Annotated[Literal["hf", "vllm"], Field(description="hf: transformers; vllm: throughput")] = "hf"
     strategy: Annotated[str, Field(description="for requests that name none, as in 'vhr' or 'agla+vhr'")] = "plain"
-    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")] = (
-        "auto"
-    )
+    device: Annotated[
+        str, Field(description="hf: auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
+    ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="auto: float32 on a CPU, bfloat16 on a GPU"),
@@ -150,6 +150,8 @@ class Settings(BaseSettings):
         for name in ("context", "cache_gb"):
             if self.engine != "vllm" and getattr(self, name) is not None:
                 raise ValueError(f"{name}: only with engine vllm")
+        if self.engine != "hf" and self.device != "auto":
+            raise ValueError("device: only with engine hf; vLLM runs on what it was built for")
         if self.engine != "hf" and "prefix_cache_mb" in self.model_fields_set:
             raise ValueError("prefix_cache_mb: only with engine hf; vLLM keeps prefixes in its own cache")
         return self

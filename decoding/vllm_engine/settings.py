@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """`model` and `matcher` are folders or hub ids. Sizes that are None are chosen by the model and by vLLM."""
+    """`model` and `matcher` are folders or hub ids. Sizes that are None are chosen by the model and by vLLM.
+
+    The model runs on what vLLM was built for, the matcher on the CPU.
+    """
 
     model: str
     matcher: str | None = None  # None: relevance (AGLA) is refused
     name: str | None = None  # how clients call the model; None: the last part of `model`
-    device: str = "auto"  # of the matcher; the model runs on what vLLM was built for
     dtype: str = "auto"  # float32 on a CPU, bfloat16 on a GPU
     context: int | None = None  # tokens, prompt and answer together
     max_rows: int = 64  # prompts and branches that run at once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -55,6 +56,21 @@ def test_what_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_rows_follow_the_engine() -> None:
     assert (Settings().rows, Settings(engine="vllm").rows) == (32, 64)
     assert Settings(max_rows=5).rows == 5
+
+
+@pytest.mark.parametrize(
+    ("engine", "given"),
+    [
+        ("hf", {"context": 512}),
+        ("hf", {"cache_gb": 1.0}),
+        ("vllm", {"device": "cuda:1"}),
+        ("vllm", {"device": "cpu"}),
+        ("vllm", {"prefix_cache_mb": 0}),
+    ],
+)
+def test_what_the_engine_would_ignore_is_refused(engine: Any, given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=f"{next(iter(given))}: only with engine"):
+        Settings(engine=engine, **given)
 
 
 def test_names(tmp_path: Path) -> None:
