@@ -32,7 +32,11 @@ class Album:
 
 
 def make_album(folder: Path, count: int, seed: int, world: World, view: View, processes: int) -> Album:
-    """Draws what is missing of an album and opens it."""
+    """Draws the album, unless it is there, and opens it.
+
+    Raises:
+        ValueError: the folder holds an album of another length.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "things.json").exists():
         sizes = [min(SHARD, count - start) for start in range(0, count, SHARD)]
@@ -54,7 +58,10 @@ def make_album(folder: Path, count: int, seed: int, world: World, view: View, pr
         pixels.flush()
         owners.flush()
         (folder / "things.json").write_text(json.dumps(seen))
-    return open_album(folder)
+    album = open_album(folder)
+    if len(album) != count:
+        raise ValueError(f"{folder} holds {len(album)} pictures, not {count}: remove it to have them drawn anew.")
+    return album
 
 
 def open_album(folder: Path) -> Album:

@@ -200,18 +200,17 @@ def _run(stage: Callable[[], object], threads: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m embedded.train", description=__doc__)
-    parser.add_argument("--work", type=Path, default=HERE / ".work", help="where pictures and checkpoints are kept")
+    parser.add_argument("--work", type=Path, help="where pictures and checkpoints are kept, instead of .work/")
+    parser.add_argument("--out", type=Path, help="where model/, matcher/, scenes/ and samples/ are written")
     parser.add_argument(
-        "--out", type=Path, default=HERE, help="where model/, matcher/, scenes/ and samples/ are written"
+        "--tiny", action="store_true", help="a few steps of everything, in .work/tiny/, to see that it runs"
     )
-    parser.add_argument("--tiny", action="store_true", help="a few steps of everything, to see that it runs")
     parser.add_argument(
         "--finished", type=Path, metavar="FOLDER", help="make only the last two stages, from model/ in this folder"
     )
-    options = parser.parse_args(arguments)
-    workshop = Workshop(options.work, options.out, TINY if options.tiny else Recipe(), options.finished)
+    workshop = workshop_of(parser.parse_args(arguments))
     workshop.draw()
-    if options.finished:
+    if workshop.finished:
         workshop.details()
     else:
         workshop.tokenizer()
@@ -220,8 +219,16 @@ def main(arguments: list[str] | None = None) -> None:
         beside(workshop.details, workshop.matcher)
     workshop.ship()
     figures = json.dumps(workshop.measure(), indent=2)
-    (options.work / "figures.json").write_text(figures)
+    (workshop.work / "figures.json").write_text(figures)
     print(figures)
+
+
+def workshop_of(options: argparse.Namespace) -> Workshop:
+    """A tiny one works and ships beside what is made in earnest, unless it is told to do so elsewhere."""
+    kept = HERE / ".work" / "tiny" if options.tiny else HERE / ".work"
+    out = kept / "out" if options.tiny else HERE
+    recipe = TINY if options.tiny else Recipe()
+    return Workshop(options.work or kept, options.out or out, recipe, options.finished)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A few steps of every stage in a tiny configuration; an interrupted stage goes on exactly where it was."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from embedded.object_stage import Objects
 from embedded.packing import IGNORED, Packer, TextMix
 from embedded.picture import FAR
 from embedded.scene import TRAINING
-from embedded.train import TINY, Workshop
+from embedded.train import TINY, Workshop, workshop_of
 from embedded.training import Trainer
 from embedded.vision_stage import READING, Vision, rescale
 from embedded.wiring import place_waves, read_objects, regression, words_seen, write_places
@@ -33,6 +34,24 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     made = Workshop(folder / "work", folder / "out", TINY)
     made.draw()
     return made
+
+
+def test_a_tiny_one_leaves_what_is_made_in_earnest_alone() -> None:
+    tiny, whole = (workshop_of(Namespace(tiny=tiny, work=None, out=None, finished=None)) for tiny in (True, False))
+    assert tiny.recipe == TINY
+    assert whole.out == EMBEDDED
+    for made in ("albums", "tokenizer", "joint.pt"):
+        assert tiny.work / made != whole.work / made
+    for shipped in ("model", "matcher", "scenes", "samples"):
+        assert tiny.out / shipped != whole.out / shipped
+
+
+def test_an_album_of_another_length_is_no_substitute(tmp_path: Path) -> None:
+    (tmp_path / "things.json").write_text("[]")
+    for name in ("pixels.npy", "owners.npy"):
+        np.save(tmp_path / name, np.zeros(0))
+    with pytest.raises(ValueError, match="holds 0 pictures, not 3"):
+        make_album(tmp_path, 3, 0, TRAINING, FAR, 1)
 
 
 @needs_font
