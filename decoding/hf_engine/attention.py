@@ -66,20 +66,24 @@ class AttentionTap:
         if self._hidden is None:
             return mask
         hidden = self._hidden[layer][:, None, None]
+        hidden = hidden if mask is None else hidden.to(mask.device)
         open_ = hidden.new_zeros(hidden.shape, dtype=dtype) if mask is None else mask
         return open_.masked_fill(hidden, torch.finfo(dtype).min)
 
     def look(self, layer: int, output: Tensor, looking: Looking) -> None:
         """Writes the edited rows into `output`, [rows, tokens, heads, head_dim]."""
+        here = output.device
         for edit in self._edits:
-            rows, last = edit.rows, edit.last.to(output.device)
+            home = edit.last.device  # of a model that is spread over several devices the first
+            rows, last = edit.rows if isinstance(edit.rows, slice) else edit.rows.to(here), edit.last.to(here)
             queries = looking.query[rows].take_along_dim(last[:, None, None, None], 2)  # [n, heads, 1, head_dim]
-            scores = edit.change(layer, by_head(queries, looking.key[rows].mT)[:, :, 0] * looking.scaling)
+            scores = by_head(queries, looking.key[rows].mT)[:, :, 0] * looking.scaling
+            scores = edit.change(layer, scores.to(home)).to(here)
             weights = looking.masked(scores, rows, last).softmax(-1, dtype=torch.float32).to(output.dtype)
             if edit.notice is not None:
-                edit.notice(layer, weights)
+                edit.notice(layer, weights.to(home))
             seen = by_head(weights[:, :, None], looking.value[rows])[:, :, 0]  # [n, heads, head_dim]
-            numbers = torch.arange(len(output), device=output.device)[rows]
+            numbers = torch.arange(len(output), device=here)[rows]
             output[numbers, last] = seen
 
 
