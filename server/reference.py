@@ -28,14 +28,20 @@ def reference() -> str:
 
     document = openapi.document(create_app(Settings()))
     schemas: dict[str, Schema] = document["components"]["schemas"]
-    for name in registry.strategies():  # they have a page of their own
+    for name in registry.strategies():  # they have a section of their own
         schemas["Decoding"]["properties"].pop(name, None)
     schemas["Decoding"]["properties"]["strategy"] = {"type": "string", "description": "Names joined by '+'."}
     routes = [
         route(method, path, told) for path, methods in document["paths"].items() for method, told in methods.items()
     ]
     reached = in_order([document["paths"], *({"$ref": f"#/components/schemas/{name}"} for name in ADDED)], schemas)
-    return "\n\n".join(["## Routes", *routes, "## Fields", *(fields(name, schemas[name]) for name in reached)])
+    parameters = [
+        fields(name, strategy.model_json_schema() | {"description": registry.summary(strategy)})
+        for name, strategy in registry.strategies().items()
+        if strategy.model_fields
+    ]
+    described = [fields(name, schemas[name]) for name in reached]
+    return "\n\n".join(["## Routes", *routes, "## Fields", *described, "## Parameters of the strategies", *parameters])
 
 
 def route(method: str, path: str, told: Schema) -> str:
@@ -59,7 +65,11 @@ def fields(name: str, schema: Schema) -> str:
 
 
 def row(name: str, schema: Schema, required: bool) -> str:
-    told = [" ".join(schema.get("description", "").split()), bounds(schema), "Required." if required else ""]
+    told = [
+        " ".join(schema.get("description", "").split()),
+        bounds(schema),
+        "Required." if required else default(schema),
+    ]
     return f"| `{name}` | {link(schema)} | {' '.join(filter(None, told)).replace('|', chr(92) + '|')} |"
 
 
@@ -96,6 +106,11 @@ def bounds(schema: Schema) -> str:
         if name in each
     ]
     return f"({', '.join(found)})" if found else ""
+
+
+def default(schema: Schema) -> str:
+    value = schema.get("default")
+    return "" if value is None else f"Default: `{json.dumps(value)}`."
 
 
 def in_order(start: Any, schemas: dict[str, Schema]) -> list[str]:
