@@ -44,7 +44,9 @@ class VDGD(Strategy):
     reduction: Annotated[
         Literal["min", "mean", "sum"], Field(description="Over the tokens of the description: closest, average, all.")
     ] = "min"
-    truncation: Annotated[Literal["nucleus", "plausibility"], Field(description="How the plausible set is cut.")] = "nucleus"
+    truncation: Annotated[Literal["nucleus", "plausibility"], Field(description="How the plausible set is cut.")] = (
+        "nucleus"
+    )
     temperature: Annotated[float, Field(ge=0.01, le=100, description="Of the nucleus.")] = 0.5
     top_p: Annotated[float, Field(gt=0, le=1, description="Probability that the nucleus holds.")] = 0.5
     beta: Plausibility = 0.1
