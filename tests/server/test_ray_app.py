@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import yaml
 from tests.server.test_end_to_end import NAME, SCENES, greedy, question, wait_until_ready
 
 SERVE = Path(sys.executable).with_name("serve")
+REPLICA = re.compile(r'replica="(\w+)"')
 
 
 class Cluster:
@@ -65,10 +67,19 @@ def cluster() -> Iterator[Cluster]:
             try:
                 url = f"http://127.0.0.1:{port}"
                 wait_until_ready(url)
+                wait_for_both(url)
                 yield Cluster(handle, url)
             finally:
                 handle.send_signal(signal.SIGTERM)
                 handle.wait(timeout=60)
+
+
+def wait_for_both(url: str) -> None:
+    """The first is ready before the second."""
+    end = time.monotonic() + 60
+    while len(set(REPLICA.findall(httpx.get(f"{url}/metrics").text))) < 2:
+        assert time.monotonic() < end, "there is one replica"
+        time.sleep(0.5)
 
 
 @pytest.fixture
@@ -121,7 +132,7 @@ async def test_a_door_answers_as_the_server_does(client: httpx.AsyncClient) -> N
 async def test_the_metrics_are_those_of_all_replicas(client: httpx.AsyncClient) -> None:
     """On every page, the same two; else their figures would alternate for Prometheus."""
     pages = [(await client.get("/metrics")).text for _ in range(3)]
-    assert len({frozenset(re.findall(r'replica="(\w+)"', page)) for page in pages}) == 1
+    assert len({frozenset(REPLICA.findall(page)) for page in pages}) == 1
     assert len(await figures(client, "process_resident_memory_bytes")) == 2
     before = sum(await figures(client, "prompt_tokens_total"))
     assert [await whole(client, at) for at in range(2)] == [(200, 80)] * 2
