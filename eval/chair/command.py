@@ -37,7 +37,7 @@ def score_chair(
     if as_json and not breakdown:
         typer.echo(json.dumps(result))
         return
-    fixed = score(judged(captions, annotations, "fixed", synonyms)).as_json()
+    fixed = result if variant == "fixed" else score(judged(captions, annotations, "fixed", synonyms)).as_json()
     if as_json:
         typer.echo(json.dumps({**result, "fixed": fixed, **_broken_down(scored)}))
         return
