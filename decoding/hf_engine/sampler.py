@@ -59,8 +59,10 @@ def choose_one(scores: Tensor, chooser: Chooser) -> Tensor:
     if sampling.temperature == 0:
         return scores.argmax(-1)
     scores = scores / sampling.temperature
-    scores = only(scores, top(scores, sampling.top_k))
-    scores = only(scores, nucleus(scores, 1.0, sampling.top_p))
+    if sampling.top_k:
+        scores = only(scores, top(scores, sampling.top_k))
+    if sampling.top_p < 1:
+        scores = only(scores, nucleus(scores, 1.0, sampling.top_p))
     scores = min_p(scores, sampling.min_p)
     # The largest of p/e with e ~ Exp(1) is a draw from p, and needs no generator shared between requests.
     race = torch.empty_like(scores).exponential_(generator=chooser.generator)
