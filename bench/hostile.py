@@ -47,20 +47,20 @@ def png(width: int, height: int, *more: bytes, pixels: bytes = b"") -> bytes:
     return b"".join((b"\x89PNG\r\n\x1a\n", head, *more, chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")))
 
 
-def url(kind: str, content: bytes) -> str:
+def url(content: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-HARMLESS = url("png", png(8, 8, pixels=bytes(8 * 25)))
+HARMLESS = url(png(8, 8, pixels=bytes(8 * 25)))
 BOMBS = {
-    "PNG of 20000 x 20000": url("png", png(20_000, 20_000, pixels=bytes(10**6))),
-    "PNG that says 65535 x 65535": url("png", png(65_535, 65_535)),
+    "PNG of 20000 x 20000": url(png(20_000, 20_000, pixels=bytes(10**6))),
+    "PNG that says 65535 x 65535": url(png(65_535, 65_535)),
     "GIF with a screen of 65535 x 65535": url(
-        "gif",
         b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0x80, 0, 0) + bytes(6) + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;",
+        "gif",
     ),
     "60 MB in a PNG's zTXt": url(
-        "png", png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(60 * 10**6), 9)), pixels=bytes(8 * 25))
+        png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(60 * 10**6), 9)), pixels=bytes(8 * 25))
     ),
 }
 
