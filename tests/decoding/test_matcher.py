@@ -172,6 +172,7 @@ def test_works_inside_inference_mode(folder: Path, matcher: Matcher, picture: Pi
 
 def test_half_precision_sees_the_same_patches(folder: Path, matcher: Matcher, picture: Picture) -> None:
     """As on a GPU, where the matcher runs in bfloat16."""
+    assert (matcher.model.dtype, Matcher(str(folder), "meta").model.dtype) == (torch.float32, torch.bfloat16)
     halved = Matcher(str(folder))
     halved.model.bfloat16()
     rough, exact = (each.relevance(picture, "a red square").grid.flatten() for each in (halved, matcher))
