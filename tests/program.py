@@ -1,8 +1,12 @@
-"""Programs that tests need beside Python's packages: found, or installed where that is allowed."""
+"""What tests need beside Python's packages: found, or installed where that is allowed."""
 
+import ctypes.util
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -20,12 +24,22 @@ def program(package: str, *names: str) -> str:
     return found
 
 
+def library(package: str, name: str) -> None:
+    """Sees to it that there is lib<name>.so, as `program` does."""
+    if ctypes.util.find_library(name) is None:
+        install(package)
+    if ctypes.util.find_library(name) is None:
+        pytest.skip(f"there is no lib{name}, and apt could not install {package}")
+
+
 def first(names: tuple[str, ...]) -> str | None:
     return next((path for name in names if (path := shutil.which(name, path=PATHS))), None)
 
 
 def install(package: str) -> None:
-    """As root on Debian; elsewhere nothing happens."""
+    """As root on Debian, one process after the other; elsewhere nothing happens."""
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", package]):
-            subprocess.run(command, capture_output=True, check=False, timeout=600)
+        with (Path(tempfile.gettempdir()) / "onlyseen-tests-apt.lock").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            for command in (["apt-get", "update"], ["apt-get", "install", "-y", package]):
+                subprocess.run(command, capture_output=True, check=False, timeout=600)

@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from server.playground import SAMPLES
 from tests.eval.test_report import chromium
+from tests.program import library
 from tests.server.test_end_to_end import greedy, question, url
 
 __all__ = ["url"]  # a fixture
@@ -23,6 +24,7 @@ def _only_fake_strategies() -> None:
 
 @pytest.fixture(scope="module")
 def page(url: str) -> Iterator[Page]:
+    library("libatomic1", "atomic")  # of Playwright's own node
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 720})
