@@ -51,6 +51,7 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=KEEP_ALIVE,
     )
     server, socket = uvicorn.Server(config), config.bind_socket()
+    socket.listen(config.backlog)  # who comes before the server runs waits, and is not turned away
     host, port = socket.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import threading
-import venv
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,11 +23,10 @@ from decoding.vllm_engine.counters import Counters
 from server.metrics import Metrics
 from server.picture_cache import PictureCache
 from server.settings import PREFIX, Settings
+from tests.image import DOCKER, ROOT, image, serves
 from tests.program import program
 from tests.server.fakes import FakeEngine
 
-ROOT = Path(__file__).parent.parent
-DOCKER = ROOT / "docker"
 FILES = sorted(DOCKER.glob("*.Dockerfile"))
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
@@ -141,65 +138,12 @@ async def test_the_dashboard_shows_metrics_that_exist() -> None:
     assert used <= known
 
 
-def installed(image: str, folder: Path) -> dict[str, str]:
-    """The commands of a Dockerfile in a clean folder, but with the packages that are here: nothing is fetched.
-
-    What to run its commands with.
-    """
-    text = (DOCKER / f"{image}.Dockerfile").read_text()
-    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
-        *sources, target = line.split()
-        for source in sources:
-            goal = folder / target / (source if target.endswith("/") else "")
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, goal)
-    venv.create(folder / "venv", with_pip=True, system_site_packages=False)
-    binaries = folder / "venv" / "bin"
-    site = next(path for path in sys.path if path.endswith("site-packages"))
-    environment = {"PYTHONPATH": site, "PATH": f"{binaries}:/usr/bin:/bin"}
-    for line in re.findall(r"^ENV (.+)$", text, re.MULTILINE):
-        environment |= dict(setting.split("=", 1) for setting in line.split())
-    install = [
-        binaries / "python",
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--no-build-isolation",
-    ]
-    subprocess.run([*install, "--editable", "."], cwd=folder, check=True, env=environment)
-    return environment
-
-
-def commands(image: str) -> tuple[list[str], list[str]]:
-    """Its entry point, and what asks for its health."""
-    text = (DOCKER / f"{image}.Dockerfile").read_text()
-    start, check = (re.findall(pattern, text) for pattern in (r"\nENTRYPOINT (.+)", r"HEALTHCHECK.*\n *CMD (.+)"))
-    return json.loads(start[0]), json.loads(check[0]) if check else []
-
-
 def test_the_eval_image_installs_and_starts(tmp_path: Path) -> None:
-    environment = installed("eval", tmp_path)
-    assert "typer" in subprocess.check_output([sys.executable, "docker/extra.py", "eval"], cwd=tmp_path, text=True)
-    start, _ = commands("eval")
-    command = [tmp_path / "venv" / "bin" / start[0], *start[1:], "--help"]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert "pope" in ran.stdout.lower() or "run" in ran.stdout
+    with image("eval", tmp_path).start("--help") as evaluation:
+        told, _ = evaluation.communicate()
+    assert evaluation.returncode == 0
+    assert all(command in told for command in ("run", "score", "verify"))
 
 
 def test_the_servers_image_installs_and_is_healthy(tmp_path: Path) -> None:
-    environment = installed("hf", tmp_path) | {"ONLYSEEN_PORT": "0", "ONLYSEEN_DEVICE": "cpu"}
-    start, check = commands("hf")
-    command = [tmp_path / "venv" / "bin" / start[0], *start[1:]]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            (port,) = re.findall(r":(\d+)", server.stdout.readline())
-            probe = [sys.executable, *(part.replace("8000", port) for part in check[1:])]
-            subprocess.run(probe, check=True, env=environment)
-        finally:
-            server.terminate()
-    assert server.returncode == 0
+    serves(image("hf", tmp_path), ONLYSEEN_DEVICE="cpu")
