@@ -38,6 +38,7 @@ def server() -> Iterator[str]:
         assert handle.stdout is not None
         try:
             url = re.findall(r"http://[\d.:]+", handle.stdout.readline())[0]
+            assert httpx.get(f"{url}/health", timeout=60).status_code == 200  # it listens, as it has just said
             wait_until_ready(url)
             yield url
         finally:
