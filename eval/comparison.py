@@ -150,4 +150,7 @@ def verdict(metric: Metric, difference: Difference) -> Verdict:
     p = difference.chance
     if p is None or p >= SIGNIFICANT or not difference.value or metric.better == "neither":
         return "unclear"
+    # The number counts what splits share in each of them, the test once: they may point to opposite sides.
+    if ((difference.gained or 0) - (difference.lost or 0)) * difference.value < 0:
+        return "unclear"
     return "better" if (difference.value > 0) == (metric.better == "higher") else "worse"

@@ -87,6 +87,8 @@ def exchanged(over: Floats, under: Floats, one: Indices, other: Indices) -> floa
             over[other].sum(axis), under[other].sum(axis)
         )
 
+    if np.isnan(difference(one, other, 0)):
+        return float("nan")
     test = permutation_test(
         (one, other),
         difference,

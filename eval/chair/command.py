@@ -34,12 +34,9 @@ def score_chair(
         written = "".join(json.dumps(each.as_json()) + "\n" for each in scored)
         per_caption.write_text(written, encoding="utf-8")
     result = score(scored).as_json()
-    if as_json and not breakdown:
-        typer.echo(json.dumps(result))
-        return
     fixed = result if variant == "fixed" else score(judged(captions, annotations, "fixed", synonyms)).as_json()
     if as_json:
-        typer.echo(json.dumps({**result, "fixed": fixed, **_broken_down(scored)}))
+        typer.echo(json.dumps({**result, "fixed": fixed, **(_broken_down(scored) if breakdown else {})}))
         return
     typer.echo(printed({variant: result, "fixed": fixed}))
     if breakdown:

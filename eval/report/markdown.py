@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from eval.manifest import Manifest
-from eval.report.wording import NONE, chance, entry, interval, number, outcome
+from eval.report.wording import NONE, entry, interval, number, outcome, sureness
 from eval.results import Cost, Part, Results, Row, Table
+
+HOW = (
+    "Each number with its 95 % interval, resampled by picture; below it the paired difference to plain decoding, with "
+    "its interval, its p (after Holm for what was asked for), and the least true difference that a run of this size "
+    "would find with a power of 80 %."
+)
 
 
 def markdown(results: Results, manifest: Manifest) -> str:
     decoding = "greedy" if results.greedy else f"temperature {manifest.plan.sampling.temperature:g}"
     seeds = "" if results.greedy else f", seeds {', '.join(map(str, results.seeds))}"
-    lines = [f"# {results.title}: {results.model}", "", f"{decoding}{seeds}; 95 % intervals, resampled by picture.", ""]
+    lines = [f"# {results.title}: {results.model}", "", f"{decoding}{seeds}.", "", HOW, ""]
     for part in results.parts:
         lines += [f"## {part.scope}", "", f"{part.questions} questions on {part.pictures} pictures.", ""]
         lines += table(part, results)
@@ -47,7 +53,7 @@ def cells(row: Row, results: Results, has_signal: bool) -> list[str]:
         text = f"{number(estimate.value, column)} {interval(estimate, column)}"
         if difference is not None:
             change = f"{number(difference.value, column, sign=True)} {interval(difference, column, sign=True)}"
-            text += f"<br>{change}, {chance(difference)}"
+            text += f"<br>{change.strip()}<br>{sureness(difference, column)}".removesuffix("<br>")
         found.append(text.strip())
     if has_signal:
         found += [f"{row.signal.sensitivity:.2f}", f"{row.signal.criterion:+.2f}"] if row.signal else [NONE, NONE]

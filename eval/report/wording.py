@@ -34,6 +34,15 @@ def chance(difference: Difference) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
+def least(difference: Difference, column: Column) -> str:
+    """The minimum detectable effect. Nothing where nothing varied."""
+    return "" if difference.detectable is None else f"detectable {number(difference.detectable, column)}"
+
+
+def sureness(difference: Difference, column: Column) -> str:
+    return ", ".join(filter(None, (chance(difference), least(difference, column))))
+
+
 def explained(difference: Difference, column: Column) -> str:
     """What stands behind a difference, for the pointer that rests on it."""
     test = "exact McNemar" if difference.test == "mcnemar" else "exchange within pictures"
@@ -42,12 +51,11 @@ def explained(difference: Difference, column: Column) -> str:
         said.append(f"after Holm {difference.p_holm:.4f}")
     if difference.gained is not None:
         said.append(f"{difference.gained} questions gained, {difference.lost} lost")
-    if difference.detectable is not None:
-        said.append(f"a true difference of {number(difference.detectable, column)} would be found with 80 % power")
     return "; ".join(said)
 
 
 def outcome(match: Match, column: Column) -> str:
     difference = match.differences[column.name]
     change = f"{number(difference.value, column, sign=True)} {interval(difference, column, sign=True)}"
-    return f"{OUTCOMES[difference.verdict]} {match.control} in {column.title} ({change}, {chance(difference)})"
+    said = ", ".join(filter(None, (change.strip(), sureness(difference, column))))
+    return f"{OUTCOMES[difference.verdict]} {match.control} in {column.title} ({said})"

@@ -122,8 +122,9 @@ def test_the_command(tmp_path: Path, annotations: Path, table: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     printed = json.loads(done.stdout)
-    assert list(printed) == KEYS
+    assert list(printed) == [*KEYS, "fixed"]
     assert (printed["chair_i"], printed["len"]) == (3 / 7, 8.0)
+    assert (list(printed["fixed"]), printed["fixed"]["mentions"]) == (KEYS, 10)
     each = [json.loads(line) for line in (tmp_path / "each.jsonl").read_text().splitlines()]
     assert each[0] == {
         "image_id": 1,

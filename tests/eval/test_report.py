@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eval.report.gallery import pieces
-from tests.eval.fake_server import FakeServer, Reply, serving
+from tests.eval.fake_server import FakeServer, Reply, serving, strategy
 from tests.eval.runs import run, talkative, told
 from tests.program import program
 
@@ -62,6 +62,56 @@ def test_in_a_browser(report: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+class Sides(HTMLParser):
+    """The words of each answer that is shown, and whether each is marked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[list[tuple[str, bool]]] = []
+        self._within: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "p" and ("class", "said") in attrs:
+            self.found.append([])
+            self._within = ["p"]
+        elif self._within:
+            self._within.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._within:
+            self._within.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self._within:
+            self.found[-1] += [(word, "mark" in self._within) for word in data.split()]
+
+
+def marked(dom: str) -> list[tuple[str, str]]:
+    """What is marked on the left and on the right, pair by pair."""
+    sides = Sides()
+    sides.feed(dom)
+    only = [" ".join(word for word, marked in said if marked) for said in sides.found]
+    return list(zip(only[::2], only[1::2], strict=True))
+
+
+SAID = {
+    "plain": "The image shows two Wine glasses, and a cat isn't near the dog 🐕.",
+    "agla": "the image shows a wine glass and a cat near the dog, sleeping soundly.",
+}
+
+
+def test_the_words_that_one_side_lacks_are_marked(data: Path, tmp_path: Path) -> None:
+    with serving(FakeServer(lambda request: Reply(SAID[strategy(request)]))) as server:
+        run(server, data, tmp_path / "run", "--strategies", "agla", "--variant", "fixed", "--limit", "1", task="chair")
+    report = tmp_path / "run" / "report.html"
+    dom = browse(report, tmp_path / "profile", "--dump-dom")
+    assert marked(dom) == [("two glasses isn't", "a glass sleeping soundly")]
+    assert re.search(r'<span class="invented"[^>]*>Wine <mark class="only">glasses</mark></span>', dom)
+    assert "🐕" in dom
+    report.write_text(report.read_text().replace('id="words" checked', 'id="words"'))
+    assert marked(browse(report, tmp_path / "profile", "--dump-dom")) == [("", "")]
+
+
 class Sources(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -102,6 +152,7 @@ def test_yes_or_no_with_labels_that_plots_could_misread(server: FakeServer, data
     markdown = (tmp_path / "run" / "report.md").read_text()
     assert "| strategy | Accuracy | F1 |" in markdown
     assert "matched" not in markdown
+    assert re.search(r"p = 1.00, detectable \d+\.\d", markdown)
     assert re.search(r"(beats|loses to|is not told apart from) truncate:beta=0.5 in Accuracy", markdown)
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from eval.comparison import verdict
 from eval.metrics import Metric, ratios
+from eval.results import Difference
 from eval.statistics import Bootstrap, detectable, exchange, holm, mcnemar, signal
 
 ACCURACY = Metric("accuracy", "Accuracy", {"right": 1}, {"n": 1}, per_question=True)
@@ -64,6 +66,14 @@ def test_exchange_finds_a_difference_and_does_not_invent_one() -> None:
 def test_a_ratio_without_a_value_is_none_of_the_numbers() -> None:
     found = Bootstrap.of(3).values(np.zeros((3, 3)), ratios([F1]))[0]
     assert math.isnan(found.value)
+    assert math.isnan(exchange(np.zeros((3, 3)), np.ones((3, 3)), ratios([F1]))[0])
+
+
+def test_a_test_that_points_the_other_way_makes_nothing_better() -> None:
+    """Accuracy counts a question in each split that shares it, McNemar's test once."""
+    gain = Difference(value=0.02, low=0.01, high=0.03, test="mcnemar", p=0.001, gained=40, lost=12)
+    assert verdict(ACCURACY, gain) == "better"
+    assert verdict(ACCURACY, gain.model_copy(update={"gained": 12, "lost": 40})) == "unclear"
 
 
 def test_holm() -> None:
