@@ -13,7 +13,7 @@ from decoding.ask import MAIN
 from decoding.hf_engine import threads
 from decoding.hf_engine.dormant import Dormitory
 from decoding.hf_engine.heads import Scales
-from decoding.hf_engine.hooks import Failed, Rows, mixed, waking, within_grammars
+from decoding.hf_engine.hooks import Failed, Rows, mixed, sayable, waking
 from decoding.hf_engine.inside import Inside
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.prefill import Ready, factors_of
@@ -92,7 +92,7 @@ class Batch:
             return []
         places = self._places(base)
         rows = [places[id(request)] for request in requests]
-        lawful = within_grammars(requests, rows, logits)
+        lawful = sayable(requests, rows, logits)
         scores, failed = self._mixed(requests, rows, lawful)
         chosen = choose(scores, [request.chooser for request in requests])
         raw = lawful[[own[MAIN] for own in rows]]

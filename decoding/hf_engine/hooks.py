@@ -1,4 +1,4 @@
-"""What stands between the model's scores and the choice: the grammars, then the strategies' `logits` hooks."""
+"""What stands between the model's scores and the choice: what cannot be said, then the strategies' `logits` hooks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,25 @@ Rows = Mapping[str, int]  # prompt name -> row of the logits
 Failed = dict[int, Exception]  # number of a request -> what its strategies raised
 
 
-def within_grammars(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> Tensor:
-    """[rows, vocab] with -inf, in main rows, where the request's grammar allows no token.
+def sayable(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> Tensor:
+    """[rows, vocab] with -inf, in main rows, at tokens that a grammar forbids, or that would end an answer too early.
 
-    Before the strategies, so that they weigh among what can be said: a cut that kept only what the grammar forbids
-    would leave nothing.
+    Before the strategies, so that they weigh among what can be said: a cut that kept only what is forbidden would
+    leave nothing.
     """
-    bound = [(own[MAIN], request.constraint) for request, own in zip(requests, rows, strict=True) if request.constraint]
+    bound = [
+        (own[MAIN], request)
+        for request, own in zip(requests, rows, strict=True)
+        if request.constraint or request.chooser.is_too_short
+    ]
     if not bound:
         return logits
     lawful = logits.clone()
-    for row, constraint in bound:
-        lawful[row].masked_fill_(~constraint.allowed, -torch.inf)
+    for row, request in bound:
+        if request.constraint:
+            lawful[row].masked_fill_(~request.constraint.allowed, -torch.inf)
+        if request.chooser.is_too_short:
+            lawful[row].index_fill_(-1, request.chooser.eos, -torch.inf)
     return lawful
 
 

@@ -35,10 +35,14 @@ class Chooser:
             self.counts[token] += 1
 
     @property
+    def is_too_short(self) -> bool:
+        """The answer must not end yet."""
+        return self.chosen < self.sampling.min_tokens
+
+    @property
     def is_argmax(self) -> bool:
         sampling = self.sampling
-        forced = self.chosen < max(sampling.min_tokens, len(sampling.begin))
-        return sampling.temperature == 0 and self.counts is None and not forced
+        return sampling.temperature == 0 and self.counts is None and self.chosen >= len(sampling.begin)
 
 
 def choose(scores: Tensor, choosers: Sequence[Chooser]) -> Tensor:
@@ -52,8 +56,6 @@ def choose_one(scores: Tensor, chooser: Chooser) -> Tensor:
     sampling = chooser.sampling
     if chooser.chosen < len(sampling.begin):
         return torch.tensor(sampling.begin[chooser.chosen], device=scores.device)
-    if chooser.chosen < sampling.min_tokens:
-        scores = scores.index_fill(-1, chooser.eos, -torch.inf)
     if chooser.counts is not None and chooser.in_prompt is not None:
         scores = penalised(scores, chooser.counts, chooser.in_prompt, sampling)
     if sampling.temperature == 0:

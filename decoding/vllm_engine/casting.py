@@ -26,9 +26,14 @@ class Part:
 
 
 def cast(
-    ask: Ask, encoded: Mapping[str, Encoded], gang: str, firsts: Mapping[str, Sequence[int]], digest: Memory | None
+    ask: Ask,
+    encoded: Mapping[str, Encoded],
+    gang: str,
+    firsts: Mapping[str, Sequence[int]],
+    eos: Sequence[int],
+    digest: Memory | None,
 ) -> list[Part]:
-    """The main part first. `firsts`: tokens with which each choice can begin.
+    """The main part first. `firsts`: tokens with which each choice can begin; `eos`: tokens that end an answer.
 
     Raises:
         Unsupported: a strategy is not registered.
@@ -36,7 +41,7 @@ def cast(
     prompts = {MAIN: ask.prompt, **ask.branches}
     size = len(prompts)
     acts = any(strategy.hooks() for strategy in ask.stack)
-    is_plain = size == 1 and not (acts or ask.choices or ask.digest or ask.sampling.begin)
+    is_plain = size == 1 and not (acts or ask.choices or ask.digest or ask.sampling.begin or ask.sampling.min_tokens)
     main = Member(
         gang=gang,
         name=MAIN,
@@ -46,6 +51,8 @@ def cast(
         memories={owner: memory.handle for owner, memory in ask.memories.items()},
         choices=firsts,
         begin=ask.sampling.begin,
+        least=ask.sampling.min_tokens,
+        ends=tuple(eos),
         compare=ask.compare,
         digest=Digest(Spelled.of(ask.digest), digest.handle) if ask.digest and digest else None,
     )

@@ -235,7 +235,7 @@ class VllmEngine:
         firsts = {choice: encoder.first_tokens(choice).tolist() for choice in ask.choices}
         if ask.sampling.grammar is not None:  # vLLM would find out too late that no token begins such an answer
             self.reader.constraints.constraint(ask.sampling.grammar)
-        return cast(ask, encoded, f"gang-{next(self._numbers)}", firsts, digest)
+        return cast(ask, encoded, f"gang-{next(self._numbers)}", firsts, self.reader.eos, digest)
 
     def _cast_probe(self, probe: Probe, memory: Memory) -> list[Part]:
         encoded = {name: self.reader.encoder.encode(prompt) for name, prompt in probe.prompts.items()}

@@ -71,6 +71,8 @@ class Member:
     memories: Mapping[str, str] = field(default_factory=dict)  # owner -> handle
     choices: Mapping[str, Sequence[int]] = field(default_factory=dict)  # choice -> tokens that it may begin with
     begin: tuple[int, ...] = ()  # tokens that the answer begins with, whatever the scores
+    least: int = 0  # tokens before which the answer does not end
+    ends: tuple[int, ...] = ()  # tokens that would end it
     compare: str | None = None  # branch against which the grounding of each token is measured
     digest: Digest | None = None
     probing: Probing | None = None
@@ -101,6 +103,7 @@ class Member:
                 "stack": tuple(Spelled(**one) for one in spelled["stack"]),
                 "branches": tuple(spelled["branches"]),
                 "begin": tuple(spelled["begin"]),
+                "ends": tuple(spelled["ends"]),
                 "digest": digest and Digest(Spelled(**digest["strategy"]), digest["handle"]),
                 "probing": probing and Probing(**probing | {"owner": Spelled(**probing["owner"])}),
             }

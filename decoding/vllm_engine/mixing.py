@@ -91,6 +91,7 @@ class Mixer:
             return logits
         mixed = logits.float() if logits.dtype != torch.float32 else logits
         for kind in self._kinds:
+            hold_open(kind, rows, mixed)
             raw = mixed[kind.mains]
             scores = self._through(kind, raw, mixed, rows, notes)
             self._drawn.append(Drawn(kind, raw, scores, compared(kind, raw, mixed)))
@@ -246,6 +247,13 @@ def compared(kind: Kind, raw: Tensor, logits: Tensor) -> dict[int, tuple[Tensor,
         for number, member in enumerate(kind.members)
         if member.compare is not None
     }
+
+
+def hold_open(kind: Kind, rows: Rows, logits: Tensor) -> None:
+    """Answers that are too short do not end, in place. vLLM sees to that too, but after cuts that may keep only the end."""
+    for row, member in zip(kind.numbers, kind.members, strict=True):
+        if rows.generated[row] < member.least:
+            logits[row, list(member.ends)] = -torch.inf
 
 
 def force(kind: Kind, rows: Rows, sampled: Tensor) -> None:

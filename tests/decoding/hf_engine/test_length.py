@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from decoding.ask import Ask, Prompt, Sampling
 from decoding.errors import BadRequest
 from decoding.hf_engine.engine import HFEngine
 from decoding.stack import collect
-from tests.decoding.hf_engine.asking import exactly, picture, prompt, say
+from tests.decoding.hf_engine.asking import answer, exactly, picture, prompt, say, stack
 
 FILLER = "Is there a person? "
 
@@ -43,6 +44,18 @@ async def test_the_end_token_may_be_ignored(engine: HFEngine, ending: int) -> No
 async def test_the_end_token_is_not_said_before_the_least_length(engine: HFEngine, ending: int) -> None:
     said = await say(engine, prompt(), Sampling(max_tokens=20, min_tokens=8))
     assert ending not in [token.id for token in said.tokens[:8]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_a_cut_that_would_keep_the_end_alone_keeps_what_may_be_said(
+    temperature: float, engine: HFEngine, ending: int
+) -> None:
+    """With beta 1 the likeliest token is all that is left, and the fifth would be the end."""
+    least = Sampling(max_tokens=20, min_tokens=12, temperature=temperature, top_logprobs=0)
+    expected = await say(engine, prompt(), replace(least, temperature=0.0))
+    said, _ = await answer(engine, stack("truncate", truncate={"beta": 1.0}), prompt(), least)
+    assert [token.id for token in said.tokens] == [token.id for token in expected.tokens]
+    assert [token.chosen.logprob for token in said.tokens if token.chosen] == [0.0] * len(said.tokens)
 
 
 @pytest.mark.parametrize("length", [1, 2, 17])

@@ -108,6 +108,17 @@ async def test_penalties_act_after_the_strategies(penalty: dict[str, Any], hf: A
     same(*await both(hf, roomy, "vcd", Sampling(max_tokens=40, **penalty)))
 
 
+@pytest.mark.parametrize("names", ["plain", "truncate", "vcd"])
+async def test_a_cut_that_would_keep_the_end_alone_keeps_what_may_be_said(names: str, hf: Any, roomy: Any) -> None:
+    least = Sampling(max_tokens=60, min_tokens=50, top_logprobs=0)
+    sharp = stack(names, **({} if names == "plain" else {names: {"beta": 1.0}}))
+    expected, said = [(await answer(engine, sharp, ASKED, least))[0] for engine in (hf, roomy)]
+    same(expected, said)
+    assert len((await answer(hf, sharp, ASKED, Sampling(max_tokens=50)))[0].tokens) < 50
+    told = [[token.chosen.logprob for token in one.tokens if token.chosen] for one in (said, expected)]
+    assert told[0] == pytest.approx(told[1], abs=1e-3)
+
+
 class Stranger(Strategy):
     """Nobody has registered it."""
 
