@@ -23,6 +23,18 @@ from tests.decoding.families.conversations import BLIND, ONE
 Checkpoint = Callable[[str], Path]
 
 
+def loaded_with(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the next checkpoint is loaded with; none is."""
+    given: dict[str, Any] = {}
+
+    def from_pretrained(_: str, **options: Any) -> Any:
+        given.update(options)
+        return SimpleNamespace(eval=lambda: None)
+
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    return given
+
+
 def test_quantization_needs_bitsandbytes(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "find_spec", lambda _: None)
     with pytest.raises(Unsupported, match="needs bitsandbytes: pip install"):
@@ -34,6 +46,15 @@ def test_unknown_quantization_is_refused(checkpoint: Checkpoint) -> None:
         Model(HFSettings(str(checkpoint("llava")), device="cpu", quantization="3bit"))
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_weights_are_quantised_as_asked(bits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = loaded_with(monkeypatch)
+    monkeypatch.setattr(loading, "find_spec", lambda _: object())
+    load(HFSettings("any", device="cpu", quantization=bits))
+    told = given["quantization_config"]
+    assert (told.load_in_4bit, told.load_in_8bit) == (bits == "4bit", bits == "8bit")
+
+
 @pytest.mark.parametrize(
     ("device", "gpus", "placed"),
     [("auto", 0, "cpu"), ("auto", 1, "cuda"), ("auto", 2, "auto"), ("cpu", 2, "cpu"), ("cuda:1", 2, "cuda:1")],
@@ -41,17 +62,12 @@ def test_unknown_quantization_is_refused(checkpoint: Checkpoint) -> None:
 def test_a_model_is_spread_only_over_several_gpus(
     device: str, gpus: int, placed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {}
-
-    def from_pretrained(name: str, **options: Any) -> Any:
-        given.update(options)
-        return SimpleNamespace(eval=lambda: None)
-
+    given = loaded_with(monkeypatch)
     monkeypatch.setattr(loading.torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(loading.torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
     load(HFSettings("any", device=device))
     assert given["device_map"] == placed
+    assert given["dtype"] == (torch.float32 if placed == "cpu" else torch.bfloat16)
 
 
 @pytest.mark.parametrize(

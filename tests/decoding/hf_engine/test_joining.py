@@ -10,6 +10,7 @@ import pytest
 from decoding.ask import Ask
 from decoding.hf_engine.engine import HFEngine
 from decoding.prompt import Prompt
+from decoding.registry import strategies
 from decoding.stack import Run
 from decoding.strategy import Strategy
 from tests.decoding.hf_engine.asking import exactly, prompt, stack
@@ -35,28 +36,14 @@ COMPANIONS = [
     )
 ]
 NEWCOMERS = [
-    "plain",
-    "truncate",
-    "sharpen",
-    "vcd",
-    "agla",
-    "vhr",
-    "vdgd",
-    "code",
-    "mvp",
-    "zoomeye",
-    "auto",
-    "pai",
-    "paint",
-    "sid",
+    *strategies(),
     "avisc+pai",
-    "dola",
-    "deco",
     "pai+vhr",
     "vcd+vhr",
     "agla+vhr",
     "vdgd+vcd",
     "agla+vcd",
+    "m3id+vcd",
 ]
 Wanted = tuple[tuple[Strategy, ...], Prompt, int]
 
