@@ -35,15 +35,14 @@ def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     if top_p >= 1:  # a rounded cumulative sum could lose the tail
         return possible
     tempered = (logits.float() / temperature).softmax(dim=-1)
-    ordered, tokens = likeliest(tempered, top_p)
-    before = ordered.cumsum(dim=-1) - ordered
-    keep = before < top_p
+    ordered, tokens, reached = likeliest(tempered, top_p)
+    keep = reached - ordered < top_p
     keep[..., 0] = True
     return possible & torch.zeros_like(possible).scatter(-1, tokens, keep)
 
 
-def likeliest(probabilities: Tensor, mass: float) -> tuple[Tensor, Tensor]:
-    """The tokens in descending order with their ids, each [..., n], at least as many as reach the mass.
+def likeliest(probabilities: Tensor, mass: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens in descending order, their ids, and their running sum, each [..., n]; enough to reach the mass.
 
     On a CPU sorting a vocabulary can take longer than a layer of the model. On other devices it is cheap, and to look
     whether the first ones are enough would hold the device up.
@@ -51,9 +50,11 @@ def likeliest(probabilities: Tensor, mass: float) -> tuple[Tensor, Tensor]:
     vocab = probabilities.shape[-1]
     if probabilities.device.type == "cpu" and vocab > HEAD:
         ordered, tokens = probabilities.topk(HEAD)
-        if (ordered.sum(dim=-1) >= mass).all():
-            return ordered, tokens
-    return probabilities.sort(dim=-1, descending=True, stable=True)
+        reached = ordered.cumsum(dim=-1)
+        if (reached[..., -1] >= mass).all():
+            return ordered, tokens, reached
+    ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+    return ordered, tokens, ordered.cumsum(dim=-1)
 
 
 def top(logits: Tensor, k: int) -> Tensor:
@@ -65,7 +66,7 @@ def top(logits: Tensor, k: int) -> Tensor:
 
 
 def only(scores: Tensor, keep: Tensor) -> Tensor:
-    return scores.masked_fill(~keep, -torch.inf)
+    return torch.where(keep, scores, -torch.inf)
 
 
 def weighted(scores: Tensor, weight: float | Tensor) -> Tensor:
@@ -96,13 +97,13 @@ def shifted(scores: Tensor, towards: Tensor, away: Tensor, weight: float | Tenso
     the token, and two of them would make nan.
     """
     gap = towards - away
-    return scores + weighted(gap.masked_fill(~gap.isfinite(), 0.0), weight)
+    return scores + weighted(gap.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), weight)
 
 
 def subtract(scores: Tensor, other: Tensor, weight: float | Tensor) -> Tensor:
     """scores - weight other; where `other` is -inf the score stays. Weight 0 gives the scores to the last bit."""
     taken = weighted(other, weight)
-    return scores - taken.masked_fill(~taken.isfinite(), 0.0)
+    return scores - taken.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def divergence(one: Tensor, other: Tensor) -> Tensor:

@@ -250,7 +250,7 @@ def compared(kind: Kind, raw: Tensor, logits: Tensor) -> dict[int, tuple[Tensor,
 
 
 def hold_open(kind: Kind, rows: Rows, logits: Tensor) -> None:
-    """Answers that are too short do not end, in place. vLLM sees to that too, but after cuts that may keep only the end."""
+    """In place: answers that are too short do not end. vLLM sees to that after cuts, which may keep the end alone."""
     for row, member in zip(kind.numbers, kind.members, strict=True):
         if rows.generated[row] < member.least:
             logits[row, list(member.ends)] = -torch.inf
