@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -9,13 +10,18 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from decoding.answer import Alternative
 
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
 
 class Detokenizer:
     """The text of one answer as it grows. What might be the beginning of a stop string is held back."""
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...], after: Sequence[int] = ()) -> None:
+        """`after`: the tokens of the text that it goes on from: the space before the first word is then part of it."""
         self._tokenizer = tokenizer._tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        told = self._tokenizer.decode(after)
+        # A text that breaks off within a character would be told once more by the stream.
+        self._stream = DecodeStream(ids=[] if told.endswith(UNFINISHED) else after, skip_special_tokens=True)
         self._stop = stop
         self._open: list[int] = []  # tokens of a character that is not complete
         self._held = ""
@@ -60,8 +66,11 @@ class Vocabulary:
         self._byte_of = {character: byte for byte, character in alphabet.items()}
         self._is_byte_level = "ByteLevel" in repr(tokenizer._tokenizer.decoder)
 
-    def alternative(self, token: int, logprob: float) -> Alternative:
+    def alternative(self, token: int, logprob: float, *, begins: bool = False) -> Alternative:
+        """`begins`: it is the first of a text, where some tokenizers leave out the space before a word."""
         raw = self._bytes(token)
+        if begins and raw.startswith(b" ") and not self._tokenizer._tokenizer.decode([token]).startswith(" "):
+            raw = raw[1:]
         return Alternative(token, raw.decode(errors="replace"), raw, logprob)
 
     def _bytes(self, token: int) -> bytes:

@@ -10,7 +10,9 @@ from typing import Any
 from decoding.answer import End, Memory, Reason, Token, Usage
 from decoding.ask import Ask
 from decoding.detokenizer import Detokenizer, Vocabulary
+from decoding.encoder import Encoded
 
+CONTEXT = 8  # tokens of a bare prompt that its continuation is spelled after
 Ranked = Sequence[tuple[int, float]]  # tokens and their log-probabilities
 
 
@@ -32,7 +34,7 @@ class Saying:
     def __init__(
         self,
         ask: Ask,
-        prompt_tokens: int,
+        prompt: Encoded,
         room: int,
         eos: frozenset[int],
         words: Vocabulary,
@@ -40,12 +42,13 @@ class Saying:
         memory: Memory | None = None,
     ) -> None:
         self.ask = ask
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens = len(prompt)
         self.room = room
         self.eos = eos
         self.words = words
         self.memory = memory
-        self.detokenizer = Detokenizer(tokenizer, ask.sampling.stop)
+        after = prompt.ids[-CONTEXT:].tolist() if ask.prompt.bare else []
+        self.detokenizer = Detokenizer(tokenizer, ask.sampling.stop, after)
         self.acts_inside = any({"heads", "attend"} & strategy.hooks() for strategy in ask.stack)
         self.spent = Spent()
         self.is_over = False
@@ -58,7 +61,8 @@ class Saying:
         text, reason = self.detokenizer.push(token), self._reason()
         if reason == "length":
             text += self.detokenizer.flush()
-        alternatives = tuple(self.words.alternative(id_, logprob) for id_, logprob in ranked)
+        begins = self.spent.steps == 1 and not self.ask.prompt.bare
+        alternatives = tuple(self.words.alternative(id_, logprob, begins=begins) for id_, logprob in ranked)
         return Token(
             token,
             text,

@@ -16,6 +16,7 @@ from server.wire import STRING_OR_ARRAY, Wire
 DEFAULTS = Sampling(temperature=1.0)  # OpenAI's; 0 is greedy
 SEEDS = 1 << 63
 LEAST_TOP_P = 1e-9  # what 0 is to an engine, which needs more than none
+GREEDY = 1e-5  # a temperature below it is 0: scores that are divided by less leave the numbers of an engine
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 StopStrings = Annotated[list[StopString], Field(max_length=4)]
 
@@ -35,7 +36,7 @@ class SampledRequest(Wire):
     top_p: float | None = Field(default=None, ge=0, le=1, description="Default 1. 0 takes the likeliest token.")
     top_k: int | None = Field(default=None, ge=-1, le=1_000_000, description="Default 0. 0 and -1: off.")
     min_p: float | None = Field(default=None, ge=0, le=1, description="Default 0.")
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="Default 1. Prompt included.")
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10, description="Default 1. Prompt included.")
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, description="Default 0.")
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, description="Default 0.")
     seed: int | None = Field(default=None, ge=-SEEDS, lt=SEEDS, description="Choice i is drawn with seed + i.")
@@ -96,4 +97,5 @@ TAKEN_OVER = (
 def sampling(said: Mapping[str, Any], **fields: Any) -> Sampling:
     """What the request leaves out, or says to be null, is as OpenAI has it."""
     sampling = replace(DEFAULTS, **{name: value for name, value in said.items() if value is not None}, **fields)
-    return replace(sampling, top_p=max(sampling.top_p, LEAST_TOP_P))
+    temperature = 0.0 if sampling.temperature < GREEDY else sampling.temperature
+    return replace(sampling, temperature=temperature, top_p=max(sampling.top_p, LEAST_TOP_P))

@@ -94,6 +94,6 @@ def logprobs(tokens: list[Token], begins: int) -> Logprobs:
     return Logprobs(
         tokens=[chosen.text for chosen, _, _ in shown],
         token_logprobs=[told(chosen) for chosen, _, _ in shown],
-        top_logprobs=[{each.text: told(each) for each in top} for _, top, _ in shown],
+        top_logprobs=[{each.text: told(each) for each in (*top, chosen)} for chosen, top, _ in shown],
         text_offset=[at for _, _, at in shown],
     )

@@ -25,7 +25,9 @@ class TextRequest(SampledRequest):
         Field(description="One text, or up to 8; texts, not tokens.")
     )
     max_tokens: int | None = Field(default=None, ge=1, description=f"Default {OPENAIS_LENGTH}.")
-    logprobs: int | None = Field(default=None, ge=0, le=5, description="Of so many likeliest tokens at each place.")
+    logprobs: int | None = Field(
+        default=None, ge=0, le=5, description="Of so many likeliest tokens at each place, and of the chosen one."
+    )
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> TextRequest:

@@ -55,16 +55,26 @@ def read(model: type[Read], data: Any) -> Read:
 
 def path(error: ErrorDetails, data: Any) -> str:
     """`messages[0].content[1].text`. The names of union members in the location are no fields, and are left out."""
+    steps, at_last = error["loc"], error["type"] in ("missing", "extra_forbidden")
     fields: list[str | int] = []
-    for step in error["loc"]:
+    member: Any = None  # the object whose tag has been passed
+    for place, step in enumerate(steps[:-1] if at_last else steps, 1):
+        if tags(data, step) and data is not member and place < len(steps):
+            member = data
+            continue
         with suppress(KeyError, IndexError, TypeError):
             data = data[step]
             fields.append(step)
-    if error["type"] == "missing":
-        fields.append(error["loc"][-1])
+    if at_last:
+        fields.append(steps[-1])
     if error["type"].startswith("union_tag"):
         fields.append(error["ctx"]["discriminator"].strip("'"))
     return dotted(fields)
+
+
+def tags(data: Any, step: str | int) -> bool:
+    """Whether a union tells its members by this value of theirs, which may be the name of another field."""
+    return isinstance(data, dict) and step in (data.get("type"), data.get("role"))
 
 
 def dotted(fields: Sequence[str | int]) -> str:

@@ -63,7 +63,7 @@ class Request:
         self.digested: Tensors = {}
         room = min(ask.sampling.max_tokens or model.context, model.context - max(map(len, prompts.values())))
         eos, tokenizer = frozenset(model.eos.tolist()), model.encoder.tokenizer
-        self.saying = Saying(ask, len(prompts[MAIN]), room, eos, words, tokenizer)
+        self.saying = Saying(ask, prompts[MAIN], room, eos, words, tokenizer)
         self.spent = self.saying.spent
         # As JSON, not as strategies: one with a list among its parameters cannot be hashed.
         self.stack = tuple((type(strategy), strategy.model_dump_json()) for strategy in ask.stack)

@@ -248,9 +248,8 @@ class VllmEngine:
         limits, reader = self._limits, self.reader
         # One block of vLLM's is never used.
         room = room_for(ask, parts, reader.context, limits["blocks"] - 1, limits["block_size"], limits["most_rows"])
-        length = len(parts[0].encoded)
         eos = frozenset(reader.eos)
-        saying = Saying(ask, length, room, eos, reader.words, reader.tokenizer, digest)
+        saying = Saying(ask, parts[0].encoded, room, eos, reader.words, reader.tokenizer, digest)
         return Answering(saying, len(parts))
 
     def _requests(self, parts: list[Part], sampling: Sampling, room: int) -> list[tuple[str, Any, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import uuid4
 
 from anyio.to_thread import run_sync
@@ -24,6 +24,7 @@ from server.service import TheService
 router = APIRouter(prefix="/v1/files", responses={404: {"model": ErrorBody}})
 
 Purpose = Annotated[str | None, Query(max_length=64)]
+Order = Literal["asc", "desc"]
 
 
 class FileList(BaseModel):
@@ -90,11 +91,16 @@ def copy(file: UploadFile, path: Path) -> None:
 
 @router.get("")
 async def list_files(
-    service: TheService, owner: Owner, limit: Limit = 100, after: After = None, purpose: Purpose = None
+    service: TheService,
+    owner: Owner,
+    limit: Limit = 100,
+    after: After = None,
+    purpose: Purpose = None,
+    order: Order = "desc",
 ) -> FileList:
-    """The newest first."""
+    """The newest first, or with `order=asc` the oldest."""
     files = [file for file in await service.store.files(owner) if purpose in (None, file.purpose)]
-    return FileList.model_validate(page(files, limit, after))
+    return FileList.model_validate(page(files if order == "desc" else files[::-1], limit, after))
 
 
 @router.get("/{file_id}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.decoders import ByteLevel, Sequence, Strip
 from transformers import PreTrainedTokenizerFast
 
 from decoding.detokenizer import Detokenizer, Vocabulary
@@ -98,6 +99,34 @@ def test_no_part_of_a_stop_string_is_ever_said(text: str, stop: list[str]) -> No
 def test_the_bytes_of_tokens_make_the_text() -> None:
     words, text = Vocabulary(TOKENIZER), " a 🦦 swims\n"
     assert b"".join(words.alternative(token, 0.0).bytes for token in spell(text)).decode() == text
+
+
+@pytest.fixture
+def stripping() -> PreTrainedTokenizerFast:
+    """As Llama's does, it leaves out the space before the first word of a text."""
+    tokenizer = byte_pairs()
+    tokenizer._tokenizer.decoder = Sequence([ByteLevel(), Strip(" ", 1, 0)])
+    return tokenizer
+
+
+def test_the_first_token_is_shown_as_it_is_said(stripping: PreTrainedTokenizerFast) -> None:
+    words, text = Vocabulary(stripping), Detokenizer(stripping, ())
+    first, second = spell(" a")[0], spell(" b")[0]
+    shown = [words.alternative(first, 0.0, begins=True), words.alternative(second, 0.0)]
+    assert "".join(each.text for each in shown) == text.push(first) + text.push(second)
+    assert shown[0].bytes == b"a"
+
+
+@pytest.mark.parametrize("before", ["Is it", "otter 🦦", ""])
+def test_what_goes_on_from_a_text_keeps_the_space_between(stripping: PreTrainedTokenizerFast, before: str) -> None:
+    words = Detokenizer(stripping, (), spell(before))
+    said = "".join(words.push(token) for token in spell(" a 🦦"))
+    assert said == (" a 🦦" if before else "a 🦦")
+
+
+def test_a_text_that_breaks_off_within_a_character_is_not_said_again() -> None:
+    words = Detokenizer(TOKENIZER, (), spell("a🦦")[:-1])
+    assert "".join(words.push(token) for token in spell(" b")) == " b"
 
 
 def test_a_part_of_a_character_is_shown_as_one() -> None:

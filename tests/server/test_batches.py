@@ -222,6 +222,7 @@ async def test_an_engine_that_dies_leaves_the_rest_for_the_next_start(serve: Ser
 async def test_files_can_be_listed_fetched_and_deleted(served: Served) -> None:
     made = [await served.openai.files.create(file=(f"{n}.jsonl", b"{}"), purpose="batch") for n in range(3)]
     assert [file.id async for file in served.openai.files.list(limit=2)] == [file.id for file in reversed(made)]
+    assert [file.id async for file in served.openai.files.list(limit=2, order="asc")] == [file.id for file in made]
     assert (await served.openai.files.retrieve(made[0].id)).bytes == 2
     assert (await served.openai.files.delete(made[0].id)).deleted
     with pytest.raises(NotFoundError):

@@ -88,6 +88,11 @@ async def test_sampling_reaches_the_engine(served: Served) -> None:
     assert sampling.max_tokens == 4096
 
 
+async def test_a_temperature_that_no_score_can_be_divided_by_is_none(served: Served) -> None:
+    assert (await served.chat(temperature=1e-300)).status_code == 200
+    assert served.engine.asks[0].sampling.temperature == 0
+
+
 async def test_a_top_p_of_nothing_leaves_one_token(served: Served) -> None:
     assert (await served.chat(top_p=0)).status_code == 200
     assert 0 < served.engine.asks[0].sampling.top_p < 1e-6

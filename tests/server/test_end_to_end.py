@@ -370,6 +370,18 @@ def test_texts_go_on(client: OpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
 
 
+def test_the_tokens_of_an_answer_make_it(client: OpenAI) -> None:
+    """What goes on from a text begins with the space between; an answer of its own begins with its first word."""
+    goes_on = client.completions.create(model=NAME, prompt="A", temperature=0, max_tokens=3, logprobs=0).choices[0]
+    assert goes_on.logprobs is not None
+    assert "".join(goes_on.logprobs.tokens or []) == goes_on.text
+    assert goes_on.text.startswith(" ")
+    answer = client.chat.completions.create(**greedy("plain", logprobs=True)).choices[0]
+    assert answer.logprobs is not None
+    spelled = [bytes(entry.bytes or []) for entry in answer.logprobs.content or []]
+    assert b"".join(spelled).decode() == answer.message.content
+
+
 def test_a_prompt_has_as_many_tokens_as_it_costs(url: str, client: OpenAI) -> None:
     messages = question(SCENES[0])
     told = httpx.post(f"{url}/tokenize", json={"model": NAME, "messages": messages}).json()

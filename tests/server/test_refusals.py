@@ -31,6 +31,25 @@ JSON = {"content-type": "application/json"}
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "messages[0].content[0].type"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]},
+            "messages[0].content[0].cache_control",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}, "uuid": "a"}]}]},
+            "messages[0].content[0].image_url.url",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}, "uuid": "a"}]}]},
+            "messages[0].content[0].uuid",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "user", "content": "a", "user": "b"}]}, "messages[0].user"),
+        ({"type": "temperature", "temperature": 3}, "temperature"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}, "strict": True}},
+            "response_format.json_schema.name",
+        ),
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0].name"),
         ({"messages": [{"role": "system", "content": seeing()[0]["content"]}]}, "messages[0].content[0].type"),
         ({"messages": [*asked()["messages"], {"role": "assistant", "content": "a"}]}, "messages"),
@@ -46,6 +65,7 @@ JSON = {"content-type": "application/json"}
         ({"top_k": -2}, "top_k"),
         ({"min_p": 2}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty"),
         ({"presence_penalty": 99}, "presence_penalty"),
         ({"frequency_penalty": -99}, "frequency_penalty"),
         ({"n": 0}, "n"),
