@@ -13,6 +13,10 @@ def main() -> None:
         app(prog_name="onlyseen-eval")
     except EvaluationError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # a place that cannot be written
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +18,18 @@ def located(data: str) -> Path:
     if not folder.is_dir():
         raise InputError("there is no such folder", folder, None, "--data")
     return folder
+
+
+def refuse_others(pictures: Iterable[Path]) -> None:
+    """Raises: InputError: one is no picture, which a server might answer all the same."""
+    from PIL import Image
+
+    for file in dict.fromkeys(pictures):
+        try:
+            with Image.open(file):
+                pass
+        except OSError as error:
+            raise InputError(f"is no picture: {error.strerror or 'its format is not known'}", file) from error
 
 
 class Pictures:

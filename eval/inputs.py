@@ -100,9 +100,12 @@ def lines(file: Path) -> list[str]:
 
 def _content(file: Path) -> bytes:
     try:
-        return file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        content = file.read_bytes()
     except OSError as error:
         raise InputError(error.strerror or str(error), file) from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4]:
+        raise InputError("is UTF-16 or UTF-32, not UTF-8", file)
+    return content.removeprefix(b"\xef\xbb\xbf")
 
 
 def _lines(file: Path) -> Iterator[Record]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.client import Client
+from eval.dataset import refuse_others
 from eval.errors import EvaluationError, RunError, ServerError
 from eval.folder import Folder
 from eval.interview import Failure, Interview
@@ -37,6 +38,8 @@ async def run(wishes: Wishes, client: Client, out: Path | None, concurrency: int
         plan, door = await prepare(client, wishes)
         task = plan.make_task()
         questions = plan.questions(task)
+        refuse_others(question.image for question in questions)
+        task.check(questions)
         folder = Folder(out or default_folder(plan))
         announce(plan, questions, folder, console)
         with Store(folder.answers) as store, Bars(console) as bars:

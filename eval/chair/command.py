@@ -30,6 +30,9 @@ def score_chair(
     empty = sum(not each.caption.strip() for each in scored)
     if empty:
         typer.echo(f"warning: {captions}: {empty} captions are empty, and count as captions without a fault", err=True)
+    repeated = len(scored) - len({each.image_id for each in scored})
+    if repeated:
+        typer.echo(f"warning: {captions}: {repeated} captions are of a picture that had one; each counts", err=True)
     if per_caption is not None:
         written = "".join(json.dumps(each.as_json()) + "\n" for each in scored)
         per_caption.write_text(written, encoding="utf-8")

@@ -60,6 +60,8 @@ def truth(folder: Path, wanted: Collection[ImageId], read: Reader, vocabulary: V
         for image in content.images(wanted):
             found.setdefault(image, set())
         for place, image in content.annotated(wanted):
+            if image not in found and _twin(image) in found:
+                raise place.error(f"is {kind(image)}, and in the instances the same id is not", "image_id")
             found.setdefault(image, set()).update(mention.node for mention in read(place.text("caption")).mentions)
     return Truth({image: frozenset(nodes) for image, nodes in found.items()}, folder)
 
@@ -107,6 +109,11 @@ def _files(folder: Path, what: str) -> list[Path]:
     if not found:
         raise InputError(f"holds no {what}_*.json" if folder.is_dir() else "is no folder", folder)
     return found
+
+
+def _twin(image: ImageId) -> ImageId | None:
+    """The same id as the other type."""
+    return str(image) if isinstance(image, int) else int(image) if _whole(image) else None
 
 
 def _whole(image: ImageId) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def answered(questions: Path, answers: Path, parsers: list[Parser]) -> Answered:
             pairs.doubts.append(str(answer.error("is empty", answer.field(*ANSWER_KEYS))))
         if question.text("label") not in ("yes", "no"):
             pairs.doubts.append(str(question.error(f"is {question.text('label')!r}, not yes or no", "label")))
+    pairs.doubts.extend(_strays(asked, said))
     return pairs
 
 
@@ -45,6 +47,16 @@ def _label(question: Record, parsers: list[Parser]) -> str:
         if parser.gold(label) is None and parser.name != "vcd":
             raise question.error(f"is {label!r}, and {parser.name} takes only yes or no", "label")
     return label
+
+
+def _strays(asked: list[Record], said: list[Record]) -> Iterator[str]:
+    """Answers that repeat the text of another question of the file."""
+    texts = [question.value.get("text") for question in asked]
+    known = {text for text in texts if isinstance(text, str)}
+    for text, answer in zip(texts, said, strict=True):
+        replied = answer.value.get("question")
+        if isinstance(replied, str) and replied != text and replied in known:
+            yield str(answer.error(f"is {replied[:60]!r}, but the question in this place is another", "question"))
 
 
 def _must_match(question: Record, answer: Record) -> None:

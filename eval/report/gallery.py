@@ -6,6 +6,7 @@ import base64
 import io
 import mimetypes
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,17 @@ def pieces(text: str, tokens: Any, mentions: Sequence[Sequence[Any]]) -> list[li
 def data_url(file: Path) -> str:
     content, kind = file.read_bytes(), mimetypes.guess_type(file.name)[0] or "image/png"
     if len(content) > HEAVY:
-        from PIL import Image
-
-        with Image.open(file) as picture:
-            small = picture.convert("RGB")
-        small.thumbnail((SIDE, SIDE))
-        written = io.BytesIO()
-        small.save(written, format="JPEG", quality=80)
-        content, kind = written.getvalue(), "image/jpeg"
+        with suppress(OSError):  # cut off in the middle: the browser shows what there is
+            content, kind = scaled(file), "image/jpeg"
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def scaled(file: Path) -> bytes:
+    from PIL import Image
+
+    with Image.open(file) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    written = io.BytesIO()
+    small.save(written, format="JPEG", quality=80)
+    return written.getvalue()

@@ -62,7 +62,9 @@ class MME(Task):
             for good, answer in zip(right, answers, strict=True)
         ]
         for places in pairs.values():
-            if len(places) == 2:
+            if len(places) != 2:  # its other question has no answer, or was left out by --limit
+                marks[places[0]] = Mark({}, marks[places[0]].detail)
+            else:
                 last = marks[places[-1]]
                 both = {"pairs": 1, "both": int(all(right[at] for at in places))}
                 marks[places[-1]] = Mark({**last.counts, **both}, last.detail)

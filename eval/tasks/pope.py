@@ -78,7 +78,10 @@ class Pope(Task):
         """Ours is named by the split; official names end in it: coco_pope_random.json."""
         for folder in (self.data / "pope", self.data):
             if found := sorted([*folder.glob(f"{split}.json*"), *folder.glob(f"*_pope_{split}.json*")]):
-                return found[:1]
+                if len(found) > 1:
+                    names = ", ".join(file.name for file in found)
+                    raise InputError(f"{len(found)} files hold the split {split} ({names}): leave one", folder)
+                return found
         return []
 
     def _read(self, split: str, file: Path, pictures: Pictures) -> list[Question]:

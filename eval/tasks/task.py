@@ -31,6 +31,9 @@ class Task(Protocol):
     def notes(self, questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Any]:
         """What else a reader should know about these answers."""
 
+    def check(self, questions: Sequence[Question]) -> None:
+        """Raises: EvaluationError: answers to these could not be marked."""
+
     def tables(self, questions: Sequence[Question], answers: Mapping[str, Sequence[str]]) -> list[Table]:
         """What is shown beside the comparison, from every strategy's answers to these questions."""
         return []

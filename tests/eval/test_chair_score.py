@@ -120,7 +120,8 @@ def test_the_command(tmp_path: Path, annotations: Path, table: Path) -> None:
         *("score", "chair", "--captions", captions, "--annotations", annotations, "--synonyms", table),
         *("--variant", "original", "--json", "--per-caption", tmp_path / "each.jsonl"),
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr == f"warning: {captions}: 1 captions are of a picture that had one; each counts\n"
     printed = json.loads(done.stdout)
     assert list(printed) == [*KEYS, "fixed"]
     assert (printed["chair_i"], printed["len"]) == (3 / 7, 8.0)
@@ -134,6 +135,13 @@ def test_the_command(tmp_path: Path, annotations: Path, table: Path) -> None:
         "gt_nodes": ["dog", "person"],
     }
     assert each[2] == {"image_id": 3, "words": [], "nodes": [], "hallucinated": [], "gt_nodes": []}
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, annotations: Path, table: Path) -> None:
+    captions = lines(tmp_path / "c.jsonl", CAPTIONS[:1])
+    line = ("score", "chair", "--captions", captions, "--annotations", annotations, "--synonyms", table)
+    done = command(*line, "--per-caption", tmp_path / "none" / "each.jsonl")
+    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path}/none/each.jsonl: No such file or directory\n")
 
 
 def test_the_command_shows_fixed_beside_and_breaks_down(tmp_path: Path, annotations: Path, table: Path) -> None:

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from eval import export
 from eval.mme import SUBTASKS, read, subtask
 from tests.eval.command import command
+from tests.eval.fake_server import FakeServer, Reply, question, serving
+from tests.eval.runs import results, run
 
 READINGS = {
     "yes": "yes", "No.": "no", " YES ": "yes", "y": "yes", "N": "no", "z": "other", "": "other", "1": "other",
@@ -53,3 +56,16 @@ def test_what_is_exported_is_scored(tmp_path: Path) -> None:
     done = command("score", "mme", "--results", tmp_path / "mme", "--json")
     assert json.loads(done.stdout)["mme"]["total"] == 800
     assert "total" in command("score", "mme", "--results", tmp_path / "mme").stdout
+
+
+def test_a_question_whose_other_one_is_not_asked_counts_for_nothing(tmp_path: Path) -> None:
+    for name in SUBTASKS:
+        folder = tmp_path / name
+        folder.mkdir()
+        for at in range(2):
+            Image.new("RGB", (8, 8), (at, 0, 0)).save(folder / f"{at}.png")
+            (folder / f"{at}.txt").write_text(f"Is it {name} {at}?\tYes\nIs it not?\tNo\n")
+    with serving(FakeServer(lambda request: Reply("No" if "not" in question(request) else "Yes"))) as server:
+        assert run(server, tmp_path, tmp_path / "run", "--limit", "3", task="mme").exit_code == 0
+    for part in results(tmp_path / "run")["parts"]:
+        assert part["rows"][0]["metrics"]["score"]["value"] == 2.0

@@ -126,6 +126,27 @@ def test_an_empty_answer_is_scored_and_pointed_out(questions: Path, tmp_path: Pa
     assert f'{answers}:4: field "answer": is empty' in done.stderr
 
 
+def test_answers_to_other_questions_are_pointed_out(questions: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"Is there a {number}?", "label": "yes"} for number in range(6)]
+    lines(questions, rows)
+    said = [{"question": row["text"], "answer": "Yes"} for row in rows]
+    said[5]["question"] = "Is it there, the fifth?"
+    answers = lines(tmp_path / "a.jsonl", said)
+    assert command("score", "pope", "--questions", questions, "--answers", answers).stderr == ""
+    lines(answers, [said[1], said[0], *said[2:]])
+    done = command("score", "pope", "--questions", questions, "--answers", answers)
+    assert 'a.jsonl:1: field "question": is ' in done.stderr
+    assert done.stderr.count("warning") == 2
+
+
+def test_utf_16_is_called_by_its_name(questions: Path, tmp_path: Path) -> None:
+    for encoding in ("utf-16", "utf-16-le", "utf-32"):
+        answers = tmp_path / f"{encoding}.jsonl"
+        answers.write_text('{"answer": "Yes"}\n', encoding=encoding)
+        done = command("score", "pope", "--questions", questions, "--answers", answers)
+        assert done.stderr == f"error: {answers}: is UTF-16 or UTF-32, not UTF-8\n"
+
+
 def test_comparison(questions: Path, tmp_path: Path) -> None:
     answers = lines(tmp_path / "answers.jsonl", [{"answer": "Yes." if n else "yes"} for n in range(6)])
     done = command("score", "pope", "--questions", questions, "--answers", answers, "--compare", "--json")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from eval.client import Client
 from eval.errors import Unavailable
 from eval.pope.score import score
+from eval.report.gallery import data_url
 from tests.eval.fake_server import FakeServer, Reply, question, serving, strategy
 from tests.eval.runs import invoke, quality, results, run, talkative, told
 
@@ -146,6 +149,55 @@ def test_what_is_wrong_is_said_before_anything_is_asked(
     assert result.exit_code != 0
     assert problem in told(result)
     assert not server.asked
+
+
+def without_captions(data: Path) -> None:
+    (data / "captions.json").unlink()
+
+
+def with_ids_as_texts(data: Path) -> None:
+    file = data / "captions.json"
+    file.write_text(file.read_text().replace('"image_id": 2', '"image_id": "2"'))
+
+
+def with_no_picture(data: Path) -> None:
+    (data / "images" / "000000000002.png").write_bytes(b"no picture")
+
+
+def with_two_files_for_a_split(data: Path) -> None:
+    (data / "pope" / "aokvqa_pope_random.json").write_bytes((data / "pope" / "random.jsonl").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("task", "spoil", "problem"),
+    [
+        ("chair", without_captions, "scenes: holds no captions"),
+        ("chair", with_ids_as_texts, 'captions.json: field "annotations[1].image_id": is a text, and in the instances'),
+        ("chair", with_no_picture, "000000000002.png: is no picture"),
+        ("pope", with_two_files_for_a_split, "split random (aokvqa_pope_random.json, random.jsonl)"),
+    ],
+)
+def test_data_that_could_not_be_scored_are_refused_before_anything_is_asked(
+    server: FakeServer, data: Path, tmp_path: Path, task: str, spoil: Callable[[Path], None], problem: str
+) -> None:
+    spoil(data)
+    result = run(server, data, tmp_path / "run", task=task)
+    assert result.exit_code != 0
+    assert problem in told(result)
+    assert not server.asked
+
+
+def test_a_table_of_synonyms_that_is_not_there(server: FakeServer, data: Path, tmp_path: Path) -> None:
+    result = run(server, data, tmp_path / "run", "--synonyms", tmp_path / "none.txt", task="chair")
+    assert "none.txt: No such file" in told(result)
+    assert not server.asked
+
+
+def test_a_picture_that_is_cut_off_is_shown_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "cut.png"
+    Image.effect_noise((400, 400), 90).save(file)
+    file.write_bytes(file.read_bytes()[:90_000])
+    assert data_url(file).startswith("data:image/png;base64,")
 
 
 def test_a_missing_picture_is_named_with_its_line(server: FakeServer, data: Path, tmp_path: Path) -> None:
