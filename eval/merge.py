@@ -16,6 +16,8 @@ from eval.store import Store, read
 
 def merge(shards: Sequence[Path], out: Path, data: str | None = None) -> Results:
     """Raises: RunError: they are not all the shards of one run."""
+    if out.resolve() in {shard.resolve() for shard in shards}:
+        raise RunError(f"--out {out} is one of the shards: choose another folder.")
     manifests = [manifest.read(shard) for shard in shards]
     refuse_strangers(shards, manifests)
     folder = Folder(out)

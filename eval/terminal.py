@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.report.wording import MINUS, NONE, number, outcome
+from eval.report.wording import MINUS, NONE, number, outcome, size
 from eval.results import Column, Cost, Difference, Estimate, Part, Results, Row
 
 LEGEND = (
@@ -33,7 +33,7 @@ def show(results: Results, console: Console) -> None:
 
 
 def table(part: Part, results: Results) -> Table:
-    made = Table(title=f"{results.title}, {part.scope} (n={part.questions}, {part.pictures} pictures)")
+    made = Table(title=f"{results.title}, {part.scope} ({size(part, results)})")
     made.add_column("strategy")
     for column in results.columns:
         made.add_column(column.title, justify="right")

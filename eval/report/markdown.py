@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eval.manifest import Manifest
-from eval.report.wording import NONE, entry, interval, number, outcome, sureness
+from eval.report.wording import NONE, entry, interval, number, outcome, size, sureness
 from eval.results import Cost, Part, Results, Row, Table
 
 HOW = (
@@ -18,7 +18,7 @@ def markdown(results: Results, manifest: Manifest) -> str:
     seeds = "" if results.greedy else f", seeds {', '.join(map(str, results.seeds))}"
     lines = [f"# {results.title}: {results.model}", "", f"{decoding}{seeds}.", "", HOW, ""]
     for part in results.parts:
-        lines += [f"## {part.scope}", "", f"{part.questions} questions on {part.pictures} pictures.", ""]
+        lines += [f"## {part.scope}", "", f"{size(part, results)}.", ""]
         lines += table(part, results)
         lines += [
             f"- `{match.strategy}` {outcome(match, column)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.results import Column, Difference, Estimate, Match, Table
+from eval.results import Column, Difference, Estimate, Match, Part, Results, Table
 
 NONE = "n/a"
 MINUS = "\N{MINUS SIGN}"
@@ -32,6 +32,13 @@ def chance(difference: Difference) -> str:
     if p is None:
         return ""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def size(part: Part, results: Results) -> str:
+    """How much was asked; under several seeds every question has as many answers."""
+    if len(results.seeds) > 1:
+        return f"{part.questions} answers under {len(results.seeds)} seeds on {part.pictures} pictures"
+    return f"{part.questions} questions on {part.pictures} pictures"
 
 
 def least(difference: Difference, column: Column) -> str:

@@ -81,8 +81,9 @@ class Chair(Task):
         return found
 
     def check(self, questions: Sequence[Question]) -> None:
-        for variant in {self.variant, cast(Variant, "fixed")}:
-            self._scored(variant, questions, [""] * len(questions))
+        for variant in get_args(Variant):
+            if variant in (self.variant, "fixed"):
+                self._scored(variant, questions, [""] * len(questions))
 
     def marks(self, questions: Sequence[Question], answers: Sequence[str]) -> list[Mark]:
         return [mark(each) for each in self._scored(self.variant, questions, answers)]

@@ -104,6 +104,8 @@ def test_seeds_differ_by_question_and_agree_between_strategies(server: FakeServe
         each["test"] for row in results(tmp_path / "run")["parts"][0]["rows"] for each in row["against_plain"].values()
     }
     assert tests == {"exchange"}  # several answers a question are not independent
+    for report in ("report.md", "report.html"):
+        assert "24 answers under 2 seeds on 2 pictures" in (tmp_path / "run" / report).read_text()
 
 
 def test_a_strategy_by_suffix(server: FakeServer, data: Path, tmp_path: Path) -> None:
@@ -364,6 +366,7 @@ def test_shards_merge_to_what_one_machine_makes(server: FakeServer, data: Path, 
     assert invoke("merge", *parts, "--out", tmp_path / "merged").exit_code == 0
     assert quality(tmp_path / "merged") == quality(whole)
     assert invoke("verify", tmp_path / "merged").exit_code == 0
+    assert "is one of the shards" in told(invoke("merge", *parts, "--out", parts[0]))
     assert "run of 3 shards" in told(invoke("merge", *parts[:2], "--out", tmp_path / "other"))
 
 
