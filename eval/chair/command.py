@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from eval.chair.breakdown import by_category, by_position
-from eval.chair.captions import judged
+from eval.chair.captions import judged_by
 from eval.chair.reading import Variant
 from eval.chair.score import CaptionScore, score
 from eval.table import printed
@@ -26,7 +26,8 @@ def score_chair(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """CHAIR of captions: which objects they mention that are not in the picture."""
-    scored = judged(captions, annotations, variant, synonyms)
+    judged = judged_by(captions, annotations, (variant, "fixed"), synonyms)
+    scored = judged[variant]
     empty = sum(not each.caption.strip() for each in scored)
     if empty:
         typer.echo(f"warning: {captions}: {empty} captions are empty, and count as captions without a fault", err=True)
@@ -37,7 +38,7 @@ def score_chair(
         written = "".join(json.dumps(each.as_json()) + "\n" for each in scored)
         per_caption.write_text(written, encoding="utf-8")
     result = score(scored).as_json()
-    fixed = result if variant == "fixed" else score(judged(captions, annotations, "fixed", synonyms)).as_json()
+    fixed = score(judged["fixed"]).as_json()
     if as_json:
         typer.echo(json.dumps({**result, "fixed": fixed, **(_broken_down(scored) if breakdown else {})}))
         return

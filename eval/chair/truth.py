@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,54 +17,62 @@ ImageId = int | str
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The nodes of every picture asked for that the annotations know; a picture may be known and hold nothing."""
+class Annotated:
+    """What the annotations say of the pictures asked for, before anybody has read their captions."""
 
-    nodes: dict[ImageId, frozenset[str]]
+    objects: dict[ImageId, frozenset[str]]  # a picture may be known and hold nothing
+    captions: dict[ImageId, list[str]]
     folder: Path
 
-    def of(self, record: Record) -> frozenset[str]:
-        """Those of the picture that a caption belongs to.
+    def nodes(self, read: Reader) -> dict[ImageId, frozenset[str]]:
+        return {
+            image: objects.union(mention.node for text in self.captions[image] for mention in read(text).mentions)
+            for image, objects in self.objects.items()
+        }
 
+    def must_know(self, record: Record) -> None:
+        """
         Raises:
-            InputError: unknown, where the official script would take the picture for empty.
+            InputError: the picture of a caption is unknown, and the official script would take it for empty.
         """
         wanted = record.identifier("image_id")
-        if wanted in self.nodes:
-            return self.nodes[wanted]
-        raise record.error(
-            f"{wanted!r} is no image of the annotations in {self.folder}{_hint(wanted, self)}", "image_id"
-        )
+        if wanted not in self.objects:
+            raise record.error(
+                f"{wanted!r} is no image of the annotations in {self.folder}{_hint(wanted, self)}", "image_id"
+            )
 
 
-def truth(folder: Path, wanted: Collection[ImageId], read: Reader, vocabulary: Vocabulary) -> Truth:
+def annotated(folder: Path, wanted: Collection[ImageId], vocabulary: Vocabulary) -> Annotated:
     """From all `instances*.json` and `captions*.json` of a folder, in COCO's format.
 
     Raises:
         InputError: a kind of annotation that is missing, or one that is malformed.
     """
-    found: dict[ImageId, set[str]] = {}
+    objects: defaultdict[ImageId, set[str]] = defaultdict(set)
+    captions: dict[ImageId, list[str]] = {}
     # A picture that was asked for with the wrong type of id is looked up too, for the error to say so.
     wanted = {*wanted, *(str(each) for each in wanted), *(int(each) for each in wanted if _whole(each))}
     for file in _files(folder, "instances"):
         content = _Annotations(file)
         names = content.categories(vocabulary)
         for image in content.images(wanted):
-            found.setdefault(image, set())
+            _ = objects[image]
         for place, image in content.annotated(wanted):
-            category = place.value[place.field("category_id")]
+            category = place.identifier("category_id")
             if category not in names:
                 raise place.error(f"{category!r} is none of the categories", "category_id")
-            found.setdefault(image, set()).add(names[category])
+            objects[image].add(names[category])
     for file in _files(folder, "captions"):
         content = _Annotations(file)
         for image in content.images(wanted):
-            found.setdefault(image, set())
+            _ = objects[image]
         for place, image in content.annotated(wanted):
-            if image not in found and _twin(image) in found:
+            if image not in objects and _twin(image) in objects:
                 raise place.error(f"is {kind(image)}, and in the instances the same id is not", "image_id")
-            found.setdefault(image, set()).update(mention.node for mention in read(place.text("caption")).mentions)
-    return Truth({image: frozenset(nodes) for image, nodes in found.items()}, folder)
+            _ = objects[image]
+            captions.setdefault(image, []).append(place.text("caption"))
+    known = {image: frozenset(nodes) for image, nodes in objects.items()}
+    return Annotated(known, {image: captions.get(image, []) for image in known}, folder)
 
 
 class _Annotations:
@@ -120,9 +129,9 @@ def _whole(image: ImageId) -> bool:
     return isinstance(image, str) and image.isascii() and image.isdigit() and len(image) < 19
 
 
-def _hint(wanted: ImageId, known: Truth) -> str:
-    if isinstance(wanted, int) and str(wanted) in known.nodes:
+def _hint(wanted: ImageId, known: Annotated) -> str:
+    if isinstance(wanted, int) and str(wanted) in known.objects:
         return ", which has this as a text"
-    if isinstance(wanted, str) and _whole(wanted) and int(wanted) in known.nodes:
+    if isinstance(wanted, str) and _whole(wanted) and int(wanted) in known.objects:
         return ", which has this as a number"
     return ""

@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 from eval.chair.breakdown import by_category, by_position
 from eval.chair.reading import Reader, Variant, reader
 from eval.chair.score import CaptionScore, score
-from eval.chair.truth import ImageId, truth
+from eval.chair.truth import Annotated, ImageId, annotated
 from eval.chair.vocabulary import OURS, Vocabulary
 from eval.dataset import Pictures
 from eval.errors import EvaluationError, InputError
@@ -51,6 +51,7 @@ class Chair(Task):
         self.prompt = PROMPT if options.prompt is None else options.prompt
         self.annotations = data / "annotations" if (data / "annotations").is_dir() else data
         self.data = data
+        self._loaded: tuple[frozenset[ImageId], Annotated] | None = None
 
     def files(self) -> list[Path]:
         annotated = [
@@ -117,9 +118,13 @@ class Chair(Task):
 
     def _truth(self, variant: Variant, wanted: frozenset[ImageId]) -> dict[ImageId, frozenset[str]]:
         if (variant, wanted) not in self._known:
-            found = truth(self.annotations, wanted, self._reader(variant), self._vocabulary)
-            self._known[variant, wanted] = found.nodes
+            self._known[variant, wanted] = self._annotated(wanted).nodes(self._reader(variant))
         return self._known[variant, wanted]
+
+    def _annotated(self, wanted: frozenset[ImageId]) -> Annotated:
+        if self._loaded is None or self._loaded[0] != wanted:
+            self._loaded = wanted, annotated(self.annotations, wanted, self._vocabulary)
+        return self._loaded[1]
 
     @cached_property
     def _readers(self) -> dict[Variant, Reader]:

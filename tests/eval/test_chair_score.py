@@ -226,6 +226,10 @@ BAD_ANNOTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         {**INSTANCES, "annotations": [{"image_id": 1, "category_id": 99}]},
         'field "annotations[0].category_id": 99 is none of the categories',
     ),
+    "a list of categories": (
+        {**INSTANCES, "annotations": [{"image_id": 1, "category_id": [18]}]},
+        'field "annotations[0].category_id": must be a whole number or a text, not a list',
+    ),
     "unnamed category": (
         {**INSTANCES, "categories": [{"id": 1, "name": "unicorn"}]},
         """field "categories[0].name": 'unicorn' is not in the table of synonyms""",
