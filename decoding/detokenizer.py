@@ -14,28 +14,34 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """The text of one answer as it grows. What might be the beginning of a stop string is held back."""
+    """The text of one answer as it grows. What might be the beginning of a stop string is held back.
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...], after: Sequence[int] = ()) -> None:
+    A stop string that is complete within the first `least` tokens is text like any other.
+    """
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...], after: Sequence[int] = (), least: int = 0) -> None:
         """`after`: the tokens of the text that it goes on from: the space before the first word is then part of it."""
         self._tokenizer = tokenizer._tokenizer
         told = self._tokenizer.decode(after)
         # A text that breaks off within a character would be told once more by the stream.
         self._stream = DecodeStream(ids=[] if told.endswith(UNFINISHED) else after, skip_special_tokens=True)
         self._stop = stop
+        self._least = least
+        self._tokens = 0
         self._open: list[int] = []  # tokens of a character that is not complete
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that is certain now. Sets `stopped` when a stop string is complete; it is not part of the text."""
+        self._tokens += 1
         self._open.append(token)
         said = self._stream.step(self._tokenizer, token)
         if said is not None:
             self._open.clear()
             self._held += said
         ends = [at for string in self._stop if (at := self._held.find(string)) >= 0]
-        if ends:
+        if ends and self._tokens > self._least:
             self.stopped = True
             text, self._held = self._held[: min(ends)], ""
             self._open.clear()

@@ -48,7 +48,7 @@ class Saying:
         self.words = words
         self.memory = memory
         after = prompt.ids[-CONTEXT:].tolist() if ask.prompt.bare else []
-        self.detokenizer = Detokenizer(tokenizer, ask.sampling.stop, after)
+        self.detokenizer = Detokenizer(tokenizer, ask.sampling.stop, after, ask.sampling.min_tokens)
         self.acts_inside = any({"heads", "attend"} & strategy.hooks() for strategy in ask.stack)
         self.spent = Spent()
         self.is_over = False

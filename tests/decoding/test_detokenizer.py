@@ -20,9 +20,9 @@ def spell(text: str) -> list[int]:
     return ids
 
 
-def pieces(ids: list[int], *stop: str) -> tuple[list[str], bool]:
+def pieces(ids: list[int], *stop: str, least: int = 0) -> tuple[list[str], bool]:
     """What comes out for each token, and at the end."""
-    words = Detokenizer(TOKENIZER, stop)
+    words = Detokenizer(TOKENIZER, stop, least=least)
     said = []
     for token in ids:
         said.append(words.push(token))
@@ -76,6 +76,25 @@ def test_a_token_beyond_the_tokenizers_words_says_nothing() -> None:
 def test_a_stop_string_ends_the_text_before_itself(text: str, stop: tuple[str, ...], said: str) -> None:
     parts, stopped = pieces(spell(text), *stop)
     assert ("".join(parts), stopped) == (said, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "least", "said"),
+    [
+        ("a1b1c", "1", 0, "a"),
+        ("a1b1c", "1", 1, "a"),
+        ("a1b1c", "1", 2, "a1b"),
+        ("a1b1c", "1", 4, "a1b1c"),
+        ("a12b", "12", 2, "a"),
+        ("a11b", "11", 3, "a11b"),
+        ("a111b", "11", 3, "a1"),
+    ],
+)
+def test_a_stop_string_that_is_complete_too_early_is_text(text: str, stop: str, least: int, said: str) -> None:
+    ids = spell(text)
+    assert len(ids) == len(text)
+    told, stopped = pieces(ids, stop, least=least)
+    assert ("".join(told), stopped) == (said, said != text)
 
 
 @pytest.mark.parametrize("stop", [("cat. ",), ("catch", ". A"), ("There is a cat. No",)])

@@ -31,3 +31,10 @@ async def test_a_stop_string_that_never_comes_changes_nothing(names: str, engine
     stop = (names,) if names else ()
     said = await say(engine, prompt(), Sampling(max_tokens=12, ignore_eos=True, stop=stop))
     assert said.text == (await say(engine, prompt(), exactly(12))).text
+
+
+async def test_a_stop_string_ends_no_answer_before_its_least_length(engine: HFEngine) -> None:
+    full = await say(engine, prompt(), exactly(30))
+    early = next(token.text for token in full.tokens if token.text)
+    said = await say(engine, prompt(), exactly(30, stop=(early,), min_tokens=30))
+    assert (said.text, said.end.reason) == (full.text, "length")
