@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.errors import RunError
 from eval.evaluation import evaluate
 from eval.manifest import NAME, Manifest
 from eval.plan import Plan
@@ -46,8 +47,11 @@ class Folder:
 
     def write(self, name: str, text: str) -> None:
         temporary = self.path / f".{name}.new"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
+        except OSError as error:
+            raise RunError(f"{self.path / name} cannot be written: {error.strerror}.") from error

@@ -78,9 +78,12 @@ class Store:
         if self._descriptor is None:
             raise RunError(f"{self.file} is not open for writing.")
         line = answer.model_dump_json(exclude_none=True).encode() + b"\n"
-        while line:
-            line = line[os.write(self._descriptor, line) :]
-        os.fsync(self._descriptor)
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise RunError(f"{self.file} cannot be written: {error.strerror}. What is there is kept.") from error
         self._answers[answer.key] = answer
 
     def _close(self) -> None:

@@ -6,6 +6,8 @@ from eval.manifest import Manifest
 from eval.report.wording import NONE, entry, interval, number, outcome, size, sureness
 from eval.results import Cost, Part, Results, Row, Table
 
+BAR = r"\|"  # within a cell
+
 HOW = (
     "Each number with its 95 % interval, resampled by picture; below it the paired difference to plain decoding, with "
     "its interval, its p (after Holm for what was asked for), and the least true difference that a run of this size "
@@ -86,4 +88,4 @@ def shown(value: float | None, form: str) -> str:
 
 
 def line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"

@@ -145,12 +145,13 @@ def test_what_a_model_says_stays_text(data: Path, tmp_path: Path) -> None:
 
 
 def test_yes_or_no_with_labels_that_plots_could_misread(server: FakeServer, data: Path, tmp_path: Path) -> None:
-    result = run(server, data, tmp_path / "run", "--strategies", "agla:text=$x_1$ <b>", "--temperature", "1")
+    result = run(server, data, tmp_path / "run", "--strategies", "agla:text=$x_1$ <b>|", "--temperature", "1")
     assert result.exit_code == 0, told(result)
     text = (tmp_path / "run" / "report.html").read_text()
     assert "<b>" not in text
     markdown = (tmp_path / "run" / "report.md").read_text()
     assert "| strategy | Accuracy | F1 |" in markdown
+    assert r"| `agla:text=$x_1$ <b>\|` | " in markdown
     assert "matched" not in markdown
     assert re.search(r"p = 1.00, detectable \d+\.\d", markdown)
     assert re.search(r"(beats|loses to|is not told apart from) truncate:beta=0.5 in Accuracy", markdown)

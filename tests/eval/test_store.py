@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -67,6 +68,25 @@ def test_every_answer_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         store.add(answer("a"))
         store.add(answer("b"))
         assert len(synced) == before + 2
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, line: bytes) -> int:
+        if len(line) < 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, line[:10])
+
+    write = os.write
+    file = tmp_path / "a.jsonl"
+    with Store(file) as store:
+        store.add(answer("a"))
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(RunError, match=r"a\.jsonl cannot be written: No space left"):
+            store.add(answer("b"))
+        monkeypatch.undo()
+    with Store(file) as store:
+        store.add(answer("c"))
+    assert set(stored(file)) == {"a", "c"}
 
 
 def asked(tmp_path: Path, **changes: object) -> Request:
