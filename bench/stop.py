@@ -51,18 +51,14 @@ async def stream(client: httpx.AsyncClient, number: int, started: asyncio.Event)
 async def terminated(server: Server) -> dict[str, Any]:
     async with streaming(server) as tasks:
         began = server.send(signal.SIGTERM)
-        await asyncio.sleep(0.2)
-        try:
-            refused = "connected"
-            async with httpx.AsyncClient(base_url=server.url) as late:
-                await late.get("/health")
-        except httpx.ConnectError:
-            refused = "refused"
+        await asyncio.sleep(0.3)
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            late = await client.post("/v1/chat/completions", json={})
         ends = Counter(await asyncio.gather(*tasks))
     code = await asyncio.to_thread(server.handle.wait, 60)
     return {
         "streams": dict(ends),
-        "a_new_connection": refused,
+        "a_late_question": late.status_code,
         "seconds_to_exit": round(time.monotonic() - began, 1),
         "exit_code": code,
     }

@@ -35,9 +35,10 @@ def serve(settings: Settings) -> None:
     from server import logs
     from server.app import create_app
     from server.greeting import greeting
+    from server.leaving import LeavingServer
 
     logs.configure()
-    # Streams go on after SIGTERM, until they end or uvicorn's own time limit ends them.
+    # Streams go on after SIGTERM, until they end or their time is up.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = create_app(settings)
     config = uvicorn.Config(
@@ -50,7 +51,7 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=settings.shutdown_timeout,
         timeout_keep_alive=KEEP_ALIVE,
     )
-    server, socket = uvicorn.Server(config), config.bind_socket()
+    server, socket = LeavingServer(config, app.state.service), config.bind_socket()
     socket.listen(config.backlog)  # who comes before the server runs waits, and is not turned away
     host, port = socket.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from server.errors import ErrorBody, Unavailable
-from server.service import TheService
+from server.service import STOPPING, TheService
 
 router = APIRouter(responses={503: {"model": ErrorBody}})
 
@@ -27,6 +27,8 @@ async def health(service: TheService) -> Health:
 
 @router.get("/ready")
 async def ready(service: TheService) -> Health:
-    """200 once the model is loaded and warm."""
+    """200 once the model is loaded and warm, until the server is told to stop."""
     _ = service.ready_engine
+    if service.is_leaving:
+        raise Unavailable(STOPPING)
     return Health(status="ready")

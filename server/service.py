@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("onlyseen.server")
 
+STOPPING = "The server is stopping."
 READERS = 4  # threads that read bodies: a crowd of them would only take the interpreter from one another
 
 
@@ -40,6 +41,7 @@ class Service:
         self.batches: Runner  # the application sets it
         self.began = int(time.time())
         self.readers = anyio.CapacityLimiter(READERS)
+        self.is_leaving = False  # told to stop: what runs is ended, what comes is refused
         self.inside = 0  # requests that came in and whose answer has not been sent to its end
         self.failure: Exception | None = None
         self.fingerprint: str | None = None

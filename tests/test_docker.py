@@ -67,15 +67,17 @@ def test_what_compose_mounts_and_builds_is_there() -> None:
 
 
 class Backend(BaseHTTPRequestHandler):
-    """Two of them in turn: the first that is asked hangs up without a word, as one does that is killed."""
+    """Two of them in turn: the first that is asked hangs up without a word, as one does that is killed, or says 503."""
 
     asked: ClassVar[list[str]] = []
+    stops: ClassVar[bool] = False
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         self.asked.append(self.path)
-        if len(self.asked) % 2 == 0:
-            self.send_response(200)
+        answers = len(self.asked) % 2 == 0
+        if answers or self.stops:
+            self.send_response(200 if answers else 503)
             self.send_header("content-length", "0")
             self.end_headers()
         self.close_connection = True
@@ -110,10 +112,14 @@ def proxy(tmp_path: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def test_a_question_is_put_to_the_next_server_and_a_file_is_not(proxy: str) -> None:
+@pytest.mark.parametrize(("stops", "status"), [(False, 502), (True, 503)])
+def test_a_question_is_put_to_the_next_server_and_a_file_is_not(
+    proxy: str, stops: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backend, "stops", stops)
     Backend.asked.clear()
     assert httpx.post(f"{proxy}/v1/chat/completions", json={}).status_code == 200
-    assert httpx.post(f"{proxy}/v1/files", json={}).status_code == 502
+    assert httpx.post(f"{proxy}/v1/files", json={}).status_code == status
     assert Backend.asked == ["/v1/chat/completions"] * 2 + ["/v1/files"]
 
 

@@ -69,10 +69,16 @@ def test_what_is_printed_can_be_pasted(process: Process) -> None:
 
 def test_a_running_stream_ends_before_the_server_does(process: Process) -> None:
     """The last test here: it stops the server."""
-    fields = greedy("vcd", max_tokens=60, ignore_eos=True, stream=True)
+    fields = greedy("vcd", max_tokens=120, ignore_eos=True, stream=True)
     with httpx.stream("POST", process.chat, json=fields, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
         process.handle.send_signal(signal.SIGTERM)
+        while httpx.get(f"{process.url}/ready").status_code == 200:
+            pass
+        late = httpx.post(process.chat, json=greedy("plain"), timeout=60)
+        assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+        assert late.json()["error"]["code"] == "unavailable"
+        assert httpx.get(f"{process.url}/health").status_code == 200
         assert [line for line in lines if line][-1] == "data: [DONE]"
     assert process.handle.wait(timeout=35) == 0
