@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from pydantic_settings import (
 PREFIX = "ONLYSEEN_"
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
 EMBEDDED_NAME = "onlyseen-tiny"
+HUB_ID = r"\w[\w.-]*(/\w[\w.-]*)?"
 
 
 class Settings(BaseSettings):
@@ -118,6 +120,13 @@ class Settings(BaseSettings):
         if not all(strategy.split("+")):
             raise ValueError("name strategies as in 'vhr' or 'agla+vhr'")
         return strategy
+
+    @field_validator("model", "matcher")
+    @classmethod
+    def _can_be_found(cls, source: str | None) -> str | None:
+        if source is not None and not Path(source).is_dir() and not re.fullmatch(HUB_ID, source):
+            raise ValueError(f"there is no folder {source}, and a hub id looks like OWNER/NAME")
+        return source
 
     @field_validator("image_hosts")
     @classmethod

@@ -82,6 +82,13 @@ def test_names(tmp_path: Path) -> None:
         Settings(served_name="a:b")
 
 
+@pytest.mark.parametrize("field", ["model", "matcher"])
+@pytest.mark.parametrize("source", ["/models/llava", "./llava", "models/llava/7b", "~/llava"])
+def test_a_folder_that_is_not_there_is_refused(field: Any, source: str) -> None:
+    with pytest.raises(ValidationError, match=f"{field}\n.*no folder {source}"):
+        Settings(**{field: source})
+
+
 def test_the_embedded_matcher_goes_with_the_embedded_model_only(tmp_path: Path) -> None:
     assert Settings(model=str(tmp_path)).matcher_source is None
     assert Settings(model=str(tmp_path), matcher="hub/id").matcher_source == "hub/id"
