@@ -45,7 +45,7 @@ from decoding.registry import build
 from decoding.stack import Run, collect
 
 QUESTION = "Please describe this image in detail."
-ROUNDS = {1: 11, 8: 5, 32: 3}  # by requests at once
+ROUNDS = {1: 31, 8: 5, 32: 3}  # by requests at once
 MOST_SERIAL = 2  # requests on which what takes one after the other is measured
 STRATEGIES = ("plain", "vcd", "agla", "vhr", "vdgd")
 TWO_BRANCHES = ("vcd", "agla")
@@ -185,14 +185,15 @@ async def measure(name: str, folder: Path, concurrency: int, rounds: int, tokens
         times.setdefault(side, []).append(await sides[side]())
         peaks[side] = max(peaks.get(side, 0), peak.megabytes())
     await engine.close()
-    columns, sizes = usages["plain"].prompt_tokens + tokens // 2, Sizes.of(model)
+    sizes = Sizes.of(model)
 
     def ratios(side: str) -> list[float]:
         return [one / plain for one, plain in zip(times[side], times["plain"], strict=True)]
 
-    def limit(side: str) -> float:
+    def least(side: str) -> float:
         rows = concurrency * (2 if side in TWO_BRANCHES else 1)
-        return sizes.seconds(rows, columns, machine) / sizes.seconds(concurrency, columns, machine)
+        columns = usages.get(side, usages["plain"]).prompt_tokens + tokens // 2
+        return sizes.seconds(rows, columns, machine)
 
     def row(side: str) -> Row:
         each, usage = statistics.median(times[side]), usages.get(side)
@@ -207,7 +208,7 @@ async def measure(name: str, folder: Path, concurrency: int, rounds: int, tokens
             round(statistics.median(ratios(side)), 3),
             (round(min(ratios(side)), 3), round(max(ratios(side)), 3)),
             round(statistics.median(ratios("serial")), 2) if side in TWO_BRANCHES else None,
-            round(limit(side), 3),
+            round(least(side) / least("plain"), 3),
             round(usage.forward_passes / usage.steps, 2) if usage else 1.0,
             round(peaks[side]),
         )

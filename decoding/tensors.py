@@ -30,23 +30,27 @@ def plausible(raw: Tensor, beta: float | Tensor) -> Tensor:
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Mask of the smallest set of likeliest tokens whose tempered probability reaches `top_p`; never empty."""
-    possible = logits > -torch.inf
+    """Mask of the smallest set of likeliest tokens whose tempered probability reaches `top_p`; never empty.
+
+    On a CPU sorting a vocabulary can take longer than a layer of the model, so it is first looked whether the likeliest
+    token, or a few, are enough. On other devices sorting is cheap, and to look would hold the device up.
+    """
     if top_p >= 1:  # a rounded cumulative sum could lose the tail
-        return possible
+        return logits > -torch.inf
     tempered = (logits.float() / temperature).softmax(dim=-1)
+    if logits.device.type == "cpu":
+        most = tempered.amax(dim=-1, keepdim=True)
+        if most.min().item() > max(top_p, 0.5):  # above one half there is no second one
+            return tempered == most
     ordered, tokens, reached = likeliest(tempered, top_p)
     keep = reached - ordered < top_p
     keep[..., 0] = True
+    possible = logits > -torch.inf
     return possible & torch.zeros_like(possible).scatter(-1, tokens, keep)
 
 
 def likeliest(probabilities: Tensor, mass: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The tokens in descending order, their ids, and their running sum, each [..., n]; enough to reach the mass.
-
-    On a CPU sorting a vocabulary can take longer than a layer of the model. On other devices it is cheap, and to look
-    whether the first ones are enough would hold the device up.
-    """
+    """The tokens in descending order, their ids, and their running sum, each [..., n]; enough to reach the mass."""
     vocab = probabilities.shape[-1]
     if probabilities.device.type == "cpu" and vocab > HEAD:
         ordered, tokens = probabilities.topk(HEAD)

@@ -13,7 +13,7 @@ from decoding.ask import MAIN
 from decoding.hf_engine import threads
 from decoding.hf_engine.dormant import Dormitory
 from decoding.hf_engine.heads import Scales
-from decoding.hf_engine.hooks import Failed, Rows, mixed, sayable, waking
+from decoding.hf_engine.hooks import Failed, Mixer, Rows, sayable, waking
 from decoding.hf_engine.inside import Inside
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.prefill import Ready, factors_of
@@ -40,6 +40,7 @@ class Batch:
         self.rows: list[Row] = []
         self._scales: Scales | None = None  # of the head outputs of every row
         self._inside = Inside(model, [])
+        self._mixer = Mixer()
         self._tokens = torch.empty(0, dtype=torch.long, device=model.device)  # [rows] read by the next step
 
     @property
@@ -132,7 +133,7 @@ class Batch:
                 rows[number] = {**rows[number], **{name: base + place for place, name in enumerate(heard)}}
                 more.append(torch.stack(list(heard.values())))
             logits = torch.cat(more)
-        scores, others = mixed(requests, rows, logits)
+        scores, others = self._mixer.mix(requests, rows, logits)
         return scores, {**others, **failed}
 
     def _places(self, base: int) -> dict[int, Rows]:
@@ -144,4 +145,5 @@ class Batch:
     def _regroup(self) -> None:
         """What is done inside the batch as it now stands: what a request asks for acts on its main row."""
         self._inside = Inside(self.model, [(row.request, row.name) for row in self.rows])
+        self._mixer = Mixer()
         self._scales = self.model.tap.scales([factors_of(row.request, row.name) for row in self.rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import compress
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from decoding import onion
 from decoding.ask import MAIN
 from decoding.hf_engine.request import Request
-from decoding.strategy import Strategy
+from decoding.strategy import Strategy, Tensors
 
 Rows = Mapping[str, int]  # prompt name -> row of the logits
 
@@ -73,31 +74,53 @@ def owns(strategy: Strategy, branch: str) -> bool:
     return branch.startswith(f"{strategy.name}/")
 
 
-def mixed(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> tuple[Tensor, Failed]:
-    """[rows, vocab] of all branches -> [requests, vocab] as their stacks leave them, inner strategies first.
+class Mixer:
+    """The `logits` hooks of a batch, called once a step for all requests of one kind."""
 
-    A strategy that raises fails the requests that use it, not the batch.
-    """
-    scores = logits[[own[MAIN] for own in rows]]
-    failed: Failed = {number: request.failure for number, request in enumerate(requests) if request.failure}
-    acting = [any("logits" in strategy.hooks() for strategy in request.ask.stack) for request in requests]
-    for members in kinds(requests, acting, rows):
-        try:
-            scores[members] = through([requests[i] for i in members], [rows[i] for i in members], logits)
-        except Exception as error:
-            failed |= dict.fromkeys(members, error)
-    return scores, failed
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[Request, ...], Kind] = {}  # of the last step
+
+    def mix(self, requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> tuple[Tensor, Failed]:
+        """[rows, vocab] of all branches -> [requests, vocab] as their stacks leave them, inner strategies first.
+
+        A strategy that raises fails the requests that use it, not the batch.
+        """
+        scores = logits[[own[MAIN] for own in rows]]
+        failed: Failed = {number: request.failure for number, request in enumerate(requests) if request.failure}
+        acting = [any("logits" in strategy.hooks() for strategy in request.ask.stack) for request in requests]
+        known, self._kinds = self._kinds, {}
+        for numbers in kinds(requests, acting, rows):
+            members = tuple(requests[number] for number in numbers)
+            try:
+                kind = self._kinds[members] = known.get(members) or Kind.of(members, logits.device)
+                if len(numbers) == len(requests):
+                    return kind.through(rows, scores, logits), failed
+                scores[numbers] = kind.through([rows[number] for number in numbers], scores[numbers], logits)
+            except Exception as error:
+                failed |= dict.fromkeys(numbers, error)
+        return scores, failed
 
 
-def through(requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> Tensor:
-    """The same for requests of one kind."""
-    raw = logits[[own[MAIN] for own in rows]]
-    position = torch.tensor([[request.spent.steps] for request in requests], device=logits.device)
-    stack = onion.joined([request.ask.stack for request in requests], logits.device)
-    branches = {name: logits[[own[name] for own in rows]] for name in requests[0].ask.branches if name in rows[0]}
-    memories = {strategy.name: remembered(strategy, requests) for strategy in stack}
-    early = {owner: torch.stack([request.early[owner] for request in requests]) for owner in requests[0].early}
-    return onion.through(stack, raw, branches, memories, position, early)
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Requests that share their hooks' calls, and what stays the same for as long as they go on together."""
+
+    requests: tuple[Request, ...]
+    stack: tuple[Strategy, ...]  # one for all of them
+    memories: Mapping[str, Tensors]  # owner -> name -> [requests, *shape]
+
+    @classmethod
+    def of(cls, requests: tuple[Request, ...], device: torch.device) -> Kind:
+        stack = onion.joined([request.ask.stack for request in requests], device)
+        return cls(requests, stack, {strategy.name: remembered(strategy, requests) for strategy in stack})
+
+    def through(self, rows: Sequence[Rows], raw: Tensor, logits: Tensor) -> Tensor:
+        """`raw`: [requests, vocab], those of `logits`, [rows, vocab], that are the main branches'."""
+        position = torch.tensor([[request.spent.steps] for request in self.requests], device=logits.device)
+        one, *_ = self.requests
+        branches = {name: logits[[own[name] for own in rows]] for name in one.ask.branches if name in rows[0]}
+        early = {owner: torch.stack([request.early[owner] for request in self.requests]) for owner in one.early}
+        return onion.through(self.stack, raw, branches, self.memories, position, early)
 
 
 def remembered(strategy: Strategy, requests: Sequence[Request]) -> dict[str, Tensor]:

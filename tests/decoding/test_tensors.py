@@ -68,9 +68,14 @@ def test_an_empty_nucleus_holds_the_likeliest() -> None:
     assert nucleus(torch.tensor([0.0, 3.0, 1.0]), 1.0, 0.0).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.3, 1), (0.5, 2), (0.9, 3)])
+def test_of_equally_likely_tokens_a_nucleus_holds_as_many_as_it_needs(top_p: float, kept: int) -> None:
+    assert nucleus(torch.tensor([1.0, 1.0, 0.0]), 1.0, top_p).sum() == kept
+
+
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
 def test_a_nucleus_is_the_same_when_a_few_tokens_reach_it(top_p: float) -> None:
-    """Sharp rows are decided by the likeliest tokens alone, the flat one needs all of them."""
+    """Sharp rows are decided by the likeliest token or tokens alone, the flat one needs all of them."""
     rows = torch.randn(6, 2000) * torch.tensor([0.1, 1, 2, 4, 8, 16])[:, None]
     assert torch.equal(torch.stack([nucleus(row, 1.0, top_p) for row in rows]), nucleus(rows, 1.0, top_p))
 

@@ -13,7 +13,7 @@ from decoding.prompt import Prompt
 from decoding.registry import strategies
 from decoding.stack import Run
 from decoding.strategy import Strategy
-from tests.decoding.hf_engine.asking import exactly, prompt, stack
+from tests.decoding.hf_engine.asking import exactly, prompt, stack, until
 
 LENGTH, LONG = 32, 80
 QUESTIONS = [
@@ -104,6 +104,16 @@ async def test_requests_that_differ_in_numbers_alone_say_what_each_says_alone(na
     together = await asyncio.gather(*(Speaker(engine, each).speak() for each in asked))
     assert together == [await Speaker(engine, each).speak() for each in asked]
     assert len({tuple(said) for said in together}) > 2
+
+
+@pytest.mark.parametrize("names", ["vdgd", "vdgd+vcd", "auto+vdgd"])
+async def test_requests_that_remember_leave_one_after_the_other(names: str, engine: HFEngine) -> None:
+    """They share their hooks' calls, each with what it remembers; who leaves changes the order of the others."""
+    asked = [(stack(names), prompt(seed=20 + i, text=QUESTIONS[i % 3]), length) for i, length in enumerate((6, 12, 24))]
+    asked += [(stack("plain"), prompt(seed=3), 9), (stack(names), prompt(seed=24), 24)]
+    together = await asyncio.gather(*(Speaker(engine, each).speak() for each in asked))
+    assert together == [await Speaker(engine, each).speak() for each in asked]
+    await until(lambda: not engine.worker.batch._mixer._kinds)
 
 
 async def test_equal_requests_at_once_say_the_same(engine: HFEngine) -> None:
