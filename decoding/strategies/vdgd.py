@@ -82,7 +82,10 @@ class VDGD(Strategy):
             support = support / step.memory["tokens"]
         if self.official_scale:
             support = support / support.shape[-1]
-        return only(support.to(step.scores.dtype), self.candidates(step.raw) & (step.scores > -torch.inf))
+        keep = self.candidates(step.raw)
+        if step.scores is not step.raw:  # a strategy inside this one may have ruled tokens out
+            keep = keep & (step.scores > -torch.inf)
+        return only(support.to(step.scores.dtype), keep)
 
     def candidates(self, raw: Tensor) -> Tensor:
         """S, as a mask [..., vocab]."""
