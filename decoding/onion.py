@@ -22,14 +22,18 @@ def through(
     """[..., vocab] -> [..., vocab] by the `logits` hooks, inner strategies first. A strategy sees its own branches.
 
     `stack` is outermost first, `memories` by owner, `position` [..., 1] tokens generated so far, `early` by owner what
-    the layers say that it listens at, [..., exits, vocab].
+    the layers say that it listens at, [..., exits, vocab]. Raises TypeError where one does not keep shape or dtype.
     """
     scores = raw
     for strategy in reversed(stack):
         if "logits" in strategy.hooks():
             own = {name: logits for name, logits in branches.items() if name.startswith(f"{strategy.name}/")}
             heard = (early or {}).get(strategy.name)
-            scores = strategy.logits(Step(scores, raw, own, memories.get(strategy.name, {}), position, heard))
+            left = strategy.logits(Step(scores, raw, own, memories.get(strategy.name, {}), position, heard))
+            if left.shape != scores.shape or left.dtype != scores.dtype:
+                made, of = (f"{one.dtype} {list(one.shape)}" for one in (left, scores))
+                raise TypeError(f"`{strategy.name}.logits` made {made} of {of}: it must keep shape and dtype")
+            scores = left
     return scores
 
 

@@ -93,9 +93,8 @@ class Mixer:
             members = tuple(requests[number] for number in numbers)
             try:
                 kind = self._kinds[members] = known.get(members) or Kind.of(members, logits.device)
-                if len(numbers) == len(requests):
-                    return kind.through(rows, scores, logits), failed
-                scores[numbers] = kind.through([rows[number] for number in numbers], scores[numbers], logits)
+                here = numbers if len(numbers) < len(requests) else slice(None)  # to index copies, a slice does not
+                scores[here] = kind.through([rows[number] for number in numbers], scores[here], logits)
             except Exception as error:
                 failed |= dict.fromkeys(numbers, error)
         return scores, failed

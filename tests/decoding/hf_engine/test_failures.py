@@ -38,6 +38,17 @@ class Broken(Strategy):
         raise ZeroDivisionError
 
 
+class Careless(Strategy):
+    """Does not keep what it is given in shape or dtype."""
+
+    name: ClassVar[str] = "careless"
+    paper: ClassVar[str] = "none"
+    cropped: bool = False
+
+    def logits(self, step: Step) -> Tensor:
+        return step.scores[..., 1:] if self.cropped else step.scores.double()
+
+
 class Deranged(Strategy):
     """Raises inside the model, from the `after`th token on."""
 
@@ -85,6 +96,20 @@ async def test_a_strategy_that_raises_fails_its_own_request_alone(after: int, en
     *said, failed = await asyncio.gather(*asks, broken, return_exceptions=True)
     assert isinstance(failed, EngineFailed)
     assert [one.text for one in said if isinstance(one, Answer)] == alone
+    await healthy(engine)
+
+
+@pytest.mark.parametrize("cropped", [False, True])
+@pytest.mark.parametrize("companions", [0, 2])
+async def test_so_does_one_that_does_not_keep_shape_or_dtype(companions: int, cropped: bool, engine: HFEngine) -> None:
+    """Whether it is alone in the batch or not: those that join next would fail with the step."""
+    batch = engine.worker.batch
+    others = [say(engine, prompt(seed), exactly(12)) for seed in range(companions)]
+    careless = collect(engine.generate(Ask(prompt(4), exactly(12), stack=(Careless(cropped=cropped),))))
+    *said, failed = await asyncio.gather(*others, careless, return_exceptions=True)
+    assert isinstance(failed, EngineFailed)
+    assert all(isinstance(one, Answer) for one in said)
+    assert engine.worker.batch is batch
     await healthy(engine)
 
 
