@@ -51,8 +51,17 @@ def side_by_side(rows: Sequence[Strategy], device: torch.device) -> Strategy:
     return rows[0].model_copy(update=columns) if columns else rows[0]
 
 
-def factors(stack: Sequence[Strategy], memories: Mapping[str, Tensors]) -> Tensor | None:
-    """[layers, heads], the product of what the strategies put on the heads. None when none puts anything there."""
-    wanted = [strategy.heads(memories.get(strategy.name, {})) for strategy in stack]
-    given = [one for one in wanted if one is not None]
+def factors(stack: Sequence[Strategy], memories: Mapping[str, Tensors], shape: tuple[int, int]) -> Tensor | None:
+    """[layers, heads] = `shape`, the product of what the strategies put on the heads. None when none puts any there.
+
+    Raises TypeError where one has another shape: one that broadcasts would scale other heads than it names.
+    """
+    given: list[Tensor] = []
+    for strategy in stack:
+        wanted = strategy.heads(memories.get(strategy.name, {}))
+        if wanted is None:
+            continue
+        if wanted.shape != shape:
+            raise TypeError(f"`{strategy.name}.heads` made {list(wanted.shape)}: it must make {list(shape)}")
+        given.append(wanted)
     return reduce(torch.mul, given) if given else None

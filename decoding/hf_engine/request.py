@@ -47,7 +47,8 @@ class Request:
         self.ask = ask
         self.prompts = prompts
         self.memories = memories
-        scales = factors(ask.stack, {owner: remembered.tensors for owner, remembered in memories.items()})
+        kept = {owner: remembered.tensors for owner, remembered in memories.items()}
+        scales = factors(ask.stack, kept, (model.layers, model.tap.heads))
         self.factors = None if scales is None else scales.to(model.device, model.dtype)  # [layers, heads]
         self.attends = any("attend" in strategy.hooks() for strategy in ask.stack)
         self.exits = exits(ask, model)  # owner -> where it listens

@@ -98,7 +98,8 @@ class Heads:
         """[layers, heads]. Branches have no stack: their heads stay as they are."""
         stack = tuple(strategy.build() for strategy in member.stack)
         recalled = {owner: self.memories.recall(handle) for owner, handle in member.memories.items()}
-        return factors(stack, recalled)
+        layers, _, heads = self.scales.factors.shape
+        return factors(stack, recalled, (layers, heads))
 
     def _probes(self, rows: Rows) -> Iterator[Look]:
         """Those whose prompts are all here, and whole. The scheduler sees to it; a probe that is not has no memory."""

@@ -78,9 +78,10 @@ class Fixed(Strategy):
     name: ClassVar[str] = "fixed"
     paper: ClassVar[str] = "none"
     alpha: float
+    layers: int = 6
 
     def heads(self, memory: Tensors) -> Tensor:
-        return torch.full((6, 4), self.alpha, dtype=torch.float64)
+        return torch.full((self.layers, 4), self.alpha, dtype=torch.float64)
 
 
 async def healthy(engine: HFEngine) -> None:
@@ -130,6 +131,14 @@ async def test_a_strategy_that_raises_inside_the_model_fails_its_own_requests_al
     assert isinstance(one, EngineFailed)
     assert isinstance(other, EngineFailed)
     assert [one.text for one in said if isinstance(one, Answer)] == alone
+    await healthy(engine)
+
+
+async def test_factors_of_another_shape_fail_their_request_alone(engine: HFEngine) -> None:
+    other = asyncio.create_task(say(engine, prompt(1), exactly(20)))
+    with pytest.raises(TypeError, match=r"must make \[6, 4\]"):
+        await collect(engine.generate(Ask(prompt(), exactly(3), stack=(Fixed(alpha=2.0, layers=1),))))
+    assert len((await other).tokens) == 20
     await healthy(engine)
 
 
