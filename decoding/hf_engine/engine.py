@@ -22,7 +22,7 @@ from decoding.hf_engine import heap, probing
 from decoding.hf_engine.model import Model
 from decoding.hf_engine.request import Remembered, Request
 from decoding.hf_engine.settings import HFSettings
-from decoding.hf_engine.worker import Ticket, Worker, stopped
+from decoding.hf_engine.worker import Ticket, Worker, outcome, stopped
 from decoding.matching import Matching
 from decoding.prompt import Picture, Prompt
 from decoding.sampling import Sampling
@@ -161,7 +161,14 @@ class HFEngine:
         return queued(self._places, rows, self.settings.max_waiting)
 
     async def _encode(self, work: Callable[[], Made]) -> Made:
-        return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
+        """Raises:
+        EngineFailed: the work failed for no fault of the client's.
+        """
+        made: Made
+        made, failure = await asyncio.get_running_loop().run_in_executor(self._encoding, outcome, work)
+        if failure is not None:
+            raise failure
+        return made
 
     def _prompts(self, prompts: Mapping[str, Prompt]) -> dict[str, Encoded]:
         return {name: self.model.encoder.encode(prompt) for name, prompt in prompts.items()}

@@ -229,6 +229,7 @@ def blamed(error: Exception) -> OnlySeenError:
 
 
 def outcome(work: Callable[[], Any]) -> tuple[Any, OnlySeenError | None]:
+    """For another thread: what the work made, or its failure as those who wait for it are told."""
     try:
         return work(), None
     except OnlySeenError as error:
