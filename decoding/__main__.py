@@ -1,25 +1,26 @@
-"""`python -m decoding` prints the registered strategies as a Markdown table; with file names, updates it there."""
+"""`python -m decoding` prints the table of strategies in Markdown. With file names, it updates the tables there."""
 
 import re
 import sys
 from pathlib import Path
 
-from decoding.tables import in_full, summary
+from decoding.docs_tables import build_full_table, build_summary_table
 
-TABLES = {"strategies": summary, "strategies in full": in_full}
+TABLES = {"strategies": build_summary_table, "strategies in full": build_full_table}
 
 
-def updated(text: str) -> str:
-    """Every table between `<!-- its name -->` and `<!-- /its name -->` made anew."""
-    for name, made in TABLES.items():
+def update_tables(text: str) -> str:
+    """Return a page with every table between `<!-- name -->` and `<!-- /name -->` generated again."""
+    for name, build_table in TABLES.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if begin in text:
-            text = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{made()}\n{end}", text, flags=re.DOTALL)  # noqa: B023
+            table = f"{begin}\n{build_table()}\n{end}"
+            text = re.sub(f"{begin}.*{end}", lambda _: table, text, flags=re.DOTALL)  # noqa: B023
     return text
 
 
 if __name__ == "__main__":
     for page in map(Path, sys.argv[1:]):
-        page.write_text(updated(page.read_text()))
+        page.write_text(update_tables(page.read_text()))
     if not sys.argv[1:]:
-        print(summary())
+        print(build_summary_table())

@@ -1,27 +1,28 @@
-"""What runs a model. Engines know nothing about particular strategies."""
+"""Interface of the engines, which run a model. An engine contains no code for particular strategies."""
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from decoding.answer import Heat, Memory, Token, Usage
-from decoding.ask import Ask, Probe, Prompt, Relevance
+from decoding.outputs import RelevanceMap, StateHandle, Token, Usage
+from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
 
 Capability = Literal[
     "branches",
     "logits",
-    "heads",
-    "attend",
-    "narrow",
-    "exits",
+    "head_scales",
+    "edit_attention_scores",
+    "keep_image_tokens",
+    "early_exit_layers",
     "probe",
     "vision",
     "attention",
-    "digest",
+    "update_state",
     "relevance",
     "noise",
     "choices",
-    "begin",
+    "forced_token_ids",
+    "answer_prefix",
     "logprobs",
     "grammar",
     "tokens",
@@ -29,16 +30,31 @@ Capability = Literal[
 
 
 @dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Settings of every engine. `model` and `matcher` are folders or hub ids."""
+
+    model: str
+    matcher: str | None = None  # image-text matcher; None: strategies that need relevance maps are refused
+    name: str | None = None  # the model's name in the API; None: the last part of `model`
+    max_rows: int = 64  # prompts and branches that run at once
+    max_waiting: int = 256  # rows in the queue; beyond them requests are refused
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a client may want to know of the model that is served."""
+    """Name and limits of the served model."""
 
     name: str
-    context: int  # tokens, prompt and answer together
-    pictures: bool
+    max_model_len: int  # tokens, prompt and answer together
+    supports_images: bool
+    max_characters: int | None = None  # of a prompt's text; a longer one cannot fit the context
 
 
 class Engine(Protocol):
-    """Every method raises `Unsupported` or `BadRequest` before anything runs when the ask cannot be served."""
+    """Interface of an engine.
+
+    A request that an engine cannot serve raises `Unsupported` or `BadRequest` before anything runs.
+    """
 
     @property
     def capabilities(self) -> frozenset[Capability]: ...
@@ -46,38 +62,38 @@ class Engine(Protocol):
     @property
     def card(self) -> ModelCard: ...
 
-    def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
         """Stream the answer. Closing the generator frees its rows before the next step."""
         ...
 
-    async def tokens(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt as the model reads it, with those that stand for its pictures."""
+    async def tokenize(self, prompt: Prompt) -> list[int]:
+        """Return the token ids of a prompt, with those of its images."""
         ...
 
-    async def probe(self, probe: Probe) -> tuple[Memory, Usage]: ...
+    async def probe(self, request: ProbeRequest) -> tuple[StateHandle, Usage]: ...
 
-    async def relevance(self, relevance: Relevance) -> Heat: ...
+    async def compute_relevance_map(self, request: RelevanceRequest) -> RelevanceMap: ...
 
-    def forget(self, memory: Memory) -> None:
-        """Free what a probe or a digest left. The handle is dead afterwards."""
+    def free_state(self, state: StateHandle) -> None:
+        """Free a strategy state. Its handle is invalid afterwards."""
         ...
 
-    async def counters(self) -> Mapping[str, int]:
-        """What it counts of its own doings, since it started: name -> count. For operators; {} where it counts none."""
+    async def get_counters(self) -> Mapping[str, int]:
+        """Return counters since the start, by name. An engine without counters returns an empty mapping."""
         ...
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more can wait, so that a request can be refused before it is read."""
+        """Whether the queue is full, so that a request can be refused before it is parsed."""
         ...
 
     @property
-    def alive(self) -> bool: ...
+    def is_alive(self) -> bool: ...
 
     async def start(self) -> None:
         """Load the model and warm it up."""
         ...
 
     async def close(self) -> None:
-        """Stop, failing what still runs."""
+        """Stop the engine. Requests that still run fail."""
         ...

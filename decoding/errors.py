@@ -1,15 +1,32 @@
-"""What can go wrong with a request, and whose fault it is.
+"""Errors of a request.
 
 OnlySeenError
-├── BadRequest      the client can mend it: the message says how, `param` names the field
-├── Unsupported     nothing is wrong with the request, but this engine or model cannot do it
-├── Overloaded      come back later
-└── EngineFailed    ours
+├── BadRequest          the request is not valid; the message describes the correction, `param` names the field
+├── Unsupported         the request is valid, but this engine or model cannot serve it
+├── Overloaded          the engine has no capacity at the moment; the client may try again later
+└── EngineFailed        a failure for the operator
+    └── StrategyFailed  a failure for the author of the strategy
 """
+
+from __future__ import annotations
+
+import structlog
+
+MAX_SHOWN_NAME = 64  # characters of a client's name for a field that a message repeats
+
+log = structlog.get_logger(__name__)
 
 
 class OnlySeenError(Exception):
-    """`message` is for the client: no path, no address, no traceback. `param` is the request field, dotted."""
+    """Base class. `message` is for the client: it contains no path of the server, memory address or traceback.
+
+    An error that stops the start can name local files and packages. No client receives it.
+
+    Args:
+        message: One sentence.
+        param: Request field, dotted.
+        code: Machine-readable code, instead of the default of the class.
+    """
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -19,11 +36,11 @@ class OnlySeenError(Exception):
 
 
 class BadRequest(OnlySeenError):
-    """The request cannot be run as it stands."""
+    """The request is not valid."""
 
 
 class Unsupported(OnlySeenError):
-    """This engine, or the model it runs, lacks what the request needs."""
+    """This engine, or the model it runs, lacks a capability that the request needs."""
 
 
 class Overloaded(OnlySeenError):
@@ -31,4 +48,40 @@ class Overloaded(OnlySeenError):
 
 
 class EngineFailed(OnlySeenError):
-    """The engine broke; the request may be sent again."""
+    """The engine failed. The client may send the request again."""
+
+
+class StrategyFailed(EngineFailed):
+    """A strategy raised an exception or returned something invalid.
+
+    The message of an exception may hold data of a request, so that only its type belongs into the problem.
+
+    Args:
+        strategy: Name of the strategy.
+        problem: Verb phrase, as in "returned nan logits".
+    """
+
+    def __init__(self, strategy: str, problem: str) -> None:
+        super().__init__(f"Strategy '{strategy}' {problem}.")
+        self.strategy = strategy
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[StrategyFailed], tuple[str, str]]:
+        return type(self), (self.strategy, self.problem)
+
+
+def to_public_error(error: Exception, event: str) -> OnlySeenError:
+    """Turn any exception into an error for the client, and log it with its traceback unless the client caused it.
+
+    Args:
+        error: Exception.
+        event: Log event. That of a `StrategyFailed` is always "strategy_failed".
+
+    Returns:
+        The error itself if its message is for the client, or an `EngineFailed` without details.
+    """
+    if isinstance(error, StrategyFailed):
+        log.error("strategy_failed", strategy=error.strategy, exc_info=error)
+    elif not isinstance(error, OnlySeenError):
+        log.error(event, exc_info=error)
+    return error if isinstance(error, OnlySeenError) else EngineFailed("The engine failed on this request.")

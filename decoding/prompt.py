@@ -1,4 +1,4 @@
-"""What is asked: messages made of text and pictures. Plain data that the server, strategies and engines share."""
+"""Prompts: messages made of text and images. Plain data that the server, strategies and engines share."""
 
 from __future__ import annotations
 
@@ -8,131 +8,195 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from PIL.Image import Image, Resampling, composite, new
+import numpy as np
+from PIL.Image import Image, Resampling, fromarray, new
+from PIL.ImageDraw import Draw
 
 from decoding.errors import BadRequest
 
+STRIP_PIXELS = 1 << 20  # pixels that are hashed or masked at a time, because Pillow holds the interpreter
 Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Forward-diffusion noise which the engine adds to the picture's normalised pixels (VCD)."""
+    """Forward-diffusion noise that the engine adds to the normalised pixels of an image (VCD)."""
 
     step: int  # 0 ... 999
     seed: int
 
 
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """One decoded RGB image, black where its mask is. Nothing is changed in place: every edit makes a new picture."""
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A rectangle that is drawn on an image. `right` and `bottom` are exclusive."""
 
-    unmasked: Image
+    left: int
+    top: int
+    right: int
+    bottom: int
+    colour: str
+
+
+@dataclass(frozen=True, eq=False)
+class ImageInput:
+    """One decoded RGB image, black where its mask is false. It is immutable: every edit makes a new one.
+
+    Mask and frame are drawn at each access of `visible`, because they take less memory than an edited image.
+    """
+
+    source: Image
     noise: Noise | None = None
-    mask: Image | None = None  # mode "1", of any size: true where pixels are shown
+    mask: Image | None = None  # mode "1", of any size: true where pixels stay
+    frame: Frame | None = None  # drawn over the mask
 
     @property
-    def image(self) -> Image:
-        """What is seen. A masked one is made at every look: it takes as much memory as the picture, the mask little."""
-        if self.mask is None:
-            return self.unmasked
-        shown = self.mask.resize(self.unmasked.size, Resampling.NEAREST)
-        return composite(self.unmasked, new(self.unmasked.mode, self.unmasked.size), shown)
+    def visible(self) -> Image:
+        """The image with its mask applied and its frame drawn."""
+        image = self.source if self.mask is None else apply_mask(self.source, self.mask)
+        if self.frame is None:
+            return image
+        image = image.copy() if image is self.source else image
+        corners = (self.frame.left, self.frame.top, self.frame.right - 1, self.frame.bottom - 1)
+        Draw(image).rectangle(corners, outline=self.frame.colour, width=max(2, max(image.size) // 200))
+        return image
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 over mode, size, pixels, mask and noise: equal keys mean equal model input."""
-        image, mask = self.unmasked, self.mask
+        """SHA-256 over mode, size, pixels, mask, frame and noise: equal keys mean equal model input."""
+        image, mask = self.source, self.mask
         shape = f"{image.mode} {image.width}x{image.height} {self.noise} {mask and mask.size}".encode()
-        return hashlib.sha256(shape + b"\0" + image.tobytes() + (mask.tobytes() if mask else b"")).hexdigest()
+        digest = hashlib.sha256(shape + b"\0")
+        rows = max(1, STRIP_PIXELS // max(1, image.width))
+        for top in range(0, image.height, rows):  # `tobytes` holds the interpreter
+            digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
+        if mask is not None:
+            digest.update(mask.tobytes())
+        if self.frame is not None:
+            digest.update(repr(self.frame).encode())
+        return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Picture) and self.key == other.key
+        return isinstance(other, ImageInput) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def showing(self, image: Image) -> Picture:
-        return replace(self, unmasked=image, mask=None)
+    def with_image(self, image: Image) -> ImageInput:
+        """Replace the pixels, and remove the mask and the frame."""
+        return replace(self, source=image, mask=None, frame=None)
 
-    def noised(self, noise: Noise) -> Picture:
+    def with_noise(self, noise: Noise) -> ImageInput:
+        """Set the noise."""
         return replace(self, noise=noise)
 
 
-Part = str | Picture
+def apply_mask(image: Image, mask: Image) -> Image:
+    """Return a copy of an image that is black where a mask, scaled to its size, is false.
+
+    The mask is scaled to the width at once, and to the height in strips: for each row of the result, Pillow's own
+    scaling of row numbers gives the row of the mask.
+    """
+    width, height = image.size
+    rows_of_mask = np.asarray(mask.resize((width, mask.height), Resampling.NEAREST))
+    numbers = fromarray(np.arange(mask.height, dtype=np.int32)[:, None])
+    row_numbers = np.asarray(numbers.resize((1, height), Resampling.NEAREST))[:, 0]
+    result = new(image.mode, image.size, None)
+    rows = max(1, STRIP_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        shown = rows_of_mask[row_numbers[top : top + rows]]
+        strip = new(image.mode, (width, len(shown)))
+        strip.paste(image.crop((0, top, width, top + len(shown))), (0, 0), fromarray(shown))
+        result.paste(strip, (0, top))
+    return result
+
+
+Part = str | ImageInput
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """One message of a conversation."""
+
     role: Role
     parts: tuple[Part, ...]
 
     @property
     def text(self) -> str:
+        """The text parts, joined."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation that ends with the user's question; or, `bare`, a text to go on from without a chat template."""
+    """A conversation that ends with the user's question, or with `raw_text`, a text without a chat template."""
 
     messages: tuple[Message, ...]
-    bare: bool = False
+    raw_text: bool = False
 
     @classmethod
-    def of(cls, text: str, *pictures: Picture) -> Prompt:
-        return cls((Message("user", (*pictures, text)),))
+    def of(cls, text: str, *images: ImageInput) -> Prompt:
+        """Build a prompt of one user message."""
+        return cls((Message("user", (*images, text)),))
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        return tuple(part for message in self.messages for part in message.parts if isinstance(part, Picture))
+    def images(self) -> tuple[ImageInput, ...]:
+        """All images, in the order of the messages."""
+        return tuple(part for message in self.messages for part in message.parts if isinstance(part, ImageInput))
 
     @property
     def question(self) -> str:
         """The text of the last user message."""
         return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
 
-    def require_pictures(self, strategy: str, most: int | None = None) -> tuple[Picture, ...]:
-        """The pictures, for a strategy that is meaningless without one, or with more than `most`.
+    def require_images(self, strategy: str, most: int | None = None) -> tuple[ImageInput, ...]:
+        """Return the images, for a strategy that needs one.
+
+        Args:
+            strategy: Name of the strategy.
+            most: Maximum number of images.
+
+        Returns:
+            The images.
 
         Raises:
-            BadRequest: the prompt holds no picture, or too many.
+            BadRequest: the prompt has no image, or more than `most`.
         """
-        if not self.pictures:
-            raise BadRequest(f"Strategy '{strategy}' needs a picture: add an image_url part.", param="messages")
-        if most is not None and len(self.pictures) > most:
-            message = f"Strategy '{strategy}' takes {most} picture(s); the messages hold {len(self.pictures)}."
+        if not self.images:
+            raise BadRequest(f"Strategy '{strategy}' needs an image: add an image_url part.", param="messages")
+        if most is not None and len(self.images) > most:
+            message = f"Strategy '{strategy}' takes {most} image(s); the messages have {len(self.images)}."
             raise BadRequest(message, param="messages")
-        return self.pictures
+        return self.images
 
-    def map_pictures(self, change: Callable[[Picture], Picture | tuple[Picture, ...]]) -> Prompt:
-        """Every picture replaced by `change(picture)`, one or several; none takes it out."""
+    def map_images(self, change: Callable[[ImageInput], ImageInput | tuple[ImageInput, ...]]) -> Prompt:
+        """Replace every image by `change(image)`: one image, several, or none."""
 
-        def changed(part: Part) -> tuple[Part, ...]:
-            new = change(part) if isinstance(part, Picture) else part
+        def change_part(part: Part) -> tuple[Part, ...]:
+            new = change(part) if isinstance(part, ImageInput) else part
             return new if isinstance(new, tuple) else (new,)
 
-        return self._saying(
+        return self._with_messages(
             *(
-                replace(message, parts=tuple(new for part in message.parts for new in changed(part)))
+                replace(message, parts=tuple(new for part in message.parts for new in change_part(part)))
                 for message in self.messages
             )
         )
 
-    def without_pictures(self) -> Prompt:
-        return self.map_pictures(lambda _: ())
+    def without_images(self) -> Prompt:
+        """Remove all images."""
+        return self.map_images(lambda _: ())
 
     def with_system(self, text: str) -> Prompt:
-        """The system message says `text` instead, or for the first time."""
-        said = tuple(message for message in self.messages if message.role != "system")
-        return self._saying(Message("system", (text,)), *said)
+        """Replace the system message, or add one."""
+        others = tuple(message for message in self.messages if message.role != "system")
+        return self._with_messages(Message("system", (text,)), *others)
 
     def with_question(self, text: str) -> Prompt:
-        """The last user message says `text` instead; its pictures stay, before the text."""
-        at = max(i for i, message in enumerate(self.messages) if message.role == "user")
-        pictures = tuple(part for part in self.messages[at].parts if isinstance(part, Picture))
-        asked = replace(self.messages[at], parts=(*pictures, text))
-        return self._saying(*self.messages[:at], asked, *self.messages[at + 1 :])
+        """Replace the text of the last user message. Its images stay, before the text."""
+        index = max(i for i, message in enumerate(self.messages) if message.role == "user")
+        images = tuple(part for part in self.messages[index].parts if isinstance(part, ImageInput))
+        question = replace(self.messages[index], parts=(*images, text))
+        return self._with_messages(*self.messages[:index], question, *self.messages[index + 1 :])
 
-    def _saying(self, *messages: Message) -> Prompt:
+    def _with_messages(self, *messages: Message) -> Prompt:
         return replace(self, messages=messages)

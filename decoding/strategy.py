@@ -1,4 +1,4 @@
-"""One decoding method from one paper; its fields are its parameters."""
+"""Base class of the decoding strategies, and the data that its hooks receive."""
 
 from __future__ import annotations
 
@@ -11,136 +11,223 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from decoding.ask import Answer, Ask, Probe, Relevance
+from decoding.drafts import DraftProgram
+from decoding.requests import Answer, GenerateRequest, ProbeRequest, RelevanceRequest
 
-Effect = Ask | Probe | Relevance | list[Ask]
-Program = Generator[Effect, Any, Ask | Answer]
+Effect = GenerateRequest | ProbeRequest | RelevanceRequest | list[GenerateRequest]
+Program = Generator[Effect, Any, GenerateRequest | Answer]
 Tensors = Mapping[str, Tensor]
 
-# Marks of parameters, beside their `Field`. Requests that differ in marked ones alone share their hooks' calls.
-PER_ROW = "per row"  # only `logits` reads it, as a weight or a cut; where rows differ in it, it is a tensor [..., 1]
-TEXT_SIDE = "text side"  # no hook reads it
+# Marks of parameters, next to their `Field`. Requests that differ in marked parameters only share hook calls.
+PER_ROW = (
+    "per row"  # a number that only `logits` and `needs_branches` read. Where rows differ, it is a tensor [..., 1].
+)
+TEXT_SIDE = "text side"  # read by `prepare` and `run` only
+
+TENSOR_HOOKS = (
+    "update_state",
+    "logits",
+    "needs_branches",
+    "head_scales",
+    "edit_attention_scores",
+    "keep_image_tokens",
+    "early_exit_layers",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decoding step, for one request or for a batch of requests: `...` stands for nothing or for the batch."""
+    """One decoding step. In the shapes, `...` is nothing for one request, or the batch dimension."""
 
-    scores: Tensor  # [..., vocab] as left by the strategy inside this one
-    raw: Tensor  # [..., vocab] the main branch as the model gave it
-    branches: Mapping[str, Tensor]  # "owner/name" -> [..., vocab]; without those that sleep
-    memory: Tensors  # what this strategy's digest left, each [..., *shape]
+    scores: Tensor  # [..., vocab] after the strategies inside this one
+    raw: Tensor  # [..., vocab] logits of the main row
+    branches: Mapping[str, Tensor]  # name -> [..., vocab], without branches that this step does not need
+    state: Tensors  # result of this strategy's `update_state`, each [..., *shape]
     position: Tensor  # [..., 1] tokens generated so far
-    early: Tensor | None = None  # [..., exits, vocab] the main branch after the layers that `exits` names
+    early_logits: Tensor | None = None  # [..., exits, vocab] of the main row, after the layers of `early_exit_layers`
 
 
 @dataclass(frozen=True, slots=True)
-class Exits:
-    """After how many layers (0: the embeddings) the model is asked for the next token, through its own head."""
+class EarlyExits:
+    """Layers after which the model's head is applied to the hidden state."""
 
-    layers: tuple[int, ...]
-    normed: bool = True  # through the final norm first, as after the last layer
+    layers: tuple[int, ...]  # numbers of layers passed; 0 is after the embeddings
+    normed: bool = True  # whether the final norm comes first, as after the last layer
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """What the newest token of each row attends to, in one layer."""
+class AttentionKeys:
+    """Keys that the newest token of each row attends to, in one layer."""
 
-    pictures: Tensor  # [..., keys] number of the picture token in its prompt; -1 where the token is text
+    image_token_index: Tensor  # [..., keys] index among the image tokens of the prompt; -1 for text
     layer: int
     layers: int
 
     @property
-    def visual(self) -> Tensor:
-        """[..., keys] true for the tokens of pictures."""
-        return self.pictures >= 0
+    def is_image(self) -> Tensor:
+        """[..., keys] true for image tokens."""
+        return self.image_token_index >= 0
 
 
 @dataclass(frozen=True, slots=True)
-class Captured:
-    """What an engine hands to `digest`, once per layer (probe) or once per generated token (`Ask.digest`)."""
+class Activations:
+    """Input of `update_state`.
+
+    A probe calls the hook once per layer and fills `heads`, `attention` and `vision_attention`, as far as its
+    `capture` names them. A generation request with `update_state` calls it once per token and fills `logits`.
+    """
 
     heads: Tensors = field(default_factory=dict)  # prompt name -> [heads, head_dim] at the last position, one layer
     layer: int = 0
     layers: int = 0
-    vision: Tensors = field(default_factory=dict)  # prompt name -> [tower layers, pictures, heads, patches] attention
-    attention: Tensors = field(default_factory=dict)  # prompt name -> [heads, picture tokens], of its last token's
-    logits: Tensor | None = None  # [vocab], raw, of one generated token
+    vision_attention: Tensors = field(default_factory=dict)  # prompt name -> [tower layers, images, heads, patches]
+    attention: Tensors = field(default_factory=dict)  # prompt name -> [heads, image tokens], of the last token
+    logits: Tensor | None = None  # [vocab] raw logits of one generated token
 
 
 class Strategy(BaseModel):
-    """The text side speaks in asks and never sees a tensor; the tensor side is pure functions next to the model.
+    """One decoding method. The fields are its parameters.
 
-    Hooks must keep shape, dtype and device, leave their inputs as they are, and keep -inf at -inf. `heads` and `attend`
-    act on the main row only: `heads` at every position, prompt included; `attend` on what the newest token looks at.
+    The text side (`prepare`, `run`) makes requests and never sees a tensor. The tensor side consists of pure
+    functions, which run next to the model.
+
+    Tensor hooks keep shape, dtype and device, do not modify their inputs, and keep -inf at -inf. `head_scales` and
+    `edit_attention_scores` act on the main row only: `head_scales` at every position, prompt included;
+    `edit_attention_scores` on the query of the newest token.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: ClassVar[str]
     paper: ClassVar[str]
+    neutral: ClassVar[Mapping[str, Any] | None] = None  # parameters with which decoding equals the plain model's
+    sends_claims: ClassVar[bool] = False  # its `stream` checks the answer, so that `decoding.check` need not
 
-    def prepare(self, ask: Ask) -> Ask:
-        """The common case: add branches, ask nothing first."""
-        return ask
+    def prepare(self, request: GenerateRequest) -> GenerateRequest:
+        """Change the request, for strategies that need no other request first."""
+        return request
 
-    def run(self, ask: Ask) -> Program:
-        """Yield questions, be sent their answers; return the ask to stream, or an answer to end without one."""
-        return self.prepare(ask)
+    def run(self, request: GenerateRequest) -> Program:
+        """Yield requests and receive their replies.
+
+        Branches, states and `update_state` of the incoming request belong to outer strategies. A request derived from
+        it with `replace` keeps them; a new `GenerateRequest` does not have them.
+
+        Yields:
+            A generation, probe or relevance request, or a list of generation requests that run together. The reply is
+            an `Answer`, a `StateHandle`, a `RelevanceMap`, or a list of answers.
+
+        Returns:
+            The request whose tokens are streamed, or an `Answer` that ends the stack.
+        """
+        return self.prepare(request)
         yield  # makes this a generator
 
-    def digest(self, memory: Tensors, captured: Captured) -> Tensors:
-        """Fold: what was remembered so far (empty at first) and what was captured now -> what to remember."""
-        raise NotImplementedError(f"{self.name} captures nothing")
+    def stream(self, request: GenerateRequest) -> DraftProgram:
+        """Read the answer while it is generated, and select the tokens for the client. Overridden instead of `run`.
 
-    def logits(self, step: Step) -> Tensor:
-        """[..., vocab] -> [..., vocab], once per generated token."""
-        return step.scores
+        The hook runs for requests for text only: requests for `choices` pass by the strategy.
 
-    def wakes(self, raw: Tensor) -> Tensor:
-        """[..., vocab] of the main branch -> [...] true where this step needs the strategy's branches.
+        Yields:
+            `StartDraft`, `ReadDraft` (the reply is a `Segment`), `SendTokens`, or a list of generation requests that
+            run together through the inner strategies (the reply is a list of answers).
 
-        The branches of a strategy with this hook sleep: elsewhere they are not run, and `Step.branches` lacks them.
-        What is said meanwhile they read in one pass when they wake.
+        Returns:
+            The finish reason of the answer.
+
+        Raises:
+            NotImplementedError: the strategy does not override the hook.
         """
-        return torch.ones(raw.shape[:-1], dtype=torch.bool, device=raw.device)
-
-    def heads(self, memory: Tensors) -> Tensor | None:
-        """[layers, heads] factors on the head outputs before the output projection. None: all 1."""
-        return None
-
-    def attend(self, scores: Tensor, keys: Keys, memory: Tensors) -> Tensor:
-        """[..., heads, keys] -> the same: scaled attention scores of the newest token, before mask and softmax."""
-        return scores
-
-    def narrow(self, memory: Tensors) -> Tensor | None:
-        """[layers, picture tokens] true where this strategy's branches see the token. None: everywhere.
-
-        What a layer does not see, later ones must not see either.
-        """
-        return None
-
-    def exits(self, layers: int, tied: bool) -> Exits:
-        """Where to listen, for `Step.early`, in a model of so many layers. `tied`: its head is its embedding."""
-        return Exits(())
-
-    @classmethod
-    def refuses(cls, outer: type[Strategy]) -> str | None:
-        """Why `outer` cannot stand outside this strategy in a stack; None where it can."""
-        return None
-
-    def kind(self) -> tuple[type[Strategy], str]:
-        """Equal for strategies that share their hooks' calls. As JSON: a list among the parameters has no hash."""
-        return type(self), self.model_dump_json(exclude=self.marked(PER_ROW) | self.marked(TEXT_SIDE))
+        raise NotImplementedError(f"{self.name} does not define `stream`")
+        yield  # makes this a generator
 
     @classmethod
     @cache
-    def marked(cls, mark: str) -> set[str]:
-        """Names of parameters."""
+    def reads_drafts(cls) -> bool:
+        """Return whether this class overrides `stream`."""
+        return cls.stream is not Strategy.stream
+
+    def update_state(self, state: Tensors, activations: Activations) -> Tensors:
+        """Fold activations into the state, which is empty at first.
+
+        Args:
+            state: Name -> tensor of any shape, as the last call returned it.
+            activations: Activations of one layer or one token. `Activations` has their shapes.
+
+        Returns:
+            The new state. Its names and shapes must not change between calls.
+
+        Raises:
+            NotImplementedError: the strategy does not override the hook.
+        """
+        raise NotImplementedError(f"{self.name} does not define `update_state`")
+
+    def logits(self, step: Step) -> Tensor:
+        """Return the [..., vocab] scores of one step, called once per generated token."""
+        return step.scores
+
+    def needs_branches(self, raw: Tensor) -> Tensor:
+        """Return [...] true where the step needs the strategy's branches, from the main row's [..., vocab] logits.
+
+        A strategy with this hook has lazy branches, unless `has_lazy_branches` is false. Steps that do not need them do
+        not run them, and `Step.branches` lacks them. Before the next step that needs them, they catch up on the skipped
+        tokens in one pass. An engine may also run them in every step, so that the hook must not change the output.
+        """
+        return torch.ones(raw.shape[:-1], dtype=torch.bool, device=raw.device)
+
+    def has_lazy_branches(self) -> bool:
+        """Return whether the branches run only at steps for which `needs_branches` is true.
+
+        Parameters may decide it. Branches that are not lazy have a row of the batch, without `needs_branches`.
+        """
+        return "needs_branches" in self.hooks()
+
+    def head_scales(self, state: Tensors) -> Tensor | None:
+        """Return [layers, heads] factors of the head outputs before the output projection, or None for all 1."""
+        return None
+
+    def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
+        """Edit the [..., heads, keys] scaled attention scores of the newest token, before mask and softmax."""
+        return scores
+
+    def keep_image_tokens(self, state: Tensors) -> Tensor | None:
+        """Return [layers, image tokens] true where the strategy's branches keep a token, or None for everywhere.
+
+        A token that one layer drops must be dropped by all later layers.
+        """
+        return None
+
+    def early_exit_layers(self, layers: int, tied: bool) -> EarlyExits:
+        """Select the layers of `Step.early_logits`.
+
+        Args:
+            layers: Number of layers of the model.
+            tied: Whether the model's head is its input embedding.
+
+        Returns:
+            The layers, and whether the final norm applies.
+        """
+        return EarlyExits(())
+
+    @classmethod
+    def incompatible_with(cls, outer: type[Strategy]) -> str | None:
+        """Return the reason why `outer` cannot stand outside this strategy in a stack, or None."""
+        return None
+
+    def batch_key(self) -> tuple[type[Strategy], str]:
+        """Return a key that is equal for strategies which share hook calls.
+
+        The parameters are JSON because a list among them has no hash.
+        """
+        return type(self), self.model_dump_json(exclude=self.marked_fields(PER_ROW) | self.marked_fields(TEXT_SIDE))
+
+    @classmethod
+    @cache
+    def marked_fields(cls, mark: str) -> set[str]:
+        """Return the names of the parameters with the mark `PER_ROW` or `TEXT_SIDE`."""
         return {name for name, parameter in cls.model_fields.items() if mark in parameter.metadata}
 
     @classmethod
     @cache
     def hooks(cls) -> frozenset[str]:
-        """The tensor hooks this strategy overrides. What it needs of an engine follows from them."""
-        names = ("digest", "logits", "wakes", "heads", "attend", "narrow", "exits")
-        return frozenset(name for name in names if getattr(cls, name) is not getattr(Strategy, name))
+        """Return the names of the tensor hooks that this class overrides. They are capabilities of an engine."""
+        return frozenset(name for name in TENSOR_HOOKS if getattr(cls, name) is not getattr(Strategy, name))

@@ -1,4 +1,4 @@
-# The evaluation: speaks HTTP only, and has neither torch nor a model. Results are written to /runs.
+# The evaluation. It uses HTTP only, so it has neither torch nor a model. Results are written to /runs.
 FROM python:3.11.13-slim-bookworm
 
 RUN useradd --uid 1000 --create-home onlyseen && mkdir /runs && chown onlyseen /runs
@@ -6,7 +6,7 @@ WORKDIR /app
 COPY pyproject.toml README.md LICENSE ./
 COPY eval eval
 COPY embedded/scenes embedded/scenes
-# Without the server's dependencies, which are torch and what comes with it.
+# Without the dependencies of the server, which include torch.
 COPY docker/extra.py docker/extra.py
 RUN python docker/extra.py eval > /tmp/eval.txt \
  && pip install --no-cache-dir --requirement /tmp/eval.txt \

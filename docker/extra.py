@@ -1,4 +1,4 @@
-"""Prints what an extra of pyproject.toml requires, one a line, for images that want the extra alone."""
+"""Print the requirements of an extra of pyproject.toml, one per line, for images that need only the extra."""
 
 import sys
 import tomllib

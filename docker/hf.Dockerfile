@@ -1,19 +1,20 @@
-# The server with the transformers engine. On a CPU with the embedded model unless told otherwise.
+# The server with the transformers engine. By default it runs the embedded model on a CPU.
 FROM python:3.11.13-slim-bookworm
 
 RUN useradd --uid 1000 --create-home onlyseen && mkdir /models /data && chown onlyseen /data
 WORKDIR /app
-# torch by itself: the layer changes seldom, and the index of its CPU packages may be given at build time.
+# torch has a layer of its own, which seldom changes. TORCH_INDEX may name the index of its CPU packages.
 ARG TORCH_INDEX=
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch==2.13.0
 COPY pyproject.toml README.md LICENSE ./
+COPY onlyseen onlyseen
 COPY server server
 COPY decoding decoding
 COPY eval eval
 COPY embedded embedded
 RUN pip install --no-cache-dir --editable '.[otel]'
 
-# Weights are mounted at /models, and nothing is fetched unless HF_HUB_OFFLINE=0 is set when the container is run.
+# Weights are mounted at /models. The server downloads nothing unless the container runs with HF_HUB_OFFLINE=0.
 ENV HF_HUB_OFFLINE=1 HF_HOME=/models ONLYSEEN_HOST=0.0.0.0 PYTHONUNBUFFERED=1
 USER 1000
 EXPOSE 8000

@@ -1,7 +1,7 @@
 # The server with the vLLM engine, on an NVIDIA GPU.
 FROM nvidia/cuda:12.9.1-runtime-ubuntu24.04
 
-# vLLM compiles kernels when it starts: it needs a C compiler and Python's headers.
+# vLLM compiles kernels at start, which needs a C compiler and Python's headers.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3.12-venv python3.12-dev gcc libc6-dev \
@@ -12,6 +12,7 @@ ENV PATH=/venv/bin:$PATH
 WORKDIR /app
 RUN python3.12 -m venv /venv && pip install --no-cache-dir vllm==0.32.0
 COPY pyproject.toml README.md LICENSE ./
+COPY onlyseen onlyseen
 COPY server server
 COPY decoding decoding
 COPY eval eval

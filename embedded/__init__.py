@@ -1,1 +1,1 @@
-"""The small model, matcher and pictures that ship with OnlySeen, and the programs that made them."""
+"""The embedded model: its scenes, training and evaluation."""

@@ -1,8 +1,8 @@
-"""Makes everything that ships in this folder, from nothing: `python -m embedded.train`.
+"""Train and export everything that ships in this folder: `python -m embedded.train`.
 
-Scenes, tokenizers, vision beside language, both joined, finished and taught objects and details beside the matcher, the
-shipped folders, the figures. A stage that is done is skipped and one that was interrupted goes on from its last
-checkpoint. With `--finished FOLDER` only objects and details are taught, to the model in FOLDER/model.
+The stages are scenes, tokenizers, vision beside language, joint, finish, objects and details beside the matcher, export
+and evaluation. A completed stage is skipped. An interrupted stage resumes from its last checkpoint.
+`--finished FOLDER` runs only objects and details, on the model in FOLDER/model.
 """
 
 import argparse
@@ -17,36 +17,49 @@ from typing import Any
 import torch
 from transformers import BertTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from embedded.album import Album, make_album, open_album
-from embedded.annotations import write_scenes
-from embedded.details_stage import train_details
-from embedded.evaluate import Asker, captions, chair, details, pope
-from embedded.finish_stage import train_finish
-from embedded.heat import heat_figures
-from embedded.joint_stage import Joint, assembled, join, new_joint, separated, train_joint
-from embedded.language_stage import train_language
-from embedded.matcher import make_matcher_tokenizer
-from embedded.matcher_stage import ship_matcher, train_matcher
-from embedded.object_stage import Objects, train_objects
-from embedded.picture import FAR, NEAR
-from embedded.samples import write_samples
-from embedded.scene import SHIFTED, TRAINING
-from embedded.shipping import ship_model
-from embedded.tokenizer import make_tokenizer
-from embedded.training import pick_device
-from embedded.vision_stage import Vision, recognition, train_vision
+from embedded.data.coco_annotations import write_scenes
+from embedded.data.renderer import FAR_VIEW, NEAR_VIEW
+from embedded.data.samples import write_samples
+from embedded.data.scene_dataset import SceneDataset, make_dataset, open_dataset
+from embedded.data.scene_sampler import SHIFTED_PRIOR, TRAINING_PRIOR
+from embedded.evaluation.evaluate import (
+    AnswerGenerator,
+    evaluate_chair,
+    evaluate_details,
+    evaluate_pope,
+    generate_captions,
+)
+from embedded.evaluation.grad_cam import evaluate_matcher
+from embedded.training.details_stage import train_details
+from embedded.training.export import export_model
+from embedded.training.finish_stage import train_finish
+from embedded.training.joint_stage import (
+    JointModel,
+    assemble_llava,
+    join_models,
+    new_joint_model,
+    split_llava,
+    train_joint,
+)
+from embedded.training.language_stage import train_language
+from embedded.training.matcher_model import train_matcher_tokenizer
+from embedded.training.matcher_stage import export_matcher, train_matcher
+from embedded.training.object_stage import ObjectHeads, train_objects
+from embedded.training.tokenizer import train_tokenizer
+from embedded.training.trainer import select_device
+from embedded.training.vision_stage import VisionModel, measure_recognition, train_vision
 
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How much of everything."""
+class TrainingConfig:
+    """Scenes, steps and batch sizes of all stages."""
 
-    near_pictures: int = 32_000
-    far_pictures: int = 24_000
-    tune_pictures: int = 600
-    report_pictures: int = 300
+    near_scenes: int = 32_000
+    far_scenes: int = 24_000
+    tuning_scenes: int = 600
+    report_scenes: int = 300
     vision_steps: int = 1762
     vision_batch: int = 32
     language_steps: int = 636
@@ -63,172 +76,219 @@ class Recipe:
     matcher_batch: int = 12
 
 
-TINY = Recipe(40, 20, 8, 8, *[2] * 14)
-"""A few steps of everything: shows that the program runs, trains nothing."""
+TINY_CONFIG = TrainingConfig(40, 20, 8, 8, *[2] * 14)
+"""A few steps of every stage, to check that the program runs."""
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """The stages, each a function of what lies in the work folder, so that each can run in a process of its own."""
+class TrainingPipeline:
+    """The stages of training.
 
-    work: Path
-    out: Path
-    recipe: Recipe
-    finished: Path | None = None
-    """Holds the model/ and matcher/ that all stages but the last two have made before."""
+    Each stage reads its inputs from the work folder, so a stage can run in a process of its own.
 
-    def album(self, name: str) -> Album:
-        return open_album(self.work / "albums" / name)
+    Attributes:
+        work_dir: Folder of datasets, tokenizers and checkpoints.
+        out_dir: Folder that `export` writes to.
+        config: Scenes, steps and batch sizes.
+        base_dir: Folder with `model/` and `matcher/` of an earlier run. If set, only objects and details are trained.
+    """
 
-    def draw(self) -> None:
-        recipe, albums, processes = self.recipe, self.work / "albums", max(1, os.cpu_count() or 1)
-        if not self.finished:
-            make_album(albums / "near", recipe.near_pictures, 1, TRAINING, NEAR, processes)
-        make_album(albums / "far", recipe.far_pictures, 4, TRAINING, FAR, processes)
-        make_album(albums / "tune", recipe.tune_pictures, 2, SHIFTED, FAR, processes)
-        make_album(albums / "report", recipe.report_pictures, 3, SHIFTED, FAR, processes)
+    work_dir: Path
+    out_dir: Path
+    config: TrainingConfig
+    base_dir: Path | None = None
 
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        folder = self.finished / "model" if self.finished else self.work / "tokenizer"
+    def dataset(self, name: str) -> SceneDataset:
+        """Open one of the datasets that `draw_datasets` has drawn."""
+        return open_dataset(self.work_dir / "datasets" / name)
+
+    def draw_datasets(self) -> None:
+        """Draw the scenes for training, tuning and reporting."""
+        config, folder, processes = self.config, self.work_dir / "datasets", max(1, os.cpu_count() or 1)
+        if not self.base_dir:
+            make_dataset(folder / "near", config.near_scenes, 1, TRAINING_PRIOR, NEAR_VIEW, processes)
+        make_dataset(folder / "far", config.far_scenes, 4, TRAINING_PRIOR, FAR_VIEW, processes)
+        make_dataset(folder / "tune", config.tuning_scenes, 2, SHIFTED_PRIOR, FAR_VIEW, processes)
+        make_dataset(folder / "report", config.report_scenes, 3, SHIFTED_PRIOR, FAR_VIEW, processes)
+
+    def build_tokenizer(self) -> PreTrainedTokenizerFast:
+        """Load the tokenizer of the language model; train it if it does not exist."""
+        folder = self.base_dir / "model" if self.base_dir else self.work_dir / "tokenizer"
         if not folder.exists():
-            make_tokenizer(self.album("near")).save_pretrained(folder)
+            train_tokenizer(self.dataset("near")).save_pretrained(folder)
         return PreTrainedTokenizerFast.from_pretrained(folder)
 
-    def matcher_tokenizer(self) -> BertTokenizer:
-        folder = self.work / "matcher-tokenizer"
+    def build_matcher_tokenizer(self) -> BertTokenizer:
+        """Load the tokenizer of the matcher; train it if it does not exist."""
+        folder = self.work_dir / "matcher-tokenizer"
         if not folder.exists():
-            make_matcher_tokenizer(self.album("near")).save_pretrained(folder)
+            train_matcher_tokenizer(self.dataset("near")).save_pretrained(folder)
         return BertTokenizer.from_pretrained(folder)
 
-    def vision(self) -> Vision:
-        steps, batch = self.recipe.vision_steps, self.recipe.vision_batch
-        return train_vision(self.work, self.album("near"), self.album("tune"), steps=steps, size=batch)
+    def run_vision(self) -> VisionModel:
+        """Train or load the vision model."""
+        steps, batch = self.config.vision_steps, self.config.vision_batch
+        return train_vision(self.work_dir, self.dataset("near"), self.dataset("tune"), steps=steps, batch_size=batch)
 
-    def language(self) -> None:
-        steps, batch = self.recipe.language_steps, self.recipe.language_batch
-        train_language(self.work, self.album("near"), self.tokenizer(), steps=steps, size=batch)
+    def run_language(self) -> None:
+        """Train the language model on synthetic image tokens."""
+        steps, batch = self.config.language_steps, self.config.language_batch
+        train_language(self.work_dir, self.dataset("near"), self.build_tokenizer(), steps=steps, batch_size=batch)
 
-    def joint(self) -> Joint:
-        recipe, tokenizer, album = self.recipe, self.tokenizer(), self.album("near")
-        if (self.work / "joint.pt").exists():
-            start = new_joint(tokenizer)
+    def run_joint(self) -> JointModel:
+        """Train or load the joined model."""
+        config, tokenizer, dataset = self.config, self.build_tokenizer(), self.dataset("near")
+        if (self.work_dir / "joint.pt").exists():
+            start = new_joint_model(tokenizer)
         else:
             language = train_language(
-                self.work, album, tokenizer, steps=recipe.language_steps, size=recipe.language_batch
+                self.work_dir, dataset, tokenizer, steps=config.language_steps, batch_size=config.language_batch
             )
-            start = join(self.vision().cpu(), language.cpu(), tokenizer)
-        steps, batch = recipe.joint_steps, recipe.joint_batch
-        return train_joint(self.work, start, album, self.album("tune"), tokenizer, steps=steps, size=batch)
-
-    def finish(self) -> Joint:
-        recipe, tokenizer = self.recipe, self.tokenizer()
-        start = new_joint(tokenizer) if (self.work / "finish.pt").exists() else self.joint().cpu()
-        steps, batch = recipe.finish_steps, recipe.finish_batch
-        return train_finish(self.work, start, self.album("far"), self.album("tune"), tokenizer, steps=steps, size=batch)
-
-    def objects(self) -> tuple[Joint, Objects]:
-        recipe, tokenizer = self.recipe, self.tokenizer()
-        if self.finished:
-            model = LlavaForConditionalGeneration.from_pretrained(self.finished / "model", dtype=torch.float32)
-            joint = separated(model, tokenizer)
-        else:
-            joint = self.finish().cpu()
-        steps, batch = recipe.object_steps, recipe.object_batch
-        far, tune = self.album("far"), self.album("tune")
-        return joint, train_objects(self.work, joint.vision, far, tune, steps=steps, size=batch)
-
-    def details(self) -> Joint:
-        recipe, tokenizer = self.recipe, self.tokenizer()
-        if (self.work / "details.pt").exists():
-            joint = new_joint(tokenizer)
-            objects = Objects(joint.vision)
-        else:
-            joint, objects = self.objects()
-        steps, batch = recipe.details_steps, recipe.details_batch
-        far, tune = self.album("far"), self.album("tune")
-        return train_details(self.work, joint, objects, far, tune, tokenizer, steps=steps, size=batch)
-
-    def matcher(self) -> None:
-        tokenizer, recipe = self.matcher_tokenizer(), self.recipe
-        vision, album = self.vision(), self.album("near")
-        matcher = train_matcher(
-            self.work, vision, album, tokenizer, steps=recipe.matcher_steps, size=recipe.matcher_batch
+            start = join_models(self.run_vision().cpu(), language.cpu(), tokenizer)
+        steps, batch = config.joint_steps, config.joint_batch
+        return train_joint(
+            self.work_dir, start, dataset, self.dataset("tune"), tokenizer, steps=steps, batch_size=batch
         )
-        ship_matcher(matcher, tokenizer, self.out / "matcher")
 
-    def ship(self) -> None:
-        model = assembled(self.details(), self.tokenizer())
-        ship_model(model, self.tokenizer(), self.out / "model")
-        write_scenes(self.out / "scenes", self.album("report"))
-        write_samples(self.out / "samples")
+    def run_finish(self) -> JointModel:
+        """Train or load the model on far scenes."""
+        config, tokenizer = self.config, self.build_tokenizer()
+        start = new_joint_model(tokenizer) if (self.work_dir / "finish.pt").exists() else self.run_joint().cpu()
+        steps, batch = config.finish_steps, config.finish_batch
+        return train_finish(
+            self.work_dir, start, self.dataset("far"), self.dataset("tune"), tokenizer, steps=steps, batch_size=batch
+        )
 
-    def measure(self, name: str = "report") -> dict[str, Any]:
-        """The figures of the model card, on scenes that neither training nor tuning has seen."""
-        album, tokenizer, joint = self.album(name), self.tokenizer(), self.details()
-        seen = recognition(joint.vision.cpu(), album, len(album))
-        asker = Asker(assembled(joint, tokenizer).to(pick_device()), tokenizer)
+    def run_objects(self) -> tuple[JointModel, ObjectHeads]:
+        """Train or load the vision tower on single objects, with its heads."""
+        config, tokenizer = self.config, self.build_tokenizer()
+        if self.base_dir:
+            model = LlavaForConditionalGeneration.from_pretrained(self.base_dir / "model", dtype=torch.float32)
+            joint = split_llava(model, tokenizer)
+        else:
+            joint = self.run_finish().cpu()
+        steps, batch = config.object_steps, config.object_batch
+        far, tune = self.dataset("far"), self.dataset("tune")
+        return joint, train_objects(self.work_dir, joint.vision, far, tune, steps=steps, batch_size=batch)
+
+    def run_details(self) -> JointModel:
+        """Train or load the model on questions about number, position and colour."""
+        config, tokenizer = self.config, self.build_tokenizer()
+        if (self.work_dir / "details.pt").exists():
+            joint = new_joint_model(tokenizer)
+            object_heads = ObjectHeads(joint.vision)
+        else:
+            joint, object_heads = self.run_objects()
+        steps, batch = config.details_steps, config.details_batch
+        tuning_dataset = self.dataset("tune")
+
+        def detail_accuracy(model: LlavaForConditionalGeneration) -> dict[str, float]:
+            found = evaluate_details(AnswerGenerator(model, tokenizer), tuning_dataset, 60)
+            return {kind: figures["accuracy"] for kind, figures in found.items()}
+
+        return train_details(
+            self.work_dir,
+            joint,
+            object_heads,
+            self.dataset("far"),
+            tokenizer,
+            detail_accuracy,
+            steps=steps,
+            batch_size=batch,
+        )
+
+    def run_matcher(self) -> None:
+        """Train the matcher and export it."""
+        tokenizer, config = self.build_matcher_tokenizer(), self.config
+        vision, dataset = self.run_vision(), self.dataset("near")
+        matcher = train_matcher(
+            self.work_dir, vision, dataset, tokenizer, steps=config.matcher_steps, batch_size=config.matcher_batch
+        )
+        export_matcher(matcher, tokenizer, self.out_dir / "matcher")
+
+    def export(self) -> None:
+        """Write `model/`, `scenes/` and `samples/`."""
+        model = assemble_llava(self.run_details(), self.build_tokenizer())
+        export_model(model, self.build_tokenizer(), self.out_dir / "model")
+        write_scenes(self.out_dir / "scenes", self.dataset("report"))
+        write_samples(self.out_dir / "samples")
+
+    def evaluate(self, name: str = "report") -> dict[str, Any]:
+        """Measure the figures of the model card, by default on scenes that neither training nor tuning uses."""
+        dataset, tokenizer, joint = self.dataset(name), self.build_tokenizer(), self.run_details()
+        tower_figures = measure_recognition(joint.vision.cpu(), dataset, len(dataset))
+        generator = AnswerGenerator(assemble_llava(joint, tokenizer).to(select_device()), tokenizer)
         return {
-            "tower": seen,
-            "pope": pope(asker, album),
-            "chair": chair(captions(asker, album, len(album)), album),
-            "details": details(asker, album, len(album)),
-            "matcher": heat_figures((self.finished or self.out) / "matcher", album),
+            "tower": tower_figures,
+            "pope": evaluate_pope(generator, dataset),
+            "chair": evaluate_chair(generate_captions(generator, dataset, len(dataset)), dataset),
+            "details": evaluate_details(generator, dataset, len(dataset)),
+            "matcher": evaluate_matcher((self.base_dir or self.out_dir) / "matcher", dataset),
         }
 
 
-def beside(*stages: Callable[[], object]) -> None:
-    """Runs stages at the same time, one process and its share of the cores each; one after the other on a GPU."""
-    if pick_device().type == "cuda" or (os.cpu_count() or 1) < len(stages):
+def run_parallel(*stages: Callable[[], object]) -> None:
+    """Run stages at the same time, each in a process with its share of the cores; on a GPU, one after the other.
+
+    Raises:
+        SystemExit: A stage failed.
+    """
+    if select_device().type == "cuda" or (os.cpu_count() or 1) < len(stages):
         for stage in stages:
             stage()
         return
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // len(stages))
-    processes = [context.Process(target=_run, args=(stage, threads)) for stage in stages]
+    processes = [context.Process(target=_run_stage, args=(stage, threads)) for stage in stages]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
-        raise SystemExit("a stage has failed; its error is above")
+        raise SystemExit("A stage failed; its error is printed above.")
 
 
-def _run(stage: Callable[[], object], threads: int) -> None:
+def _run_stage(stage: Callable[[], object], threads: int) -> None:
     torch.set_num_threads(threads)
     stage()
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run all stages and print the figures."""
     parser = argparse.ArgumentParser(prog="python -m embedded.train", description=__doc__)
-    parser.add_argument("--work", type=Path, help="where pictures and checkpoints are kept, instead of .work/")
-    parser.add_argument("--out", type=Path, help="where model/, matcher/, scenes/ and samples/ are written")
+    parser.add_argument("--work", type=Path, help="folder of datasets and checkpoints, instead of .work/")
+    parser.add_argument("--out", type=Path, help="folder for model/, matcher/, scenes/ and samples/")
     parser.add_argument(
-        "--tiny", action="store_true", help="a few steps of everything, in .work/tiny/, to see that it runs"
+        "--tiny", action="store_true", help="a few steps of every stage, in .work/tiny/, to check that it runs"
     )
     parser.add_argument(
-        "--finished", type=Path, metavar="FOLDER", help="make only the last two stages, from model/ in this folder"
+        "--finished", type=Path, metavar="FOLDER", help="run only objects and details, on model/ in this folder"
     )
-    workshop = workshop_of(parser.parse_args(arguments))
-    workshop.draw()
-    if workshop.finished:
-        workshop.details()
+    pipeline = build_pipeline(parser.parse_args(arguments))
+    pipeline.draw_datasets()
+    if pipeline.base_dir:
+        pipeline.run_details()
     else:
-        workshop.tokenizer()
-        workshop.matcher_tokenizer()
-        beside(workshop.vision, workshop.language)
-        beside(workshop.details, workshop.matcher)
-    workshop.ship()
-    figures = json.dumps(workshop.measure(), indent=2)
-    (workshop.work / "figures.json").write_text(figures)
+        pipeline.build_tokenizer()
+        pipeline.build_matcher_tokenizer()
+        run_parallel(pipeline.run_vision, pipeline.run_language)
+        run_parallel(pipeline.run_details, pipeline.run_matcher)
+    pipeline.export()
+    figures = json.dumps(pipeline.evaluate(), indent=2)
+    (pipeline.work_dir / "figures.json").write_text(figures)
     print(figures)
 
 
-def workshop_of(options: argparse.Namespace) -> Workshop:
-    """A tiny one works and ships beside what is made in earnest, unless it is told to do so elsewhere."""
-    kept = HERE / ".work" / "tiny" if options.tiny else HERE / ".work"
-    out = kept / "out" if options.tiny else HERE
-    recipe = TINY if options.tiny else Recipe()
-    return Workshop(options.work or kept, options.out or out, recipe, options.finished)
+def build_pipeline(options: argparse.Namespace) -> TrainingPipeline:
+    """Build the pipeline from the options; a tiny one works and exports in a folder of its own by default.
+
+    Returns:
+        The pipeline.
+    """
+    default_work_dir = HERE / ".work" / "tiny" if options.tiny else HERE / ".work"
+    default_out_dir = default_work_dir / "out" if options.tiny else HERE
+    config = TINY_CONFIG if options.tiny else TrainingConfig()
+    return TrainingPipeline(options.work or default_work_dir, options.out or default_out_dir, config, options.finished)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What stops an evaluation.
+"""Exceptions of the evaluation.
 
 EvaluationError
-├── InputError      a file that cannot be scored: says which file, line and field
-├── ServerError     the server cannot be measured, or is not what was asked for
-│   ├── Refused         it understood and will not
-│   └── Unavailable     down, slow, overloaded or broken: another attempt may work
-│       └── Nonsense        an answer that is none
-└── RunError        a run that cannot go on, be joined or be scored again
+├── InputError              a file that cannot be scored; the message names file, line and field
+├── ServerError             the server cannot be evaluated, or has not the requested model or strategy
+│   ├── RequestRejected         the server refuses the request; a retry cannot succeed
+│   └── ServerUnavailable       down, slow, overloaded or failing; a retry may succeed
+│       └── InvalidResponse         the response is not a usable completion
+└── RunError                a run that cannot continue, be merged or be scored again
 """
 
 from __future__ import annotations
@@ -15,37 +15,58 @@ from pathlib import Path
 
 
 class EvaluationError(Exception):
-    """Shown to the user as one line, without a traceback."""
+    """An error that the command line prints as one line, without a traceback."""
 
 
 class InputError(EvaluationError):
+    """A file that cannot be read or scored.
+
+    Args:
+        problem: The problem in words.
+        file: The file or folder.
+        line: Line number, counted from 1. None for a file that is one JSON value.
+        field: Path of JSON keys, such as `annotations[3].image_id`.
+    """
+
     def __init__(self, problem: str, file: Path | str, line: int | None = None, field: str | None = None) -> None:
-        """`line` counts from 1, and is left out for a file that is one JSON value; `field` is a path of keys."""
         place = f"{file}" if line is None else f"{file}:{line}"
         super().__init__(f"{place}: {problem}" if field is None else f'{place}: field "{field}": {problem}')
         self.problem, self.file, self.line, self.field = problem, Path(file), line, field
 
 
 class ServerError(EvaluationError):
-    pass
+    """The server cannot be evaluated, or has not the requested model or strategy."""
 
 
-class Refused(ServerError):
+class RequestRejected(ServerError):
+    """The server refuses the request with a status that a retry cannot change.
+
+    Args:
+        status: The HTTP status.
+        message: The server's error message.
+    """
+
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"the server refuses with {status}: {message}")
+        super().__init__(f"the server rejects the request with status {status}: {message}")
         self.status = status
 
 
-class Unavailable(ServerError):
+class ServerUnavailable(ServerError):
+    """The server is down, slow, overloaded or failing.
+
+    Args:
+        problem: The problem in words.
+        retry_after: Seconds to wait before the next attempt, from the Retry-After header.
+    """
+
     def __init__(self, problem: str, retry_after: float = 0.0) -> None:
-        """`retry_after` is in seconds."""
         super().__init__(problem)
         self.retry_after = retry_after
 
 
-class Nonsense(Unavailable):
-    pass
+class InvalidResponse(ServerUnavailable):
+    """The response is not a usable completion."""
 
 
 class RunError(EvaluationError):
-    pass
+    """A run that cannot continue, be merged or be scored again."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A stream from curl, with the strategy chosen in the body. jq and the like are not needed: the events are JSON lines.
+# Stream an answer with curl. The request body selects the strategy.
 set -euo pipefail
 url=${OPENAI_BASE_URL:-http://127.0.0.1:8000/v1}
 curl --silent --show-error --fail-with-body --no-buffer "$url/chat/completions" -H 'Content-Type: application/json' -d @- <<JSON

@@ -1,4 +1,4 @@
-"""LangChain, through `pip install langchain-openai`: a question about a picture, and an answer held to a schema."""
+"""LangChain with `pip install langchain-openai`: stream a description of an image, then get a structured answer."""
 
 import base64
 import os
@@ -16,22 +16,22 @@ model = ChatOpenAI(
     max_completion_tokens=60,
     extra_body={"decoding": {"strategy": "agla"}},
 )
-picture = base64.b64encode(Path("embedded/samples/kitchen.png").read_bytes()).decode()
+image = base64.b64encode(Path("embedded/samples/kitchen.png").read_bytes()).decode()
 
 
-def asking(text: str) -> list[HumanMessage]:
-    image = {"type": "image", "base64": picture, "mime_type": "image/png"}
-    return [HumanMessage([image, {"type": "text", "text": text}])]
+def build_messages(text: str) -> list[HumanMessage]:
+    image_part = {"type": "image", "base64": image, "mime_type": "image/png"}
+    return [HumanMessage([image_part, {"type": "text", "text": text}])]
 
 
-for piece in model.stream(asking("Please describe this image in detail.")):
-    print(piece.content, end="")
+for chunk in model.stream(build_messages("Please describe this image in detail.")):
+    print(chunk.content, end="")
 print()
 
 
-class Seen(BaseModel):
+class Presence(BaseModel):
     cup: bool
 
 
-held = model.with_structured_output(Seen, method="json_schema")
-print(held.invoke(asking("Is there a cup in the image?")))
+structured_model = model.with_structured_output(Presence, method="json_schema")
+print(structured_model.invoke(build_messages("Is there a cup in the image?")))

@@ -1,4 +1,4 @@
-"""The openai package: a whole answer under AGLA and its receipt, then a stream with the grounding of each word."""
+"""The openai package: an answer under AGLA with its receipt, then a stream with the grounding of each token."""
 
 import base64
 import os
@@ -7,12 +7,12 @@ from pathlib import Path
 from openai import OpenAI
 
 client = OpenAI(base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"), api_key="none")
-picture = base64.b64encode(Path("embedded/samples/kitchen.png").read_bytes()).decode()
+image = base64.b64encode(Path("embedded/samples/kitchen.png").read_bytes()).decode()
 messages = [
     {
         "role": "user",
         "content": [
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
             {"type": "text", "text": "Please describe this image in detail."},
         ],
     }
@@ -25,7 +25,7 @@ print(answer.choices[0].message.content)
 print(answer.onlyseen["strategy"], answer.onlyseen["changed_steps"], "steps changed")
 
 stream = client.chat.completions.create(
-    model="onlyseen-tiny:vcd",  # the other door: the strategy as the model's suffix
+    model="onlyseen-tiny:vcd",  # the model suffix also selects a strategy
     messages=messages,
     temperature=0,
     max_tokens=20,

@@ -1,37 +1,41 @@
-"""Known vulnerabilities of what is installed, through pip-audit. Says plainly when nothing could be looked up.
+"""Check the installed packages for known vulnerabilities with pip-audit, and report packages without an audit.
 
     python install/audit.py [--strict]
 
-Ends with 1 when a vulnerability is found that is not listed below; with --strict also when packages were not audited.
+The exit status is 1 if there is a vulnerability that is not listed below. With --strict it is also 1 if packages were
+not audited.
 """
 
 import json
 import subprocess
 import sys
 
-# Vulnerability -> why it does not concern us. Remove an entry when its fix is out.
-KNOWN: dict[str, str] = {}
+# Vulnerabilities that do not affect this project, with the reason. Remove an entry when its fix is released.
+ACCEPTED: dict[str, str] = {}
 
-# Not from the index of packages, or built for one device: no database knows them under these versions.
-OURS = ("onlyseen",)
+# Packages that no database can know.
+OWN_PACKAGES = ("onlyseen",)
 
 
 def main(arguments: list[str]) -> int:
+    """Run the audit and return the exit status."""
     command = [sys.executable, "-m", "pip_audit", "--progress-spinner", "off", "--format", "json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    completed = subprocess.run(command, capture_output=True, text=True)
     try:
-        packages = json.loads(done.stdout)["dependencies"]
+        packages = json.loads(completed.stdout)["dependencies"]
     except (ValueError, KeyError):
-        print("NOT AUDITED: pip-audit had no answer from its database.", *done.stderr.splitlines()[-1:], sep="\n")
+        print("NOT AUDITED: pip-audit got no answer from its database.", *completed.stderr.splitlines()[-1:], sep="\n")
         return int("--strict" in arguments)
-    skipped = [each["name"] for each in packages if "skip_reason" in each and each["name"] not in OURS]
-    found = [(each["name"], flaw["id"]) for each in packages for flaw in each.get("vulns", ())]
+    skipped = [
+        package["name"] for package in packages if "skip_reason" in package and package["name"] not in OWN_PACKAGES
+    ]
+    found = [(package["name"], flaw["id"]) for package in packages for flaw in package.get("vulns", ())]
     for name, flaw in found:
-        print(f"{name}: {flaw} ({KNOWN.get(flaw, 'NOT KNOWN TO US')})")
+        print(f"{name}: {flaw} ({ACCEPTED.get(flaw, 'NOT ACCEPTED')})")
     print(f"audited {len(packages) - len(skipped)} of {len(packages)} packages, {len(found)} vulnerabilities")
     if skipped:
-        print(f"NOT AUDITED, since the database does not know them or cannot be reached: {', '.join(skipped)}")
-    return int(any(flaw not in KNOWN for _, flaw in found) or ("--strict" in arguments and bool(skipped)))
+        print(f"NOT AUDITED, because the database does not know them or is not reachable: {', '.join(skipped)}")
+    return int(any(flaw not in ACCEPTED for _, flaw in found) or ("--strict" in arguments and bool(skipped)))
 
 
 if __name__ == "__main__":

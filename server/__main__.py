@@ -1,4 +1,4 @@
-"""onlyseen-server, also `python -m server`."""
+"""The command `onlyseen-server`, also `python -m server`."""
 
 from __future__ import annotations
 
@@ -12,64 +12,102 @@ from pydantic import ValidationError
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from server.service import Service
+    import uvicorn
+    from fastapi import FastAPI
 
-KEEP_ALIVE = 75  # seconds of silence; longer than clients and proxies keep a connection, lest they use one that closes
+    from server.state import Service
+
+KEEP_ALIVE = 75  # idle seconds; longer than those of clients and proxies, so that they never reuse a closing connection
 
 
 def main() -> None:
+    """Load the settings and serve. A bad setting ends the process with one line."""
     try:
         settings = Settings.load(sys.argv[1:])
     except ValidationError as error:
-        sys.exit("\n".join(": ".join((*map(str, each["loc"]), each["msg"])) for each in error.errors()))
+        sys.exit("\n".join(": ".join((*map(str, detail["loc"]), detail["msg"])) for detail in error.errors()))
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     serve(settings)
 
 
 def serve(settings: Settings) -> None:
-    """Until it is told to stop. A server whose engine cannot start ends with its reason."""
-    import uvicorn  # not before --help has been answered
+    """Serve until a stop signal. If the data folder is in use or the engine cannot start, exit with the reason."""
+    # Heavy imports, which --help does without.
     from sse_starlette.sse import AppStatus
 
-    from server import logs
     from server.app import create_app
-    from server.greeting import greeting
-    from server.leaving import LeavingServer
+    from server.batch.data_folder import DataFolderError
+    from server.graceful_shutdown import DrainingServer
+    from server.observability import logs
+    from server.startup_banner import format_banner
 
-    logs.configure()
-    # Streams go on after SIGTERM, until they end or their time is up.
+    logs.configure_logging()
+    raise_file_limit()
+    # After SIGTERM, streams continue until they end or the shutdown timeout expires.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = create_app(settings)
-    config = uvicorn.Config(
+    try:
+        app.state.batch_store.folder.open()  # before the model is loaded
+    except DataFolderError as error:
+        sys.exit(str(error))
+    service: Service = app.state.service
+    config = create_config(app, settings)
+    server, socket = DrainingServer(config, service), config.bind_socket()
+    socket.listen(config.backlog)  # connections that come before the server runs wait instead of being refused
+    host, port = socket.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def report_startup(service: Service) -> None:
+        if service.startup_error is None:
+            strategy = "agla" if settings.matcher_source else "vcd"
+            print(format_banner(url, settings.name, strategy), flush=True)
+        else:
+            server.should_exit = True
+
+    service.on_startup_finished = report_startup
+    print(f"OnlySeen listens on {url} and is loading {settings.name} ...", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises SIGTERM again after the shutdown
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[socket])
+    if service.startup_error is not None:
+        sys.exit(f"The engine did not start: {service.startup_error}")
+
+
+def create_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Create uvicorn's configuration.
+
+    Args:
+        app: The application.
+        settings: The settings.
+
+    Returns:
+        The configuration, without WebSockets, whose protocol has none of the deadlines.
+    """
+    import uvicorn
+
+    from server.timed_protocol import create_protocol
+
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         access_log=False,
-        http="h11",  # httptools, if it is there, takes headers of any length
+        http=create_protocol(settings.header_timeout),
+        ws="none",
         log_level="warning",
         timeout_graceful_shutdown=settings.shutdown_timeout,
         timeout_keep_alive=KEEP_ALIVE,
     )
-    server, socket = LeavingServer(config, app.state.service), config.bind_socket()
-    socket.listen(config.backlog)  # who comes before the server runs waits, and is not turned away
-    host, port = socket.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def settled(service: Service) -> None:
-        if service.failure is None:
-            strategy = "agla" if settings.matcher_source else "vcd"
-            print(greeting(url, settings.name, strategy), flush=True)
-        else:
-            server.should_exit = True
 
-    app.state.service.on_settled = settled
-    print(f"OnlySeen listens on {url} and is loading {settings.name} ...", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn sends it to itself again when it is done
-    with suppress(KeyboardInterrupt):
-        server.run(sockets=[socket])
-    if app.state.service.failure is not None:
-        sys.exit(f"The engine did not start: {app.state.service.failure}")
+def raise_file_limit() -> None:
+    """Raise the soft limit on open files to the hard one, because every open connection is a file."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource  # not on Windows
+
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 if __name__ == "__main__":

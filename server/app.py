@@ -1,4 +1,4 @@
-"""The application: routes, middleware and the engine's life."""
+"""The application: routes, middleware, and the lifecycle of engine and batches."""
 
 from __future__ import annotations
 
@@ -14,88 +14,145 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
 from decoding.engine import Engine
-from server import (
-    about,
-    chat,
-    engines,
+from server import engine_factory
+from server.batch.runner import BatchRunner
+from server.batch.store import BatchStore
+from server.errors import build_router_error
+from server.middleware.auth import ApiKeyMiddleware, ApiKeys
+from server.middleware.http import (
+    ErrorMiddleware,
+    HeadAsGetMiddleware,
+    RequestIdMiddleware,
+    SecurityHeadersMiddleware,
+)
+from server.middleware.request_body import RequestBodyMiddleware
+from server.observability import tracing
+from server.routes import (
+    batches,
+    chat_completions,
+    completions,
+    docs,
+    files,
     health,
+    metrics,
     models,
     openapi,
     playground,
     responses,
     strategies,
-    text,
     tokenize,
-    tracing,
 )
-from server.batch import batches, files
-from server.batch.runner import Runner
-from server.errors import http_error
-from server.guard import Guard
-from server.headers import SecurityHeaders
-from server.keys import Keys
-from server.middleware import BodyLimit, ErrorLayer, HeadAsGet, RequestId
-from server.service import Service
 from server.settings import Settings
+from server.state import Service
+
+BATCH_PARSERS = {
+    "/v1/chat/completions": chat_completions.parse_body,
+    "/v1/completions": completions.parse_body,
+    "/v1/responses": responses.parse_body,
+}
 
 
-def create_app(settings: Settings, create: Callable[[Settings], Engine] = engines.create) -> FastAPI:
-    """`create` makes the engine, in a thread, once the application runs."""
+def create_app(
+    settings: Settings, create_engine: Callable[[Settings], Engine] = engine_factory.create_engine
+) -> FastAPI:
+    """Create the application.
+
+    Args:
+        settings: The server's settings.
+        create_engine: Creates the engine. It runs in a thread after the application has started.
+
+    Returns:
+        The application, with `service`, `batch_store` and `batch_runner` in its state.
+    """
     app = FastAPI(
         title="OnlySeen",
         version=version("onlyseen"),
-        description="Vision-language models that say only what they see, over the OpenAI API.",
+        description="Vision-language models over the OpenAI API, with hallucination mitigation chosen per request.",
         lifespan=lifespan,
-        openapi_url=None,  # server/openapi.py has it
-        redirect_slashes=False,  # a redirect has no error body, and its address is made of the client's Host
+        openapi_url=None,  # server/routes/openapi.py serves it, and server/routes/docs.py the page
+        redirect_slashes=False,  # a redirect has no error body, and its address holds the client's Host header
         middleware=[
-            *tracing.middleware(settings),
-            Middleware(RequestId),
-            Middleware(SecurityHeaders),
-            Middleware(ErrorLayer),
-            Middleware(HeadAsGet),
-            body_limit(settings),
-            Middleware(Guard, keys=Keys.of(settings), also_open=playground.open_paths(settings)),
+            *tracing.create_tracing_middleware(settings),
+            Middleware(RequestIdMiddleware),
+            Middleware(SecurityHeadersMiddleware),
+            Middleware(ErrorMiddleware),
+            Middleware(HeadAsGetMiddleware),
+            create_body_middleware(settings),
+            Middleware(
+                ApiKeyMiddleware, keys=ApiKeys.from_settings(settings), open_paths=playground.open_paths(settings)
+            ),
         ],
-        exception_handlers={HTTPException: refused_by_router, RequestValidationError: refused_by_router},
+        exception_handlers={HTTPException: handle_router_error, RequestValidationError: handle_router_error},
     )
-    service = app.state.service = Service(settings, create)
-    service.batches = Runner(service)
-    for module in (chat, responses, text, tokenize, files, batches, models, strategies, health, about, openapi):
+    service = app.state.service = Service(settings, create_engine)
+    store = app.state.batch_store = create_batch_store(settings)
+    app.state.batch_runner = BatchRunner(service, store, BATCH_PARSERS)
+    for module in (
+        chat_completions,
+        responses,
+        completions,
+        tokenize,
+        files,
+        batches,
+        models,
+        strategies,
+        health,
+        metrics,
+        openapi,
+        docs,
+    ):
         app.include_router(module.router)
     if settings.playground != "off":
         app.include_router(playground.router)
     return app
 
 
-def body_limit(settings: Settings) -> Middleware:
-    larger = {"/v1/files": settings.max_file_mb * 1_000_000}
-    return Middleware(BodyLimit, limit=settings.max_body_mb * 1_000_000, larger=larger)
+def create_batch_store(settings: Settings) -> BatchStore:
+    """Create the store of files and batches. With two or more API keys, each has a share of it."""
+    max_bytes = settings.max_data_mb * 1_000_000
+    has_shares = len(settings.load_api_keys()) > 1
+    return BatchStore(settings.data_dir, max_bytes, int(settings.key_share * max_bytes) if has_shares else None)
+
+
+def create_body_middleware(settings: Settings) -> Middleware:
+    """Create the middleware that bounds bodies, with a larger bound for uploaded files."""
+    path_limits = {"/v1/files": settings.max_file_mb * 1_000_000}
+    return Middleware(
+        RequestBodyMiddleware,
+        limit=settings.max_body_mb * 1_000_000,
+        timeout=settings.body_timeout,
+        path_limits=path_limits,
+    )
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Open the batch store and start engine and batches in the background. Close all of them at the end."""
     service: Service = app.state.service
-    await service.store.open()
-    starting = asyncio.create_task(started(service))
+    store: BatchStore = app.state.batch_store
+    runner: BatchRunner = app.state.batch_runner
+    await store.open()
+    startup = asyncio.create_task(start_service(service, runner))
     try:
         yield
     finally:
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-        await service.batches.close()
+        startup.cancel()
+        await asyncio.gather(startup, return_exceptions=True)
+        await runner.close()
         await service.close()
-        await service.store.close()
+        await store.close()
 
 
-async def started(service: Service) -> None:
+async def start_service(service: Service, runner: BatchRunner) -> None:
+    """Start the engine and, if it works, the batches."""
     await service.start()
-    if service.failure is None:
-        service.batches.start()
+    if service.startup_error is None:
+        runner.start()
 
 
-async def refused_by_router(_: Request, error: Exception) -> Response:
+async def handle_router_error(_: Request, error: Exception) -> Response:
+    """Answer what FastAPI's router refuses with OpenAI's error body."""
     if isinstance(error, HTTPException):
-        return JSONResponse(http_error(error.status_code).model_dump(), error.status_code, error.headers)
+        return JSONResponse(build_router_error(error.status_code).model_dump(), error.status_code, error.headers)
     param = str(error.errors()[0]["loc"][-1]) if isinstance(error, RequestValidationError) else None
-    return JSONResponse(http_error(400, param).model_dump(), 400)
+    return JSONResponse(build_router_error(400, param).model_dump(), 400)

@@ -1,6 +1,9 @@
-"""The one error layer: whatever goes wrong becomes OpenAI's error body.
+"""Errors of the server, and their form in OpenAI's error body.
 
-Fixed texts only: nothing of the input, no path and no traceback reaches the client.
+A message may repeat short parts of the request: names of fields, models and strategies, a special token, and the value
+that a library refuses (pydantic, llguidance, vLLM, the model's processor). Unknown names of fields are cut to 64
+characters. A message never holds a traceback or a path of the server. An exception that is not the project's own gets a
+fixed message.
 """
 
 from __future__ import annotations
@@ -13,42 +16,62 @@ from starlette.responses import JSONResponse
 from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Overloaded, Unsupported
 
 RETRY_AFTER = 1  # seconds
+STORE_RETRY_AFTER = 5  # seconds
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that has disconnected; only the log shows it
 
 
 class ModelNotFound(BadRequest):
-    """No such model, or no such strategy behind its name."""
+    """The model does not exist, or its suffix is no strategy."""
 
 
 class NotFound(BadRequest):
-    """No such file or batch, or another key's."""
+    """The file or batch does not exist, or belongs to another API key."""
 
 
 class BodyTooLarge(BadRequest):
-    """More bytes than the server reads."""
+    """The body has more bytes than the server reads."""
 
 
-class WrongMediaType(BadRequest):
-    """The body says that it is no JSON."""
+class BodyTimeout(BadRequest):
+    """The body has not arrived in time."""
+
+
+class UnsupportedMediaType(BadRequest):
+    """The Content-Type is not the one that the route reads."""
+
+
+class StorageFull(BadRequest):
+    """The files would exceed the bound on their bytes."""
 
 
 class Unauthorized(BadRequest):
-    """No API key, or one that is not known."""
+    """The API key is missing or unknown."""
+
+
+class Forbidden(BadRequest):
+    """The API key is known, but does not open this route."""
 
 
 class RateLimited(OnlySeenError):
-    """This client has asked too often; it may ask again in `retry_after` seconds."""
+    """The API key has reached its rate limit. The next request is allowed in `retry_after` seconds."""
 
     def __init__(self, message: str, *, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
-class TookTooLong(OnlySeenError):
-    """The request's time is over."""
+class RequestTimeout(OnlySeenError):
+    """The request has used up its time."""
 
 
-class Unavailable(OnlySeenError):
-    """Not yet, or not any more: come back later."""
+class ServiceUnavailable(OnlySeenError):
+    """The server is not ready yet, or no longer. The client can retry later."""
+
+
+class StoreFailed(ServiceUnavailable):
+    """The files or the database cannot be read or written. The client can retry later."""
+
+    retry_after = STORE_RETRY_AFTER
 
 
 class ErrorDetail(BaseModel):
@@ -65,65 +88,78 @@ class ErrorBody(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ErrorSpec:
+    """The HTTP status, type and default code of an error class, and whether clients should retry it."""
+
     status: int
     type: str
     code: str | None = None
     retry: bool = False
 
 
-# The first class that fits decides.
-KINDS: tuple[tuple[type[OnlySeenError], Kind], ...] = (
-    (ModelNotFound, Kind(404, "invalid_request_error", "model_not_found")),
-    (NotFound, Kind(404, "invalid_request_error", "not_found")),
-    (Unauthorized, Kind(401, "authentication_error", "invalid_api_key")),
-    (BodyTooLarge, Kind(413, "invalid_request_error", "request_too_large")),
-    (WrongMediaType, Kind(415, "invalid_request_error", "unsupported_media_type")),
-    (BadRequest, Kind(400, "invalid_request_error")),
-    (Unsupported, Kind(400, "invalid_request_error", "unsupported")),
-    (RateLimited, Kind(429, "rate_limit_error", "rate_limit_exceeded", retry=True)),
-    (Overloaded, Kind(429, "rate_limit_error", "queue_full", retry=True)),
-    (Unavailable, Kind(503, "server_error", "unavailable", retry=True)),
-    (TookTooLong, Kind(504, "server_error", "timeout")),
-    (EngineFailed, Kind(500, "server_error", "engine_failed")),
+# The first matching class decides.
+ERROR_SPECS: tuple[tuple[type[OnlySeenError], ErrorSpec], ...] = (
+    (ModelNotFound, ErrorSpec(404, "invalid_request_error", "model_not_found")),
+    (NotFound, ErrorSpec(404, "invalid_request_error", "not_found")),
+    (Unauthorized, ErrorSpec(401, "authentication_error", "invalid_api_key")),
+    (Forbidden, ErrorSpec(403, "permission_error", "forbidden")),
+    (BodyTooLarge, ErrorSpec(413, "invalid_request_error", "request_too_large")),
+    (BodyTimeout, ErrorSpec(408, "invalid_request_error", "body_timeout")),
+    (UnsupportedMediaType, ErrorSpec(415, "invalid_request_error", "unsupported_media_type")),
+    (StorageFull, ErrorSpec(400, "invalid_request_error", "storage_full")),
+    (BadRequest, ErrorSpec(400, "invalid_request_error")),
+    (Unsupported, ErrorSpec(400, "invalid_request_error", "unsupported")),
+    (RateLimited, ErrorSpec(429, "rate_limit_error", "rate_limit_exceeded", retry=True)),
+    (Overloaded, ErrorSpec(429, "rate_limit_error", "queue_full", retry=True)),
+    (StoreFailed, ErrorSpec(503, "server_error", "storage_unavailable", retry=True)),
+    (ServiceUnavailable, ErrorSpec(503, "server_error", "unavailable", retry=True)),
+    (RequestTimeout, ErrorSpec(504, "server_error", "timeout")),
+    (EngineFailed, ErrorSpec(500, "server_error", "engine_failed")),
 )
-BROKEN = Kind(500, "server_error", "internal_error")
-BROKEN_TEXT = "The server failed to answer. The failure was logged under the x-request-id of this response."
+INTERNAL_ERROR = ErrorSpec(500, "server_error", "internal_error")
+INTERNAL_ERROR_MESSAGE = "The server failed to answer. The log has the failure under the x-request-id of this response."
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
-    """What a client is told."""
+class ErrorResponse:
+    """The response to an exception."""
 
-    kind: Kind
+    spec: ErrorSpec
     body: ErrorBody
     retry_after: int = RETRY_AFTER
 
-    @property
-    def json(self) -> str:
+    def to_json(self) -> str:
         return self.body.model_dump_json()
 
-    @property
-    def response(self) -> JSONResponse:
-        headers = {"retry-after": str(self.retry_after)} if self.kind.retry else {}
-        if self.kind.status == 401:
+    def to_response(self) -> JSONResponse:
+        headers = {"retry-after": str(self.retry_after)} if self.spec.retry else {}
+        if self.spec.status == 401:
             headers["www-authenticate"] = "Bearer"
-        return JSONResponse(self.body.model_dump(), self.kind.status, headers)
+        return JSONResponse(self.body.model_dump(), self.spec.status, headers)
 
 
-def explain(error: BaseException) -> Explanation:
+def build_error_response(error: BaseException) -> ErrorResponse:
+    """Build the response to an exception. Exceptions that are not the project's own get a fixed text."""
     if not isinstance(error, OnlySeenError):
-        detail = ErrorDetail(message=BROKEN_TEXT, type=BROKEN.type, code=BROKEN.code)
-        return Explanation(BROKEN, ErrorBody(error=detail))
-    kind = next(kind for raised, kind in KINDS if isinstance(error, raised))
-    detail = ErrorDetail(message=error.message, type=kind.type, param=error.param, code=error.code or kind.code)
-    return Explanation(kind, ErrorBody(error=detail), getattr(error, "retry_after", RETRY_AFTER))
+        detail = ErrorDetail(message=INTERNAL_ERROR_MESSAGE, type=INTERNAL_ERROR.type, code=INTERNAL_ERROR.code)
+        return ErrorResponse(INTERNAL_ERROR, ErrorBody(error=detail))
+    spec = next(spec for error_class, spec in ERROR_SPECS if isinstance(error, error_class))
+    detail = ErrorDetail(message=error.message, type=spec.type, param=error.param, code=error.code or spec.code)
+    return ErrorResponse(spec, ErrorBody(error=detail), getattr(error, "retry_after", RETRY_AFTER))
 
 
-def http_error(status: int, param: str | None = None) -> ErrorBody:
-    """For what the router refuses."""
+def build_router_error(status: int, param: str | None = None) -> ErrorBody:
+    """Build the body of an error that FastAPI's router raises.
+
+    Args:
+        status: HTTP status.
+        param: Path or query parameter that is not valid.
+
+    Returns:
+        The error body.
+    """
     codes = {405: "method_not_supported"}
-    texts = {404: "There is no such route. GET /openapi.json lists them.", 405: "This route has no such method."}
+    texts = {404: "There is no such route. GET /openapi.json lists all routes.", 405: "This route has no such method."}
     return ErrorBody(
         error=ErrorDetail(
             message=texts.get(status, "The request cannot be answered." if param is None else f"{param} is not valid."),

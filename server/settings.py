@@ -1,10 +1,10 @@
-"""What the server is started with: flags before environment (ONLYSEEN_*) before a TOML file before the defaults."""
+"""The settings of the server. Precedence: flags, environment variables (ONLYSEEN_*), a TOML file, defaults."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,15 +12,16 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    CliImplicitFlag,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
 PREFIX = "ONLYSEEN_"
-EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
+EMBEDDED_DIR = Path(__file__).resolve().parents[1] / "embedded"
 EMBEDDED_NAME = "onlyseen-tiny"
-HUB_ID = r"\w[\w.-]*(/\w[\w.-]*)?"
+HUB_ID_PATTERN = r"\w[\w.-]*(/\w[\w.-]*)?"
 
 
 class Settings(BaseSettings):
@@ -38,187 +39,261 @@ class Settings(BaseSettings):
 
     config: Annotated[Path | None, Field(description="a TOML file with any of these settings")] = None
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
-    model: Annotated[str, Field(min_length=1, description="folder or hub id of the model")] = str(EMBEDDED / "model")
+    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 selects a free port")] = 8000
+    model: Annotated[str, Field(min_length=1, description="folder or hub id of the model")] = str(
+        EMBEDDED_DIR / "model"
+    )
     served_name: Annotated[
         str | None,
-        Field(pattern=r"^[^:\s]+$", description="what clients call the model; else 'onlyseen-tiny' or the hub id"),
+        Field(
+            pattern=r"^[^:\s]+$",
+            description="name of the model in the API; default: 'onlyseen-tiny', the folder's name or the hub id",
+        ),
     ] = None
-    engine: Annotated[Literal["hf", "vllm"], Field(description="hf: transformers; vllm: throughput")] = "hf"
-    strategy: Annotated[str, Field(description="for requests that name none, as in 'vhr' or 'agla+vhr'")] = "plain"
-    device: Annotated[
-        str, Field(description="hf: auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
-    ] = "auto"
+    engine: Annotated[
+        Literal["hf", "vllm"], Field(description="hf: the transformers engine; vllm: the vLLM engine, for throughput")
+    ] = "hf"
+    strategy: Annotated[str, Field(description="default strategy of requests, such as 'vhr' or 'agla+vhr'")] = "plain"
+    device: Annotated[str, Field(description="hf: auto, cpu, cuda, cuda:1 ...; auto selects a GPU if there is one")] = (
+        "auto"
+    )
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="auto: float32 on a CPU, bfloat16 on a GPU"),
     ] = "auto"
     matcher: Annotated[
         str | None,
-        Field(description="folder or hub id of the image-text matcher (AGLA); the embedded model brings its own"),
+        Field(description="folder or hub id of the image-text matcher (AGLA); the embedded model has its own"),
     ] = None
-    quantization: Annotated[Literal["4bit", "8bit"] | None, Field(description="through bitsandbytes")] = None
+    quantization: Annotated[
+        Literal["4bit", "8bit"] | None, Field(description="hf: quantization of the weights with bitsandbytes")
+    ] = None
     prefix_cache_mb: Annotated[
-        int, Field(ge=0, description="hf: keys and values of pictures kept for the next question, megabytes")
+        int, Field(ge=0, description="hf: size of the prefix cache of image prompts, megabytes")
     ] = 128
     max_rows: Annotated[
         int | None,
-        Field(ge=1, description="prompts and branches that run at once; else 32 with engine hf, 64 with vllm"),
+        Field(ge=1, description="prompts and branches in one batch; default: 32 with engine hf, 64 with vllm"),
     ] = None
-    max_waiting: Annotated[int, Field(ge=1, description="rows that may wait; beyond them requests get a 429")] = 256
+    max_waiting: Annotated[int, Field(ge=1, description="rows that may wait; further requests get a 429")] = 256
     context: Annotated[
-        int | None, Field(ge=16, description="vllm: most tokens of a request, prompt and answer; else the model's")
+        int | None, Field(ge=16, description="vllm: maximum tokens of prompt and answer together; default: the model's")
     ] = None
     cache_gb: Annotated[
         float | None,
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="vllm: GiB of cached keys and values; else 1 on a CPU, or all of a GPU",
+            description="vllm: size of the KV cache, GiB; default: 1 on a CPU, all free memory of a GPU",
         ),
     ] = None
     api_keys: Annotated[
         SecretStr | None,
-        Field(description="comma-separated keys, one of which every request needs; better in the environment"),
+        Field(description="comma-separated API keys; set them in the environment rather than as a flag"),
     ] = None
-    api_keys_file: Annotated[Path | None, Field(description="a file with more of them, one a line, # for remarks")] = (
-        None
-    )
-    rate_limit: Annotated[str | None, Field(description="requests with one API key, as in '60/minute'")] = None
+    api_keys_file: Annotated[
+        Path | None, Field(description="file with further API keys, one a line; # starts a comment line")
+    ] = None
+    metrics_key: Annotated[
+        SecretStr | None,
+        Field(
+            min_length=1,
+            description="API key of /metrics alone, for the operator; with two or more API keys no other key opens it",
+        ),
+    ] = None
+    rate_limit: Annotated[str | None, Field(description="rate limit of each API key, such as '60/minute'")] = None
+    key_share: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="share of rows, queue, body memory and storage that one of several API keys may hold",
+        ),
+    ] = 0.5
     otlp_endpoint: Annotated[
         str | None,
-        Field(pattern="^https?://", description="collector for OpenTelemetry traces, as in http://localhost:4318"),
+        Field(pattern="^https?://", description="collector of OpenTelemetry traces, such as http://localhost:4318"),
     ] = None
     playground: Annotated[
         Literal["on", "open", "off"],
-        Field(description="the page at /; open: without an API key too, it then asks for one"),
+        Field(description="the page at /; open: the page itself needs no API key, and has a field for the key"),
     ] = "on"
-    max_body_mb: Annotated[int, Field(ge=1, description="largest request body, megabytes")] = 20
-    max_images: Annotated[int, Field(ge=0, description="most images in one request")] = 16
+    max_body_mb: Annotated[int, Field(ge=1, description="maximum size of a request body, megabytes")] = 20
+    max_buffered_mb: Annotated[
+        int, Field(ge=1, description="maximum size of all request bodies in memory together, megabytes")
+    ] = 256
+    header_timeout: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="time limit of the headers of a request, seconds")
+    ] = 30
+    body_timeout: Annotated[
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="time limit of a request body, seconds; every 100 kB that arrive add a second",
+        ),
+    ] = 30
+    max_images: Annotated[int, Field(ge=0, description="maximum number of images in a request")] = 16
     image_hosts: Annotated[
         str,
-        Field(description="comma-separated host or host:port that images are fetched from; empty: data URLs only"),
+        Field(description="comma-separated hosts (host or host:port) of image URLs; empty: data URLs only"),
     ] = ""
-    image_cache_mb: Annotated[int, Field(ge=0, description="decoded pictures kept for the next turn, megabytes")] = 256
+    share_caches: Annotated[
+        CliImplicitFlag[bool],
+        Field(
+            description="let API keys share the caches of images, prompts and relevance maps; faster if they send "
+            "the same images, but response times then reveal the images of other keys"
+        ),
+    ] = False
+    image_cache_mb: Annotated[int, Field(ge=0, description="size of the cache of decoded images, megabytes")] = 256
+    image_memory_mb: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="size of the decoded images of all requests that wait or run, megabytes; other requests wait",
+        ),
+    ] = 256
     data_dir: Annotated[
         Path | None,
         Field(
-            description="folder of files and batches, which go on after a restart; without it they end with the server"
+            description="folder of one server's files and batches, which survive a restart; default: a temporary folder"
         ),
     ] = None
-    max_file_mb: Annotated[int, Field(ge=1, description="largest file of a batch, megabytes")] = 512
-    max_data_mb: Annotated[int, Field(ge=1, description="all files together, megabytes")] = 4096
-    batch_requests: Annotated[int, Field(ge=1, description="requests of a batch that run at once")] = 8
+    max_file_mb: Annotated[int, Field(ge=1, description="maximum size of an uploaded file, megabytes")] = 512
+    max_data_mb: Annotated[
+        int, Field(ge=1, description="maximum size of all files together, with results and running uploads, megabytes")
+    ] = 4096
+    batch_requests: Annotated[int, Field(ge=1, description="requests of batches that run concurrently")] = 8
     request_timeout: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="seconds that a request gets, from its images to its end")
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="time limit of a request, from loading its images to its last token, seconds",
+        ),
     ] = 600
-    shutdown_timeout: Annotated[int, Field(ge=0, description="seconds that running answers get to finish")] = 30
+    shutdown_timeout: Annotated[
+        int, Field(ge=0, description="time limit of running requests after a stop signal, seconds")
+    ] = 30
 
     @field_validator("strategy")
     @classmethod
-    def _is_named(cls, strategy: str) -> str:
+    def _check_strategy(cls, strategy: str) -> str:
         if not all(strategy.split("+")):
-            raise ValueError("name strategies as in 'vhr' or 'agla+vhr'")
+            raise ValueError("must be the name of a strategy, or names joined by '+', such as 'agla+vhr'")
         return strategy
 
     @field_validator("model", "matcher")
     @classmethod
-    def _can_be_found(cls, source: str | None) -> str | None:
-        if source is not None and not Path(source).is_dir() and not re.fullmatch(HUB_ID, source):
-            raise ValueError(f"there is no folder {source}, and a hub id looks like OWNER/NAME")
+    def _check_model_source(cls, source: str | None) -> str | None:
+        if source is not None and not Path(source).is_dir() and not re.fullmatch(HUB_ID_PATTERN, source):
+            raise ValueError(f"there is no folder {source}, and a hub id has the form OWNER/NAME")
         return source
 
     @field_validator("image_hosts")
     @classmethod
-    def _are_hosts(cls, hosts: str) -> str:
-        from server.address import AllowList
+    def _check_image_hosts(cls, hosts: str) -> str:
+        from server.media.host_allowlist import HostAllowlist
 
-        AllowList(listed(hosts))
+        HostAllowlist(split_list(hosts))
         return hosts
 
     @model_validator(mode="after")
-    def _closes_the_door(self) -> Settings:
-        """A door that is to be locked is not left open because a variable or a file is empty."""
-        named = self.api_keys is not None or self.api_keys_file is not None
-        if named and not self.known_keys():
-            raise ValueError("api_keys: there is no key in it; leave it out for a server that is open to all")
+    def _check_access(self) -> Settings:
+        """Reject an empty list of keys: an empty variable or file must not open the server to everyone."""
+        has_key_source = self.api_keys is not None or self.api_keys_file is not None
+        if has_key_source and not self.load_api_keys():
+            raise ValueError("api_keys: there is no key in the list; omit the setting for a server without keys")
         if self.rate_limit is None:
             return self
-        if not named:
-            raise ValueError("rate_limit: it counts per API key; set api_keys too")
+        if not has_key_source:
+            raise ValueError("rate_limit: the limit counts per API key; set api_keys too")
         from limits import parse
 
         try:
             parse(self.rate_limit)
         except ValueError:
-            raise ValueError("rate_limit: write it as in '60/minute' or '5 per second'") from None
+            raise ValueError("rate_limit: must have a form such as '60/minute' or '5 per second'") from None
         return self
 
     @model_validator(mode="after")
-    def _ignores_nothing(self) -> Settings:
+    def _check_body_memory(self) -> Settings:
+        if self.max_buffered_mb < self.max_body_mb:
+            raise ValueError("max_buffered_mb: must hold at least one body of max_body_mb")
+        return self
+
+    @model_validator(mode="after")
+    def _check_engine_options(self) -> Settings:
+        """Reject settings that the selected engine would ignore."""
         for name in ("context", "cache_gb"):
             if self.engine != "vllm" and getattr(self, name) is not None:
                 raise ValueError(f"{name}: only with engine vllm")
         if self.engine != "hf" and self.device != "auto":
-            raise ValueError("device: only with engine hf; vLLM runs on what it was built for")
+            raise ValueError("device: only with engine hf; vLLM runs on the device that it was built for")
         if self.engine != "hf" and "prefix_cache_mb" in self.model_fields_set:
-            raise ValueError("prefix_cache_mb: only with engine hf; vLLM keeps prefixes in its own cache")
+            raise ValueError("prefix_cache_mb: only with engine hf; vLLM has its own prefix cache")
         return self
 
     @classmethod
     def load(cls, arguments: Sequence[str] = ()) -> Settings:
-        """From command-line arguments, the environment and the file that either of them names.
+        """Load settings from arguments, the environment and the file that either of them names.
 
-        Raises:
-            SystemExit: --help, or a bad flag.
-            ValueError: a bad value, or an environment variable that looks like a setting and is none.
+        Args:
+            arguments: Command-line arguments. `--help` and unknown flags exit.
+
+        Returns:
+            Validated settings.
         """
-        refuse_unknown(os.environ)
+        reject_unknown_variables(os.environ)
         return CliApp.run(cls, cli_args=list(arguments))
 
     @property
     def is_embedded(self) -> bool:
-        return Path(self.model).resolve() == (EMBEDDED / "model").resolve()
+        """Whether the model is the embedded one."""
+        return Path(self.model).resolve() == (EMBEDDED_DIR / "model").resolve()
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
+        """The name of the model in the API."""
         if self.served_name:
             return self.served_name
         if self.is_embedded:
             return EMBEDDED_NAME
         return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
 
-    def known_keys(self) -> list[str]:
-        """Raises:
-        OSError: the file cannot be read.
-        """
-        keys = listed(self.api_keys.get_secret_value()) if self.api_keys else []
+    def load_api_keys(self) -> list[str]:
+        """Load the API keys of the setting and of the file."""
+        keys = split_list(self.api_keys.get_secret_value()) if self.api_keys else []
         lines = self.api_keys_file.read_text().splitlines() if self.api_keys_file else []
         return keys + [key for line in lines if (key := line.strip()) and not key.startswith("#")]
 
     @property
-    def rows(self) -> int:
-        """A CPU's cores are busy with half as many rows, and the caches take half the memory."""
+    def resolved_max_rows(self) -> int:
+        """The rows of a batch, with the engine's default.
+
+        The transformers engine has fewer, because they occupy a CPU's cores and need half the cache memory.
+        """
         return self.max_rows or {"hf": 32, "vllm": 64}[self.engine]
 
-    def allowed_hosts(self) -> list[str]:
-        return listed(self.image_hosts)
+    def allowed_image_hosts(self) -> list[str]:
+        return split_list(self.image_hosts)
 
     @property
     def matcher_source(self) -> str | None:
-        brought = EMBEDDED / "matcher"
-        return self.matcher or (str(brought) if self.is_embedded and brought.is_dir() else None)
+        """The folder or hub id of the matcher, if there is one."""
+        embedded = EMBEDDED_DIR / "matcher"
+        return self.matcher or (str(embedded) if self.is_embedded and embedded.is_dir() else None)
 
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], *args: Any, **sources: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (sources["init_settings"], sources["env_settings"], ConfigFile(settings_cls))
+        """Return the sources in the order of precedence."""
+        return (sources["init_settings"], sources["env_settings"], ConfigFileSource(settings_cls))
 
 
-class ConfigFile(TomlConfigSettingsSource):
-    """The TOML file that a source before this one has named as `config`."""
+class ConfigFileSource(TomlConfigSettingsSource):
+    """The TOML file that an earlier source has set as `config`."""
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
         super().__init__(settings_cls, toml_file=None)
@@ -228,13 +303,22 @@ class ConfigFile(TomlConfigSettingsSource):
         return self._read_file(Path(file)) if file else {}
 
 
-def listed(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     return [entry for part in text.split(",") if (entry := part.strip())]
 
 
-def refuse_unknown(environment: Any) -> None:
-    """A misspelt ONLYSEEN_API_KEY must not leave a door open without a word."""
+def reject_unknown_variables(environment: Iterable[str]) -> None:
+    """Reject variables with the prefix that are no settings: a misspelt ONLYSEEN_API_KEY must not leave a server open.
+
+    Args:
+        environment: The environment variables.
+
+    Raises:
+        ValueError: A variable is unknown.
+    """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
-        raise ValueError(f"Unknown setting {unknown[0]} in the environment. Known: {', '.join(sorted(known))}.")
+        raise ValueError(
+            f"Unknown setting {unknown[0]} in the environment. Known settings: {', '.join(sorted(known))}."
+        )

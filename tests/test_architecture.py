@@ -1,47 +1,64 @@
-"""Who may import whom. The folders are the architecture; these tests keep them honest."""
+"""Check the architecture: allowed imports, import cycles, file lengths and names.
+
+The folders are the architecture. These tests compare them with the import statements.
+"""
 
 import ast
 import importlib
+from collections import Counter, defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("server", "decoding", "eval", "embedded", "bench", "tests")
+OURS = ("onlyseen", "server", "decoding", "eval", "embedded", "bench", "tests")
 HEAVY = ("torch", "transformers", "vllm", "accelerate")
-LONGEST = 300
+MAX_LINES = 500
+MAX_FILES = 20  # Python files side by side in a folder
 
-# folder -> what its files must not import; "a.b" covers "a.b.c"
+# folder -> modules that its files must not import; "a.b" covers "a.b.c"
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "server": (*HEAVY, "eval", "embedded", "bench", "tests", "decoding.strategies"),
-    "decoding": ("server", "eval", "embedded", "bench", "tests", "fastapi", "starlette", "uvicorn"),
+    "onlyseen": ("transformers", "vllm", "accelerate", "server", "eval", "embedded", "bench", "tests"),
+    "decoding": ("onlyseen", "server", "eval", "embedded", "bench", "tests", "fastapi", "starlette", "uvicorn"),
+    "decoding/conformance": ("transformers", "vllm", "accelerate", "decoding.strategies"),
     "decoding/strategies": ("transformers", "vllm", "accelerate"),
     "decoding/hf_engine": ("vllm", "decoding.strategies", "decoding.vllm_engine"),
     "decoding/vllm_engine": ("decoding.strategies", "decoding.hf_engine"),
     "eval": (*HEAVY, "server", "decoding", "embedded", "bench", "tests"),
     "embedded": ("server", "decoding", "eval", "bench", "tests"),
 }
-# folder -> all that its files may import of ours
+# folder -> the only modules of this repository that its files may import
 ALLOWED: dict[str, tuple[str, ...]] = {
     "decoding/strategies": (
         "decoding.strategy",
-        "decoding.ask",
-        "decoding.tensors",
-        "decoding.pictures",
+        "decoding.parameters",
+        "decoding.plausible_contrast",
+        "decoding.requests",
+        "decoding.outputs",
+        "decoding.drafts",
+        "decoding.errors",
+        "decoding.claims",
+        "decoding.logits_ops",
+        "decoding.image_ops",
         "decoding.strategies",
     ),
-    "tests/stranger": ("decoding.strategy", "decoding.ask", "decoding.tensors", "decoding.pictures"),
+    "onlyseen": ("onlyseen", "decoding"),
+    "tests/third_party_plugin": ("onlyseen",),
     "eval": ("eval",),
     "embedded": ("embedded",),
 }
 LAYOUT = (
+    "onlyseen/__init__.py",
+    "onlyseen/py.typed",
     "server/__init__.py",
     "decoding/strategy.py",
-    "decoding/ask.py",
-    "decoding/stack.py",
+    "decoding/requests.py",
+    "decoding/pipeline/runner.py",
     "decoding/registry.py",
-    "decoding/tensors.py",
-    "decoding/pictures.py",
+    "decoding/logits_ops.py",
+    "decoding/image_ops.py",
     "decoding/errors.py",
     "decoding/strategies/__init__.py",
     "decoding/hf_engine/__init__.py",
@@ -54,17 +71,37 @@ LAYOUT = (
 )
 
 
-def sources(folder: str) -> list[Path]:
+def list_sources(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-EVERY_SOURCE = [file for folder in OURS for file in sources(folder)]
+SOURCES = [file for folder in OURS for file in list_sources(folder)]
+PRODUCT_SOURCES = [file for file in SOURCES if ROOT / "tests" not in file.parents]
 
 
-def imports(source: str, package: str = "") -> set[str]:
-    """The modules that a source names, at its top, inside functions and for type checkers alike."""
+def find_imports(source: str, package: str = "") -> set[str]:
+    """Find the modules that a source names: at its top, inside functions and for type checkers."""
+    return list_modules(list(ast.walk(ast.parse(source))), package)
+
+
+def find_runtime_imports(source: str, package: str = "") -> set[str]:
+    """Find the modules that a source loads, also inside functions, but not for type checkers alone."""
+    found: list[ast.AST] = []
+    stack: list[ast.AST] = [ast.parse(source)]
+    while stack:
+        node = stack.pop()
+        found.append(node)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            stack += node.orelse
+        else:
+            stack += ast.iter_child_nodes(node)
+    return list_modules(found, package)
+
+
+def list_modules(nodes: list[ast.AST], package: str) -> set[str]:
+    """List the absolute names of the modules, and of what is imported from them."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -74,25 +111,33 @@ def imports(source: str, package: str = "") -> set[str]:
     return found
 
 
+def get_package(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).parent.parts)
+
+
+def get_module(file: Path) -> str:
+    return get_package(file) if file.stem == "__init__" else f"{get_package(file)}.{file.stem}"
+
+
 def imports_of(file: Path) -> set[str]:
-    return imports(file.read_text(), ".".join(file.relative_to(ROOT).parent.parts))
+    return find_imports(file.read_text(), get_package(file))
 
 
-def within(module: str, roots: tuple[str, ...]) -> bool:
+def is_within(module: str, roots: tuple[str, ...]) -> bool:
     return any(module == root or module.startswith(f"{root}.") for root in roots)
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
-def test_no_file_imports_what_its_folder_must_not(folder: str) -> None:
-    pairs = [(str(file), module) for file in sources(folder) for module in imports_of(file)]
-    assert [pair for pair in pairs if within(pair[1], FORBIDDEN[folder])] == []
+def test_folder_imports_no_forbidden_module(folder: str) -> None:
+    pairs = [(str(file), module) for file in list_sources(folder) for module in imports_of(file)]
+    assert [pair for pair in pairs if is_within(pair[1], FORBIDDEN[folder])] == []
 
 
 @pytest.mark.parametrize("folder", ALLOWED)
-def test_some_folders_import_little_of_ours(folder: str) -> None:
-    ours = [(str(file), module) for file in sources(folder) for module in imports_of(file) if within(module, OURS)]
-    # `from decoding import tensors` names the bare package too.
-    assert [pair for pair in ours if pair[1] not in OURS and not within(pair[1], ALLOWED[folder])] == []
+def test_folder_imports_only_allowed_modules(folder: str) -> None:
+    ours = [(str(file), name) for file in list_sources(folder) for name in imports_of(file) if is_within(name, OURS)]
+    # `from decoding import logits_ops` names the bare package too.
+    assert [pair for pair in ours if pair[1] not in OURS and not is_within(pair[1], ALLOWED[folder])] == []
 
 
 @pytest.mark.parametrize(
@@ -106,31 +151,76 @@ def test_some_folders_import_little_of_ours(folder: str) -> None:
         ("if TYPE_CHECKING:\n    import vllm", "eval", "vllm"),
     ],
 )
-def test_every_way_to_import_is_seen(source: str, package: str, found: str) -> None:
-    """A wall with a hole in it is worse than none."""
-    assert found in imports(source, package)
+def test_find_imports_sees_every_form_of_import(source: str, package: str, found: str) -> None:
+    assert found in find_imports(source, package)
+
+
+@pytest.mark.parametrize(
+    ("source", "is_runtime"),
+    [
+        ("try:\n    import torch\nexcept ImportError:\n    pass", True),
+        ("def f():\n    import torch", True),
+        ("if typing.TYPE_CHECKING:\n    import torch", False),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    import torch", True),
+    ],
+)
+def test_find_runtime_imports_omits_type_checking(source: str, is_runtime: bool) -> None:
+    assert ("torch" in find_runtime_imports(source)) is is_runtime
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count: they would only hide a circle."""
+    modules = {get_module(file): file for file in PRODUCT_SOURCES}
+    graph = {
+        module: find_runtime_imports(file.read_text(), get_package(file))
+        & modules.keys() - {module, *list_parents(module)}
+        for module, file in modules.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circular import: {' <- '.join(error.args[1])}")
+
+
+def list_parents(module: str) -> list[str]:
+    """List the packages around a module: `from decoding import prompt` names `decoding` too."""
+    parts = module.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 @pytest.mark.parametrize("path", LAYOUT)
-def test_the_layout_is_there(path: str) -> None:
+def test_layout_has_path(path: str) -> None:
     assert (ROOT / path).is_file()
 
 
-@pytest.mark.parametrize("package", ["server", "decoding", "eval", "embedded"])
-def test_packages_are_those_of_this_repository(package: str) -> None:
+@pytest.mark.parametrize("package", ["onlyseen", "server", "decoding", "eval", "embedded"])
+def test_package_is_imported_from_this_repository(package: str) -> None:
     """The package index has an unrelated `decoding`, which would win if it were installed first."""
     file = importlib.import_module(package).__file__
     assert file is not None
     assert Path(file).parent == ROOT / package
 
 
-def test_no_module_hides_a_library_or_holds_odds_and_ends() -> None:
-    hidden = {"vllm", "transformers", "torch", "utils", "util", "helpers", "misc", "common"}
-    parts = {(str(file), part) for file in EVERY_SOURCE for part in file.relative_to(ROOT).with_suffix("").parts}
-    assert [pair for pair in parts if pair[1] in hidden] == []
+def test_no_module_has_the_name_of_a_library_or_no_subject() -> None:
+    forbidden = {"vllm", "transformers", "torch", "utils", "util", "helpers", "misc", "common"}
+    parts = {(str(file), part) for file in SOURCES for part in file.relative_to(ROOT).with_suffix("").parts}
+    assert [pair for pair in parts if pair[1] in forbidden] == []
 
 
-def test_files_can_be_held_in_the_head() -> None:
-    files = [file for file in EVERY_SOURCE if ROOT / "tests" not in file.parents]
-    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
-    assert {file: length for file, length in lengths.items() if length > LONGEST} == {}
+def test_no_file_exceeds_the_line_limit() -> None:
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in PRODUCT_SOURCES}
+    assert {file: length for file, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_no_class_name_stands_in_two_modules() -> None:
+    modules: dict[str, set[str]] = defaultdict(set)
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                modules[node.name].add(get_module(file))
+    assert {name: sorted(found) for name, found in modules.items() if len(found) > 1} == {}
+
+
+def test_no_folder_exceeds_the_file_limit() -> None:
+    counts = Counter(str(file.parent.relative_to(ROOT)) for file in SOURCES)
+    assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}

@@ -1,4 +1,4 @@
-"""The images and what stands around them, as far as that can be checked without building: no engine is needed."""
+"""Tests of the Dockerfiles, the compose file, nginx and the dashboard, without Docker; no engine is needed."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 import yaml
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from decoding.vllm_engine.counters import Counters
-from server.metrics import Metrics
-from server.picture_cache import PictureCache
+from decoding.vllm_engine.core.gangs import GangCounters
+from server.media.images import ImageCache
+from server.observability.metrics import Metrics
 from server.settings import PREFIX, Settings
-from tests.image import DOCKER, ROOT, image, serves
-from tests.program import program
+from tests.docker_image import DOCKER, ROOT, assert_serves, build_image
 from tests.server.fakes import FakeEngine
+from tests.system_packages import require_program
 
 FILES = sorted(DOCKER.glob("*.Dockerfile"))
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_hadolint_finds_nothing(file: Path) -> None:
+def test_dockerfile_passes_hadolint(file: Path) -> None:
     linter = Path(sys.executable).with_name("hadolint")
-    ran = subprocess.run([linter, "--config", DOCKER / "hadolint.yaml", file], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    completed = subprocess.run([linter, "--config", DOCKER / "hadolint.yaml", file], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_images_are_pinned_checked_and_not_run_by_root(file: Path) -> None:
+def test_dockerfile_pins_its_base_has_a_health_check_and_a_plain_user(file: Path) -> None:
     text = file.read_text()
     assert re.search(r"^FROM [\w/.-]+:[\w.-]*\d+\.\d+\.\d+[\w.-]*$", text, re.MULTILINE)
     assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE)
@@ -50,7 +51,7 @@ def test_images_are_pinned_checked_and_not_run_by_root(file: Path) -> None:
         assert name.lower() in Settings.model_fields
 
 
-def test_what_compose_mounts_and_builds_is_there() -> None:
+def test_compose_file_names_existing_files_and_settings() -> None:
     assert {"cpu", "gpu", "eval", "observability"} == {
         profile for service in COMPOSE["services"].values() for profile in service["profiles"]
     }
@@ -66,18 +67,29 @@ def test_what_compose_mounts_and_builds_is_there() -> None:
             assert not variable.startswith(PREFIX) or variable.removeprefix(PREFIX).lower() in Settings.model_fields
 
 
-class Backend(BaseHTTPRequestHandler):
-    """Two of them in turn: the first that is asked hangs up without a word, as one does that is killed, or says 503."""
+def test_each_server_has_a_data_volume_of_its_own() -> None:
+    servers = {name: service for name, service in COMPOSE["services"].items() if "onlyseen-" in service["image"]}
+    volumes = [
+        volume.removesuffix(":/data")
+        for name in servers.keys() - {"eval"}
+        for volume in COMPOSE["services"][name]["volumes"]
+        if volume.endswith(":/data")
+    ]
+    assert sorted(volumes) == sorted(COMPOSE["volumes"]) == ["cpu-data", "gpu-data"]
 
-    asked: ClassVar[list[str]] = []
-    stops: ClassVar[bool] = False
+
+class Backend(BaseHTTPRequestHandler):
+    """Two backends in turn: the first request fails by a closed connection or a 503, the second succeeds."""
+
+    paths: ClassVar[list[str]] = []
+    is_stopping: ClassVar[bool] = False
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        self.asked.append(self.path)
-        answers = len(self.asked) % 2 == 0
-        if answers or self.stops:
-            self.send_response(200 if answers else 503)
+        self.paths.append(self.path)
+        is_second = len(self.paths) % 2 == 0
+        if is_second or self.is_stopping:
+            self.send_response(200 if is_second else 503)
             self.send_header("content-length", "0")
             self.end_headers()
         self.close_connection = True
@@ -87,50 +99,52 @@ class Backend(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[str]:
-    """nginx as it is shipped, in front of two servers."""
-    nginx = program("nginx-light", "nginx")
-    with ExitStack() as running, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        lines = ""
+    """Start nginx with the shipped configuration in front of two servers.
+
+    Yields:
+        URL of nginx.
+    """
+    nginx = require_program("nginx-light", "nginx")
+    with ExitStack() as stack, socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        port = free_socket.getsockname()[1]
+        free_socket.close()
+        upstreams = ""
         for _ in range(2):
-            server = running.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Backend))
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Backend))
             threading.Thread(target=server.serve_forever).start()
-            running.callback(server.shutdown)
-            lines += f"server 127.0.0.1:{server.server_port};\n"
-        text = re.sub(r"server server:8000.*;", lines, (DOCKER / "nginx.conf").read_text())
+            stack.callback(server.shutdown)
+            upstreams += f"server 127.0.0.1:{server.server_port};\n"
+        text = re.sub(r"server server:8000.*;", upstreams, (DOCKER / "nginx.conf").read_text())
         config = tmp_path / "nginx.conf"
         config.write_text(text.replace("/tmp/", f"{tmp_path}/").replace("listen 8080", f"listen 127.0.0.1:{port}"))
-        checked = subprocess.run([nginx, "-t", "-c", config], capture_output=True, text=True)
-        assert "test is successful" in checked.stderr, checked.stderr
-        handle = running.enter_context(subprocess.Popen([nginx, "-c", config, "-g", "daemon off;"]))
-        running.callback(handle.terminate)
+        syntax_check = subprocess.run([nginx, "-t", "-c", config], capture_output=True, text=True)
+        assert "test is successful" in syntax_check.stderr, syntax_check.stderr
+        handle = stack.enter_context(subprocess.Popen([nginx, "-c", config, "-g", "daemon off;"]))
+        stack.callback(handle.terminate)
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
         yield f"http://127.0.0.1:{port}"
 
 
-@pytest.mark.parametrize(("stops", "status"), [(False, 502), (True, 503)])
-def test_a_question_is_put_to_the_next_server_and_a_file_is_not(
-    proxy: str, stops: bool, status: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("is_stopping", "status"), [(False, 502), (True, 503)])
+def test_nginx_retries_completions_on_the_next_server_but_not_uploads(
+    proxy: str, is_stopping: bool, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Backend, "stops", stops)
-    Backend.asked.clear()
+    monkeypatch.setattr(Backend, "is_stopping", is_stopping)
+    Backend.paths.clear()
     assert httpx.post(f"{proxy}/v1/chat/completions", json={}).status_code == 200
     assert httpx.post(f"{proxy}/v1/files", json={}).status_code == status
-    assert Backend.asked == ["/v1/chat/completions"] * 2 + ["/v1/files"]
+    assert Backend.paths == ["/v1/chat/completions"] * 2 + ["/v1/files"]
 
 
-async def test_the_dashboard_shows_metrics_that_exist() -> None:
+async def test_dashboard_uses_existing_metrics() -> None:
     engine = FakeEngine()
-    engine.counted = {f"gang_{name}": count for name, count in Counters().told().items()}
-    metrics = Metrics(PictureCache(0))
-    metrics.watch("plain")
-    await metrics.engine.refresh(engine)
-    from prometheus_client import generate_latest
-
+    engine.counter_values = {f"gang_{name}": count for name, count in GangCounters().as_dict().items()}
+    metrics = Metrics(ImageCache(0))
+    metrics.track_request("plain")
+    await metrics.engine_counters.refresh(engine)
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     known = {f"{family.name}{end}" for family in families for end in ("", "_total", "_bucket", "_sum", "_count")}
     dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "onlyseen.json").read_text())
@@ -144,12 +158,12 @@ async def test_the_dashboard_shows_metrics_that_exist() -> None:
     assert used <= known
 
 
-def test_the_eval_image_installs_and_starts(tmp_path: Path) -> None:
-    with image("eval", tmp_path).start("--help") as evaluation:
-        told, _ = evaluation.communicate()
-    assert evaluation.returncode == 0
-    assert all(command in told for command in ("run", "score", "verify"))
+def test_eval_image_installs_and_starts(tmp_path: Path) -> None:
+    with build_image("eval", tmp_path).start("--help") as process:
+        help_text, _ = process.communicate()
+    assert process.returncode == 0
+    assert all(command in help_text for command in ("run", "score", "verify"))
 
 
-def test_the_servers_image_installs_and_is_healthy(tmp_path: Path) -> None:
-    serves(image("hf", tmp_path), ONLYSEEN_DEVICE="cpu")
+def test_server_image_installs_and_becomes_healthy(tmp_path: Path) -> None:
+    assert_serves(build_image("hf", tmp_path), ONLYSEEN_DEVICE="cpu")

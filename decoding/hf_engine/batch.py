@@ -1,149 +1,231 @@
-"""The running batch: every row of every request, extended by one token a step."""
+"""The running batch: all rows of all requests, extended by one token a step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from decoding.answer import Token
-from decoding.ask import MAIN
-from decoding.hf_engine import threads
-from decoding.hf_engine.dormant import Dormitory
-from decoding.hf_engine.heads import Scales
-from decoding.hf_engine.hooks import Failed, Mixer, Rows, sayable, waking
-from decoding.hf_engine.inside import Inside
-from decoding.hf_engine.model import Model
-from decoding.hf_engine.prefill import Ready, factors_of
-from decoding.hf_engine.request import Request
-from decoding.hf_engine.sampler import choose
+from decoding.hf_engine.cpu.runtime import limit_threads
+from decoding.hf_engine.lazy_branches import LazyBranches
+from decoding.hf_engine.model.model import Model
+from decoding.hf_engine.prefill import PrefillOutputs, get_head_scales
+from decoding.hf_engine.request import EngineRequest
+from decoding.hf_engine.sampler import sample_tokens
+from decoding.hf_engine.taps.heads import LayerScales
+from decoding.hf_engine.taps.pass_hook_runner import PassHookRunner
+from decoding.outputs import Token
+from decoding.pipeline.logits_hooks import CHANGED, Failures, HookResults, LogitsHookRunner
+from decoding.requests import MAIN
 
-Said = list[tuple[Request, Token | Exception]]
+StepOutputs = list[tuple[EngineRequest, Token | Exception]]
+RowIndex = dict[str, int]  # name of a prompt -> row of the logits
 
 
 @dataclass(slots=True)
 class Row:
     """One prompt of a request. Its number in the batch is its number in the cache."""
 
-    request: Request
+    request: EngineRequest
     name: str
-    position: int  # of the token that it reads next
+    next_position: int  # of the token that it reads next
 
 
 class Batch:
+    """Requests that decode together. The worker thread owns it."""
+
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.cache = model.new_cache()
-        self.dormitory = Dormitory(model)
+        self.cache = model.create_cache()
+        self.lazy_branches = LazyBranches(model)
         self.rows: list[Row] = []
-        self._scales: Scales | None = None  # of the head outputs of every row
-        self._inside = Inside(model, [])
-        self._mixer = Mixer()
-        self._tokens = torch.empty(0, dtype=torch.long, device=model.device)  # [rows] read by the next step
+        self._head_scales: LayerScales | None = None
+        self._pass_hook_runner = PassHookRunner(model, [])
+        self._hook_runner = LogitsHookRunner()
+        self._tokens = torch.empty(0, dtype=torch.long, device=model.device)  # [rows] that the next step reads
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[EngineRequest]:
+        """The requests in the order of their first rows."""
         return list({id(row.request): row.request for row in self.rows}.values())
 
-    def join(self, requests: Sequence[Request], ready: Ready) -> Said:
-        """Add the rows of new requests, and say their first tokens."""
+    def add_requests(self, requests: Sequence[EngineRequest], prefills: PrefillOutputs) -> StepOutputs:
+        """Add the rows of new requests.
+
+        Args:
+            requests: New requests.
+            prefills: Outputs of their prompts.
+
+        Returns:
+            The first token of each request.
+        """
         base = len(self.rows)
         for request in requests:
-            self.dormitory.admit(request)
-            for name in request.awake:
-                self.cache.join(ready[id(request), name].pairs)
-                self.rows.append(Row(request, name, ready[id(request), name].position))
-            request.early = ready[id(request), MAIN].early
-            request.prompts = {}  # read: many pixels, and the answer may be long
-        logits = torch.stack([ready[id(row.request), row.name].logits for row in self.rows[base:]])
+            self.lazy_branches.add_request(request)
+            for name in request.row_prompts:
+                prefill = prefills[id(request), name]
+                self.cache.add_row(prefill.key_values)
+                self.rows.append(Row(request, name, prefill.next_position))
+            request.early_logits = prefills[id(request), MAIN].early_logits
+            request.inputs = {}  # frees the pixels
+        logits = torch.stack([prefills[id(row.request), row.name].logits for row in self.rows[base:]])
         self._tokens = torch.cat([self._tokens, self._tokens.new_zeros(len(self.rows) - base)])
-        self._regroup()
-        return self._say([request for request in requests if not request.ask.choices], logits, base) + [
-            (request, self._weigh(request, logits, base)) for request in requests if request.ask.choices
-        ]
+        self._refresh_rows()
+        outputs = self._sample([request for request in requests if not request.source.choices], logits, base)
+        for request in requests:
+            if request.source.choices:
+                outputs.append((request, self._score_choices(request, logits, base)))
+        return outputs
 
-    def step(self) -> Said:
-        """One token for every request."""
-        with threads.limited(self.model.step_threads):
-            with self._inside.step(self.cache):
-                logits = self.model.decode(self._tokens, [row.position for row in self.rows], self.cache, self._scales)
+    def step(self) -> StepOutputs:
+        """Decode one token for every request."""
+        with limit_threads(self.model.step_threads):
+            with self._pass_hook_runner.apply_to_step(self.cache):
+                positions = [row.next_position for row in self.rows]
+                logits = self.model.decode(self._tokens, positions, self.cache, self._head_scales)
             for row in self.rows:
-                row.position += 1
-                row.request.spent.forward_passes += 1
-            return self._say(self.requests, logits, base=0)
+                row.next_position += 1
+                row.request.stats.forward_passes += 1
+            return self._sample(self.requests, logits, base=0)
 
-    def leave(self, requests: Iterable[Request]) -> None:
-        """Free the rows of these requests; ones that are not in the batch are passed over."""
+    def remove_requests(self, requests: Iterable[EngineRequest]) -> None:
+        """Free the rows of requests. Requests that are not in the batch are ignored."""
         requests = list(requests)
-        self.dormitory.leave(requests)
-        going = {id(request) for request in requests}
+        self.lazy_branches.remove_requests(requests)
+        removed = {id(request) for request in requests}
         for number in reversed(range(len(self.rows))):
-            if id(self.rows[number].request) in going:
-                self.cache.leave(number)
+            if id(self.rows[number].request) in removed:
+                self.cache.remove_row(number)
                 self.rows[number], self._tokens[number] = self.rows[-1], self._tokens[-1].clone()
                 self.rows.pop()
                 self._tokens = self._tokens[:-1]
-        self._regroup()
+        self._refresh_rows()
 
-    def _say(self, requests: Sequence[Request], logits: Tensor, base: int) -> Said:
-        """`logits`: [rows from number `base` on, vocab]."""
+    def _sample(self, requests: Sequence[EngineRequest], logits: Tensor, base: int) -> StepOutputs:
+        """Sample a token for each request.
+
+        Args:
+            requests: Requests whose rows are among the logits.
+            logits: [rows, vocab] of the batch's rows from number `base` on.
+            base: Number of a row.
+
+        Returns:
+            For each request its token, or the exception that fails it.
+        """
         if not requests:
             return []
-        places = self._places(base)
-        rows = [places[id(request)] for request in requests]
-        lawful = sayable(requests, rows, logits)
-        scores, failed = self._mixed(requests, rows, lawful)
-        chosen = choose(scores, [request.chooser for request in requests])
-        raw = lawful[[own[MAIN] for own in rows]]
-        changed = scores.argmax(-1) != raw.argmax(-1)
-        readers = [(base + row, number) for number, own in enumerate(rows) for row in own.values()]
-        reading, of = torch.tensor(readers, device=chosen.device).unbind(1)
-        self._tokens[reading] = chosen[of]
-        said: Said = []
-        for number, (token, moved) in enumerate(torch.stack([chosen, changed.to(chosen.dtype)], 1).tolist()):
-            request, own = requests[number], rows[number]
-            self.dormitory.hear(request, token)
-            if number in failed:
-                said.append((request, failed[number]))
+        index = self._index_rows(base)
+        rows = [index[id(request)] for request in requests]
+        raw = mask_forbidden(requests, logits[[own[MAIN] for own in rows]])
+        results, failures = self._run_logits_hooks(requests, rows, raw, logits)
+        sampled = sample_tokens(results.scores, [request.sampler_state for request in requests])
+        # The token of a main row goes to all rows of its request.
+        pairs = [(base + row, number) for number, own in enumerate(rows) for row in own.values()]
+        batch_rows, request_numbers = torch.tensor(pairs, device=sampled.device).unbind(1)
+        self._tokens[batch_rows] = sampled[request_numbers]
+        outputs: StepOutputs = []
+        for number, (token, status) in enumerate(torch.stack([sampled, results.status], 1).tolist()):
+            request = requests[number]
+            self.lazy_branches.add_token(request, token)
+            failure = failures.get(number) or results.get_failure(number, status)
+            if failure is not None:
+                outputs.append((request, failure))
                 continue
             try:
-                request.remember(raw[number])
-                by_name = {name: logits[row] for name, row in own.items()} if request.ask.compare else {}
-                said.append((request, request.say(token, scores[number], by_name, bool(moved))))
-            except Exception as error:  # its digest's fault, not the others'
-                said.append((request, error))
-        return said
+                request.update_state(raw[number])
+                with_grounding = request.source.grounding_branch is not None
+                own_logits = {name: logits[row] for name, row in rows[number].items()} if with_grounding else {}
+                outputs.append(
+                    (request, request.add_token(token, results.scores[number], own_logits, status == CHANGED))
+                )
+            except Exception as error:  # of its state or its grammar, which does not fail other requests
+                outputs.append((request, error))
+        return outputs
 
-    def _weigh(self, request: Request, logits: Tensor, base: int) -> Token | Exception:
-        own = self._places(base)[id(request)]
-        scores, failed = self._mixed([request], [own], logits)
-        changed = int(scores[0].argmax()) != int(logits[own[MAIN]].argmax())
-        return failed[0] if failed else request.weigh(scores[0], changed)
+    def _score_choices(self, request: EngineRequest, logits: Tensor, base: int) -> Token | Exception:
+        rows = self._index_rows(base)[id(request)]
+        raw = logits[[rows[MAIN]]]
+        results, failures = self._run_logits_hooks([request], [rows], raw, logits)
+        status = int(results.status[0])
+        failure = failures.get(0) or results.get_failure(0, status)
+        return failure or request.add_choice_scores(results.scores[0], status == CHANGED)
 
-    def _mixed(self, requests: Sequence[Request], rows: Sequence[Rows], logits: Tensor) -> tuple[Tensor, Failed]:
-        """The scores of the requests, with the rows of those branches that this step wakes."""
-        wanted, failed = waking(requests, rows, logits)
-        if wanted:
-            woken = self.dormitory.wake([(requests[number], names) for number, names in wanted.items()])
-            rows, more = list(rows), [logits]
-            for number, heard in zip(wanted, woken, strict=True):
-                base = sum(map(len, more))
-                rows[number] = {**rows[number], **{name: base + place for place, name in enumerate(heard)}}
-                more.append(torch.stack(list(heard.values())))
-            logits = torch.cat(more)
-        scores, others = self._mixer.mix(requests, rows, logits)
-        return scores, {**others, **failed}
+    def _run_logits_hooks(
+        self, requests: Sequence[EngineRequest], rows: Sequence[RowIndex], raw: Tensor, logits: Tensor
+    ) -> tuple[HookResults, Failures]:
+        """Run the lazy branches that this step needs, then the `logits` hooks.
 
-    def _places(self, base: int) -> dict[int, Rows]:
-        places: dict[int, dict[str, int]] = {}
+        Args:
+            requests: Requests of the step.
+            rows: Their rows among the logits.
+            raw: [requests, vocab] of the main rows, with forbidden tokens at -inf.
+            logits: [rows, vocab].
+
+        Returns:
+            The results of the hooks, and number of a request -> exception of a hook that ran before them.
+        """
+        hooks = [request.hooks for request in requests]
+        failures: Failures = {number: each.failure for number, each in enumerate(requests) if each.failure}
+        if any(request.lazy_branches for request in requests):
+            needed, lazy_failures = self._hook_runner.find_needed_branches(hooks, raw)
+            failures |= lazy_failures
+            if needed:
+                rows, logits = self._run_lazy_branches(requests, rows, logits, needed)
+        position = torch.tensor([[request.output_processor.num_tokens] for request in requests], device=raw.device)
+        early_logits = [request.early_logits for request in requests]
+        return self._hook_runner.run(hooks, rows, raw, logits, position, early_logits), failures
+
+    def _run_lazy_branches(
+        self,
+        requests: Sequence[EngineRequest],
+        rows: Sequence[RowIndex],
+        logits: Tensor,
+        needed: Mapping[int, Sequence[str]],
+    ) -> tuple[Sequence[RowIndex], Tensor]:
+        """Run lazy branches, and append their rows to the logits."""
+        branch_logits = self.lazy_branches.run([(requests[number], names) for number, names in needed.items()])
+        rows, added = list(rows), [logits]
+        for number, by_name in zip(needed, branch_logits, strict=True):
+            base = sum(map(len, added))
+            rows[number] = {**rows[number], **{name: base + offset for offset, name in enumerate(by_name)}}
+            added.append(torch.stack(list(by_name.values())))
+        return rows, torch.cat(added)
+
+    def _index_rows(self, base: int) -> dict[int, RowIndex]:
+        """Map the id of each request to its rows, counted from row `base` on."""
+        index: dict[int, RowIndex] = {}
         for number, row in enumerate(self.rows[base:]):
-            places.setdefault(id(row.request), {})[row.name] = number
-        return dict(places)
+            index.setdefault(id(row.request), {})[row.name] = number
+        return index
 
-    def _regroup(self) -> None:
-        """What is done inside the batch as it now stands: what a request asks for acts on its main row."""
-        self._inside = Inside(self.model, [(row.request, row.name) for row in self.rows])
-        self._mixer = Mixer()
-        self._scales = self.model.tap.scales([factors_of(row.request, row.name) for row in self.rows])
+    def _refresh_rows(self) -> None:
+        """Rebuild all that depends on the rows of the batch. Head scales act on main rows only."""
+        self._pass_hook_runner = PassHookRunner(self.model, [(row.request, row.name) for row in self.rows])
+        self._hook_runner = LogitsHookRunner()
+        self._head_scales = self.model.head_tap.expand_scales(
+            [get_head_scales(row.request, row.name) for row in self.rows]
+        )
+
+
+def mask_forbidden(requests: Sequence[EngineRequest], raw: Tensor) -> Tensor:
+    """Mask tokens that a request forbids: by its grammar, its ruled-out phrases or its `min_tokens`.
+
+    They are masked before the strategies, so that a plausibility cut keeps a token that is allowed.
+
+    Args:
+        requests: Requests of the step.
+        raw: [requests, vocab] logits of their main rows. They are changed in place.
+
+    Returns:
+        `raw`.
+    """
+    for row, request in enumerate(requests):
+        if request.grammar_mask is not None:
+            raw[row].masked_fill_(~request.grammar_mask.allowed, -torch.inf)
+        if request.answer_start.ruled_out:
+            raw[row, request.answer_start.find_forbidden_tokens(request.output_ids)] = -torch.inf
+        if request.sampler_state.is_below_min_tokens:
+            raw[row].index_fill_(-1, request.sampler_state.eos_token_ids, -torch.inf)
+    return raw

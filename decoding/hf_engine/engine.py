@@ -1,201 +1,167 @@
-"""The transformers engine: the reference, and the default."""
+"""The transformers engine: the reference and the default."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import TypeVar, get_args
+from typing import get_args
 
-from decoding.answer import Heat, Memory, Token, Usage
-from decoding.ask import MAIN, Ask, Probe, Relevance
-from decoding.constraint import Constraints
-from decoding.detokenizer import Vocabulary
-from decoding.encoder import Encoded
-from decoding.engine import Capability, ModelCard
-from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Unsupported
-from decoding.hf_engine import heap, probing
-from decoding.hf_engine.model import Model
-from decoding.hf_engine.request import Remembered, Request
+from decoding.base_engine import BaseEngine
+from decoding.engine import Capability
+from decoding.errors import EngineFailed, OnlySeenError
+from decoding.hf_engine.cpu.runtime import limit_arenas
+from decoding.hf_engine.model.model import Model
+from decoding.hf_engine.probe import run_probe
+from decoding.hf_engine.request import EngineRequest, RequestHandle, RequestStatus, StoredState
 from decoding.hf_engine.settings import HFSettings
-from decoding.hf_engine.worker import Ticket, Worker, outcome, stopped
-from decoding.matching import Matching
-from decoding.prompt import Picture, Prompt
-from decoding.sampling import Sampling
-from decoding.waiting import Place, queued, waiting
+from decoding.hf_engine.worker import Worker
+from decoding.outputs import StateHandle, Token, Usage
+from decoding.requests import GenerateRequest, ProbeRequest
+from decoding.text.detokenizer import TokenText
+from decoding.text.grammar_mask import GrammarCompiler
+from decoding.text.prompt_encoder import AnswerStart, PromptEncoder
 
-Made = TypeVar("Made")
-ALL: frozenset[Capability] = frozenset(get_args(Capability))
+ALL_CAPABILITIES: frozenset[Capability] = frozenset(get_args(Capability))
 
 
-class HFEngine:
-    """The model runs in one thread, prompts are encoded in another, the matcher in a third; the event loop in none."""
+class HFEngine(BaseEngine):
+    """Runs a model of transformers in one worker thread of this process."""
+
+    settings: HFSettings
 
     def __init__(self, settings: HFSettings) -> None:
-        heap.restrain()
-        self.settings = settings
-        self._encoding = ThreadPoolExecutor(1, "onlyseen-encoder")
-        self._matching = Matching()
-        self._remembered: dict[str, Remembered] = {}
-        self._places: set[Place] = set()
-        self._handles = itertools.count()
+        super().__init__(settings)
+        limit_arenas()
+        self._states: dict[str, StoredState] = {}
+        self._state_numbers = itertools.count()
         self._model: Model | None = None
         self._worker: Worker | None = None
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
-        lacking: set[Capability] = set() if self.settings.matcher else {"relevance"}
-        if self._model is not None:
-            lacking |= {"vision"} if self._model.vision is None else set()
-            lacking |= {"narrow"} if self._model.narrowing is None else set()
-        return ALL - lacking
-
-    @property
-    def card(self) -> ModelCard:
-        name = self.settings.name or Path(self.settings.model).name
-        return ModelCard(name, self.model.context, pictures=True)
+    def is_alive(self) -> bool:
+        return self._worker is not None and self._worker.is_alive
 
     @property
     def model(self) -> Model:
+        """The model.
+
+        Raises:
+            EngineFailed: the model is not loaded yet.
+        """
         if self._model is None:
-            raise EngineFailed("The model is still being loaded.")
+            raise EngineFailed(self._unavailable_message)
         return self._model
 
     @property
     def worker(self) -> Worker:
+        """The worker thread.
+
+        Raises:
+            EngineFailed: the worker has not started yet.
+        """
         if self._worker is None:
-            raise EngineFailed("The model is still being loaded.")
+            raise EngineFailed(self._unavailable_message)
         return self._worker
 
     @property
-    def alive(self) -> bool:
-        return self._worker is not None and self._worker.alive
+    def encoder(self) -> PromptEncoder:
+        return self.model.encoder
 
-    async def start(self) -> None:
+    def _get_model_capabilities(self) -> frozenset[Capability]:
+        missing: set[Capability] = set()
+        if self._model is not None:
+            missing |= {"vision"} if self._model.vision_attention_tap is None else set()
+            missing |= {"keep_image_tokens"} if self._model.token_pruning_tap is None else set()
+        return ALL_CAPABILITIES - missing
+
+    # Life cycle
+
+    async def _load_model(self) -> str:
         loop = asyncio.get_running_loop()
-        self._model = await loop.run_in_executor(self._encoding, Model, self.settings)
-        if self.settings.matcher:
-            await self._matching.load(self.settings.matcher, str(self._model.device))
-        model, tokenizer = self._model, self._model.encoder.tokenizer
-        self._words = Vocabulary(tokenizer)
-        self._constraints = Constraints(tokenizer, model.vocab, model.eos.tolist(), model.device)
-        self._worker = Worker(self._model, self.settings.max_rows, self.settings.prefix_cache_bytes)
+        model = await loop.run_in_executor(self._encode_thread, Model, self.settings)
+        tokenizer = model.encoder.tokenizer
+        self._model = model
+        self._token_text = TokenText(tokenizer)
+        self._grammars = GrammarCompiler(tokenizer, model.vocab_size, model.eos_token_ids.tolist(), model.device)
+        self._worker = Worker(model, self.settings.max_rows, self.settings.prefix_cache_bytes)
         self._worker.start()
-        await self._warm_up()
+        return str(model.device)
 
-    async def close(self) -> None:
-        if self._worker is not None and self._worker.alive:
+    async def _stop_model(self) -> None:
+        if self._worker is not None and self._worker.is_alive:
             await asyncio.to_thread(self._worker.close)
-        await asyncio.to_thread(self._encoding.shutdown)
-        await self._matching.close()
 
-    async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
-        rows = 1 + len(ask.branches)
-        if rows > self.settings.max_rows:
-            raise Unsupported(f"The request needs {rows} rows; this engine runs {self.settings.max_rows}.")
-        if ask.compare is not None and ask.compare not in ask.branches:
-            raise BadRequest(f"There is no branch '{ask.compare}' to compare with.")
-        memories = {owner: self._recall(memory) for owner, memory in ask.memories.items()}
-        with self._queue(rows) as place:
-            request = await self._encode(lambda: self._request(ask, memories))
-            ticket = Ticket(request, place, asyncio.get_running_loop())
-            self.worker.submit(ticket)
+    async def get_counters(self) -> Mapping[str, int]:
+        """Return the prompt tokens that were looked up in the prefix cache, and those that were found."""
+        cache = self.worker.prefix_cache
+        return {"prefix_cache_queries": cache.queries, "prefix_cache_hits": cache.hits}
+
+    # Requests
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
+        """Stream the answer. Closing the generator frees the request's rows before the next step.
+
+        A request that is refused, finds the queue full or fails while it runs raises an `OnlySeenError`.
+
+        Yields:
+            The tokens of the answer.
+        """
+        with self._reserve_request(request) as reservation:
+            states = {owner: self._states[state.handle] for owner, state in request.states.items()}
+            prepared, answer_start, dropped = await self._prepare_start(request)
+            engine_request = await self._encode(lambda: self._build_request(prepared, states, answer_start))
+            handle = RequestHandle(engine_request, reservation, asyncio.get_running_loop())
+            self.worker.submit(handle)
             try:
                 while True:
-                    said = await ticket.said.get()
-                    if isinstance(said, OnlySeenError):
-                        raise said
-                    if said.end is None:
-                        yield said
-                        continue
-                    memory = self._remember(Remembered(request.digested)) if ask.digest else None
-                    yield replace(said, end=replace(said.end, memory=memory))
-                    return
+                    output = await handle.outputs.get()
+                    if isinstance(output, OnlySeenError):
+                        raise output
+                    if output.finish is not None:
+                        updated = StoredState(engine_request.updated_state)
+                        state = self._store_state(updated) if request.update_state else None
+                        yield replace(output, finish=replace(output.finish, state=state))
+                        return
+                    if dropped > 0:
+                        dropped -= 1
+                    else:
+                        yield output
             finally:
-                ticket.cancelled = True
+                handle.advance(RequestStatus.ABORTED)
 
-    async def tokens(self, prompt: Prompt) -> list[int]:
-        ids: list[int] = (await self._encode(lambda: self.model.encoder.encode(prompt))).ids.tolist()
-        return ids
+    async def probe(self, probe: ProbeRequest) -> tuple[StateHandle, Usage]:
+        """Run a probe between two steps.
 
-    async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
-        with self._queue(len(probe.prompts)):
-            prompts = await self._encode(lambda: self._prompts(probe.prompts))
-            remembered = await self.worker.errand(lambda: probing.run(probe, prompts, self.model))
-        return self._remember(remembered), Usage(forward_passes=len(prompts))
-
-    async def relevance(self, relevance: Relevance) -> Heat:
-        if not self.alive:
-            raise stopped()
-        return await self._matching.heat(relevance)
-
-    def forget(self, memory: Memory) -> None:
-        self._remembered.pop(memory.handle, None)
-
-    async def counters(self) -> Mapping[str, int]:
-        """Tokens of prompts with pictures: those looked up in the prefix cache, and those found there."""
-        prefixes = self.worker.prefixes
-        return {"prefix_cache_queries": prefixes.queries, "prefix_cache_hits": prefixes.hits}
-
-    @property
-    def is_full(self) -> bool:
-        return self._waiting >= self.settings.max_waiting
-
-    @property
-    def _waiting(self) -> int:
-        return waiting(self._places)
-
-    def _queue(self, rows: int) -> AbstractContextManager[Place]:
-        """A place for these rows, from before they are encoded until the batch takes them.
-
-        Raises:
-            EngineFailed: the engine has stopped.
-            Overloaded: the queue is full.
+        Returns:
+            The state that the probe leaves, and the rows that it ran.
         """
-        if not self.alive:
-            raise stopped()
-        return queued(self._places, rows, self.settings.max_waiting)
+        with self._reserve_probe(probe):
+            inputs = await self._encode(lambda: self._encode_prompts(probe.prompts))
+            state = await self.worker.run_task(lambda: run_probe(probe, inputs, self.model))
+        return self._store_state(state), Usage(forward_passes=len(inputs))
 
-    async def _encode(self, work: Callable[[], Made]) -> Made:
-        """Raises:
-        EngineFailed: the work failed for no fault of the client's.
-        """
-        made: Made
-        made, failure = await asyncio.get_running_loop().run_in_executor(self._encoding, outcome, work)
-        if failure is not None:
-            raise failure
-        return made
+    def _can_prefill_answer(self, request: GenerateRequest) -> bool:
+        """Return whether no strategy edits attention: it edits that of a token when the token is the newest."""
+        return not any("edit_attention_scores" in strategy.hooks() for strategy in request.stack)
 
-    def _prompts(self, prompts: Mapping[str, Prompt]) -> dict[str, Encoded]:
-        return {name: self.model.encoder.encode(prompt) for name, prompt in prompts.items()}
+    def _build_request(
+        self, request: GenerateRequest, states: Mapping[str, StoredState], answer_start: AnswerStart
+    ) -> EngineRequest:
+        inputs = self._encode_request(request, answer_start)
+        return EngineRequest(request, inputs, states, self.model, self._token_text, self._grammars, answer_start)
 
-    def _request(self, ask: Ask, memories: Mapping[str, Remembered]) -> Request:
-        prompts = self._prompts({MAIN: ask.prompt, **ask.branches})
-        return Request(ask, prompts, memories, self.model, self._words, self._constraints)
+    # Strategy states
 
-    def _remember(self, remembered: Remembered) -> Memory:
-        memory = Memory(f"memory-{next(self._handles)}")
-        self._remembered[memory.handle] = remembered
-        return memory
+    def free_state(self, state: StateHandle) -> None:
+        """Free a state. Requests that use it keep its tensors until they end."""
+        self._states.pop(state.handle, None)
 
-    def _recall(self, memory: Memory) -> Remembered:
-        if memory.handle not in self._remembered:
-            raise BadRequest("The request refers to a memory that is gone.")
-        return self._remembered[memory.handle]
+    def _has_state(self, state: StateHandle) -> bool:
+        return state.handle in self._states
 
-    async def _warm_up(self) -> None:
-        """First passes allocate and tune: better now than in a user's first answer."""
-        from PIL import Image
-
-        picture = Picture(Image.new("RGB", (64, 64)))
-        ask = Ask(Prompt.of("Hello.", picture), Sampling(max_tokens=2, ignore_eos=True))
-        if self.settings.max_rows > 1:
-            ask = ask.but(branches={"warm/up": ask.prompt.without_pictures()})
-        async for _ in self.generate(ask):
-            pass
-        if self._matching.matcher is not None:
-            await self.relevance(Relevance(picture, "hello"))
+    def _store_state(self, state: StoredState) -> StateHandle:
+        handle = StateHandle(f"state-{next(self._state_numbers)}")
+        self._states[handle.handle] = state
+        return handle

@@ -1,4 +1,4 @@
-"""The passes over the prompts of requests that join: what is the same is read once."""
+"""Prefill the prompts of requests that join the batch. Equal prompts and equal prefixes of one cache salt run once."""
 
 from __future__ import annotations
 
@@ -8,102 +8,177 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from decoding.ask import MAIN
-from decoding.hf_engine.grouping import grouped
-from decoding.hf_engine.inside import Inside
-from decoding.hf_engine.model import Model, Prefilled, Read
-from decoding.hf_engine.narrowing import spread
-from decoding.hf_engine.prefixes import Beginning, Prefixes, cut
-from decoding.hf_engine.request import Request
+from decoding.hf_engine.kv_cache.aligned_cache import KVState
+from decoding.hf_engine.kv_cache.prefix_cache import PrefixCache, PrefixKey
+from decoding.hf_engine.model.model import Model, PrefillOutput
+from decoding.hf_engine.request import EngineRequest
+from decoding.hf_engine.taps.pass_hook_runner import PassHookRunner
+from decoding.hf_engine.taps.token_pruning import restore_columns
+from decoding.requests import MAIN
+from decoding.text.prompt_encoder import ModelInputs
 
-Named = tuple[Request, str]  # a prompt of a request
-Ready = dict[tuple[int, str], Prefilled]  # id of a request, prompt name -> its prompt after its pass
+PREFILL_TOKENS = 2048  # most tokens of one pass over prompts, padding included
+PromptOf = tuple[EngineRequest, str]  # a request and the name of one of its prompts
+PrefillOutputs = dict[tuple[int, str], PrefillOutput]  # id of a request, name of a prompt -> its output
 
 
-def prefill(model: Model, requests: Sequence[Request], prefixes: Prefixes) -> Ready:
-    """Every prompt of every request after its pass; prompts to which the same is done are run once."""
-    ready: Ready = {}
-    todo: dict[object, list[Named]] = {}
+def prefill_requests(model: Model, requests: Sequence[EngineRequest], prefix_cache: PrefixCache) -> PrefillOutputs:
+    """Prefill every prompt of every request. A pass that prompts share counts for each of them.
+
+    Args:
+        model: The model.
+        requests: Requests that join the batch.
+        prefix_cache: Cache of prompt prefixes.
+
+    Returns:
+        The output of each prompt.
+    """
+    outputs: PrefillOutputs = {}
+    sharing: dict[object, list[PromptOf]] = {}  # prompts that run once
     for request in requests:
-        request.spent.started = time.perf_counter()
-        for name, prompt in request.awake.items():
-            kept = request.reusable() if name == MAIN else None
-            if kept is not None:
-                ready[id(request), name] = kept
+        request.stats.scheduled_time = time.perf_counter()
+        for name, prompt in request.row_prompts.items():
+            probed = request.find_probe_prefill() if name == MAIN else None
+            if probed is not None:
+                outputs[id(request), name] = probed
             else:
-                origin = None if request.is_plain(name) else (name, request.stack, *request.ask.memories.items())
-                todo.setdefault((prompt, origin), []).append((request, name))
-    firsts = [wanted[0] for wanted in todo.values()]
-    alone = [[one] for one in firsts if one[1] in one[0].narrowed]
-    plan = Plan(prefixes, [one for one in firsts if one[1] not in one[0].narrowed])
-    for group in [*in_groups(plan.whole), *alone]:
-        for (request, name), done in zip(group, run(model, group), strict=True):
-            ready[id(request), name] = done
-            plan.has_read((request, name), done)
-    for group in in_groups(plan.continued):
-        ids = [request.prompts[name].ids for request, name in group]
-        starts = [plan.start_of(one) for one in group]
-        left = [own[len(beginning) :].tolist() for own, (beginning, _) in zip(ids, starts, strict=True)]
-        for (request, name), done in zip(group, model.extend([read for _, read in starts], left), strict=True):
-            ready[id(request), name] = done
-    for wanted in todo.values():
-        for request, name in wanted:
-            request.spent.forward_passes += 1  # a shared pass counts for all, so that receipts can be compared
-            request.failure = wanted[0][0].failure or request.failure
-            ready[id(request), name] = ready[id(wanted[0][0]), wanted[0][1]]
-    return ready
-
-
-class Plan:
-    """Which prompts are read whole, and which go on from a beginning that is kept, or that another one reads first."""
-
-    def __init__(self, prefixes: Prefixes, prompts: Sequence[Named]) -> None:
-        self.whole: list[Named] = []
-        self.continued: list[Named] = []
-        self._prefixes = prefixes
-        self._beginnings: dict[tuple[int, str], Beginning] = {}
-        self._starts: dict[Beginning, Read | None] = {}  # None: somebody is about to read it
+                edits = None if request.is_plain(name) else (name, request.stack_key, *request.source.states.items())
+                key = (request.source.cache_salt, prompt, request.answer_start.ids, edits)
+                sharing.setdefault(key, []).append((request, name))
+    unique = [prompts[0] for prompts in sharing.values()]
+    pruned = [[prompt] for prompt in unique if is_pruned(prompt)]
+    plan = PrefixPlan(prefix_cache, [prompt for prompt in unique if not is_pruned(prompt)])
+    for group in [*iter_groups(plan.full), *pruned]:
+        for (request, name), output in zip(group, run_prefill(model, group), strict=True):
+            outputs[id(request), name] = output
+            plan.store_prefix((request, name), output)
+    for group in iter_groups(plan.continued):
+        prefixes = [plan.get_prefix(prompt) for prompt in group]
+        rest = [
+            request.inputs[name].ids[len(key) :].tolist()
+            for (request, name), (key, _) in zip(group, prefixes, strict=True)
+        ]
+        extended = model.extend([state for _, state in prefixes], rest)
+        for (request, name), output in zip(group, extended, strict=True):
+            outputs[id(request), name] = output
+    for prompts in sharing.values():
+        first, first_name = prompts[0]
         for request, name in prompts:
-            own = prefixes.beginning(request.awake[name], request.prompts[name]) if request.is_plain(name) else None
-            if own is None:
-                self.whole.append((request, name))
+            request.stats.forward_passes += 1
+            request.failure = first.failure or request.failure
+            outputs[id(request), name] = outputs[id(first), first_name]
+    return outputs
+
+
+class PrefixPlan:
+    """Decides which prompts run in full, and which continue a prefix that is cached or that another prompt runs first.
+
+    Attributes:
+        full: Prompts that run in full.
+        continued: Prompts that continue a prefix. They run after those of `full`.
+    """
+
+    def __init__(self, prefix_cache: PrefixCache, prompts: Sequence[PromptOf]) -> None:
+        self.full: list[PromptOf] = []
+        self.continued: list[PromptOf] = []
+        self._prefix_cache = prefix_cache
+        self._keys: dict[tuple[int, str], PrefixKey] = {}
+        self._states: dict[PrefixKey, KVState | None] = {}  # None: a prompt of `full` will run it
+        for request, name in prompts:
+            inputs = request.inputs[name]
+            key = None
+            if request.is_plain(name):
+                key = prefix_cache.build_key(request.row_prompts[name], inputs, request.source.cache_salt)
+            if key is None:
+                self.full.append((request, name))
                 continue
-            self._beginnings[id(request), name] = own
-            found = prefixes.find(own, len(request.prompts[name]))
-            (self.whole if found is None and own not in self._starts else self.continued).append((request, name))
-            self._starts[own] = self._starts.get(own) or found
+            self._keys[id(request), name] = key
+            cached = prefix_cache.get(key, len(inputs))
+            (self.full if cached is None and key not in self._states else self.continued).append((request, name))
+            self._states[key] = self._states.get(key) or cached
 
-    def has_read(self, one: Named, done: Prefilled) -> None:
-        beginning = self._beginnings.get((id(one[0]), one[1]))
-        if beginning is not None:
-            self._starts[beginning] = read = cut(done, len(beginning))
-            self._prefixes.keep(beginning, read)
+    def store_prefix(self, prompt: PromptOf, output: PrefillOutput) -> None:
+        """Store the prefix of a prompt that has run in full."""
+        key = self._keys.get((id(prompt[0]), prompt[1]))
+        if key is not None:
+            self._states[key] = state = output.truncate(len(key))
+            self._prefix_cache.put(key, state)
 
-    def start_of(self, one: Named) -> tuple[Beginning, Read]:
-        beginning = self._beginnings[id(one[0]), one[1]]
-        read = self._starts[beginning]
-        assert read is not None, "whoever reads it first has done so"
-        return beginning, read
+    def get_prefix(self, prompt: PromptOf) -> tuple[PrefixKey, KVState]:
+        """Return the prefix that a prompt continues."""
+        key = self._keys[id(prompt[0]), prompt[1]]
+        state = self._states[key]
+        assert state is not None, "a prompt of `full` has stored it"
+        return key, state
 
 
-def in_groups(prompts: Sequence[Named]) -> Iterator[list[Named]]:
-    for numbers in grouped([request.prompts[name] for request, name in prompts]):
+def is_pruned(prompt: PromptOf) -> bool:
+    """Return whether the prompt loses tokens between layers. Such a prompt runs alone."""
+    request, name = prompt
+    return name in request.kept_tokens
+
+
+def iter_groups(prompts: Sequence[PromptOf]) -> Iterator[list[PromptOf]]:
+    for numbers in group_prompts([request.inputs[name] for request, name in prompts]):
         yield [prompts[number] for number in numbers]
 
 
-def run(model: Model, group: Sequence[Named]) -> list[Prefilled]:
-    prompts = [request.prompts[name] for request, name in group]
+def run_prefill(model: Model, group: Sequence[PromptOf]) -> list[PrefillOutput]:
+    """Run prompts in one pass, with the hooks of their strategies."""
+    prompts = [request.inputs[name] for request, name in group]
     request, name = group[0]
-    if name in request.narrowed and model.narrowing is not None:  # alone
-        seen = request.narrowed[name]
-        with model.narrowing.dropped(seen):
-            (one,) = model.prefill(prompts)
-        return [replace(one, pairs=spread(one.pairs, seen))]
-    scales = model.tap.scales([factors_of(request, name) for request, name in group])
-    with Inside(model, group).prompts([len(prompt) for prompt in prompts]) as early:
-        done = model.prefill(prompts, scales)
-    return [replace(one, early=early.get(row, {})) for row, one in enumerate(done)]
+    if name in request.kept_tokens:
+        return [prefill_pruned(model, prompts[0], request.kept_tokens[name])]
+    scales = model.head_tap.expand_scales([get_head_scales(request, name) for request, name in group])
+    with PassHookRunner(model, group).apply_to_prefill([len(prompt) for prompt in prompts]) as early_logits:
+        outputs = model.prefill(prompts, scales)
+    return [replace(output, early_logits=early_logits.get(row, {})) for row, output in enumerate(outputs)]
 
 
-def factors_of(request: Request, name: str) -> Tensor | None:
-    return request.factors if name == MAIN else None
+def prefill_pruned(model: Model, prompt: ModelInputs, kept: Tensor) -> PrefillOutput:
+    """Run a prompt that loses tokens between layers.
+
+    Args:
+        model: The model.
+        prompt: The prompt.
+        kept: [layers, length] true where a layer sees a token.
+
+    Returns:
+        The output, with zeros at the keys and values of dropped tokens.
+    """
+    assert model.token_pruning_tap is not None, "the engine has the capability"
+    with model.token_pruning_tap.prune(kept):
+        (output,) = model.prefill([prompt])
+    return replace(output, key_values=restore_columns(output.key_values, kept))
+
+
+def get_head_scales(request: EngineRequest, name: str) -> Tensor | None:
+    """Return the [layers, heads] scales of a prompt. Only the main prompt has some."""
+    return request.head_scales if name == MAIN else None
+
+
+def group_prompts(prompts: Sequence[ModelInputs]) -> list[list[int]]:
+    """Group prompts that can share a pass, shortest first.
+
+    Args:
+        prompts: Encoded prompts.
+
+    Returns:
+        Groups of their numbers.
+    """
+    groups: list[list[int]] = []
+    for number in sorted(range(len(prompts)), key=lambda number: len(prompts[number])):
+        for group in groups:
+            if can_share_pass(prompts[number], [prompts[other] for other in group]):
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+    return groups
+
+
+def can_share_pass(prompt: ModelInputs, group: Sequence[ModelInputs]) -> bool:
+    """Return whether a prompt's pixels have the shape of the group's, and the pass stays within `PREFILL_TOKENS`."""
+    shapes = [prompt.pixel_shape, *(other.pixel_shape for other in group)]
+    longest = max(len(prompt), *(len(other) for other in group))
+    return longest * len(shapes) <= PREFILL_TOKENS and len(set(shapes) - {None}) <= 1

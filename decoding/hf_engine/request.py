@@ -1,191 +1,315 @@
-"""One ask on its way through the batch: its prompts, what it has said, and what it has cost."""
+"""A generation request inside the engine: its status, its inputs and hooks, and the tokens of its answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from decoding.answer import Token
-from decoding.ask import MAIN, Ask
-from decoding.constraint import Constraints
-from decoding.detokenizer import Vocabulary
-from decoding.encoder import Encoded
-from decoding.errors import BadRequest, Unsupported
-from decoding.hf_engine.model import Model, Prefilled
-from decoding.hf_engine.sampler import Chooser
-from decoding.onion import factors
+from decoding.errors import BadRequest, OnlySeenError
+from decoding.hf_engine.model.model import Model, PrefillOutput
+from decoding.hf_engine.sampler import SamplerState
+from decoding.outputs import Token
+from decoding.pipeline.composition import attribute_errors, combine_head_scales, select_branch_names
+from decoding.pipeline.logits_hooks import RequestHooks
+from decoding.pipeline.scores import compute_grounding, score_choices
 from decoding.prompt import Prompt
-from decoding.saying import Ranked, Saying
-from decoding.strategy import Captured, Exits, Strategy, Tensors
+from decoding.requests import MAIN, GenerateRequest
+from decoding.row_reservation import RowReservation
+from decoding.strategy import Activations, EarlyExits, Tensors
+from decoding.text.detokenizer import OutputProcessor, RankedTokens, TokenText
+from decoding.text.grammar_mask import GrammarCompiler
+from decoding.text.prompt_encoder import AnswerStart, ModelInputs
+
+
+class RequestStatus(Enum):
+    """Status of a request. The last three are final."""
+
+    PENDING = auto()  # in the queue
+    PREFILLING = auto()
+    DECODING = auto()
+    FINISHED = auto()
+    FAILED = auto()
+    ABORTED = auto()
+
+    @property
+    def is_final(self) -> bool:
+        return self in (RequestStatus.FINISHED, RequestStatus.FAILED, RequestStatus.ABORTED)
+
+
+@dataclass(eq=False, slots=True)
+class RequestHandle:
+    """A request between the event loop and the worker thread. The event loop aborts it and reads its outputs."""
+
+    request: EngineRequest
+    reservation: RowReservation
+    loop: asyncio.AbstractEventLoop
+    outputs: asyncio.Queue[Token | OnlySeenError] = field(default_factory=asyncio.Queue)
+    status: RequestStatus = RequestStatus.PENDING
+    _lock: Lock = field(default_factory=Lock)  # both threads set the status
+
+    def advance(self, status: RequestStatus) -> None:
+        """Set the status, unless it is final. Rows count as waiting up to the first token, as on vLLM."""
+        with self._lock:
+            if not self.status.is_final:
+                self.status = status
+                self.reservation.is_running |= status not in (RequestStatus.PENDING, RequestStatus.PREFILLING)
+
+    def send(self, output: Token | OnlySeenError) -> None:
+        """Pass an output to the event loop."""
+        call_in_loop(self.loop, self.outputs.put_nowait, output)
+
+
+def call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function in an event loop from another thread. A closed loop is ignored: nothing waits there."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
-    """What a memory handle stands for. After a probe, its main prompt is ready to go on from."""
+class StoredState:
+    """A strategy state in the engine.
+
+    Attributes:
+        tensors: The state.
+        prompt: Main prompt of the probe that left it, if a request for that prompt can continue from its prefill.
+        prefill: The prefill of `prompt`.
+        head_scales: [layers, heads] that scaled the heads in `prefill`.
+    """
 
     tensors: Tensors
     prompt: Prompt | None = None
-    prefilled: Prefilled | None = None
-    factors: Tensor | None = None  # [layers, heads] that scaled the heads of `prefilled`
+    prefill: PrefillOutput | None = None
+    head_scales: Tensor | None = None
 
 
-class Request:
-    """Made by the encoding thread, then the worker's alone. `prompts`: MAIN and the branches by name, encoded."""
+class EngineRequest:
+    """A generation request with its inputs and hooks. The encode thread builds it; then the worker thread owns it.
+
+    Attributes:
+        source: The request as the engine received it.
+        inputs: Name of a prompt -> the prompt, encoded. The answer prefix follows each prompt.
+        answer_start: Answer prefix and ruled-out phrases.
+        output_ids: Tokens of the answer so far, the answer prefix included.
+        hooks: Strategies with their states, for the `logits` hooks.
+        head_scales: [layers, heads] of the main row.
+        edits_attention: Whether a strategy edits attention scores of the main row.
+        early_exits: Owner -> its early exits.
+        early_logits: Owner -> [exits, vocab] at the current step.
+        image_token_index: [prompt tokens] number of the image token; -1 at text.
+        kept_tokens: Branch -> [layers, prompt tokens] true where the branch sees the token.
+        first_tokens: Choice -> ids of tokens that can begin it.
+        failure: Exception of a strategy inside the model.
+        updated_state: State into which the answer's logits are folded.
+    """
 
     def __init__(
         self,
-        ask: Ask,
-        prompts: Mapping[str, Encoded],
-        memories: Mapping[str, Remembered],
+        source: GenerateRequest,
+        inputs: Mapping[str, ModelInputs],
+        states: Mapping[str, StoredState],
         model: Model,
-        words: Vocabulary,
-        constraints: Constraints,
+        token_text: TokenText,
+        grammars: GrammarCompiler,
+        answer_start: AnswerStart,
     ) -> None:
-        self.ask = ask
-        self.prompts = prompts
-        self.memories = memories
-        kept = {owner: remembered.tensors for owner, remembered in memories.items()}
-        scales = factors(ask.stack, kept, (model.layers, model.tap.heads))
-        self.factors = None if scales is None else scales.to(model.device, model.dtype)  # [layers, heads]
-        self.attends = any("attend" in strategy.hooks() for strategy in ask.stack)
-        self.exits = exits(ask, model)  # owner -> where it listens
-        self.early: Mapping[str, Tensor] = {}  # owner -> [exits, vocab] at this step
-        self.failure: Exception | None = None  # of a strategy inside the model
-        self.pictures = numbered(prompts[MAIN].ids.to(model.device), model.picture_token)  # [prompt tokens]
-        self.narrowed = narrowed(ask, prompts, memories, model)  # branch -> [layers, prompt tokens] true where seen
-        self.firsts = {choice: model.encoder.first_tokens(choice).to(model.device) for choice in ask.choices}
-        self.chooser = Chooser(ask.sampling, prompts[MAIN].ids.to(model.device), model.eos, model.vocab)
-        grammar = ask.sampling.grammar
-        self.constraint = None if grammar is None else constraints.constraint(grammar)
-        self.dormant = frozenset(name for name in ask.branches if any(sleeps(name, owner) for owner in ask.stack))
-        self.digested: Tensors = {}
-        room = min(ask.sampling.max_tokens or model.context, model.context - max(map(len, prompts.values())))
-        eos, tokenizer = frozenset(model.eos.tolist()), model.encoder.tokenizer
-        self.saying = Saying(ask, prompts[MAIN], room, eos, words, tokenizer)
-        self.spent = self.saying.spent
-        # As JSON, not as strategies: one with a list among its parameters cannot be hashed.
-        self.stack = tuple((type(strategy), strategy.model_dump_json()) for strategy in ask.stack)
-        kinds = tuple(strategy.kind() for strategy in ask.stack)
-        self.kind = (kinds, tuple(sorted(ask.branches)), shapes(memories))  # one kind shares its hooks' calls
+        """Build a request.
+
+        Args:
+            source: The request.
+            inputs: Its prompts, encoded, with the answer prefix behind each of them.
+            states: Owner -> its state.
+            model: The model.
+            token_text: Text of the model's tokens.
+            grammars: Compiler of grammars.
+            answer_start: Answer prefix and ruled-out phrases.
+        """
+        stack, sampling, main_ids = source.stack, source.sampling, inputs[MAIN].ids.to(model.device)
+        prompt = inputs[MAIN].without_last(len(answer_start.ids))
+        self.source = source
+        self.inputs = inputs
+        self.answer_start = answer_start
+        self.output_ids = list(answer_start.ids)
+        self.hooks = RequestHooks.of(stack, source.branches, {owner: state.tensors for owner, state in states.items()})
+        # Strategies as JSON, because one with a list among its parameters has no hash.
+        self.stack_key = tuple((type(strategy), strategy.model_dump_json()) for strategy in stack)
+        scales = combine_head_scales(stack, self.hooks.states, (model.num_layers, model.head_tap.num_heads))
+        self.head_scales = None if scales is None else scales.to(model.device, model.dtype)
+        self.edits_attention = any("edit_attention_scores" in strategy.hooks() for strategy in stack)
+        self.early_exits = find_early_exits(source, model)
+        self.early_logits: Mapping[str, Tensor] = {}
+        self.image_token_index = count_image_tokens(main_ids, model.image_token_id)
+        self.kept_tokens = find_kept_tokens(source, inputs, self.hooks.states, model)
+        self.first_tokens = {choice: model.encoder.find_first_tokens(choice).tolist() for choice in source.choices}
+        self.sampler_state = SamplerState(sampling, prompt.ids.to(model.device), model.eos_token_ids, model.vocab_size)
+        self.grammar_mask = None if sampling.grammar is None else grammars.compile(sampling.grammar)
+        for token in answer_start.ids:
+            self.sampler_state.add_token(token)
+            if self.grammar_mask is not None:
+                self.grammar_mask.accept_token(token)
+        self.updated_state: Tensors = {}
+        self.failure: Exception | None = None
+        longest = max(map(len, inputs.values())) - len(answer_start.ids)
+        self.output_processor = OutputProcessor(
+            source,
+            prompt,
+            min(sampling.max_tokens or model.max_model_len, model.max_model_len - longest),
+            frozenset(model.eos_token_ids.tolist()),
+            token_text,
+            model.encoder.tokenizer,
+            answer_prefix=answer_start.ids,
+        )
+        self.stats = self.output_processor.stats
+        self._states = states
 
     @property
-    def awake(self) -> dict[str, Prompt]:
-        """The prompts that have a row in every step, by name."""
-        everyone = {MAIN: self.ask.prompt, **self.ask.branches}
-        return {name: prompt for name, prompt in everyone.items() if name not in self.dormant}
+    def lazy_branches(self) -> frozenset[str]:
+        """Names of branches that run only at steps that need them."""
+        return self.hooks.lazy_branches
 
-    def reusable(self) -> Prefilled | None:
-        """The main prompt as a probe left it, when that is what this ask's strategies would make of it."""
-        if self.attends or self.exits:
+    @property
+    def row_prompts(self) -> dict[str, Prompt]:
+        """The prompts that have a row in every step, by name."""
+        prompts = {MAIN: self.source.prompt, **self.source.branches}
+        return {name: prompt for name, prompt in prompts.items() if name not in self.lazy_branches}
+
+    def find_probe_prefill(self) -> PrefillOutput | None:
+        """Return the prefill of a probe with the same main prompt and head scales, or None."""
+        if self.edits_attention or self.early_exits or self.answer_start.ids:
             return None
-        for remembered in self.memories.values():
-            if remembered.prompt == self.ask.prompt and same(remembered.factors, self.factors):
-                return remembered.prefilled
+        for state in self._states.values():
+            if state.prompt == self.source.prompt and are_equal(state.head_scales, self.head_scales):
+                return state.prefill
         return None
 
     def is_plain(self, name: str) -> bool:
-        """Nothing that is particular to its strategies happens while this prompt goes through the model."""
+        """Return whether no strategy acts inside the model while the prompt `name` runs."""
         if name != MAIN:
-            return name not in self.narrowed
-        return self.factors is None and not self.attends and not self.exits
+            return name not in self.kept_tokens
+        return self.head_scales is None and not self.edits_attention and not self.early_exits
 
-    def remember(self, raw: Tensor) -> None:
-        """Fold the raw logits, [vocab], of this step into the memory that the ask wants digested."""
-        if self.ask.digest is not None:
-            self.digested = self.ask.digest.digest(self.digested, Captured(logits=raw))
+    def update_state(self, raw: Tensor) -> None:
+        """Fold the raw logits of a step, [vocab], into the state of `source.state_updater`, if there is one."""
+        strategy = self.source.state_updater
+        if strategy is not None:
+            with attribute_errors(strategy):
+                self.updated_state = strategy.update_state(self.updated_state, Activations(logits=raw))
 
-    def say(self, token: int, scores: Tensor, logits: Mapping[str, Tensor], changed: bool) -> Token:
-        """Take the chosen token. `scores`, and `logits` by prompt name: [vocab] each.
+    def add_token(self, token: int, scores: Tensor, logits: Mapping[str, Tensor], changed: bool) -> Token:
+        """Add a sampled token to the answer. A grammar that becomes too complicated raises `BadRequest`.
 
-        Raises:
-            BadRequest: the grammar is too complicated to go on with.
+        Args:
+            token: Its id.
+            scores: [vocab] after the strategies.
+            logits: Name of a prompt -> [vocab]; only read with a grounding branch.
+            changed: Whether the strategies changed the likeliest token.
+
+        Returns:
+            The output for the client.
         """
-        self.chooser.chose(token)
-        said = self.saying.say(token, changed, self._ranked(token, scores), self._grounding(token, logits))
-        if self.constraint is not None and said.end is None:
-            self.constraint.take(token)
-        return said
+        self.sampler_state.add_token(token)
+        self.output_ids.append(token)
+        output = self.output_processor.add_token(
+            token, changed, self._rank_tokens(token, scores), self._compute_grounding(token, logits)
+        )
+        if self.grammar_mask is not None and output.finish is None:
+            self.grammar_mask.accept_token(token)
+        return output
 
-    def weigh(self, scores: Tensor, changed: bool) -> Token:
-        """The log-probabilities of the ask's choices, each under the tokens that it may begin with."""
-        logprobs = scores.log_softmax(-1)
-        weighed = {choice: float(logprobs[ids].logsumexp(-1)) for choice, ids in self.firsts.items()}
-        return self.saying.weigh(int(scores.argmax()), changed, weighed)
+    def add_choice_scores(self, scores: Tensor, changed: bool) -> Token:
+        """Finish a request for choices: the probability of a choice is that of all tokens that can begin it.
 
-    def _ranked(self, token: int, scores: Tensor) -> Ranked:
-        if self.ask.sampling.top_logprobs is None:
+        Args:
+            scores: [vocab] after the strategies.
+            changed: Whether the strategies changed the likeliest token.
+
+        Returns:
+            The output for the client.
+        """
+        choices = score_choices(scores, self.first_tokens)
+        return self.output_processor.add_choice_scores(int(scores.argmax()), changed, choices)
+
+    def _rank_tokens(self, token: int, scores: Tensor) -> RankedTokens:
+        if self.source.sampling.top_logprobs is None:
             return ()
         logprobs = scores.log_softmax(-1)
-        best = logprobs.topk(self.ask.sampling.top_logprobs)
+        best = logprobs.topk(self.source.sampling.top_logprobs)
         return [(token, float(logprobs[token])), *zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
-    def _grounding(self, token: int, logits: Mapping[str, Tensor]) -> float | None:
-        if self.ask.compare is None:
+    def _compute_grounding(self, token: int, logits: Mapping[str, Tensor]) -> float | None:
+        branch = self.source.grounding_branch
+        if branch is None:
             return None
-        seeing, blind = (logits[name].log_softmax(-1)[token] for name in (MAIN, self.ask.compare))
-        return float(seeing - blind)
+        return float(compute_grounding(logits[MAIN], logits[branch])[token])
 
 
-def sleeps(branch: str, owner: Strategy) -> bool:
-    return "wakes" in owner.hooks() and branch.startswith(f"{owner.name}/")
-
-
-def same(one: Tensor | None, other: Tensor | None) -> bool:
+def are_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """Compare tensors of one shape, or None."""
     return torch.equal(one, other) if one is not None and other is not None else one is other
 
 
-def shapes(memories: Mapping[str, Remembered]) -> tuple[object, ...]:
-    """Whose memories there are, of what: those of one kind can be stacked."""
-    return tuple(
-        (owner, name, tensor.shape) for owner in sorted(memories) for name, tensor in memories[owner].tensors.items()
-    )
+def find_early_exits(source: GenerateRequest, model: Model) -> dict[str, EarlyExits]:
+    """Collect the early exits of a request's strategies.
 
+    Args:
+        source: The request.
+        model: The model.
 
-def exits(ask: Ask, model: Model) -> dict[str, Exits]:
-    """Owner -> where it listens.
+    Returns:
+        Owner -> its early exits, where it has some.
 
     Raises:
-        BadRequest: the model has no such layer.
+        BadRequest: The model has no such layer.
     """
-    wanted = {strategy.name: strategy.exits(model.layers, model.tied) for strategy in ask.stack}
-    for owner, found in wanted.items():
-        if max(found.layers, default=0) >= model.layers:
+    exits: dict[str, EarlyExits] = {}
+    last = model.num_layers - 1
+    for strategy in source.stack:
+        with attribute_errors(strategy):
+            own = strategy.early_exit_layers(model.num_layers, model.has_tied_embeddings)
+        if max(own.layers, default=0) > last:
             raise BadRequest(
-                f"'{owner}' listens after layer {max(found.layers)}; the last before the end is {model.layers - 1}.",
-                param=f"decoding.{owner}",
+                f"'{strategy.name}' reads layer {max(own.layers)}; this model allows at most {last}.",
+                param=f"decoding.{strategy.name}",
             )
-    return {owner: found for owner, found in wanted.items() if found.layers}
+        if own.layers:
+            exits[strategy.name] = own
+    return exits
 
 
-def narrowed(
-    ask: Ask, prompts: Mapping[str, Encoded], memories: Mapping[str, Remembered], model: Model
+def find_kept_tokens(
+    source: GenerateRequest, inputs: Mapping[str, ModelInputs], states: Mapping[str, Tensors], model: Model
 ) -> dict[str, Tensor]:
-    """Raises:
-    Unsupported: prompts of this family cannot lose tokens half-way.
+    """Collect which tokens the branches of a request see.
+
+    Args:
+        source: The request.
+        inputs: Its prompts, encoded.
+        states: Owner -> its state.
+        model: The model.
+
+    Returns:
+        Branch -> [layers, prompt tokens] true where it sees a token. Branches that see all are absent.
     """
-    found: dict[str, Tensor] = {}
-    for strategy in ask.stack:
-        memory = memories[strategy.name].tensors if strategy.name in memories else {}
-        seen = strategy.narrow(memory)
-        if seen is None:
+    kept_tokens: dict[str, Tensor] = {}
+    for strategy in source.stack:
+        with attribute_errors(strategy):
+            kept = strategy.keep_image_tokens(states.get(strategy.name, {}))
+        if kept is None:
             continue
-        if model.narrowing is None:
-            raise Unsupported(
-                f"'{strategy.name}' drops tokens inside the model, which this family cannot do.",
-                param="decoding.strategy",
-                code="unsupported",
-            )
-        for name in ask.branches:
-            if name.startswith(f"{strategy.name}/"):
-                pictures = numbered(prompts[name].ids.to(model.device), model.picture_token)
-                found[name] = seen[:, pictures.clamp(min=0)] | (pictures < 0)
-    return found
+        for name in select_branch_names(strategy, source.branches):
+            index = count_image_tokens(inputs[name].ids.to(model.device), model.image_token_id)
+            kept_tokens[name] = kept[:, index.clamp(min=0)] | (index < 0)
+    return kept_tokens
 
 
-def numbered(ids: Tensor, picture_token: int) -> Tensor:
-    """[length] the tokens of pictures counted from 0; -1 at text."""
-    visual = ids == picture_token
-    return torch.where(visual, visual.cumsum(0) - 1, -1)
+def count_image_tokens(ids: Tensor, image_token_id: int) -> Tensor:
+    """Count the image tokens among [length] ids from 0 on. Text is -1."""
+    is_image = ids == image_token_id
+    return torch.where(is_image, is_image.cumsum(0) - 1, -1)

@@ -1,4 +1,4 @@
-"""Chooses the next token of every request of a batch, on the model's device."""
+"""Sample the next token of every request of a batch, on the model's device."""
 
 from __future__ import annotations
 
@@ -7,80 +7,106 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from decoding.sampling import Sampling
-from decoding.tensors import nucleus, only, top
+from decoding.logits_ops import mask_logits, top_k_mask, top_p_mask
+from decoding.sampling_params import SamplingParams
 
 
-class Chooser:
-    """What one request's sampling remembers between its steps."""
+class SamplerState:
+    """Random generator and token counts of one request.
 
-    def __init__(self, sampling: Sampling, prompt: Tensor, eos: Tensor, vocab: int) -> None:
-        self.sampling = sampling
-        self.eos = eos  # [n] ids that end an answer
-        self.generator = torch.Generator(device=prompt.device)
-        if sampling.seed is None:
+    Attributes:
+        num_tokens: Tokens of the answer so far.
+        output_counts: [vocab] occurrences in the answer; None without penalties.
+        prompt_mask: [vocab] true for tokens of the prompt; None without penalties.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Tensor, eos_token_ids: Tensor, vocab_size: int) -> None:
+        self.params = params
+        self.eos_token_ids = eos_token_ids  # [n]
+        self.generator = torch.Generator(device=prompt_ids.device)
+        if params.seed is None:
             self.generator.seed()
         else:
-            self.generator.manual_seed(sampling.seed)
-        self.chosen = 0
-        penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
-        self.counts = torch.zeros(vocab, device=prompt.device) if penalised else None  # [vocab] in the answer so far
-        self.in_prompt = torch.zeros(vocab, dtype=torch.bool, device=prompt.device) if penalised else None
-        if self.in_prompt is not None:
-            self.in_prompt[prompt] = True
+            self.generator.manual_seed(params.seed)
+        self.num_tokens = 0
+        self.output_counts: Tensor | None = None
+        self.prompt_mask: Tensor | None = None
+        if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:
+            self.output_counts = torch.zeros(vocab_size, device=prompt_ids.device)
+            self.prompt_mask = torch.zeros(vocab_size, dtype=torch.bool, device=prompt_ids.device)
+            self.prompt_mask[prompt_ids] = True
 
-    def chose(self, token: int) -> None:
-        self.chosen += 1
-        if self.counts is not None:
-            self.counts[token] += 1
-
-    @property
-    def is_too_short(self) -> bool:
-        """The answer must not end yet."""
-        return self.chosen < self.sampling.min_tokens
+    def add_token(self, token: int) -> None:
+        """Count a token of the answer."""
+        self.num_tokens += 1
+        if self.output_counts is not None:
+            self.output_counts[token] += 1
 
     @property
-    def is_argmax(self) -> bool:
-        sampling = self.sampling
-        return sampling.temperature == 0 and self.counts is None and self.chosen >= len(sampling.begin)
+    def is_below_min_tokens(self) -> bool:
+        """Whether the answer must not end yet."""
+        return self.num_tokens < self.params.min_tokens
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is the likeliest one, without penalties or forced tokens."""
+        params = self.params
+        return (
+            params.temperature == 0 and self.output_counts is None and self.num_tokens >= len(params.forced_token_ids)
+        )
 
 
-def choose(scores: Tensor, choosers: Sequence[Chooser]) -> Tensor:
-    """[requests, vocab] -> [requests] token ids."""
-    if all(chooser.is_argmax for chooser in choosers):
+def sample_tokens(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
+    """Sample one token per request: [requests, vocab] -> [requests] token ids."""
+    if all(state.is_greedy for state in states):
         return scores.argmax(-1)
-    return torch.stack([choose_one(row, chooser) for row, chooser in zip(scores, choosers, strict=True)])
+    return torch.stack([sample_token(row, state) for row, state in zip(scores, states, strict=True)])
 
 
-def choose_one(scores: Tensor, chooser: Chooser) -> Tensor:
-    sampling = chooser.sampling
-    if chooser.chosen < len(sampling.begin):
-        return torch.tensor(sampling.begin[chooser.chosen], device=scores.device)
-    if chooser.counts is not None and chooser.in_prompt is not None:
-        scores = penalised(scores, chooser.counts, chooser.in_prompt, sampling)
-    if sampling.temperature == 0:
+def sample_token(scores: Tensor, state: SamplerState) -> Tensor:
+    """Sample one token: [vocab] -> [] token id."""
+    params = state.params
+    if state.num_tokens < len(params.forced_token_ids):
+        return torch.tensor(params.forced_token_ids[state.num_tokens], device=scores.device)
+    if state.output_counts is not None and state.prompt_mask is not None:
+        scores = apply_penalties(scores, state.output_counts, state.prompt_mask, params)
+    if params.temperature == 0:
         return scores.argmax(-1)
-    scores = scores / sampling.temperature
-    if sampling.top_k:
-        scores = only(scores, top(scores, sampling.top_k))
-    if sampling.top_p < 1:
-        scores = only(scores, nucleus(scores, 1.0, sampling.top_p))
-    scores = min_p(scores, sampling.min_p)
+    scores = scores / params.temperature
+    if params.top_k:
+        scores = mask_logits(scores, top_k_mask(scores, params.top_k))
+    if params.top_p < 1:
+        scores = mask_logits(scores, top_p_mask(scores, 1.0, params.top_p))
+    scores = apply_min_p(scores, params.min_p)
     # The largest of p/e with e ~ Exp(1) is a draw from p, and needs no generator shared between requests.
-    race = torch.empty_like(scores).exponential_(generator=chooser.generator)
-    return (scores.softmax(-1) / race).argmax(-1)
+    exponential = torch.empty_like(scores).exponential_(generator=state.generator)
+    return (scores.softmax(-1) / exponential).argmax(-1)
 
 
-def penalised(scores: Tensor, counts: Tensor, in_prompt: Tensor, sampling: Sampling) -> Tensor:
-    """Repetition (CTRL, prompt included) divides positive and multiplies negative scores; the others subtract."""
-    seen = in_prompt | (counts > 0)
-    repeated = torch.where(scores > 0, scores / sampling.repetition_penalty, scores * sampling.repetition_penalty)
-    scores = torch.where(seen, repeated, scores)
-    return scores - sampling.frequency_penalty * counts - sampling.presence_penalty * (counts > 0)
+def apply_penalties(scores: Tensor, output_counts: Tensor, prompt_mask: Tensor, params: SamplingParams) -> Tensor:
+    """Apply repetition, frequency and presence penalties to [vocab] scores.
+
+    The repetition penalty (CTRL, prompt included) divides positive and multiplies negative scores. The other two are
+    subtracted.
+
+    Args:
+        scores: [vocab].
+        output_counts: [vocab] occurrences in the answer.
+        prompt_mask: [vocab] true for tokens of the prompt.
+        params: The penalties.
+
+    Returns:
+        [vocab] scores.
+    """
+    occurs = prompt_mask | (output_counts > 0)
+    repeated = torch.where(scores > 0, scores / params.repetition_penalty, scores * params.repetition_penalty)
+    scores = torch.where(occurs, repeated, scores)
+    return scores - params.frequency_penalty * output_counts - params.presence_penalty * (output_counts > 0)
 
 
-def min_p(scores: Tensor, p: float) -> Tensor:
-    if p == 0:
+def apply_min_p(scores: Tensor, min_p: float) -> Tensor:
+    """Mask tokens less likely than `min_p` times the likeliest one: [vocab] -> [vocab]."""
+    if min_p == 0:
         return scores
     probabilities = scores.softmax(-1)
-    return scores.masked_fill(probabilities < p * probabilities.max(-1, keepdim=True).values, -torch.inf)
+    return scores.masked_fill(probabilities < min_p * probabilities.max(-1, keepdim=True).values, -torch.inf)

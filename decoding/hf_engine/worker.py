@@ -1,4 +1,4 @@
-"""The one thread that runs the model: takes jobs in, keeps the batch going, hands tokens out."""
+"""The worker thread, which runs the model: it schedules requests, steps the batch and delivers tokens."""
 
 from __future__ import annotations
 
@@ -7,251 +7,227 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 import torch
 
-from decoding.answer import Token
-from decoding.errors import EngineFailed, OnlySeenError
-from decoding.hf_engine.batch import Batch, Said
-from decoding.hf_engine.grouping import PREFILL_TOKENS
-from decoding.hf_engine.model import Model
-from decoding.hf_engine.prefill import prefill
-from decoding.hf_engine.prefixes import Prefixes
-from decoding.hf_engine.request import Request
-from decoding.waiting import Place
+from decoding.base_engine import STOPPED, run_captured
+from decoding.errors import EngineFailed, OnlySeenError, to_public_error
+from decoding.hf_engine.batch import Batch, StepOutputs
+from decoding.hf_engine.kv_cache.prefix_cache import PrefixCache
+from decoding.hf_engine.model.model import Model
+from decoding.hf_engine.prefill import PREFILL_TOKENS, prefill_requests
+from decoding.hf_engine.request import RequestHandle, RequestStatus, call_in_loop
 
 log = structlog.get_logger(__name__)
-PATIENCE = 1.0  # seconds without a job before memory is given back: the next job has to ask for it again
+IDLE_SECONDS = 1.0  # without work, until the KV buffers are freed; the next request allocates them again
 
 
 @dataclass(eq=False, slots=True)
-class Ticket:
-    """The event loop's end of a request: what the worker says comes out of `said`."""
-
-    request: Request
-    place: Place
-    loop: asyncio.AbstractEventLoop
-    said: asyncio.Queue[Token | OnlySeenError] = field(default_factory=asyncio.Queue)
-    cancelled: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Errand:
-    """Something else that needs the model: a probe."""
+class ModelTask:
+    """Work other than a generation request that needs the model: a probe."""
 
     work: Callable[[], Any]
-    done: asyncio.Future[Any]
+    future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+
+    def resolve(self, result: Any, error: OnlySeenError | None) -> None:
+        """Pass the result, or the error, to the event loop."""
+        call_in_loop(self.loop, self._set_result, result, error)
+
+    def _set_result(self, result: Any, error: OnlySeenError | None) -> None:
+        if self.future.done():  # its caller was cancelled
+            return
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
+
+Job = RequestHandle | ModelTask | None  # None: close
 
 
 class Worker:
-    """`submit`, `errand` and `close` are called by others, everything else happens in the thread."""
+    """Runs the model in one thread. Other threads call `submit`, `run_task` and `close` only."""
 
     def __init__(self, model: Model, max_rows: int, prefix_cache_bytes: int) -> None:
         self.model = model
         self.max_rows = max_rows
         self.batch = Batch(model)
-        self.prefixes = Prefixes(model, prefix_cache_bytes)
-        self._inbox: queue.SimpleQueue[Ticket | Errand | None] = queue.SimpleQueue()
-        self._door = threading.Lock()  # nothing comes in once it has been closed
-        self._closed = False
-        self._closing = False
-        self._waiting: deque[Ticket] = deque()
-        self._errands: deque[Errand] = deque()
-        self._tickets: dict[int, Ticket] = {}  # by id of the request: those that run
+        self.prefix_cache = PrefixCache(model, prefix_cache_bytes)
+        self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._inbox_lock = threading.Lock()
+        self._is_closed = False  # no job enters the inbox any more
+        self._is_closing = False
+        self._waiting: deque[RequestHandle] = deque()
+        self._tasks: deque[ModelTask] = deque()
+        self._running: dict[int, RequestHandle] = {}  # by id of the request
         self._thread = threading.Thread(target=self._run, name="onlyseen-model", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, ticket: Ticket) -> None:
-        """Raises:
-        EngineFailed: the engine has stopped.
-        """
-        self._put(ticket)
+    def submit(self, handle: RequestHandle) -> None:
+        """Queue a request. After the end of the thread this raises `EngineFailed`."""
+        self._put(handle)
 
-    async def errand(self, work: Callable[[], Any]) -> Any:
-        """Raises:
-        EngineFailed: the engine has stopped, or the work failed.
+    async def run_task(self, work: Callable[[], Any]) -> Any:
+        """Run work in the thread between two steps. A failure of the work raises an `OnlySeenError`.
+
+        Returns:
+            The result of the work.
         """
         loop = asyncio.get_running_loop()
-        errand = Errand(work, loop.create_future(), loop)
-        self._put(errand)
-        return await errand.done
+        task = ModelTask(work, loop.create_future(), loop)
+        self._put(task)
+        return await task.future
 
     def close(self) -> None:
+        """Stop the thread, and wait for its end. Requests that still run fail."""
         self._inbox.put(None)
         self._thread.join()
 
-    def _put(self, job: Ticket | Errand) -> None:
-        with self._door:
-            if self._closed:
-                raise stopped()
+    def _put(self, job: Job) -> None:
+        with self._inbox_lock:
+            if self._is_closed:
+                raise EngineFailed(STOPPED)
             self._inbox.put(job)
 
     def _run(self) -> None:
         try:
             with torch.inference_mode():
-                while not self._closing:
-                    self._take_in()
-                    self._drop_cancelled()
-                    self._turn()
+                while not self._is_closing:
+                    self._receive()
+                    self._drop_aborted()
+                    self._step()
         finally:
             self._stop()
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         try:
-            self._do_errand()
-            self._admit()
+            self._run_next_task()
+            self._schedule_waiting()
             if self.batch.rows:
-                self._hand_out(self.batch.step())
+                self._deliver(self.batch.step())
         except Exception as error:
-            log.exception("the step failed; its requests are given up")
-            self.batch = Batch(self.model)  # the old one may be in the middle of something
-            self._give_up([*self._tickets.values()], error)
+            self.batch = Batch(self.model)  # the old one may be inconsistent
+            self._fail([*self._running.values()], to_public_error(error, "step_failed"))
 
     def _stop(self) -> None:
-        with self._door:
-            self._closed = True
+        with self._inbox_lock:
+            self._is_closed = True
         while not self._inbox.empty():
-            self._sort(self._inbox.get())
-        for ticket in (*self._tickets.values(), *self._waiting):
-            send(ticket, stopped())
-        for errand in self._errands:
-            call(errand.loop, settle, errand.done, None, stopped())
+            self._dispatch(self._inbox.get())
+        for handle in (*self._running.values(), *self._waiting):
+            handle.advance(RequestStatus.FAILED)
+            handle.send(EngineFailed(STOPPED))
+        for task in self._tasks:
+            task.resolve(None, EngineFailed(STOPPED))
 
-    def _take_in(self) -> None:
-        """All that has come in; waits for something when there is nothing to do."""
-        if not (self.batch.rows or self._waiting or self._errands):
-            self._sort(self._wait())
+    def _receive(self) -> None:
+        """Take all jobs from the inbox. If there is nothing to do, wait for one."""
+        if not (self.batch.rows or self._waiting or self._tasks):
+            self._dispatch(self._wait())
         while not self._inbox.empty():
-            self._sort(self._inbox.get())
+            self._dispatch(self._inbox.get())
 
-    def _wait(self) -> Ticket | Errand | None:
+    def _wait(self) -> Job:
         try:
-            return self._inbox.get(timeout=PATIENCE)
+            return self._inbox.get(timeout=IDLE_SECONDS)
         except queue.Empty:
-            self.batch.cache.release()
+            self.batch.cache.release_buffers()
             return self._inbox.get()
 
-    def _sort(self, job: Ticket | Errand | None) -> None:
+    def _dispatch(self, job: Job) -> None:
         match job:
-            case Ticket():
+            case RequestHandle():
                 self._waiting.append(job)
-            case Errand():
-                self._errands.append(job)
+            case ModelTask():
+                self._tasks.append(job)
             case None:
-                self._closing = True
+                self._is_closing = True
 
-    def _drop_cancelled(self) -> None:
-        self._leave([ticket for ticket in self._tickets.values() if ticket.cancelled])
-        if any(ticket.cancelled for ticket in self._waiting):
-            self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
+    def _drop_aborted(self) -> None:
+        def is_aborted(handle: RequestHandle) -> bool:
+            return handle.status is RequestStatus.ABORTED
 
-    def _do_errand(self) -> None:
-        """One, so that the running answers wait for no more than that."""
-        while self._errands:
-            errand = self._errands.popleft()
-            if not errand.done.cancelled():
-                call(errand.loop, settle, errand.done, *outcome(errand.work))
+        self._remove([handle for handle in self._running.values() if is_aborted(handle)])
+        if any(map(is_aborted, self._waiting)):
+            self._waiting = deque(handle for handle in self._waiting if not is_aborted(handle))
+
+    def _run_next_task(self) -> None:
+        """Run one task, so that the running requests wait for no more than that."""
+        while self._tasks:
+            task = self._tasks.popleft()
+            if not task.future.cancelled():
+                task.resolve(*run_captured(task.work, "probe_failed"))
                 return
 
-    def _admit(self) -> None:
-        """First come, first served: as many as have room, and as one pass can read, lest the running answers wait."""
-        admitted: list[Ticket] = []
+    def _schedule_waiting(self) -> None:
+        """Prefill waiting requests, first in, first out.
+
+        The limits are `max_rows` and one pass of prompts, so that prefill does not stall decoding.
+        """
+        scheduled: list[RequestHandle] = []
         rows, tokens = self.max_rows - len(self.batch.rows), PREFILL_TOKENS
         while self._waiting:
-            ticket = self._waiting[0]
-            rows -= ticket.place.rows
-            tokens -= sum(map(len, ticket.request.prompts.values()))
-            if rows < 0 or (tokens < 0 and admitted):
+            handle = self._waiting[0]
+            rows -= handle.reservation.rows
+            tokens -= sum(map(len, handle.request.inputs.values()))
+            if rows < 0 or (tokens < 0 and scheduled):
                 break
-            ticket.place.taken = True
-            admitted.append(self._waiting.popleft())
-        if admitted:
-            self._tickets |= {id(ticket.request): ticket for ticket in admitted}
-            self._join(admitted)
+            handle.advance(RequestStatus.PREFILLING)
+            scheduled.append(self._waiting.popleft())
+        if scheduled:
+            self._running |= {id(handle.request): handle for handle in scheduled}
+            self._join(scheduled)
 
-    def _join(self, tickets: Sequence[Ticket]) -> None:
-        requests = [ticket.request for ticket in tickets]
+    def _join(self, handles: Sequence[RequestHandle]) -> None:
+        """Prefill requests and add them to the batch. If that fails, retry one by one to isolate the failing one."""
+        requests = [handle.request for handle in handles]
         try:
-            ready = prefill(self.model, requests, self.prefixes)
+            prefills = prefill_requests(self.model, requests, self.prefix_cache)
         except Exception as error:
-            if len(tickets) == 1:
-                log.exception("a request could not be started")
-                self._give_up(tickets, error)
+            if len(handles) == 1:
+                self._fail(handles, to_public_error(error, "prefill_failed"))
                 return
-            for ticket in tickets:  # one of them is to blame: the others shall not suffer
-                self._join([ticket])
+            for handle in handles:
+                self._join([handle])
             return
-        self._hand_out(self.batch.join(requests, ready))
+        outputs = self.batch.add_requests(requests, prefills)
+        for handle in handles:
+            handle.advance(RequestStatus.DECODING)
+        self._deliver(outputs)
 
-    def _hand_out(self, said: Said) -> None:
-        ended: list[Ticket] = []
-        for request, token in said:
-            ticket = self._tickets[id(request)]
-            if isinstance(token, Exception):
-                if not isinstance(token, OnlySeenError):  # else the client is told, and it is its own fault
-                    log.error("a request failed", exc_info=token)
-                self._give_up([ticket], token)
+    def _deliver(self, outputs: StepOutputs) -> None:
+        finished: list[RequestHandle] = []
+        for request, output in outputs:
+            handle = self._running[id(request)]
+            if isinstance(output, Exception):
+                self._fail([handle], to_public_error(output, "request_failed"))
                 continue
-            send(ticket, token)
-            if token.end is not None:
-                ended.append(ticket)
-        self._leave(ended)
+            if output.finish is not None:
+                handle.advance(RequestStatus.FINISHED)
+                finished.append(handle)
+            handle.send(output)
+        self._remove(finished)
 
-    def _leave(self, tickets: Sequence[Ticket]) -> None:
-        if tickets:
-            self.batch.leave([ticket.request for ticket in tickets])
-            for ticket in tickets:
-                del self._tickets[id(ticket.request)]
+    def _remove(self, handles: Sequence[RequestHandle]) -> None:
+        if handles:
+            self.batch.remove_requests([handle.request for handle in handles])
+            for handle in handles:
+                del self._running[id(handle.request)]
 
-    def _give_up(self, tickets: Sequence[Ticket], error: Exception) -> None:
-        for ticket in tickets:
-            send(ticket, blamed(error))
-        self._leave([ticket for ticket in tickets if id(ticket.request) in self._tickets])
-
-
-def stopped() -> EngineFailed:
-    return EngineFailed("The engine has stopped.")
-
-
-def blamed(error: Exception) -> OnlySeenError:
-    return error if isinstance(error, OnlySeenError) else EngineFailed("The engine failed on this request.")
-
-
-def outcome(work: Callable[[], Any]) -> tuple[Any, OnlySeenError | None]:
-    """For another thread: what the work made, or its failure as those who wait for it are told."""
-    try:
-        return work(), None
-    except OnlySeenError as error:
-        return None, error
-    except Exception as error:
-        log.exception("an errand failed")
-        return None, blamed(error)
-
-
-def send(ticket: Ticket, said: Token | OnlySeenError) -> None:
-    call(ticket.loop, ticket.said.put_nowait, said)
-
-
-def call(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *arguments: Any) -> None:
-    with suppress(RuntimeError):  # the loop has been closed, and nobody waits any more
-        loop.call_soon_threadsafe(function, *arguments)
-
-
-def settle(future: asyncio.Future[Any], result: Any, error: OnlySeenError | None) -> None:
-    if future.done():  # its waiter was cancelled
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
+    def _fail(self, handles: Sequence[RequestHandle], error: OnlySeenError) -> None:
+        for handle in handles:
+            handle.advance(RequestStatus.FAILED)
+            handle.send(error)
+        self._remove([handle for handle in handles if id(handle.request) in self._running])

@@ -1,62 +1,69 @@
-"""Attentional vision calibration: subtract what the model says to the tokens that draw attention whatever is asked."""
+"""Attentional vision calibration: subtract logits computed with the image tokens that draw attention in any case."""
 
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
-from decoding.ask import Ask, Memory, Probe
-from decoding.strategies.parameters import Contrast, Plausibility
-from decoding.strategy import Captured, Program, Step, Strategy, Tensors
-from decoding.tensors import contrast, only, plausible
+from decoding.logits_ops import contrast
+from decoding.parameters import Contrast
+from decoding.plausible_contrast import PlausibleContrast
+from decoding.requests import GenerateRequest, ProbeRequest, StateHandle
+from decoding.strategy import Activations, Program, Step, Tensors
 
 
-class AvisC(Strategy):
+class AvisC(PlausibleContrast):
     """z_f = (1 + alpha) z - alpha z_blind where p(w) >= beta max p, -inf elsewhere.
 
-    z_blind sees the same prompt with the blind tokens of the picture alone: those whose attention lies at or above
-    mean + deviations * standard deviation. It is the attention of the prompt's last token, by the mean over heads, and
-    over the layers that look most at the picture: the fewest whose share of all attention to it reaches `gamma`.
-    Woo et al., arXiv:2405.17820. The defaults are those of the official script for POPE; the program that it starts
-    would take 0.99 deviations by itself.
+    z_blind comes from the same prompt with only the blind tokens of the image: those whose attention is at least mean +
+    deviations * standard deviation. The attention is that of the prompt's last token, [layers, image tokens] after the
+    mean over heads. It is averaged over the layers that attend most to the image: the fewest whose share of all
+    attention to it reaches `gamma`.
 
-    The choice costs no pass of its own: the answer goes on from the pass over the prompt in which it is made.
+    The choice costs no pass of its own. The answer continues from the pass over the prompt in which it is made.
+
+    Source: Woo et al., arXiv:2405.17820. The defaults are those of the official script for POPE. The program that this
+    script starts has a default of 0.99 deviations. Other official scripts use alpha 2.5.
 
     Deviations from the official code:
-    - Tokens that are not blind are dropped; the code leaves them in their places with their embeddings masked.
-    - The standard deviation is that of the tokens at hand; the code takes them for a sample, and divides by one less.
-    - The code has the places of the picture's tokens written in for two families; here they are the prompt's own.
+    - Tokens that are not blind are dropped. The code leaves them in place with their embeddings masked.
+    - The standard deviation is that of a population. The code computes that of a sample, which divides by one less.
+    - The code has fixed positions of the image tokens for two families. Here they are those of the prompt.
     """
 
     name = "avisc"
     paper = "arXiv:2405.17820"
+    neutral = {"alpha": 0, "beta": 0}
 
     alpha: Contrast = 1.0
-    beta: Plausibility = 0.1
-    gamma: Annotated[float, Field(gt=0, le=1, description="Share of the attention to the picture to go by.")] = 0.5
-    deviations: Annotated[float, Field(ge=0, le=100, description="How far above the mean a token is blind.")] = 1.0
+    gamma: Annotated[
+        float, Field(gt=0, le=1, description="Share of the attention to the image that selects the layers.")
+    ] = 0.5
+    deviations: Annotated[
+        float, Field(ge=0, le=100, description="Standard deviations above the mean from which a token is blind.")
+    ] = 1.0
 
-    def run(self, ask: Ask) -> Program:
-        ask.prompt.require_pictures(self.name)
-        probe = Probe(self, {"seeing": ask.prompt}, main="seeing", capture=frozenset({"attention"}))
-        memory: Memory = yield probe
-        return ask.branch(self, "blind", ask.prompt).remember(self, memory)
+    def run(self, request: GenerateRequest) -> Program:
+        request.prompt.require_images(self.name)
+        probe = ProbeRequest({"with_image": request.prompt}, main="with_image", capture=frozenset({"attention"}))
+        state: StateHandle = yield probe
+        return request.with_branch("blind", request.prompt).with_state(state)
 
-    def digest(self, memory: Tensors, captured: Captured) -> Tensors:
-        attention = captured.attention["seeing"].float().mean(dim=0)  # [picture tokens]
-        drawn = memory.get("drawn", attention.new_zeros(captured.layers, len(attention))).clone()
-        drawn[captured.layer] = attention
-        return {"drawn": drawn}
+    def update_state(self, state: Tensors, activations: Activations) -> Tensors:
+        attention = activations.attention["with_image"].float().mean(dim=0)  # [image tokens]
+        per_layer = state.get("attention", attention.new_zeros(activations.layers, len(attention))).clone()
+        per_layer[activations.layer] = attention
+        return {"attention": per_layer}
 
-    def narrow(self, memory: Tensors) -> Tensor:
-        return self.blind(memory["drawn"]).expand_as(memory["drawn"])
+    def keep_image_tokens(self, state: Tensors) -> Tensor:
+        return self.blind(state["attention"]).expand_as(state["attention"])
 
-    def blind(self, drawn: Tensor) -> Tensor:
-        """[layers, picture tokens] attention -> [picture tokens] true for those that draw it in any case."""
-        ordered, layers = (drawn.sum(dim=-1) / drawn.sum()).sort(descending=True)
-        looking = layers[ordered.cumsum(dim=0) - ordered < self.gamma]
-        mean = drawn[looking].mean(dim=0)
+    def blind(self, attention: Tensor) -> Tensor:
+        """Select blind tokens, as a mask [image tokens], from [layers, image tokens] attention."""
+        ordered, layers = (attention.sum(dim=-1) / attention.sum()).sort(descending=True)
+        attending = layers[ordered.cumsum(dim=0) - ordered < self.gamma]
+        mean = attention[attending].mean(dim=0)
         return mean >= mean.mean() + self.deviations * mean.std(correction=0)
 
-    def logits(self, step: Step) -> Tensor:
-        return only(contrast(step.scores, step.branches["avisc/blind"], self.alpha), plausible(step.raw, self.beta))
+    def contrast(self, step: Step) -> Tensor:
+        return contrast(step.scores, step.branches["blind"], self.alpha)

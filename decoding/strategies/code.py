@@ -1,4 +1,4 @@
-"""Countering description contrastive decoding: subtract what the model says to its own description of the picture."""
+"""Countering description contrastive decoding: subtract logits computed on the model's own description."""
 
 from typing import Annotated
 
@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from decoding.ask import Answer, Ask, Sampling
-from decoding.strategies.parameters import DescriptionTokens
+from decoding.logits_ops import contrast, mask_logits, plausibility_mask
+from decoding.parameters import DescriptionTokens
+from decoding.requests import Answer, GenerateRequest, SamplingParams
 from decoding.strategy import TEXT_SIDE, Program, Step, Strategy
-from decoding.tensors import contrast, only, plausible
 
 DESCRIBE = (
     "Describe this image in detail: all that can be seen in it and how it interacts, "
@@ -18,55 +18,58 @@ DESCRIBE = (
 
 
 class CODE(Strategy):
-    """z_f = (1 + alpha k) z - alpha k z_told where p(w) >= beta D max p, -inf elsewhere, with k = 1 - D.
+    """z_f = (1 + alpha k) z - alpha k z_d where p(w) >= beta D max p, -inf elsewhere, with k = 1 - D.
 
-    z_told reads, in the picture's place, the model's own description of it, which holds what the model sees and what it
-    makes up. How far the two disagree about the next token decides both how strong the contrast is and how much is cut:
-    D = 1/2 sum_w log2(|p(w) - p_told(w)|^a + 1) (p(w) + p_told(w)), between 0 and 1, with p and p_told the softmax of
-    the two. Where they agree, D is small: the contrast is strong and hardly anything is cut.
-    Kim et al., NeurIPS 2024, arXiv:2406.01920.
+    z_d, [vocab], comes from a prompt with the model's own description in place of the image. The description holds
+    content of the image and invented content. Its disagreement with the image about the next token sets the strength of
+    the contrast and of the cut: D = 1/2 sum_w log2(|p(w) - p_d(w)|^a + 1) (p(w) + p_d(w)), between 0 and 1, with p and
+    p_d the softmax of the two. Where they agree, D is small: the contrast is strong and the cut weak.
+
+    Source: Kim et al., NeurIPS 2024, arXiv:2406.01920.
 
     Deviations from the official code:
-    - a is 0.7, the default of its command line; the function behind that falls back to 0.2.
-    - alpha and beta, which scale the two dynamic terms, are ours: at 1 they are the paper's method. The code reads a
-      beta as well and never uses it.
-    - The description's prompt is worded anew, with the same content. The description is greedy, as the code's is at its
-      default temperature of 0, and up to 512 tokens long.
+    - a is 0.7, the default of its command line. The function behind that falls back to 0.2.
+    - alpha and beta, which scale the two dynamic terms, are additions. At 1 they are the paper's method. The code reads
+      a beta as well and never uses it.
+    - The code puts a BOS token in the image's place. Here the image is removed.
+    - The description's prompt has other words with the same content. The description is greedy, as the code's is at its
+      default temperature of 0, and at most 512 tokens long.
     """
 
     name = "code"
     paper = "arXiv:2406.01920"
+    neutral = {"alpha": 0, "beta": 0}
 
     alpha: Annotated[
-        float, Field(ge=0, le=100, description="Scales the dynamic contrast; 1 is the paper's, 0 turns it off.")
+        float, Field(ge=0, le=100, description="Factor of the dynamic contrast; 1 is the paper's, 0 turns it off.")
     ] = 1.0
     beta: Annotated[
-        float, Field(ge=0, le=1, description="Scales the dynamic cut; 1 is the paper's, 0 turns it off.")
+        float, Field(ge=0, le=1, description="Factor of the dynamic cut; 1 is the paper's, 0 turns it off.")
     ] = 1.0
     exponent: Annotated[
-        float, Field(ge=0, le=10, description="a: the smaller, the more a slight disagreement counts.")
+        float, Field(ge=0, le=10, description="Exponent a; smaller values weigh slight disagreement more.")
     ] = 0.7
     description_tokens: DescriptionTokens = 512
     description_prompt: Annotated[
-        str, Field(min_length=1, max_length=4096, description="Asks for the description."), TEXT_SIDE
+        str, Field(min_length=1, max_length=4096, description="Prompt of the description."), TEXT_SIDE
     ] = DESCRIBE
 
-    def run(self, ask: Ask) -> Program:
-        ask.prompt.require_pictures(self.name)
-        # Not `ask.but(...)`: branches and strategies that `ask` already has belong to the answer, not to this question.
-        describe = ask.prompt.with_question(self.description_prompt)
-        described: Answer = yield Ask(describe, Sampling(max_tokens=self.description_tokens))
-        told = ask.prompt.without_pictures().with_question(f"{described.text.strip()}\n{ask.prompt.question}")
-        return ask.branch(self, "told", told)
+    def run(self, request: GenerateRequest) -> Program:
+        request.prompt.require_images(self.name)
+        # Not `request.replace`: its branches and stack belong to the final answer, not to the description.
+        describe = request.prompt.with_question(self.description_prompt)
+        described: Answer = yield GenerateRequest(describe, SamplingParams(max_tokens=self.description_tokens))
+        branch = request.prompt.without_images().with_question(f"{described.text.strip()}\n{request.prompt.question}")
+        return request.with_branch("description", branch)
 
     def logits(self, step: Step) -> Tensor:
-        told = step.branches["code/told"]
-        distance = self.distance(step.raw, told)  # [..., 1], float32
+        described = step.branches["description"]
+        distance = self.distance(step.raw, described)  # [..., 1], float32
         weight = self.alpha * (1 - distance)
-        return only(contrast(step.scores, told, weight), plausible(step.raw, self.beta * distance))
+        return mask_logits(contrast(step.scores, described, weight), plausibility_mask(step.raw, self.beta * distance))
 
-    def distance(self, seen: Tensor, told: Tensor) -> Tensor:
-        """D of two [..., vocab] logits, as [..., 1]."""
-        p, p_told = seen.softmax(dim=-1, dtype=torch.float32), told.softmax(dim=-1, dtype=torch.float32)
-        bits = ((p - p_told).abs() ** self.exponent + 1).log2()
-        return (bits * (p + p_told)).sum(dim=-1, keepdim=True).div(2).clamp(0, 1)
+    def distance(self, raw: Tensor, described: Tensor) -> Tensor:
+        """Compute D of two [..., vocab] logits, as [..., 1]."""
+        p, p_d = (logits.softmax(dim=-1, dtype=torch.float32) for logits in (raw, described))
+        bits = ((p - p_d).abs() ** self.exponent + 1).log2()
+        return (bits * (p + p_d)).sum(dim=-1, keepdim=True).div(2).clamp(0, 1)

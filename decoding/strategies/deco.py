@@ -1,4 +1,4 @@
-"""Dynamic correction decoding: add what the earlier layer that was surest of a candidate would have said."""
+"""Dynamic correction decoding: add the logits of the earlier layer that is surest of a candidate."""
 
 import math
 from typing import Annotated, Self
@@ -6,57 +6,68 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from decoding.ask import Ask
-from decoding.strategies.parameters import EarlyLayer, Normed
-from decoding.strategy import Exits, Step, Strategy
-from decoding.tensors import add, nucleus, only, top
+from decoding.logits_ops import add, mask_logits, top_k_mask, top_p_mask
+from decoding.parameters import EarlyLayer, Normed
+from decoding.requests import GenerateRequest
+from decoding.strategy import EarlyExits, Step, Strategy
 
 
 class DeCo(Strategy):
-    """z_f = z + alpha p* z_l* for the candidates, -inf elsewhere; p* = p_l*(c*) = max over layers l, candidates c.
+    """z_f = z + alpha p* z_l* for the candidates, -inf elsewhere; p* = p_l*(c*) = max over layers l and candidates c.
 
-    Models tend to know what they see a few layers before the end, and to be talked out of it by the language. p_l is
-    what the head makes of the hidden state after l layers. The candidates are the `top_p` nucleus of the last layer's
-    distribution, at most `top_k` of them. There is no second row: each layer costs one product with the head.
-    Wang et al., ICLR 2025, arXiv:2410.11779.
+    Models tend to recognise an object a few layers before the end, where later layers suppress it. z_l, [vocab], is the
+    output of the head on the hidden state after l layers, and p_l its softmax. The candidates are the `top_p` nucleus
+    of the last layer's distribution, at most `top_k` of them. There is no second row: each layer costs one product with
+    the head.
 
-    Layers go from `first` to `last`, as shares of the depth: the defaults give the paper's 20 ... 28 of 32 (LLaVA-1.5);
-    its 15 ... 24 for InstructBLIP are 0.46875 and 0.75.
+    Layers go from `first` to `last`, as shares of the depth. The defaults give the paper's 20 ... 28 of 32 (LLaVA-1.5).
+    Its 15 ... 24 for InstructBLIP are 0.46875 and 0.75.
+
+    Source: Wang et al., ICLR 2025, arXiv:2410.11779.
 
     Deviations from the official code:
-    - Early states go through the final norm first, as the last one does; `normed` false takes them raw.
-    - alpha is 0.6, as in the code; a table of its README has 0.5.
-    - A batch, and any sampling, is corrected too.
+    - alpha is 0.6, as in the code. A table of its README has 0.5.
+    - Batches and all kinds of sampling are corrected too.
+    - `normed` false, which skips the final norm, is an addition.
     """
 
     name = "deco"
     paper = "arXiv:2410.11779"
+    neutral = {"alpha": 0, "top_p": 1, "top_k": 0}
 
     alpha: EarlyLayer = 0.6
-    top_p: Annotated[float, Field(gt=0, le=1, description="Probability that the candidates hold.")] = 0.9
-    top_k: Annotated[int, Field(ge=0, le=100_000, description="Most candidates; 0: any number.")] = 20
+    top_p: Annotated[float, Field(gt=0, le=1, description="Total probability of the candidates.")] = 0.9
+    top_k: Annotated[int, Field(ge=0, le=100_000, description="Maximum number of candidates; 0 sets no limit.")] = 20
     first: Annotated[float, Field(ge=0, le=1, description="First early layer, as a share of the depth.")] = 20 / 32
     last: Annotated[float, Field(ge=0, le=1, description="Last early layer, as a share of the depth.")] = 28 / 32
     normed: Normed = True
 
     @model_validator(mode="after")
-    def ordered(self) -> Self:
+    def check_order(self) -> Self:
+        """Refuse an empty range of layers.
+
+        Returns:
+            The strategy.
+
+        Raises:
+            ValueError: `first` is larger than `last`.
+        """
         if self.first > self.last:
-            raise ValueError("`first` lies after `last`")
+            raise ValueError("`first` is larger than `last`")
         return self
 
-    def prepare(self, ask: Ask) -> Ask:
-        ask.prompt.require_pictures(self.name)
-        return ask
+    def prepare(self, request: GenerateRequest) -> GenerateRequest:
+        request.prompt.require_images(self.name)
+        return request
 
-    def exits(self, layers: int, tied: bool) -> Exits:
+    def early_exit_layers(self, layers: int, tied: bool) -> EarlyExits:
         first, last = (min(math.floor(share * layers + 0.5), layers - 1) for share in (self.first, self.last))
-        return Exits(tuple(range(first, last + 1)), self.normed)
+        return EarlyExits(tuple(range(first, last + 1)), self.normed)
 
     def logits(self, step: Step) -> Tensor:
-        assert step.early is not None, "exits are listened at"
-        candidates = nucleus(step.raw, 1.0, self.top_p) & top(step.raw, self.top_k)
-        surest = step.early.float().softmax(dim=-1).masked_fill(~candidates[..., None, :], 0.0).amax(dim=-1)
-        sure, layer = surest.max(dim=-1, keepdim=True)  # [..., 1]
-        early = step.early.take_along_dim(layer[..., None], dim=-2)[..., 0, :]
-        return only(add(step.scores, sure.to(early.dtype) * early, self.alpha), candidates)
+        assert step.early_logits is not None, "the strategy selects early layers"
+        candidates = top_p_mask(step.raw, 1.0, self.top_p) & top_k_mask(step.raw, self.top_k)
+        confidence = step.early_logits.float().softmax(dim=-1).masked_fill(~candidates[..., None, :], 0.0).amax(dim=-1)
+        best, layer = confidence.max(dim=-1, keepdim=True)  # [..., 1]
+        early = step.early_logits.take_along_dim(layer[..., None], dim=-2)[..., 0, :]
+        return mask_logits(add(step.scores, best.to(early.dtype) * early, self.alpha), candidates)

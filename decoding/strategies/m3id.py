@@ -1,52 +1,54 @@
-"""Mutual-information decoding: the longer the answer, the more of what the model says without a picture comes off."""
+"""Mutual-information decoding: subtract logits computed without the image, more so the longer the answer."""
 
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
-from decoding.ask import Ask
-from decoding.strategies.parameters import Plausibility
-from decoding.strategy import Step, Strategy
-from decoding.tensors import contrast, only, plausible
+from decoding.logits_ops import contrast
+from decoding.plausible_contrast import PlausibleContrast
+from decoding.requests import GenerateRequest
+from decoding.strategy import Step
 
-MOST = 1000.0
+MAX_WEIGHT = 1000.0
 
 
-class M3ID(Strategy):
+class M3ID(PlausibleContrast):
     """z_f = z + (e^{lambda t} - 1) (z - z_blind) where p(w) >= beta max p, -inf elsewhere.
 
-    z_blind sees the prompt without its pictures, and t = 1, 2, ... counts the tokens of the answer: the further the
-    answer goes, the more of it comes from the language alone. With g_t = e^{-lambda t} the paper writes the weight as
-    (1 - g_t)/g_t, and the scores as log-probabilities, whose normalisers shift all tokens alike.
-    Favero et al., CVPR 2024, arXiv:2403.14003.
+    z_blind comes from the prompt without its images, and t = 1, 2, ... counts the tokens of the answer. The weight
+    grows with t, because the influence of the language grows with the length of the answer. With g_t = e^{-lambda t}
+    the paper writes the weight as (1 - g_t)/g_t, and the scores as log-probabilities, whose normalisers shift all
+    tokens alike.
 
-    There is no official code; this follows the one in AvisC's. Deviations and doubts:
-    - The weight stops growing at 1000 (t = 346 with the default lambda), where the choice among the plausible tokens
-      has long been that of the difference alone. Without a bound it overflows.
-    - The paper corrects only where no token is certain. `threshold` is that gate: the correction is made where
-      max p <= threshold. Its value could not be verified, and the default of 1 makes the correction everywhere.
+    Source: Favero et al., CVPR 2024, arXiv:2403.14003. There is no official code. This follows the implementation in
+    AvisC's repository.
+
+    Deviations and doubts:
+    - The weight stops growing at 1000 (t = 346 with the default lambda). There the difference alone decides among the
+      plausible tokens. Without a bound the weight overflows.
+    - The paper corrects only steps without a certain token. `threshold` is that gate: the correction applies where max
+      p <= threshold. Its value could not be verified. The default of 1 applies the correction everywhere.
     """
 
     name = "m3id"
     paper = "arXiv:2403.14003"
+    neutral = {"decay": 0, "beta": 0}
 
     decay: Annotated[
-        float, Field(ge=0, le=10, description="Lambda: how fast the picture is forgotten; 0 turns the contrast off.")
+        float, Field(ge=0, le=10, description="Lambda: growth of the contrast per token; 0 turns it off.")
     ] = 0.02
-    beta: Plausibility = 0.1
     threshold: Annotated[float, Field(ge=0, le=1, description="Correct only where no token is likelier than this.")] = (
         1.0
     )
 
-    def prepare(self, ask: Ask) -> Ask:
-        ask.prompt.require_pictures(self.name)
-        return ask.branch(self, "blind", ask.prompt.without_pictures())
+    def prepare(self, request: GenerateRequest) -> GenerateRequest:
+        request.prompt.require_images(self.name)
+        return request.with_branch("blind", request.prompt.without_images())
 
-    def logits(self, step: Step) -> Tensor:
-        weight = (self.decay * (step.position + 1.0)).expm1().clamp(max=MOST)  # [..., 1]
+    def contrast(self, step: Step) -> Tensor:
+        weight = (self.decay * (step.position + 1.0)).expm1().clamp(max=MAX_WEIGHT)  # [..., 1]
         if self.threshold < 1:
             certain = step.raw.float().softmax(dim=-1).amax(dim=-1, keepdim=True) > self.threshold
             weight = weight.masked_fill(certain, 0.0)
-        mixed = contrast(step.scores, step.branches["m3id/blind"], weight)
-        return only(mixed, plausible(step.raw, self.beta))
+        return contrast(step.scores, step.branches["blind"], weight)

@@ -1,4 +1,4 @@
-"""Multi-view multi-path reasoning: describe the picture three ways, answer along several paths, and let them vote."""
+"""Multi-view multi-path reasoning: answer on several descriptions along several paths, and vote."""
 
 import math
 import re
@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from decoding.ask import Answer, Ask, Prompt, Sampling
-from decoding.strategies.parameters import DescriptionTokens
+from decoding.parameters import DescriptionTokens
+from decoding.requests import Answer, GenerateRequest, Prompt, SamplingParams
 from decoding.strategy import Program, Strategy
 
 ANSWERS = ("Yes", "No")
@@ -27,90 +27,98 @@ VIEWS = {
 class MVP(Strategy):
     """answer = argmax_a sum_v w_v S_v(a), with S_v(a) = the sum of q c over the paths of view v that end in a.
 
-    Look: the model describes the picture three times, from its details upwards, from the scene downwards, and as it
-    likes; each description, before the question, is a view. Compare: the `paths` likeliest first tokens of an answer,
-    of probability q >= `least` each, are continued by sampling. Decide: a path that comes to Yes or No is certain of it
-    by c = p_1 - p_2, the gap between the two likeliest tokens where the word begins; a path whose first token begins
-    the word has c = 1. Qu et al., COLING 2025, arXiv:2408.17150.
+    The model describes the image three times: from its details upwards, from the scene downwards, and without
+    instruction. Each description, placed before the question, is a view. The `paths` likeliest first tokens of an
+    answer, of probability q >= `least` each, are continued by sampling. A path that comes to Yes or No has the
+    certainty c = p_1 - p_2, the gap between the two likeliest tokens where the word begins. A path whose first token
+    begins the word has c = 1.
 
-    Where no path comes to Yes or No, as with an open question, the question is asked as it is; so are questions of
-    other strategies that are not for an answer in words.
+    Where no path comes to Yes or No, as with an open question, the question runs unchanged. So do requests of outer
+    strategies for choices or states.
+
+    Source: Qu et al., COLING 2025, arXiv:2408.17150.
 
     Deviations from the official code:
-    - Words are found in the tokens of the path itself, in any case and before any punctuation; the code decodes all
-      paths' tokens together and splits at blanks, which misplaces the probabilities, and does not find "yes,".
-    - A path without an answer contributes nothing, where the code gives it to Yes; paths go on from ids, not from text.
-    - c is measured before the temperature, as all log-probabilities here are; the code measures it after.
-    - The prompts of the first two views are worded anew. The request's own seed is added to `seed`.
+    - Words are found in the tokens of the path itself, in any case and before any punctuation. The code decodes all
+      paths' tokens together and splits at blanks, which misplaces the probabilities and does not find "yes,".
+    - `least` also drops first tokens that are Yes or No themselves. The code keeps those.
+    - A path without an answer contributes nothing. The code counts it for Yes. Paths continue from ids, not from text.
+    - c is measured before the temperature, as all log-probabilities of this project. The code measures it after.
+    - The prompts of the first two views have other words. The request's own seed is added to `seed`.
     """
 
     name = "mvp"
     paper = "arXiv:2408.17150"
+    neutral = {"bottom_up": 0, "top_down": 0, "regular": 0}
 
     bottom_up: Annotated[float, Field(ge=0, le=1, description="Weight of the view from the details; 0 skips it.")] = 0.4
     top_down: Annotated[float, Field(ge=0, le=1, description="Weight of the view from the scene; 0 skips it.")] = 0.4
     regular: Annotated[float, Field(ge=0, le=1, description="Weight of the plain description; 0 skips it.")] = 0.2
-    paths: Annotated[int, Field(ge=1, le=20, description="First tokens that are followed in each view.")] = 3
+    paths: Annotated[int, Field(ge=1, le=20, description="Number of first tokens that are continued in each view.")] = 3
     least: Annotated[float, Field(ge=0, le=1, description="Probability below which a first token is dropped.")] = 0.001
-    temperature: Annotated[float, Field(ge=0, le=2, description="Of descriptions and paths.")] = 0.7
-    top_p: Annotated[float, Field(gt=0, le=1, description="Of descriptions.")] = 0.95
+    temperature: Annotated[float, Field(ge=0, le=2, description="Temperature of descriptions and paths.")] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus of descriptions.")] = 0.95
     description_tokens: DescriptionTokens = 512
     path_tokens: Annotated[int, Field(ge=1, le=8192, description="Longest path, after its first token.")] = 50
-    lower_case: Annotated[bool, Field(description="Put the question in lower case, as the paper's code does.")] = True
-    seed: Annotated[int, Field(ge=0, lt=2**31, description="Of descriptions and paths.")] = 336
+    lower_case: Annotated[bool, Field(description="Put the question in lower case, as the official code does.")] = True
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of descriptions and paths.")] = 336
 
     @classmethod
-    def refuses(cls, outer: type[Strategy]) -> str | None:
-        if outer.hooks():
-            return f"{cls.name} votes among answers to its own questions, on which only what is inside it acts"
+    def incompatible_with(cls, outer: type[Strategy]) -> str | None:
+        if outer.hooks() or outer.reads_drafts():
+            return f"{cls.name} votes among answers to requests of its own, on which only strategies inside it act"
         return None
 
-    def run(self, ask: Ask) -> Program:
-        ask.prompt.require_pictures(self.name)
+    def run(self, request: GenerateRequest) -> Program:
+        request.prompt.require_images(self.name)
         weights = {view: weight for view in VIEWS if (weight := getattr(self, view)) > 0}
-        if ask.choices or ask.digest or not weights:
-            return ask
-        seed = self.seed + (ask.sampling.seed or 0)
-        drawn = Sampling(max_tokens=self.description_tokens, temperature=self.temperature, top_p=self.top_p)
-        described: list[Answer] = yield [
-            Ask(ask.prompt.with_question(VIEWS[view]), replace(drawn, seed=seed + n)) for n, view in enumerate(weights)
+        if request.choices or request.update_state or not weights:
+            return request
+        seed = self.seed + (request.sampling.seed or 0)
+        drawn = SamplingParams(max_tokens=self.description_tokens, temperature=self.temperature, top_p=self.top_p)
+        descriptions: list[Answer] = yield [
+            GenerateRequest(request.prompt.with_question(VIEWS[view]), replace(drawn, seed=seed + n))
+            for n, view in enumerate(weights)
         ]
-        views = [self.captioned(ask.prompt, said.text) for said in described]
-        onwards = Sampling(max_tokens=1 + self.path_tokens, temperature=self.temperature, top_logprobs=2)
-        first = Sampling(max_tokens=1, top_logprobs=self.paths, ignore_eos=True)
-        begun: list[Answer] = yield [Ask(view, first) for view in views]
+        views = [self.add_description(request.prompt, description.text) for description in descriptions]
+        continuation = SamplingParams(max_tokens=1 + self.path_tokens, temperature=self.temperature, top_logprobs=2)
+        first = SamplingParams(max_tokens=1, top_logprobs=self.paths, ignore_eos=True)
+        starts: list[Answer] = yield [GenerateRequest(view, first) for view in views]
         votes = dict.fromkeys(ANSWERS, 0.0)
-        paths: list[tuple[float, Ask]] = []  # and what each is worth
-        for weight, view, said in zip(weights.values(), views, begun, strict=True):
-            for token in said.tokens[0].top if said.tokens else ():
+        paths: list[tuple[float, GenerateRequest]] = []  # with the vote of each
+        for weight, view, start in zip(weights.values(), views, starts, strict=True):
+            for token in start.tokens[0].top if start.tokens else ():
                 q = math.exp(token.logprob)
-                if q >= self.least and (word := answer_of(token.text)):
+                if q >= self.least and (word := find_answer(token.text)):
                     votes[word] += weight * q
                 elif q >= self.least:
-                    walk = replace(onwards, seed=seed + len(paths), begin=(token.id,))
-                    paths.append((weight * q, Ask(view, walk)))
-        walked: list[Answer] = yield [path for _, path in paths]
-        for (worth, _), end in zip(paths, map(conclusion, walked), strict=True):
-            if end is not None:
-                word, certainty = end
+                    sampling = replace(continuation, seed=seed + len(paths), forced_token_ids=(token.id,))
+                    paths.append((weight * q, GenerateRequest(view, sampling)))
+        ends: list[Answer] = yield [path for _, path in paths]
+        for (worth, _), conclusion in zip(paths, map(conclude, ends), strict=True):
+            if conclusion is not None:
+                word, certainty = conclusion
                 votes[word] += worth * certainty
         if not any(votes.values()):
-            return ask
-        return Answer.decided(votes, max(said.end.usage.prompt_tokens for said in begun), ask.sampling.top_logprobs)
+            return request
+        return Answer.from_votes(
+            votes, max(start.finish.usage.prompt_tokens for start in starts), request.sampling.top_logprobs
+        )
 
-    def captioned(self, prompt: Prompt, description: str) -> Prompt:
+    def add_description(self, prompt: Prompt, description: str) -> Prompt:
+        """Put a description before the question."""
         question = prompt.question.lower() if self.lower_case else prompt.question
         return prompt.with_question(CAPTIONED.format(description.strip(), question))
 
 
-def answer_of(token: str) -> str | None:
-    """The answer that a token is by itself."""
+def find_answer(token: str) -> str | None:
+    """Return the answer that a token is by itself, or None."""
     word = token.strip(" \n.,:;!\"'").capitalize()
     return word if word in ANSWERS else None
 
 
-def conclusion(path: Answer) -> tuple[str, float] | None:
-    """The first answer in a path's text, and how certain the model was of it; None where there is none."""
+def conclude(path: Answer) -> tuple[str, float] | None:
+    """Return the first answer in a path's text with its certainty, or None."""
     found = ANSWER.search(path.text)
     if found is None:
         return None

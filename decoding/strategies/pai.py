@@ -1,4 +1,4 @@
-"""Pay attention to image: amplify what the newest token attends to in the picture, and contrast with no picture."""
+"""Pay attention to image: raise attention to the image, and contrast with logits computed without it."""
 
 from typing import Annotated
 
@@ -6,53 +6,58 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from decoding.ask import Ask
-from decoding.strategies.parameters import FirstLayer, Plausibility
-from decoding.strategy import Keys, Step, Strategy, Tensors
-from decoding.tensors import contrast, only, plausible
+from decoding.logits_ops import contrast
+from decoding.parameters import FirstLayer
+from decoding.plausible_contrast import PlausibleContrast
+from decoding.requests import GenerateRequest
+from decoding.strategy import AttentionKeys, Step, Tensors
 
 
-class PAI(Strategy):
-    """s_j <- s_j + alpha |s_j| for the tokens j of the picture; z_f = z_blind + gamma (z - z_blind) where plausible.
+class PAI(PlausibleContrast):
+    """s_j <- s_j + alpha |s_j| for image tokens j, and classifier-free guidance without the image.
 
-    s are the attention scores of the newest token before the softmax, in all heads of the layers from number
-    `first_layer` on; positive scores grow and negative ones shrink towards 0, so the picture is heard more in either
-    case. z_blind sees the prompt without its pictures, and attends as the model does: the second rule is
-    classifier-free guidance. Plausible is p(w) >= beta max p; other tokens
-    get -inf. gamma 1 leaves guidance out, with its cut and its branch.
-    Liu et al., ECCV 2024, arXiv:2407.21771.
+    z_f = z_blind + gamma (z - z_blind) where p(w) >= beta max p, -inf elsewhere.
+
+    s are the attention scores of the newest token before the softmax, [heads, keys], in the layers from number
+    `first_layer` on. Positive scores grow and negative ones shrink towards 0, so that attention to the image rises in
+    both cases. z_blind comes from the prompt without its images, with unchanged attention. The second rule is
+    the guidance. gamma 1 turns guidance off, with its cut and its branch.
 
     The transformers engine runs every pass with SDPA and computes the one edited query row a second time, score by
-    score; no matrix of attention is held.
+    score. It holds no attention matrix.
+
+    Source: Liu et al., ECCV 2024, arXiv:2407.21771.
 
     Deviations from the official code:
-    - The paper's `first_layer` 2 of 32 is an absolute number here too, and the edit goes on to the last layer of any
+    - The paper's `first_layer`, 2 of 32, is an absolute number here too. The edit goes on to the last layer of any
       model; the code stops at layer 31 whatever the depth.
-    - alpha 0.2 and gamma 1.1 are those of its README for LLaVA; its argument parser has gamma 2.
-    - Scores are mixed as logits; the code's log-probabilities differ from them by one number a token.
+    - alpha 0.2 and gamma 1.1 are those of its README for LLaVA. Its argument parser has gamma 2.
+    - Logits are combined. The code's log-probabilities differ from them by one number per row.
     """
 
     name = "pai"
     paper = "arXiv:2407.21771"
+    neutral = {"alpha": 0, "gamma": 1}
 
-    alpha: Annotated[float, Field(ge=0, le=10, description="How much louder the picture gets; 0 changes nothing.")] = (
-        0.2
-    )
-    gamma: Annotated[float, Field(ge=1, le=100, description="Guidance; 1 turns it off, and saves its branch.")] = 1.1
-    beta: Plausibility = 0.1
+    alpha: Annotated[
+        float, Field(ge=0, le=10, description="Increase of the attention scores of image tokens; 0 changes nothing.")
+    ] = 0.2
+    gamma: Annotated[
+        float, Field(ge=1, le=100, description="Weight of the guidance; 1 turns it off and saves its branch.")
+    ] = 1.1
     first_layer: FirstLayer = 2
 
-    def prepare(self, ask: Ask) -> Ask:
-        ask.prompt.require_pictures(self.name)
-        return ask if self.gamma == 1 else ask.branch(self, "blind", ask.prompt.without_pictures())
+    def prepare(self, request: GenerateRequest) -> GenerateRequest:
+        request.prompt.require_images(self.name)
+        return request if self.gamma == 1 else request.with_branch("blind", request.prompt.without_images())
 
-    def attend(self, scores: Tensor, keys: Keys, memory: Tensors) -> Tensor:
+    def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
         if keys.layer < self.first_layer:
             return scores
-        return torch.where(keys.visual[..., None, :], scores + self.alpha * scores.abs(), scores)
+        return torch.where(keys.is_image[..., None, :], scores + self.alpha * scores.abs(), scores)
+
+    def contrast(self, step: Step) -> Tensor:
+        return contrast(step.scores, step.branches["blind"], self.gamma - 1)
 
     def logits(self, step: Step) -> Tensor:
-        if self.gamma == 1:
-            return step.scores
-        guided = contrast(step.scores, step.branches["pai/blind"], self.gamma - 1)
-        return only(guided, plausible(step.raw, self.beta))
+        return step.scores if self.gamma == 1 else super().logits(step)

@@ -1,10 +1,11 @@
-"""The model as it is."""
+"""The model without a strategy."""
 
 from decoding.strategy import Strategy
 
 
 class Plain(Strategy):
-    """No mitigation: z is left alone."""
+    """Leave the logits z unchanged."""
 
     name = "plain"
     paper = "none"
+    neutral = {}

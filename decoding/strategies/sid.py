@@ -1,4 +1,4 @@
-"""Self-introspective decoding: subtract what the model says when it keeps only what it looks at least."""
+"""Self-introspective decoding: subtract logits computed with the least attended image tokens only."""
 
 from typing import Annotated
 
@@ -6,58 +6,66 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from decoding.ask import Ask, Memory, Probe
-from decoding.strategies.parameters import Contrast, Plausibility
-from decoding.strategy import Captured, Program, Step, Strategy, Tensors
-from decoding.tensors import contrast, only, plausible
+from decoding.logits_ops import contrast
+from decoding.parameters import Contrast
+from decoding.plausible_contrast import PlausibleContrast
+from decoding.requests import GenerateRequest, ProbeRequest, StateHandle
+from decoding.strategy import Activations, Program, Step, Tensors
 
 
-class SID(Strategy):
+class SID(PlausibleContrast):
     """z_f = (1 + alpha) z - alpha z_least where p(w) >= beta max p, -inf elsewhere.
 
-    z_least sees the same prompt, but from layer number `layer` on only the share `kept` of the picture's tokens to
-    which the last token of the prompt attends least in the layer before, by the mean over its heads. What is left of
-    the picture there is vague, and brings out what the language alone would say.
-    Huo et al., ICLR 2025, arXiv:2408.02032.
+    z_least comes from the same prompt. From layer number `layer` on, its branch keeps only the share `kept` of the
+    image tokens: those that the last token of the prompt attends to least in the layer before, by the mean over its
+    heads ([image tokens]). The few tokens that are left carry vague content, which brings out the influence of the
+    language.
 
-    Tokens are really dropped: from `layer` on, the pass over the branch's prompt has no rows for them. This equals a
-    mask over their keys, for nothing that stays would have seen them. The choice costs no pass of its own: up to
-    `layer` the branch is the main prompt, whose pass the answer goes on from.
+    The branch drops tokens: from `layer` on, the pass over its prompt has no rows for them. This equals a mask over
+    their keys, because no remaining token attends to them. The choice costs no pass of its own. Up to `layer` the
+    branch equals the main prompt, and the answer continues from that pass.
+
+    Source: Huo et al., ICLR 2025, arXiv:2408.02032.
 
     Deviations from the official code:
-    - It masks instead of dropping, saves nothing, and chooses anew at every token; its dropping variant is said not to
-      work with a cache. Here the choice is made once, at the end of the prompt.
-    - `kept` is a share, about a tenth as in the paper; the code has numbers, of 576: 100 for POPE, 50 for captions.
-    - Of several pictures the tokens are ranked together.
+    - alpha is 1. The code's effective alpha is 0.5, to which its sampler falls back.
+    - With its option `--sample-greedy`, the code takes the argmax of the contrasted logits without the plausibility
+      cut.
+    - The code masks tokens instead of dropping them, saves no computation, and chooses anew at every token. Its
+      dropping variant is reported not to work with a cache. Here the choice is made once, at the end of the prompt.
+    - `kept` is a share, about a tenth as in the paper. The code has numbers, of 576: 100 for POPE, 50 for captions.
+    - Tokens of several images are ranked together.
     """
 
     name = "sid"
     paper = "arXiv:2408.02032"
+    neutral = {"alpha": 0, "beta": 0}
 
     alpha: Contrast = 1.0
-    beta: Plausibility = 0.1
-    kept: Annotated[float, Field(ge=0, le=1, description="Share of the picture's tokens that the branch keeps.")] = 0.1
-    layer: Annotated[int, Field(ge=1, le=1000, description="Number of the first layer without the others, from 0.")] = 2
+    kept: Annotated[float, Field(ge=0, le=1, description="Share of the image tokens that the branch keeps.")] = 0.1
+    layer: Annotated[
+        int, Field(ge=1, le=1000, description="Number of the first layer that drops the others, from 0.")
+    ] = 2
 
-    def run(self, ask: Ask) -> Program:
-        ask.prompt.require_pictures(self.name)
-        probe = Probe(self, {"seeing": ask.prompt}, main="seeing", capture=frozenset({"attention"}))
-        memory: Memory = yield probe
-        return ask.branch(self, "least", ask.prompt).remember(self, memory)
+    def run(self, request: GenerateRequest) -> Program:
+        request.prompt.require_images(self.name)
+        probe = ProbeRequest({"with_image": request.prompt}, main="with_image", capture=frozenset({"attention"}))
+        state: StateHandle = yield probe
+        return request.with_branch("least", request.prompt).with_state(state)
 
-    def digest(self, memory: Tensors, captured: Captured) -> Tensors:
-        attention = captured.attention["seeing"].mean(dim=0)  # [picture tokens]
-        everything = torch.ones(captured.layers, len(attention), dtype=torch.bool, device=attention.device)
-        seen = memory.get("seen", everything)
-        if captured.layer != min(self.layer, captured.layers) - 1:
-            return {"seen": seen}
+    def update_state(self, state: Tensors, activations: Activations) -> Tensors:
+        attention = activations.attention["with_image"].mean(dim=0)  # [image tokens]
+        everything = torch.ones(activations.layers, len(attention), dtype=torch.bool, device=attention.device)
+        kept_tokens = state.get("kept_tokens", everything)
+        if activations.layer != min(self.layer, activations.layers) - 1:
+            return {"kept_tokens": kept_tokens}
         least = attention.topk(int(self.kept * len(attention)), largest=False).indices
-        kept = torch.zeros_like(seen[0]).scatter(0, least, True)
-        later = torch.arange(captured.layers, device=seen.device)[:, None] >= self.layer
-        return {"seen": ~later | kept}
+        kept = torch.zeros_like(kept_tokens[0]).scatter(0, least, True)
+        later = torch.arange(activations.layers, device=kept_tokens.device)[:, None] >= self.layer
+        return {"kept_tokens": ~later | kept}
 
-    def narrow(self, memory: Tensors) -> Tensor:
-        return memory["seen"]
+    def keep_image_tokens(self, state: Tensors) -> Tensor:
+        return state["kept_tokens"]
 
-    def logits(self, step: Step) -> Tensor:
-        return only(contrast(step.scores, step.branches["sid/least"], self.alpha), plausible(step.raw, self.beta))
+    def contrast(self, step: Step) -> Tensor:
+        return contrast(step.scores, step.branches["least"], self.alpha)

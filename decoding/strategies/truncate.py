@@ -1,24 +1,27 @@
-"""The plausibility cut alone."""
+"""Plausibility cut: keep tokens that are nearly as likely as the likeliest one."""
 
 from torch import Tensor
 
-from decoding.strategies.parameters import Plausibility
+from decoding.logits_ops import mask_logits, plausibility_mask
+from decoding.parameters import Plausibility
 from decoding.strategy import Step, Strategy
-from decoding.tensors import only, plausible
 
 
 class Truncate(Strategy):
-    """Sample from the plausible tokens only: those with p(w) >= beta max p; all others get -inf.
+    """Keep the tokens with p(w) >= beta max p. All others get -inf.
 
-    The adaptive plausibility constraint of contrastive decoding (arXiv:2210.15097), without the contrast. VCD, AGLA
-    and most of their kind contain it, so this control shows how much of their gain is the cut and not the second
-    branch. It never removes the likeliest token: greedy answers stay as they are.
+    This is the adaptive plausibility constraint of contrastive decoding, without the contrast. VCD, AGLA and most
+    strategies like them contain it. As a control, it shows how much of their gain comes from the cut and not from the
+    second branch. It never removes the likeliest token, so that greedy answers stay as they are.
+
+    Source: Li et al., ACL 2023, arXiv:2210.15097.
     """
 
     name = "truncate"
     paper = "arXiv:2210.15097"
+    neutral = {"beta": 0}
 
     beta: Plausibility = 0.1
 
     def logits(self, step: Step) -> Tensor:
-        return only(step.scores, plausible(step.raw, self.beta))
+        return mask_logits(step.scores, plausibility_mask(step.raw, self.beta))

@@ -1,4 +1,4 @@
-"""Visual contrastive decoding: subtract what the model says about a noisy picture."""
+"""Visual contrastive decoding: subtract logits computed on a noised image."""
 
 from itertools import count
 from typing import Annotated
@@ -6,40 +6,44 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from decoding.ask import Ask, Noise, Prompt
-from decoding.strategies.parameters import Contrast, Plausibility
-from decoding.strategy import TEXT_SIDE, Step, Strategy
-from decoding.tensors import contrast, only, plausible
+from decoding.logits_ops import contrast
+from decoding.parameters import Contrast
+from decoding.plausible_contrast import PlausibleContrast
+from decoding.requests import GenerateRequest, Noise, Prompt
+from decoding.strategy import TEXT_SIDE, Step
 
 
-class VCD(Strategy):
+class VCD(PlausibleContrast):
     """z_f = (1 + alpha) z - alpha z_noisy where p(w) >= beta max p, -inf elsewhere.
 
-    z_noisy sees the same text and a picture put through `noise_step` + 1 of 1000 steps of forward diffusion, after
-    normalisation: x_t = sqrt(a_t) x + sqrt(1 - a_t) eps. What the model says regardless of the picture cancels.
-    Leng et al., CVPR 2024, arXiv:2311.16922.
+    z and z_noisy are [vocab]. z_noisy comes from the same text and an image after `noise_step` + 1 of 1000 steps of
+    forward diffusion, applied after normalisation: x_t = sqrt(a_t) x + sqrt(1 - a_t) eps. Logits that do not depend on
+    the image cancel.
+
+    Source: Leng et al., CVPR 2024, arXiv:2311.16922.
 
     Deviations from the official code:
-    - Greedy decoding is mixed too; the code patches only `sample()`, and without sampling runs the plain model.
-    - alpha is 1 for every model, as in the paper; the code's InstructBLIP runner forgets to pass it and runs at 0.5.
-    - The noise of a picture follows from `noise_seed` and its place in the prompt, so that an answer can be repeated.
+    - Greedy decoding is contrasted too. The code patches `sample()` only, and runs the plain model without sampling.
+    - alpha is 1 for every model, as in the paper. The code's InstructBLIP script does not pass it and runs at 0.5.
+    - The noise of an image follows from `noise_seed` and its place in the prompt, so that an answer can be repeated.
     """
 
     name = "vcd"
     paper = "arXiv:2311.16922"
+    neutral = {"alpha": 0, "beta": 0}
 
     alpha: Contrast = 1.0
-    beta: Plausibility = 0.1
-    noise_step: Annotated[int, Field(ge=0, le=999, description="Diffusion step of the noisy picture."), TEXT_SIDE] = 500
-    noise_seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of the first picture's noise."), TEXT_SIDE] = 0
+    noise_step: Annotated[int, Field(ge=0, le=999, description="Diffusion step of the noised image."), TEXT_SIDE] = 500
+    noise_seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of the first image's noise."), TEXT_SIDE] = 0
 
-    def prepare(self, ask: Ask) -> Ask:
-        ask.prompt.require_pictures(self.name)
-        return ask.branch(self, "noisy", self.noisy(ask.prompt))
+    def prepare(self, request: GenerateRequest) -> GenerateRequest:
+        request.prompt.require_images(self.name)
+        return request.with_branch("noisy", self.noisy(request.prompt))
 
     def noisy(self, prompt: Prompt) -> Prompt:
+        """Add noise to every image, each with a seed of its own."""
         seeds = count(self.noise_seed)
-        return prompt.map_pictures(lambda picture: picture.noised(Noise(self.noise_step, next(seeds))))
+        return prompt.map_images(lambda image: image.with_noise(Noise(self.noise_step, next(seeds))))
 
-    def logits(self, step: Step) -> Tensor:
-        return only(contrast(step.scores, step.branches["vcd/noisy"], self.alpha), plausible(step.raw, self.beta))
+    def contrast(self, step: Step) -> Tensor:
+        return contrast(step.scores, step.branches["noisy"], self.alpha)

@@ -1,4 +1,4 @@
-"""Vision-aware head reinforcement: amplify the heads that change most when the picture is taken away."""
+"""Vision-aware head reinforcement: scale the attention heads that the image changes most."""
 
 import math
 from typing import Annotated, Literal
@@ -7,79 +7,94 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from decoding.ask import Ask, Memory, Probe
-from decoding.strategy import Captured, Program, Strategy, Tensors
+from decoding.requests import GenerateRequest, ProbeRequest, StateHandle
+from decoding.strategy import Activations, Program, Strategy, Tensors
 
 CORRECTION = {"population": 0, "sample": 1}
 
 
 class VHR(Strategy):
-    """A_{l,i} <- alpha A_{l,i} for the heads i of layer l whose output the picture changes most.
+    """A_{l,i} <- alpha A_{l,i} for the heads i of layer l whose output the image changes most.
 
-    A_{l,i} is the output of a query head before the output projection, at the last position of the prompt, and
-    VHD_{l,i} = |A_{l,i}(with picture) - A_{l,i}(without)|, with the picture's tokens taken out of the prompt (Eq. 4).
+    A_{l,i}, [head_dim], is the output of a query head before the output projection, at the last position of the prompt,
+    and VHD_{l,i} = |A_{l,i}(with image) - A_{l,i}(without)|, with the image tokens taken out of the prompt (Eq. 4).
     Heads above the median of their layer are reinforced (Eq. 7). First VHD_{l,i} is set to 0 where both it and
-    |A_{l,i}(without)|^2 exceed mean + deviation of their layer: such heads are loud in any case (Eq. 6).
-    The heads are chosen once, layer by layer in a single pass, so that a layer sees those below it reinforced already.
-    He et al., ACL 2025, arXiv:2412.13949.
+    |A_{l,i}(without)|^2 exceed mean + deviation of their layer, because such heads have large outputs without an image
+    too (Eq. 6). The heads are chosen once, layer by layer in a single pass, so that a layer receives the outputs of
+    layers that are reinforced already.
 
     Layers, 0-based: the second, and the last `late` of them. The defaults give the paper's 1 and 18...31 of 32
-    (LLaVA-1.5, LLaVA-NeXT); its 14...31 for InstructBLIP are `late` 0.5625 and `second` false. The paper warns that
-    the second layer does not suit every model.
+    (LLaVA-1.5, LLaVA-NeXT). Its 14...31 for InstructBLIP are `late` 0.5625 and `second` false. The paper warns that the
+    second layer does not suit every model.
 
-    What the paper leaves open, and is chosen here (the official code was not at hand):
+    Source: He et al., ACL 2025, arXiv:2412.13949.
+
+    Choices where the paper is open (the official code was not available):
     - The factors act at every position, the prompt's included, so that cached keys and values agree with them.
-    - Only the run with the picture is reinforced.
-    - The distance is Euclidean; a port uses its square, which can change the outliers but not the median.
+    - Only the run with the image is reinforced.
+    - The distance is Euclidean. A port uses its square, which can change the outliers but not the median.
     - Deviations are those of the population.
     """
 
     name = "vhr"
     paper = "arXiv:2412.13949"
+    neutral = {"alpha": 1}
 
     alpha: Annotated[float, Field(ge=0, le=10, description="Factor on the chosen heads; 1 changes nothing.")] = 2.0
     late: Annotated[float, Field(ge=0, le=1, description="Share of the layers, from the last, to reinforce.")] = 14 / 32
     second: Annotated[bool, Field(description="Reinforce the second layer too.")] = True
     outliers: Annotated[
         Literal["population", "sample", "keep"],
-        Field(
-            description="Deviation by which heads that are loud in any case are told; `keep` takes them as they are."
-        ),
+        Field(description="Standard deviation that finds heads with large outputs in any case; `keep` skips this."),
     ] = "population"
 
-    def run(self, ask: Ask) -> Program:
-        ask.prompt.require_pictures(self.name)
-        pair = {"seeing": ask.prompt, "blind": ask.prompt.without_pictures()}
-        memory: Memory = yield Probe(self, pair, main="seeing", layerwise=True)
-        return ask.remember(self, memory)
+    def run(self, request: GenerateRequest) -> Program:
+        request.prompt.require_images(self.name)
+        pair = {"with_image": request.prompt, "without_image": request.prompt.without_images()}
+        state: StateHandle = yield ProbeRequest(pair, main="with_image", layerwise=True)
+        return request.with_state(state)
 
-    def digest(self, memory: Tensors, captured: Captured) -> Tensors:
-        seeing, blind = captured.heads["seeing"], captured.heads["blind"]  # [heads, head_dim]
-        factors = memory.get("factors", seeing.new_ones(captured.layers, len(seeing))).clone()
-        if captured.layer in self.layers(captured.layers):
-            factors[captured.layer].masked_fill_(self.visual(seeing.float(), blind.float()), self.alpha)
+    def update_state(self, state: Tensors, activations: Activations) -> Tensors:
+        with_image, without_image = (
+            activations.heads["with_image"],
+            activations.heads["without_image"],
+        )  # [heads, head_dim]
+        factors = state.get("factors", with_image.new_ones(activations.layers, len(with_image))).clone()
+        if activations.layer in self.layers(activations.layers):
+            factors[activations.layer].masked_fill_(
+                self.visual_heads(with_image.float(), without_image.float()), self.alpha
+            )
         return {"factors": factors}
 
-    def heads(self, memory: Tensors) -> Tensor:
-        return memory["factors"]
+    def head_scales(self, state: Tensors) -> Tensor:
+        return state["factors"]
 
     def layers(self, depth: int) -> frozenset[int]:
+        """Return the layers to reinforce in a model of `depth` layers."""
         last = math.floor(self.late * depth + 0.5)
         chosen = set(range(depth - last, depth))
         return frozenset(chosen | ({1} if self.second and depth > 1 else set()))
 
-    def visual(self, seeing: Tensor, blind: Tensor) -> Tensor:
-        """[heads, head_dim] with and without the picture -> [heads] true for the heads to reinforce."""
-        divergence: Tensor = torch.linalg.vector_norm(seeing - blind, dim=-1)
+    def visual_heads(self, with_image: Tensor, without_image: Tensor) -> Tensor:
+        """Select the heads to reinforce, as a mask [heads].
+
+        Args:
+            with_image: [heads, head_dim] outputs with the image.
+            without_image: [heads, head_dim] outputs without it.
+
+        Returns:
+            [heads] mask.
+        """
+        divergence: Tensor = torch.linalg.vector_norm(with_image - without_image, dim=-1)
         if self.outliers != "keep":
             correction = CORRECTION[self.outliers]
-            loud = outlying(divergence, correction) & outlying(blind.square().sum(dim=-1), correction)
-            divergence = divergence.masked_fill(loud, 0.0)
+            outliers = is_outlier(divergence, correction) & is_outlier(without_image.square().sum(dim=-1), correction)
+            divergence = divergence.masked_fill(outliers, 0.0)
         return divergence > divergence.median()
 
 
-def outlying(values: Tensor, correction: int) -> Tensor:
-    """[heads] true above mean + standard deviation."""
+def is_outlier(values: Tensor, correction: int) -> Tensor:
+    """Return [heads] true above mean + standard deviation."""
     centred = values - values.mean()
     variance = centred.square().sum() / max(len(values) - correction, 1)
     return centred > variance.sqrt()

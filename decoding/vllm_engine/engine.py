@@ -1,291 +1,306 @@
-"""The vLLM engine: the same strategies at the throughput of continuous batching."""
+"""The vLLM engine: the same strategies with the throughput of continuous batching."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from decoding.answer import Heat, Memory, Token, Usage
-from decoding.ask import MAIN, Ask, Probe, Relevance
-from decoding.encoder import Encoded
-from decoding.engine import Capability, ModelCard
-from decoding.errors import BadRequest, EngineFailed
-from decoding.lacking import require, require_hooks
-from decoding.matching import Matching
-from decoding.prompt import Prompt
-from decoding.sampling import Sampling
-from decoding.saying import Saying
-from decoding.strategy import Strategy
-from decoding.vllm_engine import selftest
-from decoding.vllm_engine.answering import Answering, failure
-from decoding.vllm_engine.casting import Part, cast, cast_probe, check_whole, room_for
-from decoding.vllm_engine.connection import GONE, Connection
-from decoding.vllm_engine.handles import Handles
-from decoding.vllm_engine.memories import digested_size
-from decoding.vllm_engine.reader import Reader
+from decoding.base_engine import BaseEngine
+from decoding.engine import Capability
+from decoding.errors import EngineFailed
+from decoding.outputs import Answer, StateHandle, Token, Usage
+from decoding.requests import GenerateRequest, ProbeRequest
+from decoding.sampling_params import SamplingParams
+from decoding.text.detokenizer import OutputProcessor
+from decoding.text.prompt_encoder import AnswerStart, PromptEncoder
+from decoding.vllm_engine.frontend.checkpoint import Checkpoint
+from decoding.vllm_engine.frontend.client import OutputCollector, VllmClient
+from decoding.vllm_engine.frontend.member_builder import (
+    EngineLimits,
+    MemberRequest,
+    build_members,
+    build_probe_members,
+    check_probe_fits,
+    max_new_tokens,
+)
+from decoding.vllm_engine.frontend.output_parser import OutputParser, raise_failure
+from decoding.vllm_engine.frontend.selftest import check_lockstep, check_report
+from decoding.vllm_engine.frontend.state_handles import StateHandles
 from decoding.vllm_engine.settings import VllmSettings
-from decoding.waiting import Place, queued, waiting
+from decoding.vllm_engine.worker.state_store import measure_updated_state
 
-Made = TypeVar("Made")
-
-ONE_TOKEN = Sampling(max_tokens=1, ignore_eos=True)
+PROBE_SAMPLING = SamplingParams(max_tokens=1, ignore_eos=True)
 
 
-class VllmEngine:
-    """vLLM runs in processes of its own; prompts are encoded in a thread here, and so is the matcher."""
+class VllmEngine(BaseEngine):
+    """Runs the model in vLLM's processes."""
+
+    settings: VllmSettings
 
     def __init__(self, settings: VllmSettings) -> None:
-        self.settings = settings
-        self._encoding = ThreadPoolExecutor(1, "onlyseen-encoder")
-        self._matching = Matching()
-        self._numbers = itertools.count()
-        self._places: set[Place] = set()
-        self._handles = Handles()
-        self._forgotten: set[asyncio.Task[Any]] = set()
-        self._reader: Reader | None = None
-        self._line: Connection | None = None
-        self._inputs: Any = None
-        self._limits: Mapping[str, Any] = {}
+        super().__init__(settings)
+        self._state_handles = StateHandles()
+        self._gang_numbers = itertools.count()
+        self._checkpoint: Checkpoint | None = None
+        self._client: VllmClient | None = None
+        self._limits: EngineLimits | None = None
+        self._has_layer_tap = True  # until the worker's report denies it
+        self._engine_request_builder: Any = None  # an EngineRequestBuilder, whose module imports vLLM
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
-        always: set[Capability] = {
+    def is_alive(self) -> bool:
+        return self._client is not None and self._client.is_alive
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model's checkpoint.
+
+        Raises:
+            EngineFailed: the checkpoint is not loaded yet.
+        """
+        if self._checkpoint is None:
+            raise EngineFailed(self._unavailable_message)
+        return self._checkpoint
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        return self.checkpoint.encoder
+
+    @property
+    def client(self) -> VllmClient:
+        """The client of the running vLLM.
+
+        Raises:
+            EngineFailed: vLLM has not started yet, or has stopped.
+        """
+        if self._client is None or not self._client.is_alive:
+            raise EngineFailed(self._unavailable_message)
+        return self._client
+
+    @property
+    def limits(self) -> EngineLimits:
+        """The limits of the running vLLM.
+
+        Raises:
+            EngineFailed: vLLM has not started yet.
+        """
+        if self._limits is None:
+            raise EngineFailed(self._unavailable_message)
+        return self._limits
+
+    def _get_model_capabilities(self) -> frozenset[Capability]:
+        capabilities: set[Capability] = {
             "branches",
             "logits",
-            "digest",
-            "heads",
+            "update_state",
+            "head_scales",
             "probe",
             "noise",
             "choices",
-            "begin",
+            "forced_token_ids",
+            "answer_prefix",
             "logprobs",
             "grammar",
             "tokens",
         }
-        if self._limits and not self._limits["worker"]["acts_inside"]:
-            always -= {"heads", "probe"}
-        return frozenset(always | ({"relevance"} if self.settings.matcher else set()))
+        return frozenset(capabilities if self._has_layer_tap else capabilities - {"head_scales", "probe"})
 
-    @property
-    def card(self) -> ModelCard:
-        return ModelCard(self.settings.name or Path(self.settings.model).name, self.reader.context, pictures=True)
+    # Life cycle
 
-    @property
-    def reader(self) -> Reader:
-        if self._reader is None:
-            raise EngineFailed("The model is still being loaded.")
-        return self._reader
+    async def _load_model(self) -> str:
+        settings = self.settings
+        loop = asyncio.get_running_loop()
+        checkpoint = await loop.run_in_executor(self._encode_thread, Checkpoint, settings.model, settings.context)
+        self._checkpoint = checkpoint
+        self._client = await VllmClient.open(settings, checkpoint.max_model_len)
+        report = await self._client.report()
+        check_report(report)
+        self._has_layer_tap = report["worker"]["has_layer_tap"]
+        self._limits = EngineLimits(
+            max_model_len=checkpoint.max_model_len,
+            max_rows=report["max_rows"],
+            max_batched_tokens=report["max_batched_tokens"],
+            blocks=report["blocks"] - 1,  # vLLM never uses one of its blocks
+            block_size=report["block_size"],
+        )
+        from decoding.vllm_engine.frontend.engine_request_builder import EngineRequestBuilder
 
-    @property
-    def line(self) -> Connection:
-        if self._line is None:
-            raise EngineFailed("The model is still being loaded.")
-        if not self._line.is_alive:
-            raise EngineFailed(GONE)
-        return self._line
+        model_config = self._client.llm.model_config
+        self._engine_request_builder = await loop.run_in_executor(
+            self._encode_thread, EngineRequestBuilder, model_config, checkpoint
+        )
+        return "cpu"
 
-    @property
-    def alive(self) -> bool:
-        return self._line is not None and self._line.is_alive
+    async def _warm_up(self) -> tuple[GenerateRequest, Answer]:
+        """Run the warm-up request and check that its rows stayed in step.
 
-    async def start(self) -> None:
-        """Raises:
-        Unsupported: this vLLM, or this model, cannot be used.
-        EngineFailed: what vLLM runs is not what was asked for.
+        Returns:
+            The request and its answer.
         """
-        self._reader = await self._encode(lambda: Reader(self.settings.model, self.settings.context))
-        line = await Connection.open(self.settings, self._reader.context)
-        self._line = line
-        try:
-            self._limits = await line.report()
-            selftest.check(self._limits)
-            self._inputs = await self._encode(self._make_inputs)
-            if self.settings.matcher:
-                await self._matching.load(self.settings.matcher, "cpu")
-            await selftest.run(self)
-        except BaseException:
-            await line.close()
-            raise
+        before = (await self.report())["counters"]
+        request, answer = await super()._warm_up()
+        check_lockstep(request, answer, before, (await self.report())["counters"])
+        return request, answer
 
-    async def close(self) -> None:
-        if self._line is not None:
-            await asyncio.gather(*self._forgotten, return_exceptions=True)
-            await self._line.close()
-            self._line = None
-        await asyncio.to_thread(self._encoding.shutdown)
-        await self._matching.close()
+    async def _stop_model(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
 
     async def report(self) -> Mapping[str, Any]:
-        """What the engine core holds and has counted."""
-        return await self.line.report()
+        """Return the contents and the counters of the engine core and its worker."""
+        return await self.client.report()
 
-    async def counters(self) -> Mapping[str, int]:
-        counted: Mapping[str, int] = (await self.report())["counters"]
-        return {f"gang_{name}": count for name, count in counted.items()}
+    async def get_counters(self) -> Mapping[str, int]:
+        """Return the scheduler's counters."""
+        counters: Mapping[str, int] = (await self.report())["counters"]
+        return {f"gang_{name}": count for name, count in counters.items()}
 
-    async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
-        self._refuse(ask)
-        with self._queue(1 + len(ask.branches)) as place, self._recalling(ask):
-            digest = await self._digest(ask.digest) if ask.digest else None
-            boxes: list[Any] = []
-            answering: Answering | None = None
+    # Requests
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
+        """Stream the answer. Closing the generator aborts the gang before the next step.
+
+        Yields:
+            The tokens of the answer.
+        """
+        with self._reserve_request(request) as reservation, self._hold_states(request):
+            updated_state = await self._reserve_state(request)
+            collectors: list[OutputCollector] = []
+            parser: OutputParser | None = None
             try:
-                parts = await self._encode(lambda: self._cast(ask, digest))
-                answering = self._answering(ask, parts, digest)
-                requests = await self._encode(lambda: self._requests(parts, ask.sampling, answering.saying.room))
-                boxes = await self.line.submit(requests)
-                answering.saying.spent.started = time.perf_counter()
-                while not answering.is_over:
-                    output = await self._hear(boxes[-1])
-                    for token in answering.read(output):
-                        place.taken = True
-                        yield token
+                request, start, dropped = await self._prepare_start(request)
+                members = await self._encode(lambda: self._build_members(request, updated_state, start))
+                parser = self._build_parser(request, members, updated_state, start)
+                new_tokens = parser.processor.max_new_tokens - len(start.ids)
+                collectors = await self._submit(members, request.sampling, new_tokens)
+                parser.processor.stats.scheduled_time = time.perf_counter()
+                while not parser.is_finished:
+                    output = await collectors[-1].get()
+                    for token in parser.parse(output):
+                        reservation.is_running = True
+                        if dropped > 0 and token.finish is None:
+                            dropped -= 1
+                        else:
+                            yield token
             finally:
-                self._leave(boxes, digest, answering)
+                if self.is_alive:
+                    self.client.abort(collectors)
+                if updated_state is not None:
+                    if parser is not None and parser.is_finished:
+                        self._state_handles.known.add(updated_state.handle)
+                    else:
+                        self.free_state(updated_state)
 
-    async def tokens(self, prompt: Prompt) -> list[int]:
-        ids: list[int] = (await self._encode(lambda: self.reader.encoder.encode(prompt))).ids.tolist()
-        return ids
+    async def probe(self, probe: ProbeRequest) -> tuple[StateHandle, Usage]:
+        """Run a probe in one step, so that the head scales of a layer reach all tokens before the next layer runs.
 
-    async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
-        """All prompts run in one step, each whole, so that a layer's factors reach all tokens before the next layer."""
-        require(probe.owner, {"probe", *probe.capture}, self.capabilities)
-        memory, is_there = self._handles.new(), False
-        with self._queue(len(probe.prompts)):
-            parts = await self._encode(lambda: self._cast_probe(probe, memory))
-            boxes = await self.line.submit(await self._encode(lambda: self._requests(parts, ONE_TOKEN, 1)))
+        Returns:
+            The state that the probe leaves, and the rows that it ran.
+        """
+        with self._reserve_probe(probe):
+            state, is_complete = self._state_handles.create(), False
+            collectors: list[OutputCollector] = []
             try:
-                output = await self._hear(boxes[-1])
-                if "failed" in (note := output.kv_transfer_params or {}):
-                    raise failure(note)
-                is_there = True
+                members = await self._encode(lambda: self._build_probe_members(probe, state))
+                collectors = await self._submit(members, PROBE_SAMPLING, 1)
+                output = await collectors[-1].get()
+                raise_failure(output.kv_transfer_params or {})
+                is_complete = True
             finally:
-                self.line.leave(boxes)
-                if not is_there:
-                    self.forget(memory)
-        self._handles.known.add(memory.handle)
-        return memory, Usage(forward_passes=len(parts))
+                if self.is_alive:
+                    self.client.abort(collectors)
+                if not is_complete:
+                    self.free_state(state)
+        self._state_handles.known.add(state.handle)
+        return state, Usage(forward_passes=len(members))
 
-    async def relevance(self, relevance: Relevance) -> Heat:
-        if not self.alive:
-            raise EngineFailed(GONE)
-        return await self._matching.heat(relevance)
+    async def _submit(
+        self, members: Sequence[MemberRequest], sampling: SamplingParams, new_tokens: int
+    ) -> list[OutputCollector]:
+        """Submit a gang. The last of the returned outputs are those of the main row."""
+        requests = await self._encode(lambda: self._engine_request_builder.build(members, sampling, new_tokens))
+        return await self.client.submit(requests)
 
-    def forget(self, memory: Memory) -> None:
-        if self._handles.forget(memory) and self.alive:
-            task = asyncio.get_running_loop().create_task(self.line.rpc("onlyseen_forget", [memory.handle]))
-            self._forgotten.add(task)
-            task.add_done_callback(self._forgotten.discard)
+    def _can_prefill_answer(self, request: GenerateRequest) -> bool:
+        """Return whether no penalty counts the answer's tokens: vLLM counts those of a prompt in another way."""
+        sampling = request.sampling
+        return sampling.repetition_penalty == 1 and not (sampling.presence_penalty or sampling.frequency_penalty)
+
+    def _build_members(
+        self, request: GenerateRequest, updated_state: StateHandle | None, start: AnswerStart
+    ) -> list[MemberRequest]:
+        encoder, checkpoint = self.encoder, self.checkpoint
+        inputs = self._encode_request(request, start)
+        first_tokens = {choice: encoder.find_first_tokens(choice).tolist() for choice in request.choices}
+        if request.sampling.grammar is not None:  # vLLM notices too late that no token begins an answer
+            checkpoint.grammars.compile(request.sampling.grammar)
+        return build_members(
+            request, inputs, self._create_gang_id(), first_tokens, checkpoint.eos_token_ids, updated_state, start
+        )
+
+    def _build_probe_members(self, probe: ProbeRequest, state: StateHandle) -> list[MemberRequest]:
+        members = build_probe_members(probe, self._encode_prompts(probe.prompts), self._create_gang_id(), state)
+        check_probe_fits(members, self.limits)
+        return members
+
+    def _build_parser(
+        self,
+        request: GenerateRequest,
+        members: Sequence[MemberRequest],
+        updated_state: StateHandle | None,
+        start: AnswerStart,
+    ) -> OutputParser:
+        checkpoint = self.checkpoint
+        prefix_length = len(start.ids)
+        processor = OutputProcessor(
+            request,
+            members[0].inputs.without_last(prefix_length),
+            prefix_length + max_new_tokens(request, members, self.limits, prefix_length),
+            frozenset(checkpoint.eos_token_ids),
+            checkpoint.token_text,
+            checkpoint.tokenizer,
+            updated_state,
+            start.ids,
+        )
+        return OutputParser(processor, len(members))
+
+    def _create_gang_id(self) -> str:
+        return f"gang-{next(self._gang_numbers)}"
+
+    # Strategy states
+
+    def free_state(self, state: StateHandle) -> None:
+        """Free a state, now or with the last request that uses it."""
+        if self._state_handles.free(state) and self.is_alive:
+            self.client.free_states([state.handle])
+
+    def _has_state(self, state: StateHandle) -> bool:
+        return state.handle in self._state_handles.known
 
     @contextmanager
-    def _recalling(self, ask: Ask) -> Iterator[None]:
-        freed: list[Memory] = []
+    def _hold_states(self, request: GenerateRequest) -> Iterator[None]:
+        """Keep the states of a request until it ends.
+
+        Yields:
+            Nothing.
+        """
+        freed: list[StateHandle] = []
         try:
-            with self._handles.used(ask.memories.values()) as freed:
+            with self._state_handles.hold(request.states.values()) as freed:
                 yield
         finally:
-            for memory in freed:
-                self.forget(memory)
+            for state in freed:
+                self.free_state(state)
 
-    def _refuse(self, ask: Ask) -> None:
-        """Raises:
-        BadRequest, Unsupported: the ask cannot be served as it stands.
-        """
-        if ask.compare is not None and ask.compare not in ask.branches:
-            raise BadRequest(f"There is no branch '{ask.compare}' to compare with.")
-        for memory in ask.memories.values():
-            if memory.handle not in self._handles.known:
-                raise BadRequest("The request refers to a memory that is gone.")
-        require_hooks(ask.stack, self.capabilities)
-
-    @property
-    def is_full(self) -> bool:
-        return self._waiting >= self.settings.max_waiting
-
-    @property
-    def _waiting(self) -> int:
-        return waiting(self._places)
-
-    def _queue(self, rows: int) -> AbstractContextManager[Place]:
-        """Raises:
-        EngineFailed: vLLM is gone.
-        Overloaded: the queue is full.
-        """
-        if not self.alive:
-            raise EngineFailed(GONE)
-        return queued(self._places, rows, self.settings.max_waiting)
-
-    async def _digest(self, strategy: Strategy) -> Memory:
-        """Raises:
-        BadRequest: what the strategy remembers is too large for this engine.
-        Overloaded: there is no room for it now.
-        """
-        return self._handles.new(await self._encode(lambda: digested_size(strategy, self.reader.vocab)))
-
-    def _cast(self, ask: Ask, digest: Memory | None) -> list[Part]:
-        encoder = self.reader.encoder
-        prompts: dict[str, Prompt] = {MAIN: ask.prompt, **ask.branches}
-        encoded: dict[str, Encoded] = {name: encoder.encode(prompt) for name, prompt in prompts.items()}
-        firsts = {choice: encoder.first_tokens(choice).tolist() for choice in ask.choices}
-        if ask.sampling.grammar is not None:  # vLLM would find out too late that no token begins such an answer
-            self.reader.constraints.constraint(ask.sampling.grammar)
-        return cast(ask, encoded, f"gang-{next(self._numbers)}", firsts, self.reader.eos, digest)
-
-    def _cast_probe(self, probe: Probe, memory: Memory) -> list[Part]:
-        encoded = {name: self.reader.encoder.encode(prompt) for name, prompt in probe.prompts.items()}
-        parts = cast_probe(probe, encoded, f"gang-{next(self._numbers)}", memory)
-        limits = self._limits
-        check_whole(parts, limits["most_tokens"], limits["blocks"] - 1, limits["block_size"], limits["most_rows"])
-        return parts
-
-    def _answering(self, ask: Ask, parts: list[Part], digest: Memory | None) -> Answering:
-        limits, reader = self._limits, self.reader
-        # One block of vLLM's is never used.
-        room = room_for(ask, parts, reader.context, limits["blocks"] - 1, limits["block_size"], limits["most_rows"])
-        eos = frozenset(reader.eos)
-        saying = Saying(ask, parts[0].encoded, room, eos, reader.words, reader.tokenizer, digest)
-        return Answering(saying, len(parts))
-
-    def _requests(self, parts: list[Part], sampling: Sampling, room: int) -> list[tuple[str, Any, Any]]:
-        """As the line takes them. The main one is the last to arrive, and its outbox the last of those returned."""
-        from decoding.vllm_engine.params import of_branch, of_main
-
-        number = next(self._numbers)
-        requests: list[tuple[str, Any, Any]] = []
-        for part in reversed(parts):
-            if part.name == MAIN or part.member is None:
-                params = of_main(sampling, room, self.reader.eos, part.member)
-            else:
-                params = of_branch(room, part.member)
-            inputs = self._inputs.of(part.encoded, part.prompt.pictures, part.salt)
-            requests.append((f"ask-{number}-{part.name}", inputs, params))
-        return requests
-
-    async def _hear(self, box: Any) -> Any:
-        try:
-            return await box.get()
-        except Exception as error:
-            raise EngineFailed(GONE) from error
-
-    def _leave(self, boxes: list[Any], digest: Memory | None, answering: Answering | None) -> None:
-        if self.alive:
-            self.line.leave(boxes)
-        if digest is not None:
-            if answering is not None and answering.is_over:
-                self._handles.known.add(digest.handle)
-            else:
-                self.forget(digest)
-
-    async def _encode(self, work: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
-
-    def _make_inputs(self) -> Any:
-        from decoding.vllm_engine.prompts import Inputs
-
-        return Inputs(self.line.llm.model_config, self.reader.encoder, self.reader.image_token)
+    async def _reserve_state(self, request: GenerateRequest) -> StateHandle | None:
+        """Reserve bytes for the state into which the answer is folded, if there is one."""
+        strategy = request.state_updater
+        if strategy is None:
+            return None
+        num_bytes = await self._encode(lambda: measure_updated_state(strategy, self.checkpoint.vocab_size))
+        return self._state_handles.create(num_bytes)

@@ -1,7 +1,7 @@
-"""What travels with each row of a gang into the engine core: names and JSON, never a callable or a tensor.
+"""The part of a request that travels into vLLM's engine core: names and JSON, never a callable or a tensor.
 
-One ask is a gang: its main prompt and its branches, each an engine request of its own. The main member carries what
-acts on the answer; the others only say whose they are.
+A generation request is a gang: its main prompt and its branches, each an engine request of its own. The main member
+carries everything that acts on the answer. A branch carries its name and its gang.
 """
 
 from __future__ import annotations
@@ -10,50 +10,59 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from decoding.ask import MAIN
 from decoding.errors import Unsupported
 from decoding.registry import strategies
+from decoding.requests import MAIN
 from decoding.strategy import Strategy
 
-KEY = "onlyseen"  # in vLLM's SamplingParams.extra_args
+EXTRA_ARGS_KEY = "onlyseen"  # in vLLM's SamplingParams.extra_args
 
 
 @dataclass(frozen=True, slots=True)
-class Spelled:
-    """A registered strategy as its name and its parameters."""
+class StrategySpec:
+    """Name and parameters of a registered strategy."""
 
     name: str
     parameters: str  # JSON
 
     @classmethod
-    def of(cls, strategy: Strategy) -> Spelled:
-        """Raises:
-        Unsupported: the strategy is not registered, so that the engine core could not build it again.
+    def of(cls, strategy: Strategy) -> StrategySpec:
+        """Describe a strategy.
+
+        Args:
+            strategy: Strategy of a registered class.
+
+        Returns:
+            The description, from which the engine core builds the strategy again.
+
+        Raises:
+            Unsupported: the class is not registered.
         """
         if strategies().get(strategy.name) is not type(strategy):
             raise Unsupported(
-                f"Strategy '{strategy.name}' is not registered: the vLLM engine knows strategies by name."
+                f"Strategy '{strategy.name}' is not registered: the vLLM engine finds strategies by name."
             )
         return cls(strategy.name, strategy.model_dump_json())
 
     def build(self) -> Strategy:
+        """Build the strategy."""
         return strategies()[self.name].model_validate_json(self.parameters)
 
 
 @dataclass(frozen=True, slots=True)
-class Digest:
-    """`strategy.digest` folds the raw logits of every token of the answer into the memory `handle`."""
+class StateUpdate:
+    """`strategy.update_state` folds the raw logits of every token of the answer into the state `handle`."""
 
-    strategy: Spelled
+    strategy: StrategySpec
     handle: str
 
 
 @dataclass(frozen=True, slots=True)
-class Probing:
-    """The gang is a probe: what its last prompt tokens show, layer by layer, goes into the memory `handle`."""
+class ProbeSpec:
+    """The gang is a probe: `owner.update_state` folds the activations of its last prompt tokens into `handle`."""
 
-    owner: Spelled
-    main: str  # name of the member that the factors act on
+    owner: StrategySpec
+    main: str  # name of the prompt that the head scales act on
     layerwise: bool
     handle: str
 
@@ -63,48 +72,52 @@ class Member:
     """One engine request of a gang."""
 
     gang: str
-    name: str  # MAIN, or the branch's or the probed prompt's
-    size: int  # members in all
-    whole: bool = False  # all prompts of the gang run in one step, uncut
-    stack: tuple[Spelled, ...] = ()  # outermost first
+    name: str  # MAIN, or the name of a branch or of a probed prompt
+    size: int  # number of members
+    is_single_step: bool = False  # all prompts of the gang run in one step, uncut
+    stack: tuple[StrategySpec, ...] = ()  # outermost first
     branches: tuple[str, ...] = ()
-    memories: Mapping[str, str] = field(default_factory=dict)  # owner -> handle
-    choices: Mapping[str, Sequence[int]] = field(default_factory=dict)  # choice -> tokens that it may begin with
-    begin: tuple[int, ...] = ()  # tokens that the answer begins with, whatever the scores
-    least: int = 0  # tokens before which the answer does not end
-    ends: tuple[int, ...] = ()  # tokens that would end it
-    compare: str | None = None  # branch against which the grounding of each token is measured
-    digest: Digest | None = None
-    probing: Probing | None = None
+    states: Mapping[str, str] = field(default_factory=dict)  # owner -> handle
+    choices: Mapping[str, Sequence[int]] = field(default_factory=dict)  # choice -> tokens with which it can begin
+    forced_token_ids: tuple[int, ...] = ()  # forced first tokens of the answer
+    answer_prefix_length: int = 0  # last tokens of the prompt that belong to the answer
+    ruled_out: tuple[tuple[int, ...], ...] = ()  # token sequences that the answer must not contain
+    min_tokens: int = 0  # tokens before which the answer does not end, its prefix included
+    eos_token_ids: tuple[int, ...] = ()
+    grounding_branch: str | None = None
+    state_update: StateUpdate | None = None
+    probe: ProbeSpec | None = None
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the member whose tokens are the answer."""
         return self.name == MAIN
 
     @property
-    def is_bound(self) -> bool:
-        """It must not be scheduled like any other request."""
-        return self.size > 1 or self.whole
+    def is_gang_scheduled(self) -> bool:
+        """Whether the member must not be scheduled like a request of its own."""
+        return self.size > 1 or self.is_single_step
 
-    def spell(self) -> dict[str, Any]:
-        """As `SamplingParams.extra_args` takes it."""
-        return {KEY: asdict(self)}
+    def to_extra_args(self) -> dict[str, Any]:
+        """Return the member as `SamplingParams.extra_args`."""
+        return {EXTRA_ARGS_KEY: asdict(self)}
 
     @classmethod
-    def of(cls, sampling_params: Any) -> Member | None:
-        """The member that a request's sampling parameters speak of; None: the request is of no gang."""
-        spelled = ((sampling_params.extra_args if sampling_params else None) or {}).get(KEY)
-        if spelled is None:
+    def from_sampling_params(cls, sampling_params: Any) -> Member | None:
+        """Read the member from vLLM's sampling parameters. None: the request belongs to no gang."""
+        fields = ((sampling_params.extra_args if sampling_params else None) or {}).get(EXTRA_ARGS_KEY)
+        if fields is None:
             return None
-        digest, probing = spelled["digest"], spelled["probing"]
+        update, probe = fields["state_update"], fields["probe"]
         return cls(
-            **spelled
+            **fields
             | {
-                "stack": tuple(Spelled(**one) for one in spelled["stack"]),
-                "branches": tuple(spelled["branches"]),
-                "begin": tuple(spelled["begin"]),
-                "ends": tuple(spelled["ends"]),
-                "digest": digest and Digest(Spelled(**digest["strategy"]), digest["handle"]),
-                "probing": probing and Probing(**probing | {"owner": Spelled(**probing["owner"])}),
+                "stack": tuple(StrategySpec(**spec) for spec in fields["stack"]),
+                "branches": tuple(fields["branches"]),
+                "forced_token_ids": tuple(fields["forced_token_ids"]),
+                "eos_token_ids": tuple(fields["eos_token_ids"]),
+                "ruled_out": tuple(map(tuple, fields["ruled_out"])),
+                "state_update": update and StateUpdate(StrategySpec(**update["strategy"]), update["handle"]),
+                "probe": probe and ProbeSpec(**probe | {"owner": StrategySpec(**probe["owner"])}),
             }
         )

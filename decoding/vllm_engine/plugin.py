@@ -1,20 +1,22 @@
-"""The entry point `vllm.general_plugins`: vLLM calls it in every one of its processes.
+"""Entry point `vllm.general_plugins`, which vLLM calls in each of its processes.
 
-It does nothing unless our engine has asked for it. vLLM only logs a plugin that fails, so the engine asks every process
-afterwards what is in place, and refuses to start when something is not.
+It does nothing unless our engine has set the environment variable. vLLM only logs a plugin that fails. The engine
+therefore requests a report from every process afterwards, and does not start if something is missing.
 """
 
 from __future__ import annotations
 
 import os
 
-ASKED = "_ONLYSEEN_IN_VLLM"  # set by our engine; the underscore keeps it apart from the settings
+ENABLE_VARIABLE = "_ONLYSEEN_IN_VLLM"  # the underscore keeps it apart from the server's settings
 
 
 def register() -> None:
-    if os.environ.get(ASKED) != "1":
+    """Patch vLLM's engine core and model runner, if our engine has started this process."""
+    if os.environ.get(ENABLE_VARIABLE) != "1":
         return
-    from decoding.vllm_engine import core, runner
+    from decoding.vllm_engine.core import report
+    from decoding.vllm_engine.worker import model_runner_patch
 
-    core.install()
-    runner.install()
+    report.install()
+    model_runner_patch.install()

@@ -1,1 +1,1 @@
-"""A run as something to read: one HTML file that needs nothing else, and Markdown."""
+"""Reports of a run: one self-contained HTML file, Markdown, and tables for a terminal."""

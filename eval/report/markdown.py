@@ -1,91 +1,141 @@
-"""report.md: the same tables, for a terminal or a pull request."""
+"""report.md: the tables of the report for a terminal or a pull request."""
 
 from __future__ import annotations
 
-from eval.manifest import Manifest
-from eval.report.wording import NONE, entry, interval, number, outcome, size, sureness
-from eval.results import Cost, Part, Results, Row, Table
+from eval.core.results import DetectionResult, ExtraTable, Results, ScopeResult, StrategyCost, StrategyResult
+from eval.report.formatting import (
+    NO_VALUE,
+    describe_control_comparison,
+    describe_detection,
+    describe_size,
+    format_estimate,
+    format_interval,
+    format_number,
+    format_significance,
+    format_table_value,
+)
+from eval.runs.manifest import Manifest
 
-BAR = r"\|"  # within a cell
+ESCAPED_PIPE = r"\|"
 
-HOW = (
-    "Each number with its 95 % interval, resampled by picture; below it the paired difference to plain decoding, with "
-    "its interval, its p (after Holm for what was asked for), and the least true difference that a run of this size "
-    "would find with a power of 80 %."
+EXPLANATION = (
+    "Each number has its 95 % interval, resampled by image. Below it is the paired difference to plain decoding with "
+    "its interval and its p-value. The p-value is adjusted after Holm over the requested strategies. Detectable is the "
+    "smallest true difference that a run of this size detects with a power of 80 %."
+)
+
+DETECTION_EXPLANATION = (
+    "A mention is hallucinated by CHAIR's labels. AUROC is the probability that a hallucinated mention is ranked above "
+    "a real one. Intervals are resampled by image. The mean rank of grounding and log-probability is their combination."
 )
 
 
-def markdown(results: Results, manifest: Manifest) -> str:
+def render_markdown(results: Results, manifest: Manifest) -> str:
+    """Render report.md."""
     decoding = "greedy" if results.greedy else f"temperature {manifest.plan.sampling.temperature:g}"
     seeds = "" if results.greedy else f", seeds {', '.join(map(str, results.seeds))}"
-    lines = [f"# {results.title}: {results.model}", "", f"{decoding}{seeds}.", "", HOW, ""]
-    for part in results.parts:
-        lines += [f"## {part.scope}", "", f"{size(part, results)}.", ""]
-        lines += table(part, results)
+    lines = [f"# {results.title}: {results.model}", "", f"{decoding}{seeds}.", "", EXPLANATION, ""]
+    for scope in results.scopes:
+        lines += [f"## {scope.scope}", "", f"{describe_size(scope, results)}.", ""]
+        lines += _render_scope(scope, results)
         lines += [
-            f"- `{match.strategy}` {outcome(match, column)}"
-            for match in part.matches
+            f"- `{comparison.strategy}` {describe_control_comparison(comparison, column)}"
+            for comparison in scope.control_comparisons
             for column in results.columns
             if column.primary
         ]
         lines.append("")
-    lines += ["## Cost", "", *cost_table(results.costs), ""]
-    for each in results.tables:
-        lines += [f"## {each.title}", "", *aside(each), ""]
+    lines += ["## Cost", "", *_render_costs(results.costs), ""]
+    for table in results.tables:
+        lines += [f"## {table.title}", "", *_render_extra_table(table), ""]
+    if results.detection:
+        lines += ["## Detection of hallucinated mentions", "", DETECTION_EXPLANATION, ""]
+    for result in results.detection:
+        lines += [f"### {result.strategy}", "", f"{describe_detection(result)}.", "", *_render_detection(result), ""]
     if results.warnings:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in results.warnings), ""]
-    lines += ["## Made from", "", *(f"- `{name}` sha256 {value}" for name, value in manifest.files.items())]
+    lines += ["## Provenance", "", *(f"- `{name}` sha256 {value}" for name, value in manifest.files.items())]
     lines += [f"- {name} sha256 {getattr(manifest, name)}" for name in ("images", "ids", "prompts", "answers")]
     lines.append("- " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     return "\n".join(lines) + "\n"
 
 
-def table(part: Part, results: Results) -> list[str]:
-    heads = ["strategy", *(column.title for column in results.columns)]
-    has_signal = any(row.signal for row in part.rows)
-    heads += ["d'", "criterion"] if has_signal else []
-    rows = [cells(row, results, has_signal) for row in part.rows]
-    return [line(heads), line(["---"] * len(heads)), *map(line, rows), ""]
+def _render_scope(scope: ScopeResult, results: Results) -> list[str]:
+    header = ["strategy", *(column.title for column in results.columns)]
+    has_signal = any(row.signal for row in scope.rows)
+    header += ["d'", "criterion"] if has_signal else []
+    rows = [_render_cells(row, results, has_signal) for row in scope.rows]
+    return [*_render_table(header, rows), ""]
 
 
-def cells(row: Row, results: Results, has_signal: bool) -> list[str]:
-    found = [f"`{row.strategy}`"]
+def _render_cells(row: StrategyResult, results: Results, has_signal: bool) -> list[str]:
+    cells = [f"`{row.strategy}`"]
     for column in results.columns:
         estimate, difference = row.metrics[column.name], row.against_plain.get(column.name)
-        text = f"{number(estimate.value, column)} {interval(estimate, column)}"
+        text = f"{format_number(estimate.value, column)} {format_interval(estimate, column)}"
         if difference is not None:
-            change = f"{number(difference.value, column, sign=True)} {interval(difference, column, sign=True)}"
-            text += f"<br>{change.strip()}<br>{sureness(difference, column)}".removesuffix("<br>")
-        found.append(text.strip())
+            value = format_number(difference.value, column, sign=True)
+            change = f"{value} {format_interval(difference, column, sign=True)}"
+            text += f"<br>{change.strip()}<br>{format_significance(difference, column)}".removesuffix("<br>")
+        cells.append(text.strip())
     if has_signal:
-        found += [f"{row.signal.sensitivity:.2f}", f"{row.signal.criterion:+.2f}"] if row.signal else [NONE, NONE]
-    return found
+        signal = row.signal
+        cells += [f"{signal.sensitivity:.2f}", f"{signal.criterion:+.2f}"] if signal else [NO_VALUE, NO_VALUE]
+    return cells
 
 
-def aside(found: Table) -> list[str]:
-    heads = ["strategy", *found.heads]
-    rows = [[f"`{row.strategy}`", *(entry(value, found) for value in row.values)] for row in found.rows]
-    return [line(heads), line(["---"] * len(heads)), *map(line, rows)]
+def _render_extra_table(table: ExtraTable) -> list[str]:
+    rows = [[f"`{row.strategy}`", *(format_table_value(value, table) for value in row.values)] for row in table.rows]
+    return _render_table(["strategy", *table.headers], rows)
 
 
-def cost_table(costs: list[Cost]) -> list[str]:
-    heads = ["strategy", "passes a token", "first token, ms", "tokens/s", "time relative to plain"]
+def _render_detection(result: DetectionResult) -> list[str]:
     rows = [
         [
-            f"`{each.strategy}`",
-            shown(each.passes_per_token.value if each.passes_per_token else None, "{:.2f}"),
-            shown(each.first_token and each.first_token * 1000, "{:.0f}"),
-            shown(each.tokens_per_second.value, "{:.1f}"),
-            shown(each.slowdown, "{:.2f}"),
+            name,
+            format_estimate(signal.auroc),
+            format_estimate(signal.average_precision),
+            format_estimate(signal.check_lead, sign=True),
         ]
-        for each in costs
+        for name, signal in result.signals.items()
     ]
-    return [line(heads), line(["---"] * len(heads)), *map(line, rows)]
+    bins = [
+        [
+            f"{each.low:.1f} to {each.high:.1f}",
+            str(each.mentions),
+            f"{each.probability:.3f}",
+            f"{each.real:.3f}",
+        ]
+        for each in result.calibration
+    ]
+    return [
+        *_render_table(["signal", "AUROC", "average precision", "AUROC of the check minus this"], rows),
+        "",
+        *_render_table(["P(yes)", "mentions", "mean P(yes)", "in the image"], bins),
+    ]
 
 
-def shown(value: float | None, form: str) -> str:
-    return NONE if value is None else form.format(value)
+def _render_costs(costs: list[StrategyCost]) -> list[str]:
+    rows = [
+        [
+            f"`{cost.strategy}`",
+            _format_or_missing(cost.passes_per_token.value if cost.passes_per_token else None, "{:.2f}"),
+            _format_or_missing(cost.first_token and cost.first_token * 1000, "{:.0f}"),
+            _format_or_missing(cost.tokens_per_second.value, "{:.1f}"),
+            _format_or_missing(cost.slowdown, "{:.2f}"),
+        ]
+        for cost in costs
+    ]
+    return _render_table(["strategy", "passes/token", "first token, ms", "tokens/s", "time relative to plain"], rows)
 
 
-def line(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
+def _format_or_missing(value: float | None, template: str) -> str:
+    return NO_VALUE if value is None else template.format(value)
+
+
+def _render_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [_render_row(header), _render_row(["---"] * len(header)), *map(_render_row, rows)]
+
+
+def _render_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', ESCAPED_PIPE) for cell in cells)} |"

@@ -1,4 +1,4 @@
-"""Plots as SVG that stands inside a page, with error bars on every point."""
+"""Plots as inline SVG, with error bars on every point."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from eval.results import Column, Cost, Estimate, Part, Results
+from eval.core.results import DetectionResult, Estimate, MetricColumn, Results, ScopeResult, StrategyCost
 
-INK, PALE, GOOD, BAD, PLAIN = "#1f2933", "#9aa5b1", "#14795b", "#b42318", "#52606d"
-STYLE: dict[Any, Any] = {  # of matplotlib, which knows its keys by name
+INK, PALE, GOOD, BAD, NEUTRAL = "#1f2933", "#9aa5b1", "#14795b", "#b42318", "#52606d"
+STYLE: dict[Any, Any] = {  # rcParams of matplotlib
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -29,9 +29,9 @@ STYLE: dict[Any, Any] = {  # of matplotlib, which knows its keys by name
 
 
 @matplotlib.rc_context(STYLE)
-def differences(part: Part, results: Results) -> str:
-    """Every strategy minus plain, metric by metric."""
-    rows = [row for row in part.rows if row.against_plain]
+def plot_differences(scope: ScopeResult, results: Results) -> str:
+    """Plot the difference of every strategy to plain decoding, one panel for each metric."""
+    rows = [row for row in scope.rows if row.against_plain]
     columns = results.columns
     if not rows:
         return ""
@@ -41,23 +41,18 @@ def differences(part: Part, results: Results) -> str:
         panel.axvline(0, color=PALE, linewidth=1)
         for height, row in enumerate(reversed(rows)):
             difference = row.against_plain[column.name]
-            colour = {"better": GOOD, "worse": BAD, "unclear": PLAIN}[difference.verdict]
-            bar(
-                panel,
-                Estimate(value=difference.value, low=difference.low, high=difference.high),
-                column,
-                height,
-                colour,
-            )
-        arrow = {"higher": "higher is better", "lower": "lower is better", "neither": ""}[column.better]
+            estimate = Estimate(value=difference.value, low=difference.low, high=difference.high)
+            colour = {"better": GOOD, "worse": BAD, "unclear": NEUTRAL}[difference.verdict]
+            _draw_estimate(panel, estimate, column, height, colour)
+        direction = {"higher": "higher is better", "lower": "lower is better", "neither": ""}[column.better]
         panel.set_title(column.title, fontsize=10, fontweight="bold")
-        panel.set_xlabel(arrow, fontsize=8, color=PLAIN)
+        panel.set_xlabel(direction, fontsize=8, color=NEUTRAL)
         panel.margins(y=0.6 / len(rows))
-    panels[0].set_yticks(range(len(rows)), [literal(row.strategy) for row in reversed(rows)])
-    return svg(figure, "differences")
+    panels[0].set_yticks(range(len(rows)), [_escape_mathtext(row.strategy) for row in reversed(rows)])
+    return _render_svg(figure, "differences")
 
 
-def bar(panel: Axes, estimate: Estimate, column: Column, height: float, colour: str) -> None:
+def _draw_estimate(panel: Axes, estimate: Estimate, column: MetricColumn, height: float, colour: str) -> None:
     if estimate.value is None:
         return
     scale = 100 if column.percent else 1
@@ -69,12 +64,12 @@ def bar(panel: Axes, estimate: Estimate, column: Column, height: float, colour: 
 
 
 @matplotlib.rc_context(STYLE)
-def pareto(part: Part, results: Results) -> str:
-    """Quality over cost. The line joins the strategies that none beats in both."""
+def plot_pareto(scope: ScopeResult, results: Results) -> str:
+    """Plot the first primary metric over the slowdown. The line is the Pareto front."""
     column = next(column for column in results.columns if column.primary)
     points = [
         (cost.slowdown, row.metrics[column.name], row.strategy, cost)
-        for row, cost in zip(part.rows, results.costs, strict=True)
+        for row, cost in zip(scope.rows, results.costs, strict=True)
         if cost.slowdown is not None and row.metrics[column.name].value is not None
     ]
     if len(points) < 2:
@@ -82,51 +77,100 @@ def pareto(part: Part, results: Results) -> str:
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     panel = figure.subplots()
     scale = 100 if column.percent else 1
-    places = [(slowdown, (estimate.value or 0) * scale) for slowdown, estimate, _, _ in points]
-    best = sorted(front(places, lower=column.better == "lower"))
-    panel.plot([x for x, _ in best], [y for _, y in best], color=GOOD, linewidth=1.5, alpha=0.5, drawstyle="steps-post")
-    for turn, ((x, y), (_, estimate, label, cost)) in enumerate(zip(places, points, strict=True)):
-        colour = GOOD if (x, y) in best else PLAIN
+    positions = [(slowdown, (estimate.value or 0) * scale) for slowdown, estimate, _, _ in points]
+    front = sorted(pareto_front(positions, lower=column.better == "lower"))
+    panel.plot(
+        [x for x, _ in front], [y for _, y in front], color=GOOD, linewidth=1.5, alpha=0.5, drawstyle="steps-post"
+    )
+    for index, ((x, y), (_, estimate, label, cost)) in enumerate(zip(positions, points, strict=True)):
+        colour = GOOD if (x, y) in front else NEUTRAL
         if estimate.low is not None and estimate.high is not None:
             panel.plot([x, x], [estimate.low * scale, estimate.high * scale], color=colour, alpha=0.35, linewidth=2)
-        if (sides := sideways(cost, x)) is not None:
-            panel.plot(sides, [y, y], color=colour, alpha=0.35, linewidth=2)
+        if (bounds := _slowdown_interval(cost, x)) is not None:
+            panel.plot(bounds, [y, y], color=colour, alpha=0.35, linewidth=2)
         panel.plot([x], [y], "o", color=colour, markersize=7)
-        panel.annotate(literal(label), (x, y), xytext=(6, (6, -12)[turn % 2]), textcoords="offset points", fontsize=9)
-    panel.set_xscale("log")  # a vote of many paths must not press the others together
+        panel.annotate(
+            _escape_mathtext(label), (x, y), xytext=(6, (6, -12)[index % 2]), textcoords="offset points", fontsize=9
+        )
+    panel.set_xscale("log")  # One strategy with many passes must not push all others together.
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xlabel("time per token, relative to plain")
     panel.set_ylabel(f"{column.title} ({'lower' if column.better == 'lower' else 'higher'} is better)")
     panel.margins(0.14)
-    return svg(figure, "pareto")
+    return _render_svg(figure, "pareto")
 
 
-def front(places: Sequence[tuple[float, float]], *, lower: bool) -> list[tuple[float, float]]:
+@matplotlib.rc_context(STYLE)
+def plot_reliability(results: Sequence[DetectionResult], background: str | None = None) -> str:
+    """Plot the share of real mentions over P(yes) of the check. A calibrated check lies on the diagonal.
+
+    Args:
+        results: Results of the strategies, one panel each.
+        background: Colour of the background, transparent by default.
+
+    Returns:
+        The plot as SVG, empty without results.
+    """
+    if not results:
+        return ""
+    count = len(results)
+    figure = Figure(figsize=(2.7 * count + 0.9, 3.2), layout="constrained")
+    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    for panel, result in zip(panels, results, strict=True):
+        panel.plot([0, 1], [0, 1], color=PALE, linewidth=1)
+        most = max(each.mentions for each in result.calibration)
+        for each in result.calibration:
+            panel.plot(
+                [each.probability], [each.real], "o", color=GOOD, markersize=3 + 9 * (each.mentions / most) ** 0.5
+            )
+        panel.plot(
+            [each.probability for each in result.calibration],
+            [each.real for each in result.calibration],
+            color=GOOD,
+            alpha=0.5,
+        )
+        panel.set_title(_escape_mathtext(result.strategy), fontsize=10, fontweight="bold")
+        panel.set_xlabel("P(yes) of the check")
+    panels[0].set_ylabel("share in the image")
+    return _render_svg(figure, "reliability", background)
+
+
+def pareto_front(points: Sequence[tuple[float, float]], *, lower: bool) -> list[tuple[float, float]]:
+    """Select the points that no other point dominates.
+
+    Args:
+        points: Cost and quality.
+        lower: Whether a lower quality value is better.
+
+    Returns:
+        The selected points, in order.
+    """
     sign = -1 if lower else 1
     return [
         (x, y)
-        for x, y in places
-        if not any(a <= x and sign * b >= sign * y and (a, sign * b) != (x, sign * y) for a, b in places)
+        for x, y in points
+        if not any(a <= x and sign * b >= sign * y and (a, sign * b) != (x, sign * y) for a, b in points)
     ]
 
 
-def sideways(cost: Cost, slowdown: float) -> list[float] | None:
+def _slowdown_interval(cost: StrategyCost, slowdown: float) -> list[float] | None:
     speed = cost.tokens_per_second
     if not speed.value or not speed.low or not speed.high:
         return None
     return [slowdown * speed.value / speed.high, slowdown * speed.value / speed.low]
 
 
-def literal(text: str) -> str:
+def _escape_mathtext(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def svg(figure: Figure, name: str) -> str:
-    """Without the heading of a file of its own. `name` keeps ids apart on one page."""
+def _render_svg(figure: Figure, name: str, background: str | None = None) -> str:
+    """Render a figure without the XML header. `name` makes ids unique on one page."""
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        written = io.StringIO()
-        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    text = written.getvalue()
+        buffer = io.StringIO()
+        colour = background or "none"
+        figure.savefig(buffer, format="svg", transparent=not background, facecolor=colour, metadata={"Date": None})
+    text = buffer.getvalue()
     return text[text.index("<svg") :]

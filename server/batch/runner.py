@@ -1,203 +1,348 @@
-"""Works batches off beside the requests of clients, one batch after the other, and goes on after a restart."""
+"""Answers batches next to the requests of clients, and resumes them after a restart.
+
+The batches of an owner run one after the other, and those of different owners at the same time. A full or failing
+storage only delays a batch. Its answers can be fetched meanwhile, and the batch object has the reason in `errors` until
+the batch goes on.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
 from anyio.to_thread import run_sync
-from openai.types import Batch
+from fastapi import Depends, Request
+from openai.types import Batch, BatchError
 from openai.types.batch import Errors
 
 from decoding.errors import BadRequest, EngineFailed, Overloaded
-from server import asking, chat, responses, text
-from server.asking import Asked
-from server.batch.lines import Line, answered, done, flaws, line_of, lines, refused
-from server.batch.store import UNFINISHED, Store
-from server.errors import Unavailable
-from server.service import Service
+from server.batch.data_folder import store_errors
+from server.batch.jsonl import (
+    BatchLine,
+    format_answer,
+    format_error,
+    iter_lines,
+    parse_line,
+    validate_file,
+)
+from server.batch.results import ResultFiles, attach_results
+from server.batch.store import READING_STATUSES, UNFINISHED_STATUSES, BatchStore
+from server.errors import ServiceUnavailable, StorageFull, StoreFailed
+from server.serving.fair_queue import FairQueue
+from server.serving.generate import BodyParser, ParsedRequest, generate_batch_json
+from server.state import Service
 
 log = structlog.get_logger("onlyseen.server")
 
-READERS: dict[str, Callable[[bytes], Asked]] = {
-    "/v1/chat/completions": chat.read,
-    "/v1/completions": text.read,
-    "/v1/responses": responses.read,
-}
-PAUSE = 1.0  # seconds before another try, when the queue is full
+RETRY_DELAY = 1.0  # seconds before a line is tried again after the queue was full
+STORE_RETRY_DELAY = 2.0  # seconds before a failed operation of the store is tried again
+STORE_PROBLEMS = (StorageFull, StoreFailed)
 
 
-class Stopped(Exception):
-    """The engine is gone. What is left of the batch waits for the next start."""
+class BatchInterrupted(Exception):
+    """The engine is gone. The rest of the batch runs after the next start of the server."""
 
 
-class Runner:
-    def __init__(self, service: Service) -> None:
+class BatchRunner:
+    """Runs the unfinished batches of a store on the engine."""
+
+    def __init__(self, service: Service, store: BatchStore, parsers: Mapping[str, BodyParser]) -> None:
+        """Create a runner.
+
+        Args:
+            service: The engine and the settings.
+            store: The store of files and batches.
+            parsers: Endpoint -> parser of the requests of its lines.
+        """
         self._service = service
-        self._store: Store = service.store
+        self._store = store
+        self._parsers = parsers
+        self._problems: dict[str, BatchError] = {}  # batch id -> the reason for which an unfinished batch waits
+        self._has_waited: set[str] = set()  # ids of unfinished batches
+        self._results: dict[str, dict[str, str]] = {}  # id of an unfinished batch -> its fields with result files
+        self._max_line_bytes = service.settings.max_body_mb * 1_000_000
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._owner_tasks: dict[str, asyncio.Task[None]] = {}
+        self._owners_to_repeat: set[str] = set()  # with changed batches since their task has listed them
+        self._line_turns = FairQueue(service.settings.batch_requests)
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._work())
+        """Start to run batches in the background."""
+        self._task = asyncio.create_task(self._run_forever())
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """Stop. Unfinished batches stay in the store."""
+        tasks = [task for task in (self._task, *self._owner_tasks.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def wake(self) -> None:
+        """Make the runner look for unfinished batches."""
         self._wake.set()
 
-    async def _work(self) -> None:
+    def describe_progress(self, batch: Batch) -> Batch:
+        """Return an unfinished batch with what a full disk could not store.
+
+        That is the reason for which it waits, and the files with its results so far, if it has ever waited.
+        """
+        if batch.status not in UNFINISHED_STATUSES:
+            return batch
+        fields: dict[str, Any] = {}
+        if batch.id in self._has_waited:
+            fields |= self._results.get(batch.id, {})
+        if (problem := self._problems.get(batch.id)) is not None:
+            fields["errors"] = Errors(data=[problem], object="list")
+        return batch.model_copy(update=fields)
+
+    async def _run_forever(self) -> None:
         while True:
             self._wake.clear()
-            for owner, batch in await self._store.unfinished():
-                await self._try(owner, batch)
-            await self._wake.wait()
-
-    async def _try(self, owner: str, batch: Batch) -> None:
-        """What a batch cannot go on from must not keep the others waiting."""
-        try:
-            await self._run(owner, batch)
-        except Stopped:
-            log.warning("a batch waits for the next start", batch=batch.id)
-        except Exception as error:
-            log.error("a batch was given up", batch=batch.id, exc_info=error)
+            retry_delay = None
             try:
-                await self._enter(owner, batch, "failed")
-            except Exception as unwritten:
-                log.error("a batch waits for the next start", batch=batch.id, exc_info=unwritten)
+                owners = await self._store.list_unfinished_owners()
+            except Exception as error:
+                log.error("unfinished_batches_not_found", exc_info=error)
+                owners, retry_delay = [], STORE_RETRY_DELAY
+            for owner in owners:
+                if owner in self._owner_tasks:
+                    self._owners_to_repeat.add(owner)
+                else:
+                    self._owner_tasks[owner] = asyncio.create_task(self._run_owner(owner))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), retry_delay)
 
-    async def _run(self, owner: str, batch: Batch) -> None:
-        source = self._store.path(batch.input_file_id)
-        if batch.status == "validating":
-            count, found = await run_sync(flaws, source, batch.endpoint)
-            if found:
-                errors = Errors(data=found, object="list").model_dump()
-                await self._enter(owner, batch, "failed", errors=errors)
-                return
-            batch = await self._enter(owner, batch, "in_progress", request_counts=counts(count, 0, 0))
-        if batch.status == "in_progress":
-            batch = await self._ask_all(owner, batch, source)
-        await self._finish(owner, batch)
+    async def _run_owner(self, owner: str) -> None:
+        """Run the unfinished batches of an owner, and make the runner look again if one of them has to be repeated."""
+        self._owners_to_repeat.discard(owner)
+        if not await self._run_unfinished(owner):
+            self._owners_to_repeat.add(owner)
+            await asyncio.sleep(STORE_RETRY_DELAY)
+        del self._owner_tasks[owner]
+        if owner in self._owners_to_repeat:
+            self.wake()
 
-    async def _ask_all(self, owner: str, batch: Batch, source: Path) -> Batch:
-        """The batch as it is then."""
-        said, failed = (self._store.path(identity) for identity in outcomes_of(batch))
-        answers, errors = await run_sync(done, said), await run_sync(done, failed)
-        total = batch.request_counts.total if batch.request_counts else 0
-        asked = (line_of(text, batch.endpoint) for text in lines(source))
-        left = (line for line in asked if line.custom_id not in answers and line.custom_id not in errors)
-        now, turn = batch, asyncio.Lock()
-
-        async def following() -> Line | None:
-            """Off the event loop: there may be many megabytes of answered lines before it."""
-            async with turn:
-                return await run_sync(next, left, None)
-
-        with said.open("ab") as ends_well, failed.open("ab") as ends_badly:
-            tallied = [len(answers), len(errors)]
-
-            async def tally() -> None:
-                nonlocal now
-                changed = await self._store.change(owner, batch.id, *UNFINISHED, request_counts=counts(total, *tallied))
-                now = changed or now
-
-            async def hands() -> None:
-                while (line := await following()) is not None:
-                    if now.status == "cancelling" or (now.expires_at or 0) < time.time():
-                        return
-                    outcome, is_answer = await self._ask(line, batch)
-                    file = ends_well if is_answer else ends_badly
-                    file.write(outcome)
-                    file.flush()
-                    tallied[not is_answer] += 1
-                    await tally()
-
-            await tally()
-            await self._some_at_a_time(hands)
-        return now
-
-    async def _some_at_a_time(self, hands: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _run_unfinished(self, owner: str) -> bool:
+        """Run the unfinished batches of an owner, and return whether none of them has to be tried again."""
+        outcomes = []
         try:
+            for batch_id in await self._store.list_unfinished(owner):
+                outcomes.append(await self._try_batch(owner, await self._store.get_batch(owner, batch_id)))
+        except Exception as error:
+            log.error("unfinished_batches_not_found", exc_info=error)
+            return False
+        return all(outcomes)
+
+    async def _try_batch(self, owner: str, batch: Batch) -> bool:
+        """Run a batch if it is unfinished. Whatever stops it must not block the other batches.
+
+        Args:
+            owner: Owner of the batch.
+            batch: The batch.
+
+        Returns:
+            False if the batch has to be tried again.
+        """
+        if batch.status not in UNFINISHED_STATUSES:
+            return True
+        try:
+            try:
+                await self._run_batch(owner, batch)
+            except BatchInterrupted:
+                log.warning("batch_interrupted", batch=batch.id)
+                message = "The engine has stopped. The batch continues after the next start of the server."
+                self._add_problem(batch, build_batch_error("engine_stopped", message))
+                return True
+            except STORE_PROBLEMS:
+                raise
+            except Exception as error:
+                log.error("batch_failed", batch=batch.id, exc_info=error)
+                problem = build_batch_error(
+                    "internal_error", "The server failed to run the batch. Its log has the reason."
+                )
+                await self._fail_batch(owner, batch, [problem])
+        except STORE_PROBLEMS as error:
+            self._report_problem(batch, error)
+            return False
+        self._problems.pop(batch.id, None)
+        self._results.pop(batch.id, None)
+        self._has_waited.discard(batch.id)
+        return True
+
+    def _report_problem(self, batch: Batch, error: StorageFull | StoreFailed) -> None:
+        code = "storage_full" if isinstance(error, StorageFull) else "storage_unavailable"
+        problem = build_batch_error(code, f"{error.message} The batch continues when it can be stored.")
+        if self._problems.get(batch.id) != problem:
+            log.warning("batch_waits_for_storage", batch=batch.id, code=code, exc_info=error)
+        self._add_problem(batch, problem)
+
+    def _add_problem(self, batch: Batch, problem: BatchError) -> None:
+        self._problems[batch.id] = problem
+        self._has_waited.add(batch.id)
+
+    async def _run_batch(self, owner: str, batch: Batch) -> None:
+        input_path = self._store.get_path(batch.input_file_id)
+        with store_errors():
+            if batch.status in READING_STATUSES and not await run_sync(input_path.exists):
+                problem = build_batch_error("input_file_missing", "The input file does not exist.", "input_file_id")
+                await self._fail_batch(owner, batch, [problem])
+                return
+            if batch.status == "validating":
+                count, batch_errors = await run_sync(validate_file, input_path, batch.endpoint, self._max_line_bytes)
+                if batch_errors:
+                    await self._fail_batch(owner, batch, batch_errors)
+                    return
+                counts = build_request_counts(count, 0, 0)
+                batch = await self._set_status(owner, batch, "in_progress", request_counts=counts)
+            batch = await self._run_lines(owner, batch, input_path)
+        await self._finish_batch(owner, batch)
+
+    async def _run_lines(self, owner: str, batch: Batch, input_path: Path) -> Batch:
+        """Run the lines that have no result yet, unless the batch is over, and return the batch as it is then."""
+        results = ResultFiles(self._store, owner, batch.id)
+        await run_sync(results.recover)
+        total = batch.request_counts.total if batch.request_counts else 0
+        remaining = self._iter_remaining(batch, input_path, results.recovered_ids)
+        latest, read_lock = batch, asyncio.Lock()
+        failure: Exception | None = None
+
+        async def next_line() -> BatchLine | None:
+            """Read in a thread, because many megabytes of finished lines may come before the next one."""
+            async with read_lock:
+                return await run_sync(next, remaining, None)
+
+        async def save_counts() -> None:
+            nonlocal latest
+            self._results[batch.id] = await results.register()
+            changed = await self._store.update_batch(
+                owner, batch.id, *UNFINISHED_STATUSES, request_counts=build_request_counts(total, *results.counts)
+            )
+            latest = changed or latest
+
+        async def work() -> None:
+            """Run lines. A failure of one worker does not stop others before they have stored what they have."""
+            nonlocal failure
+            try:
+                while failure is None and not is_over(latest) and (line := await next_line()) is not None:
+                    result, is_answer = await self._run_line(line, batch, owner)
+                    await self._retry_storing(batch, partial(results.append, result, is_answer))
+                    await self._retry_storing(batch, save_counts)
+            except Exception as error:
+                failure = failure or error
+
+        with closing(results):
+            await save_counts()
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._service.settings.batch_requests):
-                    group.create_task(hands())
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+                    group.create_task(work())
+            if failure is not None:
+                raise failure
+            await save_counts()
+        return latest
 
-    async def _ask(self, line: Line, batch: Batch) -> tuple[bytes, bool]:
-        """Its outcome, and whether that is an answer."""
+    def _iter_remaining(self, batch: Batch, input_path: Path, finished_ids: Set[str]) -> Iterator[BatchLine]:
+        for text in iter_lines(input_path, self._max_line_bytes):
+            if not text.isspace():
+                line = parse_line(text, batch.endpoint, self._max_line_bytes)
+                if line.custom_id not in finished_ids:
+                    yield line
+
+    async def _retry_storing(self, batch: Batch, store: Callable[[], Awaitable[None]]) -> None:
+        """Repeat an operation of the store with a pause until it succeeds, so that no answer is lost.
+
+        A batch that is cancelled or expires meanwhile ends when its answers are stored.
+
+        Args:
+            batch: The batch, which has the reason in `errors` while the operation fails.
+            store: The operation.
+        """
         while True:
             try:
-                asked = await run_sync(asked_by, line, batch.endpoint)
-                if asked.streams:
+                await store()
+            except STORE_PROBLEMS as error:
+                self._report_problem(batch, error)
+                await asyncio.sleep(STORE_RETRY_DELAY)
+            else:
+                self._problems.pop(batch.id, None)
+                return
+
+    async def _run_line(self, line: BatchLine, batch: Batch, owner: str) -> tuple[bytes, bool]:
+        """Return the result of a line, and whether it is an answer. Owners take turns."""
+        while True:
+            turn = await self._line_turns.acquire(owner, 1)
+            try:
+                parsed = await run_sync(parse_request, line, self._parsers[batch.endpoint])
+                if parsed.stream:
                     raise BadRequest("A line of a batch cannot be streamed.", param="stream")
-                return answered(line, await asking.written(asked, self._service)), True
+                parsed = parsed.with_cache_salt(self._service.build_cache_salt(owner))
+                return format_answer(line, await generate_batch_json(parsed, self._service, owner)), True
             except Overloaded:
-                await asyncio.sleep(PAUSE)
-            except Unavailable:
-                raise Stopped from None
+                pass
+            except ServiceUnavailable:
+                raise BatchInterrupted from None
             except EngineFailed as error:
                 if not self._service.is_alive:
-                    raise Stopped from None
-                return refused(line, error), False
+                    raise BatchInterrupted from None
+                return format_error(line, error), False
             except Exception as error:
-                return refused(line, error), False
+                return format_error(line, error), False
+            finally:
+                self._line_turns.release(owner, turn)
+            await asyncio.sleep(RETRY_DELAY)
 
-    async def _finish(self, owner: str, batch: Batch) -> None:
-        """A server that dies in here does it once more, and the same comes of it."""
-        tally = batch.request_counts
-        is_complete = tally is not None and tally.completed + tally.failed == tally.total
+    async def _finish_batch(self, owner: str, batch: Batch) -> None:
+        """Attach the results and set the last status. A repetition after a crash has the same effect."""
+        counts = batch.request_counts
+        is_complete = counts is not None and counts.completed + counts.failed == counts.total
         status = "cancelled" if batch.status == "cancelling" else "completed" if is_complete else "expired"
-        output, error = outcomes_of(batch)
-        await self._enter(
-            owner,
-            batch,
-            status,
-            output_file_id=await self._kept(owner, output, f"{batch.id}_output.jsonl"),
-            error_file_id=await self._kept(owner, error, f"{batch.id}_error.jsonl"),
+        await self._set_status(owner, batch, status, **await attach_results(self._store, owner, batch.id))
+
+    async def _fail_batch(self, owner: str, batch: Batch, batch_errors: list[BatchError]) -> None:
+        """Fail a batch with its reasons, and attach the results that it has."""
+        errors = Errors(data=batch_errors, object="list").model_dump()
+        await self._set_status(
+            owner, batch, "failed", errors=errors, **await attach_results(self._store, owner, batch.id)
         )
 
-    async def _kept(self, owner: str, identity: str, filename: str) -> str | None:
-        """The id of the file, if there is anything in it."""
-        if not await run_sync(has_content, self._store.path(identity)):
-            return None
-        return (await self._store.keep(owner, identity, filename, "batch_output")).id
-
-    async def _enter(self, owner: str, batch: Batch, status: str, **fields: Any) -> Batch:
-        """What the batch is then: none is in progress that was cancelled meanwhile."""
-        among = ("validating",) if status == "in_progress" else UNFINISHED
+    async def _set_status(self, owner: str, batch: Batch, status: str, **fields: Any) -> Batch:
+        """Set a status and return the batch. A batch that was cancelled meanwhile does not become in_progress."""
+        allowed = ("validating",) if status == "in_progress" else UNFINISHED_STATUSES
         fields = {"status": status, f"{status}_at": int(time.time()), **fields}
-        entered = await self._store.change(owner, batch.id, *among, **fields)
-        batch = entered or await self._store.batch(owner, batch.id)
-        log.info("batch", batch=batch.id, status=batch.status)
+        changed = await self._store.update_batch(owner, batch.id, *allowed, **fields)
+        batch = changed or await self._store.get_batch(owner, batch.id)
+        log.info("batch_status_changed", batch=batch.id, status=batch.status)
         return batch
 
 
-def asked_by(line: Line, endpoint: str) -> Asked:
-    """Raises: BadRequest."""
-    return READERS[endpoint](json.dumps(line.body).encode())
+def parse_request(line: BatchLine, parse_body: BodyParser) -> ParsedRequest:
+    """Parse the request of a line. Slow for large bodies: call it in a thread."""
+    return parse_body(line.body)
 
 
-def outcomes_of(batch: Batch) -> tuple[str, str]:
-    """The ids of its files of answers and of refusals, written where they stay: no death of the server parts them."""
-    name = batch.id.removeprefix("batch_")
-    return f"file-{name}-output", f"file-{name}-error"
+def is_over(batch: Batch) -> bool:
+    """Return whether no further line of a batch may start."""
+    return batch.status == "cancelling" or (batch.expires_at or 0) < time.time()
 
 
-def has_content(path: Path) -> bool:
-    """An empty file is taken away."""
-    if path.exists() and path.stat().st_size == 0:
-        path.unlink()
-    return path.exists()
+def build_batch_error(code: str, message: str, param: str | None = None) -> BatchError:
+    return BatchError(code=code, line=None, message=message, param=param)
 
 
-def counts(total: int, completed: int, failed: int) -> dict[str, int]:
+def build_request_counts(total: int, completed: int, failed: int) -> dict[str, int]:
     return {"total": total, "completed": completed, "failed": failed}
+
+
+def get_runner(request: Request) -> BatchRunner:
+    """Return the batch runner of the application that handles a request."""
+    runner: BatchRunner = request.app.state.batch_runner
+    return runner
+
+
+RunnerDep = Annotated[BatchRunner, Depends(get_runner)]

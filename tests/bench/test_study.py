@@ -1,29 +1,20 @@
-"""What the study asks, and by what a setting of `auto` is chosen."""
+"""Tests of the study's runs."""
 
-import math
-
-from bench.auto_tuning import Trial, settings
-from bench.study import PARTS, VOTERS
-from eval.recipe import recipes
+from bench.quality.study_spec import PARTS, VOTERS
 
 REGISTERED = ["plain", "agla", "mvp", "vcd"]
 
 
-def test_a_part_asks_what_it_can_ask_of_all_that_is_registered() -> None:
-    asked = {part.name: part.of(REGISTERED) for part in PARTS}
-    assert asked["pope-greedy"] == asked["pope-sampled"] == REGISTERED
-    assert asked["chair-greedy"] == asked["chair-sampled"] == [name for name in REGISTERED if name not in VOTERS]
+def test_part_selects_the_strategies_that_can_take_part() -> None:
+    strategies = {part.name: part.select_strategies(REGISTERED) for part in PARTS}
+    assert strategies["pope-greedy"] == strategies["pope-sampled"] == REGISTERED
+    assert (
+        strategies["chair-greedy"] == strategies["chair-sampled"] == [name for name in REGISTERED if name not in VOTERS]
+    )
 
 
-def test_stacks_stand_beside_what_they_are_made_of() -> None:
-    asked = next(part for part in PARTS if part.name == "pope-stacks").of(REGISTERED)
-    assert asked[0] == "plain"
-    for stack in (each for each in asked if "+" in each):
-        assert set(stack.split("+")) <= set(asked)
-
-
-def test_a_setting_is_worth_its_least_margin_unless_it_is_dear() -> None:
-    assert Trial("auto", [0.5, 0.2, 0.4], invented=-1.0, passes=1.9).worth == 0.2
-    assert Trial("auto", [0.5, 0.2, 0.4], invented=0.3, passes=1.9).worth == -0.3
-    assert Trial("auto", [0.5, 0.2, 0.4], invented=-1.0, passes=2.1).worth == -math.inf
-    assert [each.label for each in recipes(",".join(settings()))] == settings()
+def test_stack_parts_include_the_members_of_their_stacks() -> None:
+    strategies = next(part for part in PARTS if part.name == "pope-stacks").select_strategies(REGISTERED)
+    assert strategies[0] == "plain"
+    for stack in (each for each in strategies if "+" in each):
+        assert set(stack.split("+")) <= set(strategies)

@@ -1,4 +1,4 @@
-"""The inside of a model the slow way: attention score by score, and a model that ends early by being cut off."""
+"""Slow reference of model internals: attention score by score, and models that are cut off after a layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ current: list[Change] = []
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """One head after the other, all queries against all keys, in float64; of one prompt alone."""
+    """Compute attention of one prompt head by head, all queries against all keys, in float64."""
     heads, shared = query.shape[1], query.shape[1] // key.shape[1]
     outputs = []
     for head in range(heads):
@@ -40,8 +40,8 @@ AttentionMaskInterface.register("naive", eager_mask)
 
 
 @contextmanager
-def changed(decoder: Any, *changes: Change) -> Iterator[None]:
-    """The decoder's attention, edited by each change in turn."""
+def edit_attention(decoder: Any, *changes: Change) -> Iterator[None]:
+    """Apply each change to the decoder's attention scores, in turn."""
     own = decoder.config._attn_implementation
     decoder.config._attn_implementation = "naive"
     current.extend(changes)
@@ -53,8 +53,8 @@ def changed(decoder: Any, *changes: Change) -> Iterator[None]:
 
 
 @contextmanager
-def cut(decoder: Any, depth: int | None) -> Iterator[None]:
-    """A decoder that ends after `depth` layers; None leaves it whole."""
+def cut_layers(decoder: Any, depth: int | None) -> Iterator[None]:
+    """Cut a decoder off after `depth` layers; None leaves it whole."""
     layers = decoder.layers
     decoder.layers = layers[:depth]
     try:
@@ -63,10 +63,17 @@ def cut(decoder: Any, depth: int | None) -> Iterator[None]:
         decoder.layers = layers
 
 
-def louder(visual: Tensor, alpha: float | Tensor, first_layer: int, heads: Tensor | None = None) -> Change:
-    """PAI's, and PAINT's with an `alpha` for each picture token, and perhaps a factor on it for each layer and head.
+def raise_image_scores(visual: Tensor, alpha: float | Tensor, first_layer: int, heads: Tensor | None = None) -> Change:
+    """Raise scores of image tokens as PAI and PAINT do, in the last row of the prompt and the rows of the answer.
 
-    `visual`: [prompt], true at the tokens of pictures. Rows: the last of the prompt, and the answer's.
+    Args:
+        visual: [prompt] mask of the image tokens.
+        alpha: Increase, or one for each image token.
+        first_layer: First edited layer.
+        heads: [layers, heads] factors of the increase.
+
+    Returns:
+        The change.
     """
     places = visual.nonzero().flatten()
 
@@ -77,8 +84,8 @@ def louder(visual: Tensor, alpha: float | Tensor, first_layer: int, heads: Tenso
     return change
 
 
-def hidden(columns: dict[int, list[int]]) -> Change:
-    """Layer -> the tokens that nothing sees there."""
+def mask_keys(columns: dict[int, list[int]]) -> Change:
+    """Mask keys: layer -> tokens that no query attends to there."""
 
     def change(layer: int, head: int, scores: Tensor) -> None:
         scores[:, columns.get(layer, [])] = torch.finfo(torch.float32).min
@@ -86,19 +93,19 @@ def hidden(columns: dict[int, list[int]]) -> Change:
     return change
 
 
-def most_apart(z: Tensor, early: dict[int, Tensor]) -> int:
-    """The layer whose distribution has the greatest Jensen-Shannon divergence from the last one's."""
+def most_divergent_layer(z: Tensor, early: dict[int, Tensor]) -> int:
+    """Return the layer with the greatest Jensen-Shannon divergence from the last one."""
 
-    def apart(depth: int) -> float:
+    def divergence(depth: int) -> float:
         p, q = z.double().softmax(-1), early[depth].double().softmax(-1)
         middle = (p + q) / 2
         return float(((p * (p / middle).log()).nansum() + (q * (q / middle).log()).nansum()) / 2)
 
-    return max(early, key=apart)
+    return max(early, key=divergence)
 
 
-def candidates(z: Tensor, top_p: float, top_k: int) -> list[int]:
-    """DeCo's."""
+def deco_candidates(z: Tensor, top_p: float, top_k: int) -> list[int]:
+    """Return the candidates of DeCo."""
     p = z.double().softmax(-1).tolist()
     held, found = 0.0, []
     for token in sorted(range(len(p)), key=lambda token: -p[token])[:top_k]:

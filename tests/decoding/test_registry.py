@@ -1,12 +1,15 @@
+import time
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, PathDistribution
+from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from decoding import registry
 from decoding.errors import BadRequest
-from decoding.registry import GROUP, build, label, strategies
+from decoding.registry import GROUP, build, format_stack, strategies
 from decoding.strategies.agla import AGLA
 from decoding.strategies.plain import Plain
 from decoding.strategies.vhr import VHR
@@ -16,36 +19,62 @@ PUBLISHED = {"plain", "truncate", "sharpen", "vcd", "agla", "vhr", "vdgd"}
 
 
 class Impostor(Strategy):
-    """Claims a name that is taken."""
+    """Has the name of another strategy."""
 
     name = "plain"
     paper = "none"
 
 
+class Unbuildable(Strategy):
+    """Has a parameter without a default."""
+
+    name = "unbuildable"
+    paper = "none"
+    weight: float
+
+
+class Distribution(PathDistribution):
+    """Metadata of a package that is not installed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(Path())
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+
+def entry_point(name: str, value: str, package: str = "some-package", group: str = GROUP) -> EntryPoint:
+    point = EntryPoint(name, value, group)
+    vars(point).update(dist=Distribution(package))
+    return point
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
-    """Entry points as if other packages were installed; fill the list before the first look at the registry."""
+    """Return a list that replaces the installed entry points. Fill it before the registry is first read."""
     points: list[EntryPoint] = []
     monkeypatch.setattr(registry, "entry_points", lambda group: [point for point in points if point.group == group])
-    strategies.cache_clear()
+    registry.load_registry.cache_clear()
     yield points
-    strategies.cache_clear()
+    registry.load_registry.cache_clear()
 
 
-def test_our_own_strategies_come_in_through_the_public_door() -> None:
+def test_own_strategies_are_entry_points() -> None:
     assert set(strategies()) >= PUBLISHED
     assert all(kind.name == name for name, kind in strategies().items())
 
 
-def test_a_stack_is_built_outermost_first() -> None:
+def test_stack_is_built_outermost_first() -> None:
     assert build("agla+vhr", {"agla": {"alpha": 1.0}}) == (AGLA(alpha=1.0), VHR())
-    assert label(build("vhr+agla", {})) == "vhr+agla"
+    assert format_stack(build("vhr+agla", {})) == "vhr+agla"
     assert build("plain", {}) == (Plain(),)
-    assert label(build("sid+zoomeye+vhr", {})) == "sid+zoomeye+vhr"  # outside, it acts on its own branch alone
+    assert format_stack(build("sid+zoomeye+vhr", {})) == "sid+zoomeye+vhr"  # outside, it acts on its own branch alone
 
 
 @pytest.mark.parametrize(
-    ("names", "parameters", "param", "says"),
+    ("names", "parameters", "param", "text"),
     [
         ("magic", {}, "decoding.strategy", "Unknown strategy 'magic'. Known: agla"),
         ("", {}, "decoding.strategy", "Unknown strategy ''"),
@@ -53,11 +82,12 @@ def test_a_stack_is_built_outermost_first() -> None:
         ("agla vhr", {}, "decoding.strategy", "Unknown strategy"),
         ("AGLA", {}, "decoding.strategy", "Unknown strategy 'AGLA'"),
         ("agla+vhr+agla", {}, "decoding.strategy", "twice"),
-        ("agla+mvp", {}, "decoding.strategy", "'agla' cannot stand outside 'mvp': mvp votes among answers"),
+        ("agla+mvp", {}, "decoding.strategy", "'agla' cannot stand outside 'mvp': mvp "),
         ("zoomeye+vhr+mvp", {}, "decoding.strategy", "'vhr' cannot stand outside 'mvp'"),
-        ("paint+zoomeye", {}, "decoding.strategy", "'paint' cannot stand outside 'zoomeye': what it has measured"),
+        ("paint+zoomeye", {}, "decoding.strategy", "'paint' cannot stand outside 'zoomeye': "),
         ("vhr+zoomeye", {}, "decoding.strategy", "'vhr' cannot stand outside 'zoomeye'"),
-        ("auto+agla+zoomeye", {}, "decoding.strategy", "'auto' cannot stand outside 'zoomeye'"),
+        ("vhr+agla+zoomeye", {}, "decoding.strategy", "'vhr' cannot stand outside 'zoomeye'"),
+        ("auto", {}, "decoding.strategy", "Unknown strategy 'auto'. Known: agla"),
         ("agla", {"vhr": {}}, "decoding.vhr", "Unknown field 'vhr'"),
         ("agla", {"alpha": 2}, "decoding.alpha", "decoding.agla.alpha"),
         ("agla", {"agla": {"gama": 1}}, "decoding.agla.gama", "decoding.agla.gama"),
@@ -67,50 +97,91 @@ def test_a_stack_is_built_outermost_first() -> None:
         ("agla", {"agla": None}, "decoding.agla", "decoding.agla"),
     ],
 )
-def test_refusals_name_the_field(names: str, parameters: dict[str, Any], param: str, says: str) -> None:
+def test_invalid_stack_is_refused_by_field(names: str, parameters: dict[str, Any], param: str, text: str) -> None:
     with pytest.raises(BadRequest) as refused:
         build(names, parameters)
     assert refused.value.param == param
-    assert says in refused.value.message
+    assert text in refused.value.message
 
 
-def test_a_plugin_is_found_beside_ours(installed: list[EntryPoint]) -> None:
+def test_strategy_of_another_package_is_found(installed: list[EntryPoint]) -> None:
     installed += [
-        EntryPoint("vhr", "decoding.strategies.vhr:VHR", GROUP),
-        EntryPoint("agla", "decoding.strategies.agla:AGLA", GROUP),
-        EntryPoint("agla", "decoding.strategies.agla:AGLA", "some.other.group"),
+        entry_point("vhr", "decoding.strategies.vhr:VHR"),
+        entry_point("agla", "decoding.strategies.agla:AGLA"),
+        entry_point("agla", "decoding.strategies.agla:AGLA", group="some.other.group"),
     ]
     assert list(strategies()) == ["agla", "vhr"]
 
 
-def test_two_packages_cannot_claim_one_name(installed: list[EntryPoint]) -> None:
-    """Nothing is renamed in silence: which of the two would answer to the name?"""
-    installed += [
-        EntryPoint("plain", "decoding.strategies.plain:Plain", GROUP),
-        EntryPoint("plain", f"{__name__}:Impostor", GROUP),
-    ]
-    with pytest.raises(ValueError, match="Two packages claim the strategy name 'plain'"):
-        strategies()
-
-
-def test_one_package_may_be_listed_twice(installed: list[EntryPoint]) -> None:
+def test_entry_point_may_be_listed_twice(installed: list[EntryPoint]) -> None:
     """An editable install leaves its metadata in two places on the path."""
-    installed += [EntryPoint("plain", "decoding.strategies.plain:Plain", GROUP)] * 2
+    installed += [entry_point("plain", "decoding.strategies.plain:Plain")] * 2
     assert list(strategies()) == ["plain"]
 
 
+def test_name_of_two_packages_is_refused(installed: list[EntryPoint]) -> None:
+    """Neither is taken, because a user could not know which of the two it is."""
+    installed += [
+        entry_point("plain", "decoding.strategies.plain:Plain", "onlyseen"),
+        entry_point("plain", f"{__name__}:Impostor", "impostor"),
+        entry_point("vhr", "decoding.strategies.vhr:VHR", "onlyseen"),
+    ]
+    assert list(strategies()) == ["vhr"]
+    with pytest.raises(BadRequest, match="of package 'impostor' and 'onlyseen' cannot be loaded: several classes"):
+        build("plain", {})
+
+
 @pytest.mark.parametrize(
-    ("name", "target"),
-    [("simple", "decoding.strategies.plain:Plain"), ("pass", "decoding.errors:BadRequest"), ("f", "math:floor")],
+    ("name", "value", "reason"),
+    [
+        ("absent", "no.such.module:Thing", "there is no module 'no'"),
+        ("absent", "decoding.strategies.plain:Thing", "its import raises AttributeError"),
+        ("simple", "decoding.strategies.plain:Plain", "has the name 'plain' instead of 'simple'"),
+        ("pass", "decoding.errors:BadRequest", "'decoding.errors:BadRequest' is not a subclass of Strategy"),
+        ("f", "math:floor", "'math:floor' is not a subclass of Strategy"),
+        ("base", "decoding.strategy:Strategy", "has the name 'None' instead of 'base'"),
+        ("unbuildable", f"{__name__}:Unbuildable", "cannot be built with default parameters (ValidationError)"),
+    ],
 )
-def test_an_entry_point_must_be_a_strategy_of_that_name(installed: list[EntryPoint], name: str, target: str) -> None:
-    installed.append(EntryPoint(name, target, GROUP))
-    with pytest.raises(TypeError, match=f"'{name} = {target}' is not a Strategy named '{name}'"):
-        strategies()
+def test_broken_entry_point_is_skipped_and_named(
+    installed: list[EntryPoint], name: str, value: str, reason: str
+) -> None:
+    installed += [entry_point(name, value, "broken-package"), entry_point("vhr", "decoding.strategies.vhr:VHR")]
+    with capture_logs() as logs:
+        assert list(strategies()) == ["vhr"]
+    (event,) = logs
+    assert (event["log_level"], event["strategy"], event["package"]) == ("warning", name, "'broken-package'")
+    assert reason in event["reason"]
+    with pytest.raises(BadRequest) as refused:
+        build(f"vhr+{name}", {})
+    assert refused.value.param == "decoding.strategy"
+    assert refused.value.message.startswith(f"Strategy '{name}' of package 'broken-package' cannot be loaded: ")
+    assert reason in refused.value.message
+    assert build("vhr", {}) == (VHR(),)
 
 
 @pytest.mark.parametrize("value", [True, "2", None, [2.0], {"a": 1}, float("nan"), float("inf")])
-def test_a_number_is_a_number(value: object) -> None:
+def test_parameter_of_another_type_is_refused(value: object) -> None:
     with pytest.raises(BadRequest) as refused:
         registry.build("agla", {"agla": {"alpha": value}})
     assert refused.value.param == "decoding.agla.alpha"
+
+
+@pytest.mark.parametrize(
+    "value", ["é" * 9_000_000, ["é" * 30] * 1000, {"é" * 900: {"é" * 19_200: 1}}, [10**4000] * 6], ids=lambda _: ""
+)
+def test_large_parameters_are_refused_before_they_are_read(value: Any) -> None:
+    strategies()  # loads the packages
+    started_at = time.thread_time()
+    with pytest.raises(BadRequest, match="more than 20000 characters") as refused:
+        build("vcd", {"vcd": {"alpha": value}})
+    assert time.thread_time() - started_at < 0.02
+    assert refused.value.param == "decoding.vcd"
+
+
+@pytest.mark.parametrize("parameters", [{"x" * 1000: {}}, {"vcd": {"x" * 1000: 1}}])
+def test_unknown_name_is_cut(parameters: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest) as refused:
+        build("vcd", parameters)
+    assert "x" * 64 in refused.value.message
+    assert "x" * 65 not in refused.value.message + str(refused.value.param)

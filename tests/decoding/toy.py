@@ -1,4 +1,4 @@
-"""A toy language model with heads, without caches or batches: what any engine must agree with, small enough to read."""
+"""A toy language model with heads, without caches or batches. Every engine must agree with it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from collections.abc import AsyncGenerator, Mapping
 import torch
 from torch import Tensor
 
-from decoding.answer import Alternative, End, Memory, Token, Usage
-from decoding.ask import Ask, Probe, Prompt
-from decoding.strategy import Captured, Keys, Step, Strategy, Tensors
-from tests.decoding.fakes import FakeEngine
+from decoding.outputs import FinishInfo, StateHandle, Token, TokenLogprob, Usage
+from decoding.pipeline.composition import select_branches
+from decoding.requests import GenerateRequest, ProbeRequest, Prompt
+from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
+from tests.decoding.fakes import RecordingEngine
 
 VOCABULARY, LAYERS, HEADS, WIDTH = 24, 8, 4, 6
 WORDS = (" Yes", " No", *(f" {number}" for number in range(2, VOCABULARY)))
-KEYS, SEEN = 7, 4  # keys that are attended to, and how many of them belong to the picture
+KEYS, IMAGE_KEYS = 7, 4  # keys that are attended to, and how many of them belong to the image
 
 
-class ToyEngine(FakeEngine):
+class ToyEngine(RecordingEngine):
     """Attention scores and values are noise drawn from the prompt and the tokens so far.
 
-    The logits are a weighted sum of what the heads make of them, on top of what the model would say without having
-    looked at anything; after fewer layers, a shorter sum.
+    The logits are a weighted sum of what the heads make of them, on top of a prior without any
+    attention; after fewer layers, a shorter sum.
     """
 
     def __init__(self) -> None:
@@ -30,99 +31,117 @@ class ToyEngine(FakeEngine):
         readout = torch.Generator().manual_seed(0)
         self.readout = torch.randn(LAYERS, HEADS, WIDTH, VOCABULARY, generator=readout)
         self.prior = torch.randn(VOCABULARY, generator=readout)
-        self.tensors: dict[Memory, Tensors] = {}
+        self.tensors: dict[StateHandle, Tensors] = {}
 
     def outputs(
         self,
         prompt: Prompt,
         tokens: list[int],
         stack: tuple[Strategy, ...] = (),
-        visible: Tensor | None = None,
-        **memories: Tensors,
+        kept: Tensor | None = None,
+        **states: Tensors,
     ) -> Tensor:
-        """[layers, heads, width], where the strategies of the stack edit the attention to what is visible."""
+        """Compute [layers, heads, width] outputs, with the attention that the stack edits."""
         parts = [part if isinstance(part, str) else part.key for message in prompt.messages for part in message.parts]
         seed = hashlib.sha256(repr((parts, tokens)).encode()).digest()[:8]
         random = torch.Generator().manual_seed(int.from_bytes(seed))
         scores = torch.randn(LAYERS, HEADS, KEYS, generator=random)
         values = 3 * torch.randn(LAYERS, HEADS, KEYS, WIDTH, generator=random)
-        seen = SEEN if prompt.pictures else 0
-        pictures = torch.tensor([*range(seen), *[-1] * (KEYS - seen)])
+        image_keys = IMAGE_KEYS if prompt.images else 0
+        images = torch.tensor([*range(image_keys), *[-1] * (KEYS - image_keys)])
         for strategy in reversed(stack):
-            keys = (Keys(pictures, layer, LAYERS) for layer in range(LAYERS))
-            memory = memories.get(strategy.name, {})
-            scores = torch.stack([strategy.attend(*row, memory) for row in zip(scores, keys, strict=True)])
-        if visible is not None:
-            scores[..., :seen] = scores[..., :seen].masked_fill(~visible[:, None, :seen], -torch.inf)
+            keys = (AttentionKeys(images, layer, LAYERS) for layer in range(LAYERS))
+            state = states.get(strategy.name, {})
+            scores = torch.stack(
+                [strategy.edit_attention_scores(*row, state) for row in zip(scores, keys, strict=True)]
+            )
+        if kept is not None:
+            scores[..., :image_keys] = scores[..., :image_keys].masked_fill(~kept[:, None, :image_keys], -torch.inf)
         return torch.einsum("lhk,lhkd->lhd", scores.softmax(-1), values)
 
     def logits(self, outputs: Tensor, factors: Tensor, depth: int = LAYERS) -> Tensor:
-        """[vocab] after the first `depth` layers."""
+        """Compute [vocab] logits after the first `depth` layers."""
         return self.prior + torch.einsum("lh,lhd,lhdv->v", factors[:depth], outputs[:depth], self.readout[:depth])
 
-    async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
-        self.history.append(ask)
-        memories = {owner: self.tensors[memory] for owner, memory in ask.memories.items()}
-        factors = self.factors(ask.stack, memories)
-        said: list[int] = []
-        digested: Tensors = {}
-        length = 1 if ask.choices else ask.sampling.max_tokens or 6
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
+        self.history.append(request)
+        states = {owner: self.tensors[state] for owner, state in request.states.items()}
+        factors = self.factors(request.stack, states)
+        tokens: list[int] = []
+        updated: Tensors = {}
+        length = 1 if request.choices else request.sampling.max_tokens or 6
         for position in range(length):
-            outputs = self.outputs(ask.prompt, said, ask.stack, **memories)
+            outputs = self.outputs(request.prompt, tokens, request.stack, **states)
             raw = self.logits(outputs, factors)
             ones = torch.ones_like(factors)
             branches = {
-                name: self.logits(self.outputs(prompt, said, visible=self.visible(ask.stack, name, memories)), ones)
-                for name, prompt in ask.branches.items()
+                name: self.logits(
+                    self.outputs(prompt, tokens, kept=self.find_kept_tokens(request.stack, name, states)),
+                    ones,
+                )
+                for name, prompt in request.branches.items()
             }
             scores = raw
-            for strategy in reversed(ask.stack):
-                memory = memories.get(strategy.name, {})
-                heard = [self.logits(outputs, factors, depth) for depth in strategy.exits(LAYERS, False).layers]
-                early = torch.stack(heard) if heard else None
-                scores = strategy.logits(Step(scores, raw, branches, memory, torch.tensor([position]), early))
+            for strategy in reversed(request.stack):
+                state = states.get(strategy.name, {})
+                layers = [
+                    self.logits(outputs, factors, depth) for depth in strategy.early_exit_layers(LAYERS, False).layers
+                ]
+                early = torch.stack(layers) if layers else None
+                own = select_branches(strategy, branches)
+                scores = strategy.logits(Step(scores, raw, own, state, torch.tensor([position]), early))
             logprobs = scores.log_softmax(-1)
-            said.append(ask.sampling.begin[position] if position < len(ask.sampling.begin) else int(scores.argmax()))
-            if ask.digest:
-                digested = ask.digest.digest(digested, Captured(logits=raw))
+            tokens.append(
+                request.sampling.forced_token_ids[position]
+                if position < len(request.sampling.forced_token_ids)
+                else int(scores.argmax())
+            )
+            if request.state_updater:
+                updated = request.state_updater.update_state(updated, Activations(logits=raw))
             last = position + 1 == length
-            memory = self.keep(digested) if last and ask.digest else None
-            choices = {choice: float(logprobs[WORDS.index(f" {choice}")]) for choice in ask.choices}
-            best = logprobs.topk(ask.sampling.top_logprobs or 0).indices.tolist()
+            state = self.store_state(updated) if last and request.state_updater else None
+            choices = {choice: float(logprobs[WORDS.index(f" {choice}")]) for choice in request.choices}
+            best = logprobs.topk(request.sampling.top_logprobs or 0).indices.tolist()
             yield Token(
-                said[-1],
-                WORDS[said[-1]],
-                top=tuple(Alternative(id_, WORDS[id_], WORDS[id_].encode(), float(logprobs[id_])) for id_ in best),
-                end=End("length", Usage(), memory, choices) if last else None,
+                tokens[-1],
+                WORDS[tokens[-1]],
+                top=tuple(TokenLogprob(id_, WORDS[id_], WORDS[id_].encode(), float(logprobs[id_])) for id_ in best),
+                finish=FinishInfo("length", Usage(), state, choices) if last else None,
             )
 
-    def factors(self, stack: tuple[Strategy, ...], memories: Mapping[str, Tensors]) -> Tensor:
+    def factors(self, stack: tuple[Strategy, ...], states: Mapping[str, Tensors]) -> Tensor:
         product = torch.ones(LAYERS, HEADS)
         for strategy in stack:
-            if (factors := strategy.heads(memories.get(strategy.name, {}))) is not None:
+            if (factors := strategy.head_scales(states.get(strategy.name, {}))) is not None:
                 product = product * factors
         return product
 
-    async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
+    async def probe(self, probe: ProbeRequest) -> tuple[StateHandle, Usage]:
         outputs = {name: self.outputs(prompt, []) for name, prompt in probe.prompts.items()}
-        memory: Tensors = {}
+        state: Tensors = {}
         for layer in range(LAYERS):
-            attention = {name: output[layer, :, :SEEN].softmax(-1) for name, output in outputs.items()}
+            attention = {name: output[layer, :, :IMAGE_KEYS].softmax(-1) for name, output in outputs.items()}
             heads = {name: output[layer] for name, output in outputs.items()}
-            memory = probe.owner.digest(memory, Captured(heads, layer, LAYERS, self.vision(probe), attention))
-        return self.keep(memory), Usage()
+            state = probe.owner.update_state(
+                state, Activations(heads, layer, LAYERS, self.draw_vision_attention(probe), attention)
+            )
+        return self.store_state(state), Usage()
 
-    def visible(self, stack: tuple[Strategy, ...], branch: str, memories: Mapping[str, Tensors]) -> Tensor | None:
-        """[layers, picture tokens] of a branch, as its owner narrows it."""
+    def find_kept_tokens(
+        self, stack: tuple[Strategy, ...], branch: str, states: Mapping[str, Tensors]
+    ) -> Tensor | None:
+        """Return the [layers, image tokens] mask of a branch, from its owner."""
         owners = [strategy for strategy in stack if branch.startswith(f"{strategy.name}/")]
-        return owners[0].narrow(memories.get(owners[0].name, {})) if owners else None
+        return owners[0].keep_image_tokens(states.get(owners[0].name, {})) if owners else None
 
-    def vision(self, probe: Probe) -> Tensors:
-        """Prompt name -> [tower layers, pictures, heads, patches] attention."""
+    def draw_vision_attention(self, probe: ProbeRequest) -> Tensors:
+        """Draw attention of the vision tower: prompt name -> [tower layers, images, heads, patches]."""
         random = torch.Generator().manual_seed(0)
-        return {name: torch.rand(3, len(p.pictures), 2, SEEN, generator=random) for name, p in probe.prompts.items()}
+        return {
+            name: torch.rand(3, len(p.images), 2, IMAGE_KEYS, generator=random) for name, p in probe.prompts.items()
+        }
 
-    def keep(self, tensors: Tensors) -> Memory:
-        memory = self._remember()
-        self.tensors[memory] = tensors
-        return memory
+    def store_state(self, tensors: Tensors) -> StateHandle:
+        state = self._new_state_handle()
+        self.tensors[state] = tensors
+        return state

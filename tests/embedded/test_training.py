@@ -1,4 +1,4 @@
-"""A few steps of every stage in a tiny configuration; an interrupted stage goes on exactly where it was."""
+"""Tests that run a few steps of every stage in a tiny configuration."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -9,168 +9,169 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from embedded.album import make_album
-from embedded.batch import dense_targets, middle_targets, normalised
-from embedded.categories import NAMES
-from embedded.joint_stage import assembled, new_joint, separated
-from embedded.language_stage import imagined_tokens, prepare
-from embedded.model import WIDTH, class_vectors
-from embedded.object_stage import Objects
-from embedded.packing import IGNORED, Packer, TextMix
-from embedded.picture import FAR
-from embedded.scene import TRAINING
-from embedded.train import TINY, Workshop, workshop_of
-from embedded.training import Trainer
-from embedded.vision_stage import READING, Vision, rescale
-from embedded.wiring import place_waves, read_objects, regression, words_seen, write_places
+from embedded.data.categories import NAMES
+from embedded.data.renderer import FAR_VIEW
+from embedded.data.scene_dataset import make_dataset
+from embedded.data.scene_sampler import TRAINING_PRIOR
+from embedded.train import TINY_CONFIG, TrainingPipeline, build_pipeline
+from embedded.training.analytic_init import collect_word_states, write_object_readout
+from embedded.training.batch import center_targets, normalize_pixels, patch_targets
+from embedded.training.joint_stage import assemble_llava, new_joint_model, split_llava
+from embedded.training.language_stage import init_language, synthetic_image_tokens
+from embedded.training.model_config import WIDTH, class_vectors
+from embedded.training.object_stage import ObjectHeads
+from embedded.training.packing import IGNORE_INDEX, Packer, TextMix
+from embedded.training.position_init import position_waves, ridge_regression, write_positions
+from embedded.training.trainer import Trainer
+from embedded.training.vision_stage import LANGUAGE_SCALE, VisionModel, rescale_tokens
 
 EMBEDDED = Path(__file__).parents[2] / "embedded"
 needs_font = pytest.mark.usefixtures("font")
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    folder = tmp_path_factory.mktemp("workshop")
-    made = Workshop(folder / "work", folder / "out", TINY)
-    made.draw()
-    return made
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> TrainingPipeline:
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipeline = TrainingPipeline(folder / "work", folder / "out", TINY_CONFIG)
+    pipeline.draw_datasets()
+    return pipeline
 
 
-def test_a_tiny_one_leaves_what_is_made_in_earnest_alone() -> None:
-    tiny, whole = (workshop_of(Namespace(tiny=tiny, work=None, out=None, finished=None)) for tiny in (True, False))
-    assert tiny.recipe == TINY
-    assert whole.out == EMBEDDED
-    for made in ("albums", "tokenizer", "joint.pt"):
-        assert tiny.work / made != whole.work / made
-    for shipped in ("model", "matcher", "scenes", "samples"):
-        assert tiny.out / shipped != whole.out / shipped
+def test_tiny_pipeline_writes_outside_the_folders_of_the_full_one() -> None:
+    tiny, full = (build_pipeline(Namespace(tiny=tiny, work=None, out=None, finished=None)) for tiny in (True, False))
+    assert tiny.config == TINY_CONFIG
+    assert full.out_dir == EMBEDDED
+    for name in ("datasets", "tokenizer", "joint.pt"):
+        assert tiny.work_dir / name != full.work_dir / name
+    for name in ("model", "matcher", "scenes", "samples"):
+        assert tiny.out_dir / name != full.out_dir / name
 
 
-def test_an_album_of_another_length_is_no_substitute(tmp_path: Path) -> None:
-    (tmp_path / "things.json").write_text("[]")
-    for name in ("pixels.npy", "owners.npy"):
+def test_make_dataset_rejects_a_dataset_of_another_length(tmp_path: Path) -> None:
+    (tmp_path / "objects.json").write_text("[]")
+    for name in ("pixels.npy", "instance_maps.npy"):
         np.save(tmp_path / name, np.zeros(0))
-    with pytest.raises(ValueError, match="holds 0 pictures, not 3"):
-        make_album(tmp_path, 3, 0, TRAINING, FAR, 1)
+    with pytest.raises(ValueError, match="holds 0 scenes, not 3"):
+        make_dataset(tmp_path, 3, 0, TRAINING_PRIOR, FAR_VIEW, 1)
 
 
 @needs_font
-def test_every_stage_runs_and_ships(workshop: Workshop) -> None:
-    workshop.vision()
-    workshop.language()
-    workshop.joint()
-    workshop.finish()
-    workshop.details()
-    workshop.matcher()
-    workshop.ship()
+def test_every_stage_runs_and_exports(pipeline: TrainingPipeline) -> None:
+    pipeline.run_vision()
+    pipeline.run_language()
+    pipeline.run_joint()
+    pipeline.run_finish()
+    pipeline.run_details()
+    pipeline.run_matcher()
+    pipeline.export()
     for name in ("model/model.safetensors", "matcher/model.safetensors", "scenes/instances.json", "samples"):
-        assert (workshop.out / name).exists()
-    figures = workshop.measure()
+        assert (pipeline.out_dir / name).exists()
+    figures = pipeline.evaluate()
     assert set(figures) == {"tower", "pope", "chair", "details", "matcher"}
 
 
 @needs_font
-def test_packed_exchanges_do_not_see_each_other(workshop: Workshop) -> None:
-    packer, album = Packer(workshop.tokenizer(), TextMix(conversation=0.0)), workshop.album("near")
-    random = np.random.default_rng(0)
-    row = packer.pack(random, album.picture(0), with_image=True)
-    batch = packer.batch(np.random.default_rng(0), [album.picture(0)], [True])
+def test_packed_pairs_do_not_attend_to_each_other(pipeline: TrainingPipeline) -> None:
+    packer, dataset = Packer(pipeline.build_tokenizer(), TextMix(conversation=0.0)), pipeline.dataset("near")
+    rng = np.random.default_rng(0)
+    row = packer.pack(rng, dataset.scene(0), with_image=True)
+    batch = packer.batch(np.random.default_rng(0), [dataset.scene(0)], [True])
     segments = torch.tensor(row.segments)
-    seen = batch.mask[0, 0, : len(segments), : len(segments)] == 0
+    visible = batch.mask[0, 0, : len(segments), : len(segments)] == 0
     allowed = (segments[:, None] == segments[None]) | (segments[None] == 0)
-    assert torch.equal(seen, allowed & torch.ones_like(allowed).tril())
+    assert torch.equal(visible, allowed & torch.ones_like(allowed).tril())
     starts = [row.segments.index(segment) for segment in sorted(set(row.segments) - {0})]
     assert len({row.positions[start] for start in starts}) == 1
-    assert row.labels[: starts[0]] == [IGNORED] * starts[0]
+    assert row.labels[: starts[0]] == [IGNORE_INDEX] * starts[0]
 
 
 @needs_font
-def test_imagined_tokens_say_what_the_patches_show(workshop: Workshop) -> None:
-    album, (vectors, empty) = workshop.album("near"), class_vectors()
-    pictures = [album.picture(index) for index in range(8)]
-    tokens = imagined_tokens(np.random.default_rng(0), pictures)
-    present = dense_targets(np.stack([p.owners for p in pictures]), [p.things for p in pictures]) > 0
+def test_synthetic_image_tokens_encode_the_categories_of_patches(pipeline: TrainingPipeline) -> None:
+    dataset, (vectors, empty) = pipeline.dataset("near"), class_vectors()
+    scenes = [dataset.scene(index) for index in range(8)]
+    tokens = synthetic_image_tokens(np.random.default_rng(0), scenes)
+    present = patch_targets(np.stack([p.instance_map for p in scenes]), [p.objects for p in scenes]) > 0
     coefficients = ((tokens - empty) @ vectors.T / vectors.square().sum(1)).numpy()
     assert coefficients[present].mean() > 0.6 > 0.1 > abs(coefficients[~present].mean())
 
 
-def test_rescaling_leaves_the_evidence_as_it_was() -> None:
+def test_rescale_tokens_keeps_the_logits() -> None:
     torch.manual_seed(0)
-    vision, pixels = Vision().eval(), torch.randn(2, 3, 112, 112)
+    vision, pixels = VisionModel().eval(), torch.randn(2, 3, 112, 112)
     with torch.no_grad():
-        before = vision.evidence(vision.image_tokens(pixels))
-        rescale(vision, READING)
-        assert torch.allclose(vision.evidence(vision.image_tokens(pixels)), before, atol=1e-3)
+        evidence_before = vision.evidence(vision.image_tokens(pixels))
+        rescale_tokens(vision, LANGUAGE_SCALE)
+        assert torch.allclose(vision.evidence(vision.image_tokens(pixels)), evidence_before, atol=1e-3)
 
 
-def test_a_finished_model_can_be_taken_apart_to_go_on() -> None:
+def test_split_llava_inverts_assemble_llava() -> None:
     folder = EMBEDDED / "model"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    again = assembled(separated(model, tokenizer), tokenizer).state_dict()
+    again = assemble_llava(split_llava(model, tokenizer), tokenizer).state_dict()
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
 
 
 @needs_font
-def test_image_tokens_tell_where_they_lie(workshop: Workshop) -> None:
-    album, vision = workshop.album("far"), Vision(READING).eval()
-    pixels = normalised(np.array(album.pixels[:]))
-    before = vision.evidence(vision.image_tokens(pixels))
-    assert write_places(vision, album, len(album)) > 0.7
+def test_write_positions_makes_positions_readable_from_image_tokens(pipeline: TrainingPipeline) -> None:
+    dataset, vision = pipeline.dataset("far"), VisionModel(LANGUAGE_SCALE).eval()
+    pixels = normalize_pixels(np.array(dataset.pixels[:]))
+    evidence_before = vision.evidence(vision.image_tokens(pixels))
+    assert write_positions(vision, dataset, len(dataset)) > 0.7
     tokens = vision.image_tokens(pixels).detach()
-    waves = place_waves().repeat(len(pixels), 1)
-    told = tokens.flatten(0, 1) @ regression(tokens.flatten(0, 1), waves)
-    assert (told - waves).square().mean() < 0.3 * waves.square().mean()
-    assert (vision.evidence(tokens) - before).abs().mean() < before.abs().mean()
+    target_waves = position_waves().repeat(len(pixels), 1)
+    predicted_waves = tokens.flatten(0, 1) @ ridge_regression(tokens.flatten(0, 1), target_waves)
+    assert (predicted_waves - target_waves).square().mean() < 0.3 * target_waves.square().mean()
+    assert (vision.evidence(tokens) - evidence_before).abs().mean() < evidence_before.abs().mean()
 
 
 @needs_font
-def test_words_read_how_many_objects_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From tokens of a perfect tower, at the words of questions about pictures that were not used."""
-    album = make_album(tmp_path / "album", 192, 7, TRAINING, FAR, 1)
+def test_write_object_readout_makes_counts_readable_at_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tower is perfect, and the words are in questions about images that the fit has not used."""
+    dataset = make_dataset(tmp_path / "dataset", 192, 7, TRAINING_PRIOR, FAR_VIEW, 1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(EMBEDDED / "model")
     torch.manual_seed(0)
-    joint = new_joint(tokenizer).eval()
+    joint = new_joint_model(tokenizer).eval()
     vectors, empty = class_vectors()
     spanned, _ = torch.linalg.qr(torch.cat([vectors, empty[None]]).T)
     free = torch.randn(WIDTH, len(NAMES))
-    middle_vectors = torch.linalg.qr(free - spanned @ (spanned.T @ free))[0].T
-    pictures = [album.picture(index) for index in range(len(album))]
-    present = torch.from_numpy(dense_targets(np.array(album.owners), album.things))
-    tokens = empty + 0.8 * present @ vectors + torch.from_numpy(middle_targets(pictures)) @ middle_vectors
-    rows = {float(pixels.sum()): row for row, pixels in enumerate(normalised(np.array(album.pixels)))}
+    center_vectors = torch.linalg.qr(free - spanned @ (spanned.T @ free))[0].T
+    scenes = [dataset.scene(index) for index in range(len(dataset))]
+    present = torch.from_numpy(patch_targets(np.array(dataset.instance_maps), dataset.objects))
+    tokens = empty + 0.8 * present @ vectors + torch.from_numpy(center_targets(scenes)) @ center_vectors
+    rows = {float(pixels.sum()): row for row, pixels in enumerate(normalize_pixels(np.array(dataset.pixels)))}
     monkeypatch.setattr(
-        joint.vision, "image_tokens", lambda pixels: tokens[[rows[float(picture.sum())] for picture in pixels]]
+        joint.vision, "image_tokens", lambda pixels: tokens[[rows[float(scene.sum())] for scene in pixels]]
     )
-    objects = Objects(joint.vision)
-    objects.middles.weight.data = middle_vectors
+    object_heads = ObjectHeads(joint.vision)
+    object_heads.centers.weight.data = center_vectors
 
-    def right() -> float:
-        """Share of the variance of the numbers asked for that the words tell linearly, where that was not learned."""
-        seen = words_seen(joint, packer, album, len(album))
-        numbers = seen.numbers.gather(1, seen.categories[:, None])
-        inputs = torch.cat([seen.states, torch.ones_like(numbers)], 1)
+    def explained_variance() -> float:
+        """Return the variance of the counts that the words explain linearly, on the half that the fit has not used."""
+        words = collect_word_states(joint, packer, dataset, len(dataset))
+        numbers = words.numbers.gather(1, words.categories[:, None])
+        inputs = torch.cat([words.states, torch.ones_like(numbers)], 1)
         half = len(numbers) // 2
-        missed = inputs[half:] @ regression(inputs[:half], numbers[:half]) - numbers[half:]
-        return 1 - float(missed.square().mean() / numbers[half:].var())
+        residual = inputs[half:] @ ridge_regression(inputs[:half], numbers[:half]) - numbers[half:]
+        return 1 - float(residual.square().mean() / numbers[half:].var())
 
     packer = Packer(tokenizer, TextMix(caption=0, listing=0, detail=0, described=0, length=176))
-    prepare(joint.language, packer)
+    init_language(joint.language, packer)
     with torch.no_grad():
-        before = right()
-        read_objects(joint, objects, packer, album)
-        assert right() > 0.75 > 0.6 > before
+        variance_before = explained_variance()
+        write_object_readout(joint, object_heads, packer, dataset)
+        assert explained_variance() > 0.75 > 0.6 > variance_before
 
 
-def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    def trained(work: Path, *stops: int) -> torch.Tensor:
-        for stop in stops:
+def test_interrupted_stage_resumes_exactly(tmp_path: Path) -> None:
+    def train(work_dir: Path, *steps: int) -> torch.Tensor:
+        for last_step in steps:
             torch.manual_seed(0)
             module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
-            trainer = Trainer("stage", work, module, stop, seed=3, horizon=8, warmup=2)
+            trainer = Trainer("stage", work_dir, module, last_step, seed=3, horizon=8, warmup=2)
             for step in trainer:
-                inputs = torch.from_numpy(trainer.random(step).normal(size=(5, 4))).float()
+                inputs = torch.from_numpy(trainer.rng(step).normal(size=(5, 4))).float()
                 trainer.update(module(inputs).square().mean(), {})
         return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
-    assert torch.equal(trained(tmp_path / "whole", 8), trained(tmp_path / "pieces", 3, 8))
+    assert torch.equal(train(tmp_path / "whole", 8), train(tmp_path / "pieces", 3, 8))

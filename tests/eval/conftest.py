@@ -1,27 +1,37 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.eval import scenes
-from tests.eval.fake_server import FakeServer, serving
-from tests.eval.runs import talkative
+from tests.eval import coco_data
+from tests.eval.cli_driver import reply_by_hash
+from tests.eval.fake_server import ScriptedServer, start_server
+from tests.eval.scene_data import write_scenes
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return scenes.make(tmp_path / "scenes")
+    return write_scenes(tmp_path / "scenes")
 
 
 @pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with serving(FakeServer(talkative)) as running:
+def server() -> Iterator[ScriptedServer]:
+    with start_server(ScriptedServer(reply_by_hash)) as running:
         yield running
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Path:
+    return coco_data.write_annotations(tmp_path / "annotations")
+
+
+@pytest.fixture
+def synonyms(tmp_path: Path) -> Path:
+    (tmp_path / "synonyms.txt").write_text(coco_data.SYNONYMS)
+    return tmp_path / "synonyms.txt"
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough to tell that they are used."""
-    monkeypatch.setattr("eval.statistics.RESAMPLES", 200)
+    """Use few resamples, because no test depends on their number."""
+    monkeypatch.setattr("eval.core.statistics.RESAMPLES", 200)

@@ -1,10 +1,11 @@
-"""A server over a fake engine, without a socket: httpx and the openai package's own client talk to the application."""
+"""A server over a fake engine, without a socket: httpx and the openai package's client call the application."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import io
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -22,13 +23,13 @@ from structlog.typing import EventDict
 from decoding import registry
 from server.app import create_app, lifespan
 from server.settings import Settings
-from tests.server.fakes import FAKES, FakeEngine
+from tests.server.fakes import FAKE_STRATEGIES, FakeEngine
 
-Serve = Callable[..., Awaitable["Served"]]
+StartServer = Callable[..., Awaitable["FakeServer"]]
 
 
-class Served:
-    """An application that runs, and its clients."""
+class FakeServer:
+    """A running application over a fake engine, and its clients."""
 
     def __init__(self, app: FastAPI, engine: FakeEngine) -> None:
         self.app = app
@@ -44,49 +45,51 @@ class Served:
         )
 
     async def chat(self, **fields: Any) -> httpx.Response:
-        return await self.http.post("/v1/chat/completions", json=asked(**fields))
+        return await self.http.post("/v1/chat/completions", json=chat_request(**fields))
 
-    async def settle(self) -> None:
+    async def wait_until_started(self) -> None:
         async with asyncio.timeout(5):
-            while not self.app.state.service.is_settled:  # noqa: ASYNC110 - the service has no event to wait for
+            while not self.app.state.service.is_startup_finished:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
-def _only_fake_strategies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "strategies", lambda: FAKES)
+def _use_fake_strategies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "strategies", lambda: FAKE_STRATEGIES)
 
 
 @pytest.fixture(autouse=True)
-def logged() -> Iterator[list[EventDict]]:
+def log_entries() -> Iterator[list[EventDict]]:
     with capture_logs(processors=[merge_contextvars]) as logs:
         yield logs
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
+async def start_server() -> AsyncIterator[StartServer]:
     async with AsyncExitStack() as running:
 
-        async def start(engine: FakeEngine | None = None, *, settle: bool = True, **settings: Any) -> Served:
+        async def start(
+            engine: FakeEngine | None = None, *, wait_until_started: bool = True, **settings: Any
+        ) -> FakeServer:
             engine = engine or FakeEngine()
             app = create_app(Settings(**{"served_name": "tiny", **settings}), lambda _: engine)
             await running.enter_async_context(lifespan(app))
-            served = Served(app, engine)
-            running.push_async_callback(served.http.aclose)
-            running.push_async_callback(served.openai.close)
-            if settle:
-                await served.settle()
-            return served
+            server = FakeServer(app, engine)
+            running.push_async_callback(server.http.aclose)
+            running.push_async_callback(server.openai.close)
+            if wait_until_started:
+                await server.wait_until_started()
+            return server
 
         yield start
 
 
 @pytest.fixture
-async def served(serve: Serve) -> Served:
-    return await serve()
+async def server(start_server: StartServer) -> FakeServer:
+    return await start_server()
 
 
-def asked(**fields: Any) -> dict[str, Any]:
+def chat_request(**fields: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": "Hello."}]} | fields
 
 
@@ -96,6 +99,41 @@ def data_url(image: Image.Image | None = None, format: str = "PNG", **options: A
     return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def seeing(*urls: str, text: str = "Is there a cat?") -> list[dict[str, Any]]:
-    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls or (data_url(),)]
-    return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
+def image_messages(*urls: str, text: str = "Is there a cat?") -> list[dict[str, Any]]:
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls or (data_url(),)]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+
+
+class AsgiClient:
+    """Sends one chat request to the application over ASGI, and disconnects when `disconnect` is set."""
+
+    def __init__(self, app: FastAPI, key: str = "", **fields: Any) -> None:
+        self.app = app
+        self.key = key
+        self.body = json.dumps(chat_request(**fields)).encode()
+        self.messages: list[Any] = []  # sent by the application
+        self.disconnect = asyncio.Event()
+
+    async def receive(self) -> Any:
+        if self.body:
+            body, self.body = self.body, b""
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self.disconnect.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.messages.append(message)
+
+    async def call(self) -> None:
+        path = "/v1/chat/completions"
+        scope: dict[str, Any] = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST"}
+        scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "scheme": "http"}
+        authorization = f"Bearer {self.key}".encode()
+        scope["headers"] = [(b"content-type", b"application/json"), (b"authorization", authorization)]
+        await self.app(scope, self.receive, self.send)
+
+
+async def wait_until(is_reached: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not is_reached():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.005)

@@ -1,31 +1,41 @@
-"""An engine without a model: it says a scripted answer word by word, and remembers what it was asked."""
+"""An engine without a model: it yields scripted words and records the requests."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from decoding.answer import Alternative, Answer, End, Heat, Memory, Token, Usage
-from decoding.ask import Ask, Probe, Prompt, Relevance
 from decoding.engine import Capability, ModelCard
 from decoding.errors import OnlySeenError
+from decoding.outputs import (
+    NO_TOKEN,
+    Answer,
+    FinishInfo,
+    RelevanceMap,
+    StateHandle,
+    Token,
+    TokenLogprob,
+    Usage,
+)
+from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
 from decoding.strategy import Program, Strategy, Tensors
 
-ALL: frozenset[Capability] = frozenset(
+ALL_CAPABILITIES: frozenset[Capability] = frozenset(
     {
         "branches",
         "logits",
-        "heads",
+        "head_scales",
         "probe",
-        "digest",
+        "update_state",
         "relevance",
         "noise",
         "choices",
-        "begin",
+        "forced_token_ids",
         "logprobs",
         "grammar",
         "tokens",
@@ -34,7 +44,11 @@ ALL: frozenset[Capability] = frozenset(
 
 
 class FakeEngine:
-    """`failure` is raised after `fails_after` words; `pause` seconds pass before each word."""
+    """Raises `failure` after `fails_after` words, and waits `pause` seconds before each word.
+
+    A request for choices gets P(yes) from `yes`, by the first key that its prompt contains, else 0.9. A word that is
+    ruled out becomes its value in `replacements`.
+    """
 
     def __init__(
         self,
@@ -43,102 +57,120 @@ class FakeEngine:
         pause: float = 0.0,
         failure: BaseException | None = None,
         fails_after: int = 0,
-        capabilities: frozenset[Capability] = ALL,
+        capabilities: frozenset[Capability] = ALL_CAPABILITIES,
+        yes: Mapping[str, float] | None = None,
+        replacements: Mapping[str, str] | None = None,
     ) -> None:
         self.words = words
+        self.yes = yes or {}
+        self.replacements = replacements or {}
         self.pause = pause
         self.failure = failure
         self.fails_after = fails_after
         self.capabilities = capabilities
-        self.card = ModelCard("fake", context=4096, pictures=True)
-        self.alive = True
+        self.card = ModelCard("fake", max_model_len=4096, supports_images=True)
+        self.is_alive = True
         self.is_full = False
-        self.asks: list[Ask] = []
+        self.requests: list[GenerateRequest] = []
         self.running = 0
         self.closed_early = 0
-        self.kept: set[str] = set()
-        self.counted: dict[str, int] = {}
-        self.starts = asyncio.Event()
-        self.starts.set()
+        self.stored_states: set[str] = set()
+        self.counter_values: dict[str, int] = {}
+        self.can_start = asyncio.Event()
+        self.can_start.set()
         self._handles = itertools.count()
 
-    async def generate(self, ask: Ask) -> AsyncGenerator[Token, None]:
-        self.asks.append(ask)
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
+        self.requests.append(request)
         self.running += 1
-        words = list(self.words)[: ask.sampling.max_tokens]
+        ruled_out = set(request.ruled_out)
+        words = [self.replacements[word] if word.strip(" .") in ruled_out else word for word in self.words]
+        words = words[len(request.answer_prefix) : request.sampling.max_tokens]
         finished = False
         try:
+            if request.choices:
+                await asyncio.sleep(self.pause)
+                finished = True
+                yield Token(NO_TOKEN, "", finish=self._answer_choices(request))
+                return
             for position, word in enumerate(words):
                 await asyncio.sleep(self.pause)
                 if self.failure is not None and position == self.fails_after:
                     raise self.failure
                 is_last = position == len(words) - 1
                 finished = is_last
-                yield self._token(ask, word, self._end(ask, len(words)) if is_last else None)
+                yield self._token(request, word, self._finish_info(request, len(words)) if is_last else None)
         finally:
             self.running -= 1
             self.closed_early += not finished
 
-    async def tokens(self, prompt: Prompt) -> list[int]:
+    async def tokenize(self, prompt: Prompt) -> list[int]:
         return [len(word) for message in prompt.messages for word in message.text.split()]
 
-    async def probe(self, probe: Probe) -> tuple[Memory, Usage]:
+    async def probe(self, probe: ProbeRequest) -> tuple[StateHandle, Usage]:
         await asyncio.sleep(self.pause)
-        return self._keep(), Usage(forward_passes=len(probe.prompts))
+        return self._store_state(), Usage(forward_passes=len(probe.prompts))
 
-    async def relevance(self, relevance: Relevance) -> Heat:
-        return Heat(np.ones((4, 4), dtype=np.float32), similarity=0.5, side=32)
+    async def compute_relevance_map(self, relevance: RelevanceRequest) -> RelevanceMap:
+        return RelevanceMap(np.ones((4, 4), dtype=np.float32), similarity=0.5, input_size=32)
 
-    async def counters(self) -> dict[str, int]:
-        return self.counted
+    async def get_counters(self) -> dict[str, int]:
+        return self.counter_values
 
-    def forget(self, memory: Memory) -> None:
-        self.kept.discard(memory.handle)
+    def free_state(self, state: StateHandle) -> None:
+        self.stored_states.discard(state.handle)
 
     async def start(self) -> None:
-        await self.starts.wait()
+        await self.can_start.wait()
 
     async def close(self) -> None:
-        self.alive = False
+        self.is_alive = False
 
-    def _keep(self) -> Memory:
-        memory = Memory(f"memory-{next(self._handles)}")
-        self.kept.add(memory.handle)
-        return memory
+    def _store_state(self) -> StateHandle:
+        state = StateHandle(f"state-{next(self._handles)}")
+        self.stored_states.add(state.handle)
+        return state
 
-    def _token(self, ask: Ask, word: str, end: End | None) -> Token:
-        chosen = Alternative(1, word, word.encode(), -0.25)
+    def _token(self, request: GenerateRequest, word: str, end: FinishInfo | None) -> Token:
+        chosen = TokenLogprob(1, word, word.encode(), -0.25)
         top = tuple(
-            Alternative(rank, f"{word}{rank}", b"?", -1.0 - rank) for rank in range(ask.sampling.top_logprobs or 0)
+            TokenLogprob(rank, f"{word}{rank}", b"?", -1.0 - rank) for rank in range(request.sampling.top_logprobs or 0)
         )
-        wanted = ask.sampling.top_logprobs is not None
-        return Token(1, word, chosen if wanted else None, top, 0.5 if ask.compare else None, end)
+        has_logprobs = request.sampling.top_logprobs is not None
+        return Token(1, word, chosen if has_logprobs else None, top, 0.5 if request.grounding_branch else None, end)
 
-    def _end(self, ask: Ask, tokens: int) -> End:
-        rows = 1 + len(ask.branches)
-        cut = len(self.words) > tokens
+    def _answer_choices(self, request: GenerateRequest) -> FinishInfo:
+        text = request.prompt.messages[-1].text
+        probability = next((value for key, value in self.yes.items() if key in text), 0.9)
+        shares = {choice: probability if choice.lower() == "yes" else 1 - probability for choice in request.choices}
+        choices = {choice: math.log(share / 2) for choice, share in shares.items()}
+        return FinishInfo("stop", Usage(prompt_tokens=3, forward_passes=1), choices=choices)
+
+    def _finish_info(self, request: GenerateRequest, tokens: int) -> FinishInfo:
+        rows = 1 + len(request.branches)
+        is_cut = len(self.words) > len(request.answer_prefix) + tokens
         usage = Usage(
             prompt_tokens=7,
             completion_tokens=tokens,
             steps=tokens,
             forward_passes=rows * tokens,
-            changed_steps=None if any("heads" in strategy.hooks() for strategy in ask.stack) else 2,
+            changed_steps=None if any("head_scales" in strategy.hooks() for strategy in request.stack) else 2,
             seconds={"decode": 0.5},
         )
-        return End("length" if cut else "stop", usage, self._keep() if ask.digest else None)
+        return FinishInfo("length" if is_cut else "stop", usage, self._store_state() if request.state_updater else None)
 
 
-class Plain(Strategy):
-    """Nothing."""
+class FakePlain(Strategy):
+    """Change nothing."""
 
     name = "plain"
     paper = "none"
 
 
 class Blind(Strategy):
-    """Contrast with a prompt without pictures.
+    """Contrast with a prompt without images.
 
-    More about it.
+    A second paragraph.
     """
 
     name = "blind"
@@ -146,9 +178,9 @@ class Blind(Strategy):
     alpha: float = 1.0
     refusals: ClassVar[list[OnlySeenError]] = []
 
-    def prepare(self, ask: Ask) -> Ask:
-        ask.prompt.require_pictures(self.name)
-        return ask.branch(self, "none", ask.prompt.without_pictures())
+    def prepare(self, request: GenerateRequest) -> GenerateRequest:
+        request.prompt.require_images(self.name)
+        return request.with_branch("none", request.prompt.without_images())
 
 
 class Focus(Strategy):
@@ -157,23 +189,25 @@ class Focus(Strategy):
     name = "focus"
     paper = "none"
 
-    def run(self, ask: Ask) -> Program:
-        memory = yield Probe(self, {"main": ask.prompt, "blind": ask.prompt.without_pictures()}, main="main")
-        return ask.remember(self, memory)
+    def run(self, request: GenerateRequest) -> Program:
+        state = yield ProbeRequest({"main": request.prompt, "blind": request.prompt.without_images()}, main="main")
+        return request.with_state(state)
 
-    def heads(self, memory: Tensors) -> None:
+    def head_scales(self, state: Tensors) -> None:
         return None
 
 
-class Vote(Strategy):
-    """Ask twice, side by side; the first answer wins."""
+class TwoAnswers(Strategy):
+    """Generate two answers in parallel and return the first."""
 
     name = "vote"
     paper = "none"
 
-    def run(self, ask: Ask) -> Program:
-        answers: list[Answer] = yield [ask, ask]
+    def run(self, request: GenerateRequest) -> Program:
+        answers: list[Answer] = yield [request, request]
         return answers[0]
 
 
-FAKES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in (Blind, Focus, Plain, Vote)}
+FAKE_STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (Blind, Focus, FakePlain, TwoAnswers)
+}

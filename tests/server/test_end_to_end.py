@@ -1,4 +1,4 @@
-"""A real server on a port, with the transformers engine and the embedded model, asked by the openai client."""
+"""A real server on a port, with the transformers engine and the embedded model, and the openai client."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from openai.types.chat import ChatCompletion
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from bench import fuzz
-from decoding.hf_engine.model import Model
+from bench.robustness import fuzz
+from decoding.hf_engine.model.model import Model
 from server.app import create_app
-from server.settings import EMBEDDED, Settings
+from server.settings import EMBEDDED_DIR, Settings
 
 NAME = "onlyseen-tiny"
-SCENES = sorted((EMBEDDED / "scenes" / "images").glob("*.png"))[:8]
+SCENES = sorted((EMBEDDED_DIR / "scenes" / "images").glob("*.png"))[:8]
 STRATEGIES = [
     "plain",
     "truncate",
@@ -41,13 +41,12 @@ STRATEGIES = [
     "agla+vhr",
     "code",
     "zoomeye",
-    "auto",
 ]
 
 
 @pytest.fixture
-def _only_fake_strategies() -> None:
-    """The installed ones, here."""
+def _use_fake_strategies() -> None:
+    """Use the installed strategies."""
 
 
 @pytest.fixture(scope="module")
@@ -85,43 +84,44 @@ def client(url: str) -> Iterator[OpenAI]:
         yield client
 
 
-def question(scene: Path, text: str = "Please describe this image in detail.") -> list[Any]:
-    picture = "data:image/png;base64," + base64.b64encode(scene.read_bytes()).decode()
-    parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
+def build_messages(scene: Path, text: str = "Please describe this image in detail.") -> list[Any]:
+    image_url = "data:image/png;base64," + base64.b64encode(scene.read_bytes()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": text}]
     return [{"role": "user", "content": parts}]
 
 
-def greedy(strategy: str, scene: Path = SCENES[0] if SCENES else Path(), **fields: Any) -> dict[str, Any]:
+def greedy_request(strategy: str, scene: Path = SCENES[0] if SCENES else Path(), **fields: Any) -> dict[str, Any]:
     fields = {"model": f"{NAME}:{strategy}", "temperature": 0, "max_tokens": 16, **fields}
-    return {"messages": question(scene)} | fields
+    return {"messages": build_messages(scene)} | fields
 
 
-def receipt(answer: Any) -> dict[str, Any]:
+def get_receipt(answer: Any) -> dict[str, Any]:
     found: dict[str, Any] = answer.model_extra["onlyseen"]
     return found
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_streamed_equals_whole(client: OpenAI, strategy: str) -> None:
-    whole = client.chat.completions.create(**greedy(strategy))
-    chunks = list(client.chat.completions.create(**greedy(strategy), stream=True))
+def test_streamed_text_equals_full_text(client: OpenAI, strategy: str) -> None:
+    full = client.chat.completions.create(**greedy_request(strategy))
+    chunks = list(client.chat.completions.create(**greedy_request(strategy), stream=True))
     assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == (
-        whole.choices[0].message.content
+        full.choices[0].message.content
     )
-    told = [
-        {name: value for name, value in receipt(answer).items() if name != "timings"} for answer in (whole, chunks[-1])
+    receipts = [
+        {name: value for name, value in get_receipt(answer).items() if name != "timings"}
+        for answer in (full, chunks[-1])
     ]
-    assert told[0] == told[1]
+    assert receipts[0] == receipts[1]
 
 
 @pytest.mark.parametrize("strategy", ["vcd+vhr", "agla+vhr"])
-def test_suffix_and_body_agree(client: OpenAI, strategy: str) -> None:
-    suffix = client.chat.completions.create(**greedy(strategy))
+def test_suffix_and_body_give_the_same_answer(client: OpenAI, strategy: str) -> None:
+    suffix = client.chat.completions.create(**greedy_request(strategy))
     body = client.chat.completions.create(
-        **greedy("plain") | {"model": NAME}, extra_body={"decoding": {"strategy": strategy}}
+        **greedy_request("plain") | {"model": NAME}, extra_body={"decoding": {"strategy": strategy}}
     )
     assert suffix.choices[0].message.content == body.choices[0].message.content
-    assert receipt(suffix)["parameters"] == receipt(body)["parameters"]
+    assert get_receipt(suffix)["parameters"] == get_receipt(body)["parameters"]
 
 
 @pytest.mark.parametrize(
@@ -136,44 +136,46 @@ def test_suffix_and_body_agree(client: OpenAI, strategy: str) -> None:
         ("agla+vhr", 2, 1, ["agla/local"]),
     ],
 )
-def test_the_receipt_adds_up(client: OpenAI, strategy: str, rows: int, more: int, branches: list[str]) -> None:
-    """VHR's probe runs two prompts, of which the answer goes on from the main one: one row more in all."""
-    answer = client.chat.completions.create(**greedy(strategy, max_tokens=6), extra_body={"ignore_eos": True})
-    told = receipt(answer)
+def test_receipt_counts_add_up(client: OpenAI, strategy: str, rows: int, more: int, branches: list[str]) -> None:
+    """VHR's probe runs two prompts. The answer reuses the main one, so the probe adds one row."""
+    answer = client.chat.completions.create(**greedy_request(strategy, max_tokens=6), extra_body={"ignore_eos": True})
+    counts = get_receipt(answer)
     assert answer.usage is not None
-    assert told["branches"] == branches
-    assert told["steps"] == answer.usage.completion_tokens == 6
-    assert told["forward_passes"] == rows * 6 + more
-    assert (told["changed_steps"] is None) == ("vhr" in strategy)
+    assert counts["branches"] == branches
+    assert counts["steps"] == answer.usage.completion_tokens == 6
+    assert counts["forward_passes"] == rows * 6 + more
+    assert (counts["changed_steps"] is None) == ("vhr" in strategy)
 
 
 TRACED = {"extra_body": {"decoding": {"trace": True}, "ignore_eos": True}}
 
 
 @pytest.mark.parametrize("strategy", ["vcd", "vhr"])
-def test_the_changed_tokens_are_those_that_were_counted(client: OpenAI, strategy: str) -> None:
-    answer = client.chat.completions.create(**greedy(strategy, SCENES[6], max_tokens=24), **TRACED)
+def test_trace_marks_the_counted_changed_steps(client: OpenAI, strategy: str) -> None:
+    answer = client.chat.completions.create(**greedy_request(strategy, SCENES[6], max_tokens=24), **TRACED)
     assert answer.choices[0].logprobs is not None
     changed = [(entry.model_extra or {})["changed"] for entry in answer.choices[0].logprobs.content or []]
-    if strategy == "vhr":  # acts inside the model
-        assert (changed, receipt(answer)["pictures"]) == ([None] * 24, {})
+    if strategy == "vhr":  # VHR acts inside the model
+        assert (changed, get_receipt(answer)["pictures"]) == ([None] * 24, {})
     else:
-        assert len(changed) > sum(changed) == receipt(answer)["changed_steps"] > 0
+        assert len(changed) > sum(changed) == get_receipt(answer)["changed_steps"] > 0
 
 
-def test_aglas_branch_saw_the_picture_with_black_in_it(client: OpenAI) -> None:
-    asked = question(SCENES[2], "Is there a cat in the image?")
-    *_, last = client.chat.completions.create(**greedy("agla", max_tokens=2, messages=asked), **TRACED, stream=True)
-    (view,) = receipt(last)["pictures"]["agla/local"]
-    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(view.partition(",")[2]))))
-    black = (seen == 0).all(-1)
+def test_agla_branch_image_is_masked_with_black(client: OpenAI) -> None:
+    messages = build_messages(SCENES[2], "Is there a cat in the image?")
+    *_, last = client.chat.completions.create(
+        **greedy_request("agla", max_tokens=2, messages=messages), **TRACED, stream=True
+    )
+    (url,) = get_receipt(last)["pictures"]["agla/local"]
+    branch_image = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+    black = (branch_image == 0).all(-1)
     assert 0 < black.mean() < 1
-    np.testing.assert_array_equal(seen[~black], np.asarray(Image.open(SCENES[2]).convert("RGB"))[~black])
+    np.testing.assert_array_equal(branch_image[~black], np.asarray(Image.open(SCENES[2]).convert("RGB"))[~black])
 
 
 @pytest.fixture
-def rows_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each pass of the model had, told by the model itself."""
+def rows_per_pass(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the number of rows of each forward pass."""
     rows: list[int] = []
     decode, prefill, extend = Model.decode, Model._prefill, Model.extend
 
@@ -181,61 +183,64 @@ def rows_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         rows.append(len(tokens))
         return decode(model, tokens, *rest)
 
-    def prefilling(model: Model, prompts: Any, *rest: Any) -> Any:
+    def record_prefill(model: Model, prompts: Any, *rest: Any) -> Any:
         rows.append(len(prompts))
         return prefill(model, prompts, *rest)
 
-    def extending(model: Model, caches: Any, *rest: Any) -> Any:
+    def record_extend(model: Model, caches: Any, *rest: Any) -> Any:
         rows.append(len(caches))
         return extend(model, caches, *rest)
 
-    monkeypatch.setattr(Model, "extend", extending)
+    monkeypatch.setattr(Model, "extend", record_extend)
     monkeypatch.setattr(Model, "decode", decoding)
-    monkeypatch.setattr(Model, "_prefill", prefilling)
+    monkeypatch.setattr(Model, "_prefill", record_prefill)
     return rows
 
 
-@pytest.mark.parametrize("strategy", ["mvp+agla+vhr", "zoomeye+mvp+icd", "code+agla+vhr", "auto+vcd+code"])
-def test_three_at_once_cost_what_was_run(client: OpenAI, strategy: str, rows_run: list[int]) -> None:
-    """One path of one view, since equal prompts that come together are run once and counted for each."""
+@pytest.mark.parametrize("strategy", ["mvp+agla+vhr", "zoomeye+mvp+icd", "code+agla+vhr", "vcd+agla+code"])
+def test_receipt_of_three_strategies_counts_the_rows_run(
+    client: OpenAI, strategy: str, rows_per_pass: list[int]
+) -> None:
+    """MVP runs one path of one view: equal prompts run once but count for each."""
     decoding = {
         "mvp": {"bottom_up": 0, "top_down": 0, "paths": 1, "description_tokens": 8},
         "zoomeye": {"side": 56},
         "code": {"description_tokens": 8},
-        "auto": {"torn": 0.1},
+        "vcd": {"lazy": True},
+        "agla": {"lazy": True},
     }
     chosen = {name: parameters for name, parameters in decoding.items() if name in strategy}
-    fields = greedy(strategy, messages=question(SCENES[0], "Is there a dog in the image?"), logprobs=True)
-    whole = client.chat.completions.create(**fields, extra_body={"decoding": chosen})
-    told = receipt(whole)
-    assert told["strategy"] == strategy
-    assert told["forward_passes"] == sum(rows_run)
-    rows_run.clear()
+    fields = greedy_request(strategy, messages=build_messages(SCENES[0], "Is there a dog in the image?"), logprobs=True)
+    full = client.chat.completions.create(**fields, extra_body={"decoding": chosen})
+    counts = get_receipt(full)
+    assert counts["strategy"] == strategy
+    assert counts["forward_passes"] == sum(rows_per_pass)
+    rows_per_pass.clear()
     chunks = list(client.chat.completions.create(**fields, extra_body={"decoding": chosen}, stream=True))
-    assert receipt(chunks[-1])["forward_passes"] == sum(rows_run) == told["forward_passes"]
+    assert get_receipt(chunks[-1])["forward_passes"] == sum(rows_per_pass) == counts["forward_passes"]
     pieces = [choice.delta.content for chunk in chunks for choice in chunk.choices if choice.delta.content]
-    assert "".join(pieces) == whole.choices[0].message.content
+    assert "".join(pieces) == full.choices[0].message.content
     if "mvp" in strategy:
-        assert pieces in (["Yes"], ["No"])  # a vote is one piece
-        assert whole.usage is not None
-        assert whole.usage.completion_tokens == told["steps"] == 1
-        assert whole.choices[0].logprobs is not None
-        assert [entry.token for entry in whole.choices[0].logprobs.content or []] == pieces
+        assert pieces in (["Yes"], ["No"])  # a vote is one chunk
+        assert full.usage is not None
+        assert full.usage.completion_tokens == counts["steps"] == 1
+        assert full.choices[0].logprobs is not None
+        assert [entry.token for entry in full.choices[0].logprobs.content or []] == pieces
 
 
-def test_a_strategy_that_would_not_act_is_refused(client: OpenAI) -> None:
-    wanted: Any = {"decoding": {"strategy": "agla+mvp"}}
+def test_incompatible_stack_is_refused(client: OpenAI) -> None:
+    fields: Any = {"decoding": {"strategy": "agla+mvp"}}
     with pytest.raises(BadRequestError) as refused:
-        client.chat.completions.create(**greedy("plain") | {"model": NAME}, extra_body=wanted)
+        client.chat.completions.create(**greedy_request("plain") | {"model": NAME}, extra_body=fields)
     with pytest.raises(NotFoundError) as unknown:
-        client.chat.completions.create(**greedy("agla+mvp"))
+        client.chat.completions.create(**greedy_request("agla+mvp"))
     assert (refused.value.param, unknown.value.param) == ("decoding.strategy", "model")
     assert all("'agla' cannot stand outside 'mvp'" in each.value.message for each in (refused, unknown))
 
 
-def test_a_token_that_is_ruled_out_has_a_finite_logprob(client: OpenAI) -> None:
+def test_masked_token_has_finite_logprob(client: OpenAI) -> None:
     answer = client.chat.completions.create(
-        **greedy("truncate", max_tokens=2), logprobs=True, top_logprobs=3,
+        **greedy_request("truncate", max_tokens=2), logprobs=True, top_logprobs=3,
         extra_body={"decoding": {"truncate": {"beta": 1}}},
     )  # fmt: skip
     assert answer.choices[0].logprobs is not None
@@ -245,42 +250,42 @@ def test_a_token_that_is_ruled_out_has_a_finite_logprob(client: OpenAI) -> None:
     assert [top.logprob for top in first.top_logprobs] == [0, -9999, -9999]
 
 
-def test_the_readme_example_runs(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_example_runs(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(__file__).parents[2]
     (example,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(root)
     exec(example.replace("http://127.0.0.1:8000", url), {})
-    assert "Yes" in (said := capsys.readouterr().out) or "No" in said
-    assert "'branches': ['agla/local']" in said
+    assert "Yes" in (output := capsys.readouterr().out) or "No" in output
+    assert "'branches': ['agla/local']" in output
 
 
-def test_grounding_is_measured_in_the_same_steps(client: OpenAI) -> None:
+def test_grounding_costs_one_row_per_step(client: OpenAI) -> None:
     answer = client.chat.completions.create(
-        **greedy("vcd", max_tokens=4), extra_body={"decoding": {"grounding": True}, "ignore_eos": True}
+        **greedy_request("vcd", max_tokens=4), extra_body={"decoding": {"grounding": True}, "ignore_eos": True}
     )
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     scores = [(entry.model_extra or {})["grounding"] for entry in logprobs.content or []]
     assert len(scores) == 4
     assert any(score != 0 for score in scores)
-    assert receipt(answer)["forward_passes"] == 3 * 4
+    assert get_receipt(answer)["forward_passes"] == 3 * 4
 
 
-async def test_mixed_requests_side_by_side_say_what_they_say_alone(url: str) -> None:
+async def test_concurrent_requests_equal_single_requests(url: str) -> None:
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
 
-        async def said(place: int) -> str | None:
-            fields = greedy(STRATEGIES[place % len(STRATEGIES)], SCENES[place])
-            answer: ChatCompletion = await client.chat.completions.create(**fields)
-            return answer.choices[0].message.content
+        async def answer(place: int) -> str | None:
+            fields = greedy_request(STRATEGIES[place % len(STRATEGIES)], SCENES[place])
+            completion: ChatCompletion = await client.chat.completions.create(**fields)
+            return completion.choices[0].message.content
 
-        alone = [await said(place) for place in range(8)]
-        assert await asyncio.gather(*map(said, range(8))) == alone
+        alone = [await answer(place) for place in range(8)]
+        assert await asyncio.gather(*map(answer, range(8))) == alone
 
 
-async def test_health_answers_while_the_engine_works(url: str) -> None:
+async def test_health_responds_while_engine_works(url: str) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        fields = greedy("vcd", n=4, max_tokens=100, ignore_eos=True)
+        fields = greedy_request("vcd", n=4, max_tokens=100, ignore_eos=True)
         work = [asyncio.create_task(client.post("/v1/chat/completions", json=fields)) for _ in range(2)]
         waits = []
         while not all(task.done() for task in work):
@@ -292,53 +297,53 @@ async def test_health_answers_while_the_engine_works(url: str) -> None:
         assert sorted(waits)[len(waits) // 2] < 0.5
 
 
-async def test_a_stream_that_is_closed_ends_in_the_engine(url: str) -> None:
-    """Previously generation could go on for a client that had gone: a tail of 8 long answers would take far longer."""
+async def test_closed_stream_is_aborted_in_engine(url: str) -> None:
+    """The queue would be long if the engine finished the 8 long answers of the closed streams."""
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         for _ in range(8):
-            fields = greedy("vcd", max_tokens=400)
+            fields = greedy_request("vcd", max_tokens=400)
             stream = await client.chat.completions.create(**fields, stream=True, extra_body={"ignore_eos": True})
             await anext(aiter(stream))
             await stream.close()
-        answer = await client.chat.completions.create(**greedy("plain", max_tokens=2))
-        assert receipt(answer)["timings"]["queue"] < 5
+        answer = await client.chat.completions.create(**greedy_request("plain", max_tokens=2))
+        assert get_receipt(answer)["timings"]["queue"] < 5
 
 
-def test_choices_can_be_had_again(client: OpenAI) -> None:
-    fields = greedy("plain", temperature=1, n=3, seed=11, max_tokens=8)
-    first, again = (client.chat.completions.create(**fields) for _ in range(2))
+def test_seeded_choices_are_reproducible(client: OpenAI) -> None:
+    fields = greedy_request("plain", temperature=1, n=3, seed=11, max_tokens=8)
+    first, repeated = (client.chat.completions.create(**fields) for _ in range(2))
     texts = [choice.message.content for choice in first.choices]
-    assert texts == [choice.message.content for choice in again.choices]
+    assert texts == [choice.message.content for choice in repeated.choices]
     second = client.chat.completions.create(**fields | {"n": 1, "seed": 12})
     assert second.choices[0].message.content == texts[1]
 
 
-def test_stop_strings_end_an_answer(client: OpenAI) -> None:
-    whole = client.chat.completions.create(**greedy("plain")).choices[0].message.content
-    assert whole
-    word = whole.split()[1]
-    cut = client.chat.completions.create(**greedy("plain", stop=word)).choices[0]
-    assert (cut.message.content, cut.finish_reason) == (whole[: whole.index(word)], "stop")
+def test_stop_string_ends_answer(client: OpenAI) -> None:
+    full = client.chat.completions.create(**greedy_request("plain")).choices[0].message.content
+    assert full
+    word = full.split()[1]
+    cut = client.chat.completions.create(**greedy_request("plain", stop=word)).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (full[: full.index(word)], "stop")
 
 
 @pytest.mark.parametrize(
     "text", ["<image>", "<image><image>", "<|image_pad|>", "</s><s>USER: hi", "a\0b", "🙂" * 50, " "]
 )
-def test_special_text_harms_nothing(url: str, client: OpenAI, text: str) -> None:
-    fields = greedy("vcd", max_tokens=4, messages=question(SCENES[0], text))
+def test_special_text_does_not_break_server(url: str, client: OpenAI, text: str) -> None:
+    fields = greedy_request("vcd", max_tokens=4, messages=build_messages(SCENES[0], text))
     assert httpx.post(f"{url}/v1/chat/completions", json=fields, timeout=60).status_code in (200, 400)
-    assert client.chat.completions.create(**greedy("plain", max_tokens=2)).choices
+    assert client.chat.completions.create(**greedy_request("plain", max_tokens=2)).choices
 
 
-def test_a_prompt_that_is_too_long(url: str) -> None:
+def test_prompt_that_is_too_long_is_refused(url: str) -> None:
     for strategy in ("plain", "vdgd"):
-        fields = greedy(strategy, messages=question(SCENES[0], "word " * 50_000))
+        fields = greedy_request(strategy, messages=build_messages(SCENES[0], "word " * 50_000))
         error = httpx.post(f"{url}/v1/chat/completions", json=fields, timeout=60).json()["error"]
         assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
 
 
-def test_a_prompt_that_a_strategy_makes_too_long(url: str) -> None:
-    fields = greedy("plain") | {
+def test_prompt_lengthened_by_strategy_names_strategy(url: str) -> None:
+    fields = greedy_request("plain") | {
         "model": NAME,
         "decoding": {"strategy": "vdgd", "vdgd": {"description_prompt": "q7 " * 1300}},
     }
@@ -348,56 +353,60 @@ def test_a_prompt_that_a_strategy_makes_too_long(url: str) -> None:
 
 def test_every_listed_model_answers(client: OpenAI) -> None:
     for model in client.models.list():
-        answer = client.chat.completions.create(**greedy("plain", max_tokens=2) | {"model": model.id})
+        answer = client.chat.completions.create(**greedy_request("plain", max_tokens=2) | {"model": model.id})
         assert answer.model == model.id
 
 
 @pytest.mark.parametrize("strategy", ["plain", "agla"])
-def test_an_answer_can_be_held_to_a_schema(client: OpenAI, strategy: str) -> None:
+def test_schema_is_enforced(client: OpenAI, strategy: str) -> None:
     class Seen(BaseModel):
         object: Literal["cat", "dog", "person"]
         count: int = Field(ge=0, le=9)
 
-    answer = client.chat.completions.parse(**greedy(strategy, max_tokens=64), response_format=Seen)
+    answer = client.chat.completions.parse(**greedy_request(strategy, max_tokens=64), response_format=Seen)
     assert isinstance(answer.choices[0].message.parsed, Seen)
     assert answer.choices[0].finish_reason == "stop"
 
 
-def test_texts_go_on(client: OpenAI) -> None:
-    whole = client.completions.create(model=NAME, prompt="There is a", temperature=0, max_tokens=6)
+def test_completion_streamed_equals_full(client: OpenAI) -> None:
+    full = client.completions.create(model=NAME, prompt="There is a", temperature=0, max_tokens=6)
     chunks = client.completions.create(model=NAME, prompt="There is a", temperature=0, max_tokens=6, stream=True)
-    assert whole.choices[0].text
-    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+    assert full.choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in chunks) == full.choices[0].text
 
 
-def test_the_tokens_of_an_answer_make_it(client: OpenAI) -> None:
-    """What goes on from a text begins with the space between; an answer of its own begins with its first word."""
-    goes_on = client.completions.create(model=NAME, prompt="A", temperature=0, max_tokens=3, logprobs=0).choices[0]
-    assert goes_on.logprobs is not None
-    assert "".join(goes_on.logprobs.tokens or []) == goes_on.text
-    assert goes_on.text.startswith(" ")
-    answer = client.chat.completions.create(**greedy("plain", logprobs=True)).choices[0]
+def test_logprob_tokens_join_to_the_text(client: OpenAI) -> None:
+    """A continuation begins with a space; a chat answer begins with its first word."""
+    continued = client.completions.create(model=NAME, prompt="A", temperature=0, max_tokens=3, logprobs=0).choices[0]
+    assert continued.logprobs is not None
+    assert "".join(continued.logprobs.tokens or []) == continued.text
+    assert continued.text.startswith(" ")
+    answer = client.chat.completions.create(**greedy_request("plain", logprobs=True)).choices[0]
     assert answer.logprobs is not None
-    spelled = [bytes(entry.bytes or []) for entry in answer.logprobs.content or []]
-    assert b"".join(spelled).decode() == answer.message.content
+    token_bytes = [bytes(entry.bytes or []) for entry in answer.logprobs.content or []]
+    assert b"".join(token_bytes).decode() == answer.message.content
 
 
-def test_a_prompt_has_as_many_tokens_as_it_costs(url: str, client: OpenAI) -> None:
-    messages = question(SCENES[0])
-    told = httpx.post(f"{url}/tokenize", json={"model": NAME, "messages": messages}).json()
-    usage = client.chat.completions.create(**greedy("plain", max_tokens=2)).usage
+def test_tokenize_count_equals_prompt_tokens(url: str, client: OpenAI) -> None:
+    messages = build_messages(SCENES[0])
+    body = httpx.post(f"{url}/tokenize", json={"model": NAME, "messages": messages}).json()
+    usage = client.chat.completions.create(**greedy_request("plain", max_tokens=2)).usage
     assert usage is not None
-    assert told["count"] == len(told["tokens"]) == usage.prompt_tokens
+    assert body["count"] == len(body["tokens"]) == usage.prompt_tokens
 
 
-def test_pope_as_one_file(client: OpenAI) -> None:
-    rows = [json.loads(row) for row in (EMBEDDED / "scenes" / "pope" / "random.jsonl").read_text().splitlines()[:12]]
+def test_one_batch_answers_pope_questions(client: OpenAI) -> None:
+    rows = [
+        json.loads(row) for row in (EMBEDDED_DIR / "scenes" / "pope" / "random.jsonl").read_text().splitlines()[:12]
+    ]
     lines = [
         {
             "custom_id": str(row["question_id"]),
             "method": "POST",
             "url": "/v1/chat/completions",
-            "body": greedy("agla", messages=question(EMBEDDED / "scenes" / "images" / row["image"], row["text"])),
+            "body": greedy_request(
+                "agla", messages=build_messages(EMBEDDED_DIR / "scenes" / "images" / row["image"], row["text"])
+            ),
         }
         for row in rows
     ]
@@ -408,12 +417,12 @@ def test_pope_as_one_file(client: OpenAI) -> None:
         time.sleep(0.2)
         batch = client.batches.retrieve(batch.id)
     answers = [json.loads(line) for line in client.files.content(batch.output_file_id or "").text.splitlines()]
-    said = {each["custom_id"]: each["response"]["body"]["choices"][0]["message"]["content"] for each in answers}
-    assert set(said) == {str(row["question_id"]) for row in rows}
-    assert all(text.startswith(("Yes", "No")) for text in said.values())
+    texts = {each["custom_id"]: each["response"]["body"]["choices"][0]["message"]["content"] for each in answers}
+    assert set(texts) == {str(row["question_id"]) for row in rows}
+    assert all(text.startswith(("Yes", "No")) for text in texts.values())
 
 
-def test_whatever_the_document_allows_is_answered_as_it_says(url: str) -> None:
-    statuses = fuzz.run(url, examples=120)
+def test_fuzzed_requests_conform_to_openapi(url: str) -> None:
+    statuses = fuzz.fuzz_server(url, examples=120)
     assert statuses[200] > 10
     assert statuses[400] > 10

@@ -1,4 +1,4 @@
-"""Flags before environment before file before defaults; what is not known is refused."""
+"""Settings: precedence of sources, refusals, and the texts of the command."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from decoding.errors import Unsupported
-from server.engines import create
-from server.greeting import example
+from server.engine_factory import create_engine
 from server.settings import EMBEDDED_NAME, Settings
+from server.startup_banner import format_curl_example
 
 HELP = """
 import sys
@@ -26,7 +26,7 @@ except SystemExit:
 """
 
 
-def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_precede_environment_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "onlyseen.toml"
     file.write_text('host = "file"\nport = 1\nstrategy = "vcd"\n')
     monkeypatch.setenv("ONLYSEEN_CONFIG", str(file))
@@ -37,7 +37,7 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.load(["--config", str(file), "--port", "3"]).port == 3
 
 
-def test_what_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "onlyseen.toml"
     file.write_text("ports = 1\n")
     with pytest.raises(ValidationError, match="ports"):
@@ -53,13 +53,13 @@ def test_what_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         Settings.load()
 
 
-def test_rows_follow_the_engine() -> None:
-    assert (Settings().rows, Settings(engine="vllm").rows) == (32, 64)
-    assert Settings(max_rows=5).rows == 5
+def test_default_max_rows_depends_on_the_engine() -> None:
+    assert (Settings().resolved_max_rows, Settings(engine="vllm").resolved_max_rows) == (32, 64)
+    assert Settings(max_rows=5).resolved_max_rows == 5
 
 
 @pytest.mark.parametrize(
-    ("engine", "given"),
+    ("engine", "options"),
     [
         ("hf", {"context": 512}),
         ("hf", {"cache_gb": 1.0}),
@@ -68,12 +68,12 @@ def test_rows_follow_the_engine() -> None:
         ("vllm", {"prefix_cache_mb": 0}),
     ],
 )
-def test_what_the_engine_would_ignore_is_refused(engine: Any, given: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=f"{next(iter(given))}: only with engine"):
-        Settings(engine=engine, **given)
+def test_settings_of_the_other_engine_are_refused(engine: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=f"{next(iter(options))}: only with engine"):
+        Settings(engine=engine, **options)
 
 
-def test_names(tmp_path: Path) -> None:
+def test_model_name_in_the_api(tmp_path: Path) -> None:
     assert Settings().name == EMBEDDED_NAME
     assert Settings(model="llava-hf/llava-1.5-7b-hf").name == "llava-hf/llava-1.5-7b-hf"
     assert Settings(model=str(tmp_path)).name == tmp_path.name
@@ -84,40 +84,40 @@ def test_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["model", "matcher"])
 @pytest.mark.parametrize("source", ["/models/llava", "./llava", "models/llava/7b", "~/llava"])
-def test_a_folder_that_is_not_there_is_refused(field: Any, source: str) -> None:
+def test_missing_folder_is_refused(field: Any, source: str) -> None:
     with pytest.raises(ValidationError, match=f"{field}\n.*no folder {source}"):
         Settings(**{field: source})
 
 
-def test_the_embedded_matcher_goes_with_the_embedded_model_only(tmp_path: Path) -> None:
+def test_embedded_matcher_is_the_default_of_the_embedded_model_only(tmp_path: Path) -> None:
     assert Settings(model=str(tmp_path)).matcher_source is None
     assert Settings(model=str(tmp_path), matcher="hub/id").matcher_source == "hub/id"
 
 
-def test_an_engine_that_is_not_there_is_refused() -> None:
+def test_missing_engine_is_refused() -> None:
     with pytest.raises(Unsupported, match="vLLM"):
-        create(Settings(engine="vllm"))
+        create_engine(Settings(engine="vllm"))
 
 
-def test_help_loads_nothing_heavy() -> None:
-    ran = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
-    assert "--strategy" in ran.stdout
-    assert ran.stdout.rstrip().endswith("set()")
+def test_help_imports_no_heavy_library() -> None:
+    process = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    assert "--strategy" in process.stdout
+    assert process.stdout.rstrip().endswith("set()")
 
 
-def test_a_bad_setting_ends_with_one_line() -> None:
-    ran = subprocess.run([sys.executable, "-m", "server", "--port", "x"], capture_output=True, text=True)
-    assert ran.returncode == 1
-    assert ran.stderr.startswith("port: ")
-    assert "Traceback" not in ran.stderr
+def test_invalid_setting_exits_with_one_line() -> None:
+    process = subprocess.run([sys.executable, "-m", "server", "--port", "x"], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr.startswith("port: ")
+    assert "Traceback" not in process.stderr
 
 
-def test_the_example_is_one_request(tmp_path: Path) -> None:
+def test_curl_example_sends_one_request(tmp_path: Path) -> None:
     import json
 
     (tmp_path / "a.png").write_bytes(b"picture" * 1000)
     for folder in (tmp_path, tmp_path / "nothing"):
-        command = "cat " + example("http://server", "tiny:vcd", folder).partition("@- ")[2]
-        said = json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout)
-        assert said["model"] == "tiny:vcd"
-        assert said["messages"][0]["content"][-1]["type"] == "text"
+        command = "cat " + format_curl_example("http://server", "tiny:vcd", folder).partition("@- ")[2]
+        request = json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout)
+        assert request["model"] == "tiny:vcd"
+        assert request["messages"][0]["content"][-1]["type"] == "text"

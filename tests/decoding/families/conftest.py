@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.decoding.families.checkpoints import write
+from tests.decoding.families.checkpoints import write_checkpoint
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a family's checkpoint, written when it is first asked for. To be read only."""
-    return cache(lambda name: write(name, tmp_path_factory.mktemp(name)))
+    """Return a function from a family to the folder of its checkpoint, written at the first call. It is read-only."""
+    return cache(lambda name: write_checkpoint(name, tmp_path_factory.mktemp(name)))

@@ -1,4 +1,4 @@
-"""What a family's encoder accepts and refuses, before anything reaches the model."""
+"""Prompts that a family's encoder accepts and rejects."""
 
 import shutil
 from collections.abc import Callable
@@ -10,21 +10,21 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from decoding.ask import Message, Prompt
-from decoding.encoder import Encoder
 from decoding.errors import BadRequest, Unsupported
-from decoding.families import context_of, family_of
-from decoding.processor import load_processor
-from tests.decoding.families.checkpoints import RECIPES
-from tests.decoding.families.conversations import BLIND, ONE, TWO, picture
+from decoding.requests import Message, Prompt
+from decoding.text.model_families import get_family, get_max_model_len
+from decoding.text.processor import load_processor
+from decoding.text.prompt_encoder import PromptEncoder
+from tests.decoding.families.checkpoints import CHECKPOINTS
+from tests.decoding.families.prompts import BLIND, ONE, TWO, draw_image
 
 Checkpoint = Callable[[str], Path]
 
 
-def encoder_of(folder: Path) -> Encoder:
+def build_encoder(folder: Path) -> PromptEncoder:
     config = AutoConfig.from_pretrained(folder)
-    family = family_of(config)
-    return Encoder(load_processor(str(folder), family), context_of(config), family)
+    family = get_family(config)
+    return PromptEncoder(load_processor(str(folder), family), get_max_model_len(config), family)
 
 
 @pytest.fixture
@@ -32,98 +32,98 @@ def own_copy(checkpoint: Checkpoint, tmp_path: Path) -> Checkpoint:
     return lambda name: Path(shutil.copytree(checkpoint(name), tmp_path / name))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_nothing_of_a_picture_is_left_in_a_blind_prompt(name: str, checkpoint: Checkpoint) -> None:
-    encoder = encoder_of(checkpoint(name))
-    blind = encoder.encode(ONE.without_pictures())
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_prompt_without_images_has_no_image_inputs(name: str, checkpoint: Checkpoint) -> None:
+    encoder = build_encoder(checkpoint(name))
+    blind = encoder.encode(ONE.without_images())
     assert blind.pixel_shape is None
     assert set(blind.extras) <= set(encoder.family.per_token)
     assert len(blind) < len(encoder.encode(ONE))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_placeholders_cannot_be_written_by_hand(name: str, checkpoint: Checkpoint) -> None:
-    encoder = encoder_of(checkpoint(name))
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_image_token_in_text_is_rejected(name: str, checkpoint: Checkpoint) -> None:
+    encoder = build_encoder(checkpoint(name))
     with pytest.raises(BadRequest, match="reserves for itself"):
         encoder.encode(Prompt.of(f"What is {encoder.processor.image_token} here?"))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CHECKPOINTS)
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 40), (150, 2)])
-def test_small_and_narrow_pictures_can_be_read(name: str, size: tuple[int, int], checkpoint: Checkpoint) -> None:
-    encoded = encoder_of(checkpoint(name)).encode(Prompt.of("What is it?", picture(*size, seed=1)))
+def test_small_and_narrow_images_are_encoded(name: str, size: tuple[int, int], checkpoint: Checkpoint) -> None:
+    encoded = build_encoder(checkpoint(name)).encode(Prompt.of("What is it?", draw_image(*size, seed=1)))
     assert encoded.extras["pixel_values"].isfinite().all()
 
 
-def test_instructblip_takes_one_picture(checkpoint: Checkpoint) -> None:
-    with pytest.raises(BadRequest, match=r"takes 1 picture\(s\) in a prompt; there are 2"):
-        encoder_of(checkpoint("instructblip")).encode(TWO)
+def test_instructblip_accepts_one_image(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BadRequest, match=r"takes 1 image\(s\) in a prompt; there are 2"):
+        build_encoder(checkpoint("instructblip")).encode(TWO)
 
 
-def test_instructblip_reads_the_bare_text(checkpoint: Checkpoint) -> None:
-    encoder = encoder_of(checkpoint("instructblip"))
-    talk = (Message("system", ("Be brief.",)), *BLIND.messages)
-    text = encoder.tokenizer.decode(encoder.encode(Prompt(talk)).ids)
+def test_instructblip_encodes_the_text_without_a_template(checkpoint: Checkpoint) -> None:
+    encoder = build_encoder(checkpoint("instructblip"))
+    messages = (Message("system", ("Be brief.",)), *BLIND.messages)
+    text = encoder.tokenizer.decode(encoder.encode(Prompt(messages)).ids)
     assert text == "<s>Be brief.\nWhat is red in this detail?"
 
 
-def test_what_the_processor_refuses_is_the_clients_to_mend(checkpoint: Checkpoint) -> None:
+def test_processor_error_is_a_bad_request(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadRequest, match="aspect ratio"):
-        encoder_of(checkpoint("qwen2_vl")).encode(Prompt.of("What is it?", picture(1, 500, seed=1)))
+        build_encoder(checkpoint("qwen2_vl")).encode(Prompt.of("What is it?", draw_image(1, 500, seed=1)))
 
 
-def test_what_the_template_refuses_is_the_clients_to_mend(own_copy: Checkpoint) -> None:
+def test_template_error_is_a_bad_request(own_copy: Checkpoint) -> None:
     folder = own_copy("gemma3")
     (folder / "chat_template.jinja").write_text("{{ raise_exception('Roles must take turns.') }}")
     with pytest.raises(BadRequest, match="Roles must take turns"):
-        encoder_of(folder).encode(BLIND)
+        build_encoder(folder).encode(BLIND)
 
 
-def test_a_template_that_reads_the_first_text_reads_all(own_copy: Checkpoint) -> None:
+def test_adjacent_texts_are_joined_for_the_template(own_copy: Checkpoint) -> None:
     folder = own_copy("gemma3")
     (folder / "chat_template.jinja").write_text("{{ messages[0].content[0].text }}")
-    encoder = encoder_of(folder)
+    encoder = build_encoder(folder)
     split, whole = (Prompt((Message("user", parts),)) for parts in (("Is it ", "red?"), ("Is it red?",)))
     torch.testing.assert_close(encoder.encode(split).ids, encoder.encode(whole).ids)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_picture_without_text_can_be_taken_away(name: str, checkpoint: Checkpoint) -> None:
-    picture_alone = Prompt((Message("user", ONE.pictures),))
-    encoder = encoder_of(checkpoint(name))
-    assert len(encoder.encode(picture_alone.without_pictures())) < len(encoder.encode(picture_alone))
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_image_without_text_can_be_removed(name: str, checkpoint: Checkpoint) -> None:
+    image_alone = Prompt((Message("user", ONE.images),))
+    encoder = build_encoder(checkpoint(name))
+    assert len(encoder.encode(image_alone.without_images())) < len(encoder.encode(image_alone))
 
 
-def test_a_template_that_drops_pictures_is_no_text_only_answer(own_copy: Checkpoint) -> None:
+def test_template_that_drops_images_is_unsupported(own_copy: Checkpoint) -> None:
     folder = own_copy("llava")
     (folder / "chat_template.jinja").write_text("{{ messages[0].content[-1].text }}")
-    encoder = encoder_of(folder)
+    encoder = build_encoder(folder)
     assert len(encoder.encode(BLIND)) > 0
-    with pytest.raises(Unsupported, match="no place for one of the pictures"):
+    with pytest.raises(Unsupported, match="no place for one of the images"):
         encoder.encode(ONE)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # transformers leaves the file open
-def test_of_several_templates_the_default_is_used(own_copy: Checkpoint) -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # transformers does not close the file
+def test_default_template_is_used_among_several(own_copy: Checkpoint) -> None:
     folder = own_copy("llava")
-    usual = encoder_of(folder).encode(BLIND)
+    usual = build_encoder(folder).encode(BLIND)
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ messages[0].content[-1].text }}")
-    torch.testing.assert_close(encoder_of(folder).encode(BLIND).ids, usual.ids)
+    torch.testing.assert_close(build_encoder(folder).encode(BLIND).ids, usual.ids)
 
 
-def test_a_checkpoint_without_template_is_refused_at_the_start(own_copy: Checkpoint) -> None:
+def test_checkpoint_without_template_is_unsupported(own_copy: Checkpoint) -> None:
     folder = own_copy("llava")
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(Unsupported, match="no chat template"):
-        encoder_of(folder)
+        build_encoder(folder)
 
 
-def test_smolvlm_is_read_as_by_its_own_processor(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own class wants a package for videos; the one that is used instead must do the same with pictures."""
+def test_smolvlm_encoding_equals_its_own_processor(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own class needs a package for videos. The class that replaces it must process images alike."""
     from transformers.models.smolvlm import processing_smolvlm
 
-    used, own = encoder_of(checkpoint("smolvlm")), encoder_of(checkpoint("smolvlm"))
+    used, own = build_encoder(checkpoint("smolvlm")), build_encoder(checkpoint("smolvlm"))
     monkeypatch.setattr(processing_smolvlm, "num2words", str)
     monkeypatch.setattr(processing_smolvlm.SmolVLMProcessor, "check_argument_for_proper_class", lambda *_: None)
     own.processor = processing_smolvlm.SmolVLMProcessor(
@@ -139,22 +139,22 @@ def test_smolvlm_is_read_as_by_its_own_processor(checkpoint: Checkpoint, monkeyp
         torch.testing.assert_close(dict(one.extras), dict(other.extras))
 
 
-def config(model_type: str, **text: Any) -> Any:
+def make_config(model_type: str, **text: Any) -> Any:
     inner = SimpleNamespace(**{"is_encoder_decoder": False, "model_type": "llama", **text})
     return SimpleNamespace(model_type=model_type, get_text_config=lambda: inner)
 
 
-def test_unknown_families_are_refused_by_name() -> None:
+def test_unknown_family_is_unsupported() -> None:
     with pytest.raises(Unsupported, match=r"'blip-2' is not supported\. Supported: llava, "):
-        family_of(config("blip-2"))
+        get_family(make_config("blip-2"))
 
 
-def test_language_models_with_an_encoder_are_refused() -> None:
+def test_encoder_decoder_language_model_is_unsupported() -> None:
     from transformers import InstructBlipConfig
 
     flan = InstructBlipConfig(text_config={"model_type": "t5"})
     with pytest.raises(Unsupported, match="'t5' is an encoder-decoder"):
-        family_of(flan)
+        get_family(flan)
 
 
 @pytest.mark.parametrize(
@@ -170,5 +170,5 @@ def test_language_models_with_an_encoder_are_refused() -> None:
         ({"full_attention": {"rope_type": "linear", "factor": 8.0}}, 4096),
     ],
 )
-def test_context_is_what_the_positions_reach(rope: Any, context: int) -> None:
-    assert context_of(config("llava", max_position_embeddings=4096, rope_parameters=rope)) == context
+def test_max_model_len_follows_the_rope_scaling(rope: Any, context: int) -> None:
+    assert get_max_model_len(make_config("llava", max_position_embeddings=4096, rope_parameters=rope)) == context

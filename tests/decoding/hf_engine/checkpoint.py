@@ -1,4 +1,4 @@
-"""A tiny random LLaVA on disk, loud enough that the gaps between its logits dwarf rounding."""
+"""A tiny random LLaVA on disk, whose weights are large enough that gaps between logits exceed rounding."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from transformers import (
 
 SIDE, PATCH = 32, 8
 CONTEXT = 512
-SPARE = 8  # rows of the head that no token of the tokenizer belongs to, as in many published checkpoints
+SPARE = 8  # rows of the head beyond the tokenizer's vocabulary, as in many published checkpoints
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 IMAGE = "<image>"
 SENTENCES = [
@@ -38,9 +38,9 @@ TEMPLATE = (
 
 def write(folder: Path) -> None:
     tokenizer = byte_pairs()
-    torch.manual_seed(0)  # what `loudly` leaves as it is, the tower's class token, is drawn too
+    torch.manual_seed(0)  # `enlarge_weights` does not draw the tower's class token
     model = network(len(tokenizer), int(tokenizer.convert_tokens_to_ids(IMAGE)))
-    loudly(model, silent=tokenizer.all_special_ids)
+    enlarge_weights(model, silent=tokenizer.all_special_ids)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id)
     model.save_pretrained(folder)
     LlavaProcessor(
@@ -94,8 +94,8 @@ def network(words: int, image: int) -> LlavaForConditionalGeneration:
     )
 
 
-def loudly(model: LlavaForConditionalGeneration, silent: list[int]) -> None:
-    """The usual initialisation is so quiet that neither picture nor position would matter. `silent` are never said."""
+def enlarge_weights(model: LlavaForConditionalGeneration, silent: list[int]) -> None:
+    """Enlarge the weights. By default image and position have no effect. `silent` tokens are never likely."""
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:

@@ -1,4 +1,4 @@
-"""Models to ask: a tiny random one, made here, and the embedded one."""
+"""Engines on a tiny random model and on the embedded model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import structlog
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
 from tests.decoding.hf_engine import checkpoint
-from tests.decoding.hf_engine.asking import FakeMatcher
+from tests.decoding.hf_engine.harness import FakeMatcher
 from tests.decoding.hf_engine.reference import Reference
 
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
@@ -33,8 +33,8 @@ def model(request: pytest.FixtureRequest, tiny: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def either(model: Path) -> Iterator[HFEngine]:
-    """An engine on each model in turn."""
-    yield from running(model)
+    """Start an engine on each model in turn."""
+    yield from run_engine(model)
 
 
 @pytest.fixture(scope="session")
@@ -49,31 +49,31 @@ def reference_of_tiny(tiny: Path) -> Reference:
 
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[HFEngine]:
-    """An engine on the embedded model."""
-    yield from running(EMBEDDED)
+    """Start an engine on the embedded model."""
+    yield from run_engine(EMBEDDED)
 
 
 @pytest.fixture(scope="session")
 def engine(tiny: Path) -> Iterator[HFEngine]:
-    """An engine on the tiny model."""
-    yield from running(tiny)
+    """Start an engine on the tiny model."""
+    yield from run_engine(tiny)
 
 
 @pytest.fixture
-def quiet() -> Iterator[None]:
-    """The engine logs every failure, with its traceback."""
+def captured_logs() -> Iterator[None]:
+    """Capture the engine's log of failures and tracebacks."""
     with structlog.testing.capture_logs():
         yield
 
 
-def running(model: Path, **settings: Any) -> Iterator[HFEngine]:
-    engine = started(model, **settings)
+def run_engine(model: Path, **settings: Any) -> Iterator[HFEngine]:
+    engine = start_engine(model, **settings)
     yield engine
     asyncio.run(engine.close())
 
 
-def started(model: Path, **settings: Any) -> HFEngine:
+def start_engine(model: Path, **settings: Any) -> HFEngine:
     engine = HFEngine(HFSettings(str(model), device="cpu", **settings))
     asyncio.run(engine.start())
-    engine._matching.matcher = FakeMatcher()  # type: ignore[assignment]
+    engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine

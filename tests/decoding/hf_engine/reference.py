@@ -17,101 +17,140 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from decoding.answer import Heat
-from decoding.pictures import smooth
-from decoding.prompt import Picture, Prompt
+from decoding.image_ops import interpolate
+from decoding.outputs import RelevanceMap
+from decoding.prompt import ImageInput, Prompt
 from decoding.strategies.agla import AGLA
 from decoding.strategies.avisc import AvisC
 from decoding.strategies.deco import DeCo
 from decoding.strategies.dola import DoLa
 from decoding.strategies.pai import PAI
 from decoding.strategies.paint import PAINT
+from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.sid import SID
+from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategies.vhr import VHR
 from decoding.strategy import Strategy
-from tests.decoding.hf_engine.rules import mixed
-from tests.decoding.naive import Change, changed, cut, hidden, louder
+from tests.decoding.naive import (
+    Change,
+    cut_layers,
+    deco_candidates,
+    edit_attention,
+    mask_keys,
+    most_divergent_layer,
+    raise_image_scores,
+)
 
 Factors = Mapping[tuple[int, int], float]  # (layer, head) -> what its output is multiplied by
 
 
 @dataclass(frozen=True)
-class Read:
-    """A prompt as the model takes it."""
+class EncodedPrompt:
+    """An encoded prompt."""
 
     ids: Tensor  # [length]
     pixels: Tensor | None  # [pictures, 3, side, side]
 
 
 @dataclass
-class Told:
+class Decoded:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # of each token, after the strategies
     raw: list[Tensor] = field(default_factory=list)  # [vocab] the main branch at each token
+    scores: list[Tensor] = field(default_factory=list)  # [vocab] after the strategies, at each token
 
 
 class Reference:
-    """`relevance` stands for the matcher."""
+    """Decodes without an engine. `relevance` replaces the matcher."""
 
-    def __init__(self, folder: Path, relevance: Callable[[Picture, str], Heat]) -> None:
+    def __init__(self, folder: Path, relevance: Callable[[ImageInput, str], RelevanceMap]) -> None:
         self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
         self.relevance = relevance
         self.decoder = self.model.model.language_model
         self.layers = self.decoder.layers
 
-    def decode(self, stack: Sequence[Strategy], prompt: Prompt, length: int, *, ends: bool = False) -> Told:
-        """`length` greedy tokens, or with `ends` as many as come before the model ends its answer."""
+    def decode(
+        self,
+        stack: Sequence[Strategy],
+        prompt: Prompt,
+        length: int,
+        *,
+        ends: bool = False,
+        prefix: Sequence[int] = (),
+        ruled_out: Sequence[Sequence[int]] = (),
+    ) -> Decoded:
+        """Decode greedily.
+
+        Args:
+            stack: Strategies, outermost first.
+            prompt: The prompt.
+            length: Tokens of the answer, its prefix included.
+            ends: Stop where the model ends its answer.
+            prefix: Tokens with which the answer begins.
+            ruled_out: Token sequences that the answer must not contain behind its prefix.
+
+        Returns:
+            The tokens of the answer, with their log-probabilities and logits.
+        """
         factors: Factors = {}
-        others: dict[str, Read] = {}
+        branch_prompts: dict[str, EncodedPrompt] = {}
         description: list[Tensor] = []  # log P_j, [vocab] each
         changes: list[Change] = []
-        unseen: dict[str, Change] = {}  # in a branch
+        branch_changes: dict[str, Change] = {}  # in a branch
         for depth, strategy in enumerate(stack):
             match strategy:
                 case VCD():
-                    others["vcd"] = self.noisy(self.read(prompt), strategy)
+                    branch_prompts["vcd"] = self.add_noise(self.encode(prompt), strategy)
                 case AGLA():
-                    others["agla"] = self.read(prompt.map_pictures(self.mask(strategy.text or prompt.question)))
+                    branch_prompts["agla"] = self.encode(
+                        prompt.map_images(self.mask_irrelevant(strategy.text or prompt.question))
+                    )
                 case VHR():
-                    factors = self.reinforced(self.read(prompt), self.read(prompt.without_pictures()), strategy)
+                    factors = self.choose_heads(self.encode(prompt), self.encode(prompt.without_images()), strategy)
                 case PAI():
-                    others["pai"] = self.read(prompt.without_pictures())
-                    visual = self.read(prompt).ids == self.model.config.image_token_id
-                    changes.append(louder(visual, strategy.alpha, strategy.first_layer))
+                    branch_prompts["pai"] = self.encode(prompt.without_images())
+                    visual = self.encode(prompt).ids == self.model.config.image_token_id
+                    changes.append(raise_image_scores(visual, strategy.alpha, strategy.first_layer))
                 case SID() | AvisC():
-                    others[strategy.name] = self.read(prompt)
-                    unseen[strategy.name] = hidden(self.unseen(self.read(prompt), strategy))
+                    branch_prompts[strategy.name] = self.encode(prompt)
+                    branch_changes[strategy.name] = mask_keys(self.hidden_tokens(self.encode(prompt), strategy))
                 case PAINT():
-                    changes.append(self.painted(prompt, strategy))
+                    changes.append(self.paint_change(prompt, strategy))
                 case VDGD():
-                    prompt, description = self.described(stack[depth + 1 :], prompt, strategy)
-        main, told = self.read(prompt), Told()
-        while len(told.tokens) < length:
-            z = self.logits(main, told.tokens, factors, changes=changes)
+                    prompt, description = self.describe(stack[depth + 1 :], prompt, strategy)
+        main, decoded = self.encode(prompt), Decoded(list(prefix))
+        while len(decoded.tokens) < length:
+            z = self.logits(main, decoded.tokens, factors, changes=changes).clone()
+            for sequence in ruled_out:
+                if decoded.tokens[len(decoded.tokens) - len(sequence) + 1 :] == list(sequence[:-1]):
+                    z[sequence[-1]] = -torch.inf
             branches = {
-                name: self.logits(read, told.tokens, {}, changes=[unseen[name]] if name in unseen else [])
-                for name, read in others.items()
+                name: self.logits(
+                    encoded, decoded.tokens, {}, changes=[branch_changes[name]] if name in branch_changes else []
+                )
+                for name, encoded in branch_prompts.items()
             }
             scores = z
             for strategy in reversed(stack):
                 early = {
-                    depth: self.logits(main, told.tokens, factors, changes=changes, depth=depth)
-                    for depth in self.listened(strategy)
+                    depth: self.logits(main, decoded.tokens, factors, changes=changes, depth=depth)
+                    for depth in self.exit_depths(strategy)
                 }
-                scores = mixed(strategy, scores, z, branches, early, description)
+                scores = apply_rule(strategy, scores, z, branches, early, description)
             token = int(scores.argmax())
-            told.tokens.append(token)
-            told.logprobs.append(float(scores.log_softmax(-1)[token]))
-            told.raw.append(z)
+            decoded.tokens.append(token)
+            decoded.logprobs.append(float(scores.log_softmax(-1)[token]))
+            decoded.scores.append(scores)
+            decoded.raw.append(z)
             if ends and token == self.processor.tokenizer.eos_token_id:
                 break
-        return told
+        return decoded
 
-    def read(self, prompt: Prompt) -> Read:
-        said = [
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        messages = [
             {
                 "role": message.role,
                 "content": [
@@ -121,33 +160,42 @@ class Reference:
             }
             for message in prompt.messages
         ]
-        text = self.processor.apply_chat_template(said, add_generation_prompt=True)
-        images = [picture.image for picture in prompt.pictures]
-        read = self.processor(text=text, images=images or None, return_tensors="pt")
-        return Read(read["input_ids"][0], read.get("pixel_values"))
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        images = [picture.visible for picture in prompt.images]
+        inputs = self.processor(text=text, images=images or None, return_tensors="pt")
+        return EncodedPrompt(inputs["input_ids"][0], inputs.get("pixel_values"))
 
     @torch.no_grad()
     def logits(
         self,
-        read: Read,
-        said: Sequence[int],
+        encoded: EncodedPrompt,
+        tokens: Sequence[int],
         factors: Factors,
         heads: list[Tensor] | None = None,
         changes: Sequence[Change] = (),
         depth: int | None = None,
     ) -> Tensor:
-        """[vocab] after prompt and answer so far. `heads` gets each layer's head outputs at the last position.
+        """Compute the logits after a prompt and an answer so far.
 
-        `changes` edit the attention; with `depth`, the model ends after so many layers.
+        Args:
+            encoded: The prompt.
+            tokens: The answer so far.
+            factors: Factors of the head outputs.
+            heads: List that receives each layer's head outputs at the last position.
+            changes: Edits of the attention.
+            depth: Number of layers after which the model ends; None for all.
+
+        Returns:
+            [vocab], float64.
         """
-        ids = torch.cat([read.ids, torch.tensor(said, dtype=torch.long)])[None]
-        inside = changed(self.decoder, *changes) if changes else nullcontext()
-        with self.edited(factors, [] if heads is None else heads), inside, cut(self.decoder, depth):
-            out = self.model(input_ids=ids, pixel_values=read.pixels, use_cache=False)
+        ids = torch.cat([encoded.ids, torch.tensor(tokens, dtype=torch.long)])[None]
+        inside = edit_attention(self.decoder, *changes) if changes else nullcontext()
+        with self.edit_heads(factors, [] if heads is None else heads), inside, cut_layers(self.decoder, depth):
+            out = self.model(input_ids=ids, pixel_values=encoded.pixels, use_cache=False)
         return out.logits[0, -1].double()
 
     @contextmanager
-    def edited(self, factors: Factors, heads: list[Tensor]) -> Iterator[None]:
+    def edit_heads(self, factors: Factors, heads: list[Tensor]) -> Iterator[None]:
         count = self.model.config.text_config.num_attention_heads
 
         def edit(layer: int) -> Callable[..., tuple[Tensor]]:
@@ -167,8 +215,8 @@ class Reference:
             for hook in hooks:
                 hook.remove()
 
-    def listened(self, strategy: Strategy) -> list[int]:
-        """After how many layers."""
+    def exit_depths(self, strategy: Strategy) -> list[int]:
+        """Return the numbers of layers after which the strategy needs logits."""
         layers = len(self.layers)
         match strategy:
             case DoLa(bucket="high"):
@@ -180,42 +228,51 @@ class Reference:
             case _:
                 return []
 
-    def noisy(self, read: Read, vcd: VCD) -> Read:
-        """Forward diffusion, step by step."""
+    def add_noise(self, encoded: EncodedPrompt, vcd: VCD) -> EncodedPrompt:
+        """Apply forward diffusion step by step."""
         left = 1.0
         for u in np.linspace(-6, 6, 1000)[: vcd.noise_step + 1]:
             left *= 1 - (1 / (1 + math.exp(-u)) * (5e-3 - 1e-5) + 1e-5)
-        assert read.pixels is not None
-        noise = torch.randn(read.pixels.shape, generator=torch.Generator().manual_seed(vcd.noise_seed))
-        return replace(read, pixels=math.sqrt(left) * read.pixels + math.sqrt(1 - left) * noise)
+        assert encoded.pixels is not None
+        noise = torch.randn(encoded.pixels.shape, generator=torch.Generator().manual_seed(vcd.noise_seed))
+        return replace(encoded, pixels=math.sqrt(left) * encoded.pixels + math.sqrt(1 - left) * noise)
 
-    def mask(self, text: str) -> Callable[[Picture], Picture]:
-        def masked(picture: Picture) -> Picture:
-            heat = self.relevance(picture, text)
-            relevance = smooth(heat)
+    def mask_irrelevant(self, text: str) -> Callable[[ImageInput], ImageInput]:
+        def masked(picture: ImageInput) -> ImageInput:
+            relevance_map = self.relevance(picture, text)
+            relevance = interpolate(relevance_map)
             descending = np.sort(relevance, axis=None)[::-1]
-            threshold = descending[int(heat.side * heat.side * min(1 - heat.similarity / 2, 1 - 1e-5))]
-            pixels = np.array(picture.image)
+            threshold = descending[
+                int(
+                    relevance_map.input_size
+                    * relevance_map.input_size
+                    * min(1 - relevance_map.similarity / 2, 1 - 1e-5)
+                )
+            ]
+            pixels = np.array(picture.visible)
             for y, row in enumerate(pixels):
                 for x in range(len(row)):
-                    at = int((y + 0.5) * heat.side / len(pixels)), int((x + 0.5) * heat.side / len(row))
+                    at = (
+                        int((y + 0.5) * relevance_map.input_size / len(pixels)),
+                        int((x + 0.5) * relevance_map.input_size / len(row)),
+                    )
                     if relevance[at] < threshold:
                         row[x] = 0
-            return picture.showing(Image.fromarray(pixels))
+            return picture.with_image(Image.fromarray(pixels))
 
         return masked
 
-    def reinforced(self, seeing: Read, blind: Read, vhr: VHR) -> Factors:
-        """One layer after the other, each from a pass in which the heads chosen below it are reinforced already."""
+    def choose_heads(self, encoded: EncodedPrompt, encoded_without_image: EncodedPrompt, vhr: VHR) -> Factors:
+        """Choose heads layer by layer, each from a pass in which the heads of lower layers are scaled."""
         depth = len(self.layers)
         wanted = {1} | {layer for layer in range(depth) if depth - layer <= round(vhr.late * depth)}
         factors: dict[tuple[int, int], float] = {}
         for layer in sorted(wanted):
-            with_picture: list[Tensor] = []
+            with_image: list[Tensor] = []
             without: list[Tensor] = []
-            self.logits(seeing, [], factors, with_picture)
-            self.logits(blind, [], {}, without)
-            one, other = with_picture[layer].numpy(), without[layer].numpy()
+            self.logits(encoded, [], factors, with_image)
+            self.logits(encoded_without_image, [], {}, without)
+            one, other = with_image[layer].numpy(), without[layer].numpy()
             divergence = np.sqrt(((one - other) ** 2).sum(-1))
             activity = (other**2).sum(-1)
             loud = (divergence > divergence.mean() + divergence.std()) & (activity > activity.mean() + activity.std())
@@ -225,11 +282,11 @@ class Reference:
         return factors
 
     @torch.no_grad()
-    def painted(self, prompt: Prompt, paint: PAINT) -> Change:
-        """Both sets of patches, from the attention that the vision tower itself gives out."""
-        read, config = self.read(prompt), self.model.config.vision_config
+    def paint_change(self, prompt: Prompt, paint: PAINT) -> Change:
+        """Compute both sets of patches from the attention that the vision tower returns."""
+        encoded, config = self.encode(prompt), self.model.config.vision_config
         own, config._attn_implementation = config._attn_implementation, "eager"
-        seen = self.model.model.vision_tower(read.pixels, output_attentions=True).attentions
+        seen = self.model.model.vision_tower(encoded.pixels, output_attentions=True).attentions
         config._attn_implementation = own
         first, late = (layer[0, :, 0, 1:].sum(0).numpy() for layer in (seen[0], seen[-2]))
         low, high = np.percentile(late, [25, 75])
@@ -240,42 +297,113 @@ class Reference:
         )
         heads = None
         if paint.modulation == "sensitive":
-            with_picture: list[Tensor] = []
+            with_image: list[Tensor] = []
             without: list[Tensor] = []
-            self.logits(read, [], {}, with_picture)
-            self.logits(self.read(prompt.without_pictures()), [], {}, without)
-            moved = (torch.stack(with_picture) - torch.stack(without)).norm(dim=-1)
+            self.logits(encoded, [], {}, with_image)
+            self.logits(self.encode(prompt.without_images()), [], {}, without)
+            moved = (torch.stack(with_image) - torch.stack(without)).norm(dim=-1)
             heads = moved / moved.mean(-1, keepdim=True)
-        return louder(read.ids == self.model.config.image_token_id, louder_by, paint.first_layer, heads)
+        return raise_image_scores(encoded.ids == self.model.config.image_token_id, louder_by, paint.first_layer, heads)
 
     @torch.no_grad()
-    def unseen(self, read: Read, strategy: SID | AvisC) -> dict[int, list[int]]:
-        """Layer -> the tokens that the branch does not see, by what the model's own attention gives out."""
+    def hidden_tokens(self, encoded: EncodedPrompt, strategy: SID | AvisC) -> dict[int, list[int]]:
+        """Compute layer -> tokens that the branch does not see, from the attention that the model returns."""
         config = self.decoder.config
         own, config._attn_implementation = config._attn_implementation, "eager"
-        out = self.model(input_ids=read.ids[None], pixel_values=read.pixels, output_attentions=True)
+        out = self.model(input_ids=encoded.ids[None], pixel_values=encoded.pixels, output_attentions=True)
         config._attn_implementation = own
-        picture = (read.ids == self.model.config.image_token_id).nonzero().flatten().tolist()
+        picture = (encoded.ids == self.model.config.image_token_id).nonzero().flatten().tolist()
         drawn = np.stack([layer[0, :, -1, picture].mean(0).numpy() for layer in out.attentions])  # [layers, tokens]
         if isinstance(strategy, SID):
             kept = np.argsort(drawn[strategy.layer - 1])[: int(strategy.kept * len(picture))]
             first = strategy.layer
         else:
             shares = drawn.sum(1) / drawn.sum()
-            looking, held = [], 0.0
+            aware_layers, held = [], 0.0
             for layer in np.argsort(-shares):
                 if held < strategy.gamma:
-                    looking.append(layer)
+                    aware_layers.append(layer)
                 held += shares[layer]
-            mean = drawn[looking].mean(0)
+            mean = drawn[aware_layers].mean(0)
             kept, first = np.flatnonzero(mean >= mean.mean() + strategy.deviations * mean.std()), 0
-        gone = [place for number, place in enumerate(picture) if number not in kept]
-        return dict.fromkeys(range(first, len(self.layers)), gone)
+        dropped = [place for number, place in enumerate(picture) if number not in kept]
+        return dict.fromkeys(range(first, len(self.layers)), dropped)
 
-    def described(self, inner: Sequence[Strategy], prompt: Prompt, vdgd: VDGD) -> tuple[Prompt, list[Tensor]]:
+    def describe(self, inner: Sequence[Strategy], prompt: Prompt, vdgd: VDGD) -> tuple[Prompt, list[Tensor]]:
         question = prompt.question
-        asked = prompt.with_question(vdgd.description_prompt.replace("{question}", question))
-        told = self.decode(inner, asked, vdgd.description_tokens, ends=True)
-        text = self.processor.tokenizer.decode(told.tokens, skip_special_tokens=True).strip()
+        description_prompt = prompt.with_question(vdgd.description_prompt.replace("{question}", question))
+        decoded = self.decode(inner, description_prompt, vdgd.description_tokens, ends=True)
+        text = self.processor.tokenizer.decode(decoded.tokens, skip_special_tokens=True).strip()
         grounded = f"The input image is described as follows: {text} {question}"
-        return prompt.with_question(grounded), [raw.log_softmax(-1) for raw in told.raw]
+        return prompt.with_question(grounded), [raw.log_softmax(-1) for raw in decoded.raw]
+
+
+def apply_rule(
+    strategy: Strategy,
+    scores: Tensor,
+    z: Tensor,
+    branches: Mapping[str, Tensor],
+    early: dict[int, Tensor],
+    description: list[Tensor],
+) -> Tensor:
+    match strategy:
+        case Truncate():
+            return scores.where(plausible(z, strategy.beta), -math.inf)
+        case Sharpen():
+            return (strategy.scale * scores).where(plausible(z, strategy.beta), -math.inf)
+        case VCD():
+            contrasted = (1 + strategy.alpha) * scores - strategy.alpha * branches["vcd"]
+            return contrasted.where(plausible(z, strategy.beta), -math.inf)
+        case AGLA():
+            return (scores + strategy.alpha * branches["agla"]).where(plausible(z, strategy.beta), -math.inf)
+        case SID() | AvisC():
+            contrasted = (1 + strategy.alpha) * scores - strategy.alpha * branches[strategy.name]
+            return contrasted.where(plausible(z, strategy.beta), -math.inf)
+        case PAI(gamma=1.0):
+            return scores
+        case PAI():
+            with_image, without_image = scores.log_softmax(-1), branches["pai"].log_softmax(-1)
+            guided = strategy.gamma * (with_image - without_image) + without_image
+            return guided.where(plausible(z, strategy.beta), -math.inf)
+        case DoLa():
+            premature = early[most_divergent_layer(z, early)]
+            return (scores.log_softmax(-1) - premature.log_softmax(-1)).where(plausible(z, strategy.beta), -math.inf)
+        case DeCo():
+            return deco_rule(scores, z, early, strategy)
+        case VDGD():
+            return vdgd_rule(scores, z, description, strategy)
+        case _:
+            return scores
+
+
+def plausible(z: Tensor, beta: float) -> Tensor:
+    p = z.softmax(-1)
+    return p >= beta * p.max()
+
+
+def vdgd_rule(scores: Tensor, z: Tensor, description: list[Tensor], vdgd: VDGD) -> Tensor:
+    """Compute minus the divergence of each candidate's one-hot distribution from those of the description."""
+    p = (z / vdgd.temperature).softmax(-1).tolist()
+    held, candidates = 0.0, set()
+    for token in sorted(range(len(p)), key=lambda token: -p[token]):
+        if held < vdgd.top_p:
+            candidates.add(token)
+        held += p[token]
+    out = torch.full_like(scores, -math.inf)
+    for token in candidates:
+        if scores[token] > -math.inf:
+            one_hot = torch.zeros_like(z)
+            one_hot[token] = 1
+            divergences = [float(torch.xlogy(one_hot, one_hot).sub(one_hot * log).sum()) for log in description]
+            out[token] = -(min(divergences) if vdgd.reduction == "min" else sum(divergences) / len(divergences))
+    return out
+
+
+def deco_rule(scores: Tensor, z: Tensor, early: dict[int, Tensor], deco: DeCo) -> Tensor:
+    """Add the layer of the most probable pair of layer and candidate, by that probability."""
+    chosen = deco_candidates(z, deco.top_p, deco.top_k)
+    sure, depth = max((float(logits.softmax(-1)[token]), depth) for depth, logits in early.items() for token in chosen)
+    out = torch.full_like(scores, -math.inf)
+    for token in chosen:
+        out[token] = scores[token] + deco.alpha * sure * early[depth][token]
+    return out

@@ -1,4 +1,4 @@
-"""What breaks one request, and what breaks all that run; the engine goes on after either."""
+"""Failures of one request and of all running requests. The engine continues after either."""
 
 from __future__ import annotations
 
@@ -6,22 +6,33 @@ import asyncio
 from typing import Any, ClassVar
 
 import pytest
+import structlog
 import torch
 from torch import Tensor
 
-from decoding.answer import Answer
-from decoding.ask import Ask
-from decoding.encoder import Encoded
 from decoding.errors import BadRequest, EngineFailed
 from decoding.hf_engine import batch as batch_module
-from decoding.hf_engine.cache import AlignedCache
 from decoding.hf_engine.engine import HFEngine
-from decoding.hf_engine.model import Model, Prefilled
-from decoding.stack import collect
-from decoding.strategy import Captured, Keys, Step, Strategy, Tensors
-from tests.decoding.hf_engine.asking import exactly, held, probing, prompt, say, stack, until
+from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache
+from decoding.hf_engine.model.model import Model, PrefillOutput
+from decoding.outputs import Answer
+from decoding.pipeline.runner import collect_answer
+from decoding.requests import GenerateRequest, ProbeRequest
+from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
+from decoding.text.prompt_encoder import ModelInputs
+from tests.decoding.failing_strategy import FailingInsideModel, FailingStrategy
+from tests.decoding.hf_engine.harness import (
+    build_stack,
+    exact_length,
+    generate,
+    make_probe,
+    make_prompt,
+    pause_worker,
+    run_strategies,
+    wait_until,
+)
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = pytest.mark.usefixtures("captured_logs")
 
 
 class Broken(Strategy):
@@ -34,14 +45,14 @@ class Broken(Strategy):
             raise ZeroDivisionError
         return step.scores
 
-    def digest(self, memory: Tensors, captured: Captured) -> Tensors:
+    def update_state(self, state: Tensors, captured: Activations) -> Tensors:
         raise ZeroDivisionError
 
 
-class Careless(Strategy):
-    """Does not keep what it is given in shape or dtype."""
+class WrongLayout(Strategy):
+    """Changes the shape or the dtype."""
 
-    name: ClassVar[str] = "careless"
+    name: ClassVar[str] = "wrong_layout"
     paper: ClassVar[str] = "none"
     cropped: bool = False
 
@@ -49,15 +60,15 @@ class Careless(Strategy):
         return step.scores[..., 1:] if self.cropped else step.scores.double()
 
 
-class Deranged(Strategy):
-    """Raises inside the model, from the `after`th token on."""
+class BrokenAttention(Strategy):
+    """Raises in the attention hook, from token `after` on."""
 
-    name: ClassVar[str] = "deranged"
+    name: ClassVar[str] = "broken_attention"
     paper: ClassVar[str] = "none"
     prompt: int
     after: int = 0
 
-    def attend(self, scores: Tensor, keys: Keys, memory: Tensors) -> Tensor:
+    def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
         if scores.shape[-1] >= self.prompt + self.after:
             raise ZeroDivisionError
         return scores
@@ -73,185 +84,248 @@ class Unhashable(Strategy):
 
 
 class Fixed(Strategy):
-    """Scales all heads, without having looked at anything."""
+    """Scales all heads without a probe."""
 
     name: ClassVar[str] = "fixed"
     paper: ClassVar[str] = "none"
     alpha: float
     layers: int = 6
 
-    def heads(self, memory: Tensors) -> Tensor:
+    def head_scales(self, state: Tensors) -> Tensor:
         return torch.full((self.layers, 4), self.alpha, dtype=torch.float64)
 
 
-async def healthy(engine: HFEngine) -> None:
-    await until(lambda: not engine.worker.batch.rows)
-    assert len((await say(engine, prompt(), exactly(3))).tokens) == 3
+async def assert_healthy(engine: HFEngine) -> None:
+    await wait_until(lambda: not engine.worker.batch.rows)
+    assert len((await generate(engine, make_prompt(), exact_length(3))).tokens) == 3
 
 
 @pytest.mark.parametrize("after", [0, 4])
-async def test_a_strategy_that_raises_fails_its_own_request_alone(after: int, engine: HFEngine) -> None:
-    alone = [(await say(engine, prompt(seed), exactly(30))).text for seed in range(3)]
-    asks = [collect(engine.generate(Ask(prompt(seed), exactly(30)))) for seed in range(3)]
-    broken = collect(engine.generate(Ask(prompt(4), exactly(30), stack=(Broken(after=after),))))
-    *said, failed = await asyncio.gather(*asks, broken, return_exceptions=True)
+async def test_failing_strategy_fails_only_its_request(after: int, engine: HFEngine) -> None:
+    alone = [(await generate(engine, make_prompt(seed), exact_length(30))).text for seed in range(3)]
+    requests = [
+        collect_answer(engine.generate(GenerateRequest(make_prompt(seed), exact_length(30)))) for seed in range(3)
+    ]
+    broken = collect_answer(
+        engine.generate(GenerateRequest(make_prompt(4), exact_length(30), stack=(Broken(after=after),)))
+    )
+    *completed, failed = await asyncio.gather(*requests, broken, return_exceptions=True)
     assert isinstance(failed, EngineFailed)
-    assert [one.text for one in said if isinstance(one, Answer)] == alone
-    await healthy(engine)
+    assert [one.text for one in completed if isinstance(one, Answer)] == alone
+    await assert_healthy(engine)
 
 
 @pytest.mark.parametrize("cropped", [False, True])
 @pytest.mark.parametrize("companions", [0, 2])
-async def test_so_does_one_that_does_not_keep_shape_or_dtype(companions: int, cropped: bool, engine: HFEngine) -> None:
-    """Whether it is alone in the batch or not: those that join next would fail with the step."""
+async def test_wrong_shape_or_dtype_fails_only_its_request(companions: int, cropped: bool, engine: HFEngine) -> None:
+    """Alone in the batch or not, the requests that join next must not fail."""
     batch = engine.worker.batch
-    others = [say(engine, prompt(seed), exactly(12)) for seed in range(companions)]
-    careless = collect(engine.generate(Ask(prompt(4), exactly(12), stack=(Careless(cropped=cropped),))))
-    *said, failed = await asyncio.gather(*others, careless, return_exceptions=True)
+    others = [generate(engine, make_prompt(seed), exact_length(12)) for seed in range(companions)]
+    wrong_layout = collect_answer(
+        engine.generate(GenerateRequest(make_prompt(4), exact_length(12), stack=(WrongLayout(cropped=cropped),)))
+    )
+    *completed, failed = await asyncio.gather(*others, wrong_layout, return_exceptions=True)
     assert isinstance(failed, EngineFailed)
-    assert all(isinstance(one, Answer) for one in said)
+    assert all(isinstance(one, Answer) for one in completed)
     assert engine.worker.batch is batch
-    await healthy(engine)
+    await assert_healthy(engine)
 
 
 @pytest.mark.parametrize("after", [0, 4])
-async def test_a_strategy_that_raises_inside_the_model_fails_its_own_requests_alone(
-    after: int, engine: HFEngine
-) -> None:
-    """One of the two equal requests waits for the other's prompt, and fails with it."""
-    alone = [(await say(engine, prompt(seed), exactly(12))).text for seed in range(2)]
-    deranged = Deranged(prompt=len(engine.model.encoder.encode(prompt(4))), after=after)
-    async with held(engine):
-        asks = [Ask(prompt(seed), exactly(12)) for seed in range(2)] + [
-            Ask(prompt(4), exactly(12), stack=(deranged,))
+async def test_failing_attention_edit_fails_only_its_requests(after: int, engine: HFEngine) -> None:
+    """One of the two equal requests shares the other's prefill, and fails with it."""
+    alone = [(await generate(engine, make_prompt(seed), exact_length(12))).text for seed in range(2)]
+    broken_attention = BrokenAttention(prompt=len(engine.model.encoder.encode(make_prompt(4))), after=after)
+    async with pause_worker(engine):
+        requests = [GenerateRequest(make_prompt(seed), exact_length(12)) for seed in range(2)] + [
+            GenerateRequest(make_prompt(4), exact_length(12), stack=(broken_attention,))
         ] * 2
-        answers = [asyncio.ensure_future(collect(engine.generate(ask))) for ask in asks]
-        await until(lambda: engine.worker._inbox.qsize() == len(asks))
-    *said, one, other = await asyncio.gather(*answers, return_exceptions=True)
+        answers = [asyncio.ensure_future(collect_answer(engine.generate(request))) for request in requests]
+        await wait_until(lambda: engine.worker._inbox.qsize() == len(requests))
+    *completed, one, other = await asyncio.gather(*answers, return_exceptions=True)
     assert isinstance(one, EngineFailed)
     assert isinstance(other, EngineFailed)
-    assert [one.text for one in said if isinstance(one, Answer)] == alone
-    await healthy(engine)
+    assert [one.text for one in completed if isinstance(one, Answer)] == alone
+    await assert_healthy(engine)
 
 
-async def test_factors_of_another_shape_fail_their_request_alone(engine: HFEngine) -> None:
-    other = asyncio.create_task(say(engine, prompt(1), exactly(20)))
+async def test_wrong_head_scales_shape_fails_only_its_request(engine: HFEngine) -> None:
+    other = asyncio.create_task(generate(engine, make_prompt(1), exact_length(20)))
     with pytest.raises(EngineFailed):
-        await collect(engine.generate(Ask(prompt(), exactly(3), stack=(Fixed(alpha=2.0, layers=1),))))
+        await collect_answer(
+            engine.generate(GenerateRequest(make_prompt(), exact_length(3), stack=(Fixed(alpha=2.0, layers=1),)))
+        )
     assert len((await other).tokens) == 20
-    await healthy(engine)
+    await assert_healthy(engine)
 
 
 @pytest.mark.parametrize(
-    "ask",
+    "failing",
     [
-        Ask(prompt(), exactly(3), digest=Broken()),
-        Ask(prompt(), stack=(Broken(),), choices=("Yes", "No")),
+        GenerateRequest(make_prompt(), exact_length(3), update_state=True, owner=Broken()),
+        GenerateRequest(make_prompt(), stack=(Broken(),), choices=("Yes", "No")),
     ],
-    ids=["digest", "choices"],
+    ids=["update_state", "choices"],
 )
-async def test_so_does_one_that_raises_elsewhere(ask: Ask, engine: HFEngine) -> None:
-    other = asyncio.create_task(say(engine, prompt(1), exactly(20)))
+async def test_failing_hooks_fail_only_their_request(failing: GenerateRequest, engine: HFEngine) -> None:
+    other = asyncio.create_task(generate(engine, make_prompt(1), exact_length(20)))
     with pytest.raises(EngineFailed):
-        await collect(engine.generate(ask))
+        await collect_answer(engine.generate(failing))
     assert len((await other).tokens) == 20
-    await healthy(engine)
+    await assert_healthy(engine)
 
 
-async def test_a_strategy_that_cannot_be_hashed_is_served_like_any(engine: HFEngine) -> None:
-    asks = [Ask(prompt(), exactly(5), stack=(Unhashable(words=[word]),)) for word in "ab"]
-    said = await asyncio.gather(*(collect(engine.generate(ask)) for ask in asks))
-    assert {one.text for one in said} == {(await say(engine, prompt(), exactly(5))).text}
+async def test_unhashable_strategy_is_served(engine: HFEngine) -> None:
+    requests = [GenerateRequest(make_prompt(), exact_length(5), stack=(Unhashable(words=[word]),)) for word in "ab"]
+    completed = await asyncio.gather(*(collect_answer(engine.generate(request)) for request in requests))
+    assert {one.text for one in completed} == {(await generate(engine, make_prompt(), exact_length(5))).text}
 
 
-async def test_heads_scaled_by_a_parameter_are_not_mistaken_for_one_another(engine: HFEngine) -> None:
-    """Previously, prompts were run once for all requests whose memories were the same: none, here."""
-    asks = [Ask(prompt(), exactly(10), stack=(Fixed(alpha=alpha),)) for alpha in (1.0, 1.5, 2.0)]
-    alone = [(await collect(engine.generate(ask))).text for ask in asks]
-    together = await asyncio.gather(*(collect(engine.generate(ask)) for ask in asks))
-    assert [said.text for said in together] == alone
+async def test_requests_with_different_head_scales_do_not_share_a_prefill(engine: HFEngine) -> None:
+    """Previously, requests shared a prefill if their states were equal, as here, where they have none."""
+    requests = [
+        GenerateRequest(make_prompt(), exact_length(10), stack=(Fixed(alpha=alpha),)) for alpha in (1.0, 1.5, 2.0)
+    ]
+    alone = [(await collect_answer(engine.generate(request))).text for request in requests]
+    together = await asyncio.gather(*(collect_answer(engine.generate(request)) for request in requests))
+    assert [completed.text for completed in together] == alone
     assert len(set(alone)) == 3
-    assert alone[0] == (await say(engine, prompt(), exactly(10))).text
+    assert alone[0] == (await generate(engine, make_prompt(), exact_length(10))).text
 
 
-async def test_a_prompt_that_cannot_be_run_fails_its_own_request_alone(
-    engine: HFEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failing_prefill_fails_only_its_request(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     prefill = Model.prefill
-    poisonous = prompt(seed=9, text="Is there a person? " * 9)
-    poison = len(engine.model.encoder.encode(poisonous))
+    bad_prompt = make_prompt(seed=9, text="Is there a person? " * 9)
+    bad_length = len(engine.model.encoder.encode(bad_prompt))
 
-    def picky(model: Model, prompts: list[Encoded], factors: Tensor | None = None) -> list[Prefilled]:
-        if any(len(one) == poison for one in prompts):
+    def failing_prefill(model: Model, prompts: list[ModelInputs], factors: Tensor | None = None) -> list[PrefillOutput]:
+        if any(len(one) == bad_length for one in prompts):
             raise RuntimeError("out of memory")
         return prefill(model, prompts, factors)
 
-    alone = [(await say(engine, prompt(seed), exactly(20, temperature=1.0, seed=1))).text for seed in range(3)]
-    monkeypatch.setattr(Model, "prefill", picky)
-    async with held(engine):
-        tasks = [asyncio.create_task(say(engine, prompt(i), exactly(20, temperature=1.0, seed=1))) for i in range(3)]
-        bad = asyncio.create_task(say(engine, poisonous, exactly(20)))
-        await until(lambda: engine.worker._inbox.qsize() == 4)
-    *said, failed = await asyncio.gather(*tasks, bad, return_exceptions=True)
+    alone = [
+        (await generate(engine, make_prompt(seed), exact_length(20, temperature=1.0, seed=1))).text for seed in range(3)
+    ]
+    monkeypatch.setattr(Model, "prefill", failing_prefill)
+    async with pause_worker(engine):
+        tasks = [
+            asyncio.create_task(generate(engine, make_prompt(i), exact_length(20, temperature=1.0, seed=1)))
+            for i in range(3)
+        ]
+        bad = asyncio.create_task(generate(engine, bad_prompt, exact_length(20)))
+        await wait_until(lambda: engine.worker._inbox.qsize() == 4)
+    *completed, failed = await asyncio.gather(*tasks, bad, return_exceptions=True)
     assert isinstance(failed, EngineFailed)
-    assert [one.text for one in said if isinstance(one, Answer)] == alone
-    assert all(one.end.usage.forward_passes == 20 for one in said if isinstance(one, Answer))
-    await healthy(engine)
+    assert [one.text for one in completed if isinstance(one, Answer)] == alone
+    assert all(one.finish.usage.forward_passes == 20 for one in completed if isinstance(one, Answer))
+    await assert_healthy(engine)
 
 
-async def test_a_step_that_fails_fails_what_runs_and_the_engine_goes_on(
-    engine: HFEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failing_step_fails_running_requests_only(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     decode, steps = Model.decode, iter(range(100))
 
-    def failing(model: Model, *given: Any) -> Tensor:
+    def fail_at_the_fifth_step(model: Model, *given: Any) -> Tensor:
         if next(steps) == 5:
             raise RuntimeError("out of memory")
         return decode(model, *given)
 
-    monkeypatch.setattr(Model, "decode", failing)
-    asks = [collect(engine.generate(Ask(prompt(seed), exactly(30)))) for seed in range(3)]
-    failed = await asyncio.gather(*asks, return_exceptions=True)
+    monkeypatch.setattr(Model, "decode", fail_at_the_fifth_step)
+    requests = [
+        collect_answer(engine.generate(GenerateRequest(make_prompt(seed), exact_length(30)))) for seed in range(3)
+    ]
+    failed = await asyncio.gather(*requests, return_exceptions=True)
     assert [type(one) for one in failed] == [EngineFailed] * 3
     assert "memory" not in str(failed[0])
     monkeypatch.undo()
-    await healthy(engine)
-    await until(lambda: engine.worker.batch.cache.rows == 0)
+    await assert_healthy(engine)
+    await wait_until(lambda: engine.worker.batch.cache.rows == 0)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(batch_module, "choose"), (AlignedCache, "join")])
-async def test_a_join_that_fails_half_way_leaves_no_rows(
+@pytest.mark.parametrize(("owner", "name"), [(batch_module, "sample_tokens"), (AlignedCache, "add_row")])
+async def test_failing_join_leaves_no_rows(
     owner: Any, name: str, engine: HFEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, works = iter(range(100)), getattr(owner, name)
     broken = 0 if name == "choose" else 1
 
-    def failing(*given: Any) -> Any:
+    def fail_once(*given: Any) -> Any:
         if next(calls) == broken:
             raise RuntimeError("out of memory")
         return works(*given)
 
-    alone = (await say(engine, prompt(), exactly(10))).text
-    monkeypatch.setattr(owner, name, failing)
-    async with held(engine):
-        tasks = [asyncio.create_task(say(engine, prompt(seed), exactly(10))) for seed in range(3)]
-        await until(lambda: engine.worker._inbox.qsize() == 3)
+    alone = (await generate(engine, make_prompt(), exact_length(10))).text
+    monkeypatch.setattr(owner, name, fail_once)
+    async with pause_worker(engine):
+        tasks = [asyncio.create_task(generate(engine, make_prompt(seed), exact_length(10))) for seed in range(3)]
+        await wait_until(lambda: engine.worker._inbox.qsize() == 3)
     failed = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in failed] == [EngineFailed] * 3
-    assert (await say(engine, prompt(), exactly(10))).text == alone
-    await healthy(engine)
+    assert (await generate(engine, make_prompt(), exact_length(10))).text == alone
+    await assert_healthy(engine)
 
 
-async def test_a_probe_that_fails_says_so(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    (vhr,) = stack("vhr")
-    monkeypatch.setattr(type(vhr), "digest", Broken.digest)
+async def test_failing_probe_raises_engine_failed(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (vhr,) = build_stack("vhr")
+    monkeypatch.setattr(type(vhr), "update_state", Broken.update_state)
     with pytest.raises(EngineFailed):
-        await engine.probe(probing())
-    assert not engine._remembered
-    await healthy(engine)
+        await engine.probe(make_probe())
+    assert not engine._states
+    await assert_healthy(engine)
 
 
-async def test_a_bad_request_is_told_before_anything_runs(engine: HFEngine) -> None:
+async def test_bad_request_is_rejected_before_it_runs(engine: HFEngine) -> None:
     with pytest.raises(BadRequest):
-        await say(engine, prompt(text="</s>"), exactly(1))
-    assert not engine._places
+        await generate(engine, make_prompt(text="</s>"), exact_length(1))
+    assert not engine._reservations
+
+
+async def fail_beside_others(engine: HFEngine, failing: Any) -> str:
+    """Run a failing request beside others, check the others and the log, and return the message of the failure."""
+    alone = [(await generate(engine, make_prompt(seed), exact_length(12))).text for seed in (1, 2)]
+    others = [asyncio.create_task(generate(engine, make_prompt(seed), exact_length(12))) for seed in (1, 2)]
+    with structlog.testing.capture_logs() as logs, pytest.raises(EngineFailed) as failure:
+        await failing
+    assert [(await other).text for other in others] == alone
+    assert len([entry for entry in logs if entry["log_level"] == "error" and entry["exc_info"]]) == 1
+    return failure.value.message
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (FailingStrategy(hook="nan"), "Strategy 'failing' returned nan logits."),
+        (FailingStrategy(hook="-inf"), "Strategy 'failing' left no token: all logits are -inf."),
+        (FailingStrategy(hook="logits"), "Strategy 'failing' failed: ValueError."),
+        *(
+            (strategy, "Strategy 'failing' failed: ZeroDivisionError.")
+            for strategy in (
+                FailingStrategy(hook="needs_branches"),
+                FailingStrategy(hook="head_scales"),
+                FailingInsideModel(hook="edit_attention_scores"),
+                FailingInsideModel(hook="keep_image_tokens"),
+                FailingInsideModel(hook="early_exit_layers"),
+            )
+        ),
+    ],
+    ids=lambda value: getattr(value, "hook", ""),
+)
+async def test_failing_hook_fails_its_own_request_only(strategy: Strategy, message: str, engine: HFEngine) -> None:
+    failing = run_strategies(engine, (strategy,), make_prompt(4), exact_length(12))
+    assert await fail_beside_others(engine, failing) == message
+
+
+@pytest.mark.parametrize("hook", ["shape", "head_scales shape"])
+async def test_wrong_shape_fails_its_own_request_only(hook: str, engine: HFEngine) -> None:
+    failing = run_strategies(engine, (FailingStrategy(hook=hook),), make_prompt(4), exact_length(12))
+    assert "'failing' returned" in await fail_beside_others(engine, failing)
+
+
+async def test_failing_update_state_fails_its_own_request_only(engine: HFEngine) -> None:
+    request = GenerateRequest(make_prompt(4), exact_length(12), update_state=True, owner=FailingStrategy())
+    message = await fail_beside_others(engine, collect_answer(engine.generate(request)))
+    assert message == "Strategy 'failing' failed: ZeroDivisionError."
+
+
+async def test_failing_probe_fails_its_own_request_only(engine: HFEngine) -> None:
+    probe = ProbeRequest({"main": make_prompt(4)}, main="main").with_owner(FailingStrategy())
+    assert await fail_beside_others(engine, engine.probe(probe)) == "Strategy 'failing' failed: ZeroDivisionError."

@@ -1,4 +1,4 @@
-"""Answers that keep to a JSON Schema, whatever the strategy."""
+"""Answers follow a JSON Schema under every strategy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from decoding.ask import Ask, Sampling
 from decoding.errors import BadRequest
-from decoding.grammar import grammar_of
 from decoding.hf_engine.engine import HFEngine
+from decoding.requests import GenerateRequest, SamplingParams
 from decoding.strategy import Strategy
-from tests.decoding.hf_engine.asking import FakeMatcher, answer, prompt, say, stack
-from tests.decoding.hf_engine.reference import Reference, mixed
+from decoding.text.grammar import build_grammar
+from tests.decoding.hf_engine.harness import FakeMatcher, build_stack, generate, make_prompt, run_strategies
+from tests.decoding.hf_engine.reference import Reference, apply_rule
 
 COUNTED: dict[str, Any] = {
     "type": "object",
@@ -29,99 +29,103 @@ COUNTED: dict[str, Any] = {
 ANSWERS = [f'{{"object": "{thing}", "count": {count}}}' for thing in ("cat", "dog") for count in range(100)]
 
 
-def held(schema: dict[str, Any] = COUNTED, **sampling: Any) -> Sampling:
-    return Sampling(**{"max_tokens": 64, "top_logprobs": 0, "grammar": grammar_of(schema)} | sampling)
+def with_grammar(schema: dict[str, Any] = COUNTED, **sampling: Any) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": 64, "top_logprobs": 0, "grammar": build_grammar(schema)} | sampling)
 
 
 @pytest.mark.parametrize("names", ["plain", "truncate", "vcd", "agla", "vhr", "vdgd", "agla+vhr"])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-async def test_every_strategy_keeps_to_it(names: str, temperature: float, engine: HFEngine) -> None:
-    said, _ = await answer(engine, names, prompt(), held(temperature=temperature, seed=3))
-    assert said.text in ANSWERS
-    assert said.end.reason == "stop"
+async def test_every_strategy_follows_the_grammar(names: str, temperature: float, engine: HFEngine) -> None:
+    answer, _ = await run_strategies(engine, names, make_prompt(), with_grammar(temperature=temperature, seed=3))
+    assert answer.text in ANSWERS
+    assert answer.finish.reason == "stop"
 
 
 @pytest.mark.parametrize("names", ["plain", "vcd", "agla"])
-async def test_the_likeliest_answer_of_those_that_fit(names: str, engine: HFEngine, tiny: Path) -> None:
-    """Against a search through all tokens of the vocabulary.
+async def test_greedy_answer_is_the_likeliest_that_fits(names: str, engine: HFEngine, tiny: Path) -> None:
+    """Compare with a search through all tokens of the vocabulary.
 
     The schema forces no text: that would be spelled in the tokenizer's own tokens, not in the likeliest ones.
     """
-    said, _ = await answer(engine, names, prompt(1), held({"type": "string", "pattern": "^[a-z ]{4,10}$"}))
-    assert [token.id for token in said.tokens] == naive(stack(names), tiny)
+    answer, _ = await run_strategies(
+        engine, names, make_prompt(1), with_grammar({"type": "string", "pattern": "^[a-z ]{4,10}$"})
+    )
+    assert [token.id for token in answer.tokens] == search_all_tokens(build_stack(names), tiny)
 
 
-def naive(strategies: Sequence[Strategy], folder: Path) -> list[int]:
+def search_all_tokens(strategies: Sequence[Strategy], folder: Path) -> list[int]:
     reference, tokenizer = Reference(folder, FakeMatcher().relevance), AutoTokenizer.from_pretrained(folder)
-    asked, said = prompt(1), list[int]()
+    prompt, tokens = make_prompt(1), list[int]()
     pieces = {token: tokenizer.decode([token]) for token in range(tokenizer.vocab_size)}
     special = set(tokenizer.all_special_ids)
-    read = {"main": reference.read(asked)}
+    read = {"main": reference.encode(prompt)}
     for strategy in strategies:
         if strategy.name == "vcd":
-            read["vcd"] = reference.noisy(read["main"], strategy)  # type: ignore[arg-type]
+            read["vcd"] = reference.add_noise(read["main"], strategy)  # type: ignore[arg-type]
         if strategy.name == "agla":
-            read["agla"] = reference.read(asked.map_pictures(reference.mask(asked.question)))
-    while not said or said[-1] != tokenizer.eos_token_id:
-        text = tokenizer.decode(said)
+            read["agla"] = reference.encode(prompt.map_images(reference.mask_irrelevant(prompt.question)))
+    while not tokens or tokens[-1] != tokenizer.eos_token_id:
+        text = tokenizer.decode(tokens)
         fits = [
             token for token, piece in pieces.items()
             if token not in special and re.fullmatch('"[a-z ]{0,10}|"[a-z ]{4,10}"', text + piece)
         ] or [tokenizer.eos_token_id]  # fmt: skip
-        branches = {name: reference.logits(branch, said, {}) for name, branch in read.items()}
+        branches = {name: reference.logits(branch, tokens, {}) for name, branch in read.items()}
         z = branches["main"].new_full(branches["main"].shape, -float("inf"))
         z[fits] = branches["main"][fits]
         scores = z
         for strategy in strategies:
-            scores = mixed(strategy, scores, z, branches, {}, [])
-        said.append(int(scores.argmax()))
-    return said
+            scores = apply_rule(strategy, scores, z, branches, {}, [])
+        tokens.append(int(scores.argmax()))
+    return tokens
 
 
-async def test_others_in_the_batch_are_free(engine: HFEngine) -> None:
-    free = Sampling(max_tokens=20, ignore_eos=True)
-    alone = await say(engine, prompt(2), free)
-    among, bound = await asyncio.gather(say(engine, prompt(2), free), say(engine, prompt(2), held()))
+async def test_grammar_does_not_bind_other_requests(engine: HFEngine) -> None:
+    free = SamplingParams(max_tokens=20, ignore_eos=True)
+    alone = await generate(engine, make_prompt(2), free)
+    among, bound = await asyncio.gather(
+        generate(engine, make_prompt(2), free), generate(engine, make_prompt(2), with_grammar())
+    )
     assert among.text == alone.text
     assert bound.text in ANSWERS
 
 
-async def test_grounding_is_the_models_own(engine: HFEngine) -> None:
-    """Not of what the grammar leaves: a token that is forced may have come from nowhere."""
-    said, _ = await answer(engine, "plain", prompt(), held(), grounding=True)
-    grounding = [token.grounding for token in said.tokens if token.end is None]
+async def test_grounding_ignores_the_grammar(engine: HFEngine) -> None:
+    """Grounding is that of the model, not of the tokens that the grammar allows."""
+    answer, _ = await run_strategies(engine, "plain", make_prompt(), with_grammar(), grounding=True)
+    grounding = [token.grounding for token in answer.tokens if token.finish is None]
     assert all(score is not None for score in grounding)
     assert any(abs(score or 0) > 1e-3 for score in grounding)
-    assert json.loads(said.text)
+    assert json.loads(answer.text)
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"type": "string", "minLength": 5, "maxLength": 4}])
-async def test_a_schema_without_an_instance_is_refused(schema: dict[str, Any], engine: HFEngine) -> None:
+async def test_unsatisfiable_schema_is_rejected(schema: dict[str, Any], engine: HFEngine) -> None:
     with pytest.raises(BadRequest, match="cannot be enforced"):
-        await say(engine, prompt(), held(schema))
-    assert (await say(engine, prompt(), Sampling(max_tokens=2))).tokens
+        await generate(engine, make_prompt(), with_grammar(schema))
+    assert (await generate(engine, make_prompt(), SamplingParams(max_tokens=2))).tokens
 
 
-async def test_a_grammar_that_grows_too_complicated_fails_its_request_alone(
-    engine: HFEngine, quiet: None, monkeypatch: pytest.MonkeyPatch
+async def test_too_complicated_grammar_fails_only_its_request(
+    engine: HFEngine, captured_logs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from decoding.constraint import Constraint, refused
+    from decoding.text.grammar_mask import GrammarMask, InvalidSchema
 
-    take = Constraint.take
+    accept_token = GrammarMask.accept_token
 
-    def breaks(constraint: Constraint, token: int) -> None:
-        take(constraint, token)
-        if constraint is broken:
-            raise refused("it is too complicated")
+    def fail_if_broken(mask: GrammarMask, token: int) -> None:
+        accept_token(mask, token)
+        if mask is broken:
+            raise InvalidSchema("it is too complicated")
 
-    async def first() -> None:
+    async def generate_broken() -> None:
         nonlocal broken
-        async for _ in engine.generate(Ask(prompt(), held())):
-            broken = next(request.constraint for request in engine.worker.batch.requests if request.constraint)
+        async for _ in engine.generate(GenerateRequest(make_prompt(), with_grammar())):
+            broken = next(request.grammar_mask for request in engine.worker.batch.requests if request.grammar_mask)
 
-    broken: Constraint | None = None
-    monkeypatch.setattr(Constraint, "take", breaks)
-    free = asyncio.create_task(say(engine, prompt(), Sampling(max_tokens=20, ignore_eos=True)))
+    broken: GrammarMask | None = None
+    monkeypatch.setattr(GrammarMask, "accept_token", fail_if_broken)
+    free = asyncio.create_task(generate(engine, make_prompt(), SamplingParams(max_tokens=20, ignore_eos=True)))
     with pytest.raises(BadRequest, match="too complicated"):
-        await first()
+        await generate_broken()
     assert len((await free).tokens) == 20

@@ -4,102 +4,113 @@ from __future__ import annotations
 
 import pytest
 
-from decoding.answer import Answer
-from decoding.ask import Ask, Prompt
 from decoding.errors import BadRequest
 from decoding.hf_engine.engine import HFEngine
-from decoding.stack import collect
-from tests.decoding.hf_engine.asking import answer, exactly, prompt, say, stack, until
+from decoding.outputs import Answer
+from decoding.pipeline.runner import collect_answer
+from decoding.requests import GenerateRequest, Prompt
+from tests.decoding.hf_engine.harness import (
+    build_stack,
+    exact_length,
+    generate,
+    make_prompt,
+    run_strategies,
+    wait_until,
+)
 from tests.decoding.hf_engine.reference import Reference
 
 N = 8
 
 
-async def test_the_likeliest_tokens_come_with_their_logprobs(either: HFEngine, reference: Reference) -> None:
-    said = await say(either, prompt(), exactly(N, top_logprobs=3))
-    raw = reference.decode((), prompt(), N).raw
-    for token, logits in zip(said.tokens, raw, strict=True):
+async def test_top_logprobs_equal_the_reference(either: HFEngine, reference: Reference) -> None:
+    answer = await generate(either, make_prompt(), exact_length(N, top_logprobs=3))
+    raw = reference.decode((), make_prompt(), N).raw
+    for token, logits in zip(answer.tokens, raw, strict=True):
         best = logits.log_softmax(-1).topk(3)
         assert [one.id for one in token.top] == best.indices.tolist()
         assert [one.logprob for one in token.top] == pytest.approx(best.values.tolist(), abs=1e-3)
         assert token.chosen == token.top[0]
 
 
-async def test_logprobs_are_none_unless_asked_for(engine: HFEngine) -> None:
-    said = await say(engine, prompt(), exactly(N))
-    assert all(token.chosen is None and token.top == () for token in said.tokens)
-    said = await say(engine, prompt(), exactly(N, top_logprobs=0))
-    assert all(token.chosen is not None and token.top == () for token in said.tokens)
+async def test_logprobs_are_none_unless_requested(engine: HFEngine) -> None:
+    answer = await generate(engine, make_prompt(), exact_length(N))
+    assert all(token.chosen is None and token.top == () for token in answer.tokens)
+    answer = await generate(engine, make_prompt(), exact_length(N, top_logprobs=0))
+    assert all(token.chosen is not None and token.top == () for token in answer.tokens)
 
 
-async def test_the_bytes_of_the_chosen_tokens_make_the_text(engine: HFEngine) -> None:
-    said = await say(engine, prompt(), exactly(40, top_logprobs=0))
-    spelled = b"".join(token.chosen.bytes for token in said.tokens if token.chosen)
-    assert spelled.decode(errors="replace") == said.text
+async def test_bytes_of_the_tokens_equal_the_text(engine: HFEngine) -> None:
+    answer = await generate(engine, make_prompt(), exact_length(40, top_logprobs=0))
+    spelled = b"".join(token.chosen.bytes for token in answer.tokens if token.chosen)
+    assert spelled.decode(errors="replace") == answer.text
 
 
-async def test_a_token_that_a_strategy_rules_out_is_infinitely_unlikely(engine: HFEngine) -> None:
-    said, _ = await answer(engine, "truncate", prompt(), exactly(N, top_logprobs=20))
-    assert any(one.logprob == float("-inf") for token in said.tokens for one in token.top)
+async def test_masked_token_has_infinite_negative_logprob(engine: HFEngine) -> None:
+    answer, _ = await run_strategies(engine, "truncate", make_prompt(), exact_length(N, top_logprobs=20))
+    assert any(one.logprob == float("-inf") for token in answer.tokens for one in token.top)
 
 
-async def test_grounding_is_how_much_likelier_the_picture_makes_a_token(either: HFEngine, reference: Reference) -> None:
-    said, _ = await answer(either, "plain", prompt(), exactly(N), grounding=True)
-    tokens = [token.id for token in said.tokens]
+async def test_grounding_is_the_logprob_difference_with_and_without_the_image(
+    either: HFEngine, reference: Reference
+) -> None:
+    answer, _ = await run_strategies(either, "plain", make_prompt(), exact_length(N), grounding=True)
+    tokens = [token.id for token in answer.tokens]
     expected = []
     for position, token in enumerate(tokens):
-        seeing, blind = (
-            reference.logits(reference.read(asked), tokens[:position], {}).log_softmax(-1)[token]
-            for asked in (prompt(), prompt().without_pictures())
+        with_image, without_image = (
+            reference.logits(reference.encode(prompt), tokens[:position], {}).log_softmax(-1)[token]
+            for prompt in (make_prompt(), make_prompt().without_images())
         )
-        expected.append(float(seeing - blind))
-    assert [token.grounding for token in said.tokens] == pytest.approx(expected, abs=1e-3)
-    assert said.text == (await say(either, prompt(), exactly(N))).text
+        expected.append(float(with_image - without_image))
+    assert [token.grounding for token in answer.tokens] == pytest.approx(expected, abs=1e-3)
+    assert answer.text == (await generate(either, make_prompt(), exact_length(N))).text
 
 
-async def test_grounding_measures_the_model_and_not_its_strategies(engine: HFEngine) -> None:
-    measured, _ = await answer(engine, "agla+vhr", prompt(), exactly(N), grounding=True)
-    alone, _ = await answer(engine, "agla+vhr", prompt(), exactly(N))
+async def test_grounding_ignores_the_strategies(engine: HFEngine) -> None:
+    measured, _ = await run_strategies(engine, "agla+vhr", make_prompt(), exact_length(N), grounding=True)
+    alone, _ = await run_strategies(engine, "agla+vhr", make_prompt(), exact_length(N))
     assert measured.text == alone.text
     assert all(token.grounding is not None for token in measured.tokens)
 
 
-async def test_a_prompt_without_pictures_grounds_nothing(engine: HFEngine) -> None:
-    said, _ = await answer(engine, "plain", Prompt.of("Is there a cat?"), exactly(N), grounding=True)
-    # The same prompt in two rows of a batch: which kernel a row meets depends on the machine, its last bits with it.
-    assert [token.grounding for token in said.tokens] == pytest.approx([0.0] * N, abs=1e-4)
+async def test_grounding_without_images_is_zero(engine: HFEngine) -> None:
+    answer, _ = await run_strategies(engine, "plain", Prompt.of("Is there a cat?"), exact_length(N), grounding=True)
+    # Two rows of one prompt can differ in their last bits: the kernel of a row depends on the machine.
+    assert [token.grounding for token in answer.tokens] == pytest.approx([0.0] * N, abs=1e-4)
 
 
-async def test_a_comparison_with_a_branch_that_is_not_there_is_refused(engine: HFEngine) -> None:
+async def test_missing_grounding_branch_is_rejected(engine: HFEngine) -> None:
     with pytest.raises(BadRequest):
-        await collect(engine.generate(Ask(prompt(), exactly(1), compare="no/such")))
+        await collect_answer(
+            engine.generate(GenerateRequest(make_prompt(), exact_length(1), grounding_branch="no/such"))
+        )
 
 
-async def weighed(engine: HFEngine, *choices: str) -> Answer:
-    return await collect(engine.generate(Ask(prompt(text="Is there a cat?"), choices=choices)))
+async def score_choices(engine: HFEngine, *choices: str) -> Answer:
+    return await collect_answer(engine.generate(GenerateRequest(make_prompt(text="Is there a cat?"), choices=choices)))
 
 
-async def test_choices_are_weighed_by_the_tokens_they_begin_with(either: HFEngine, reference: Reference) -> None:
-    said = await weighed(either, "Yes", "No")
+async def test_choices_sum_over_their_first_tokens(either: HFEngine, reference: Reference) -> None:
+    answer = await score_choices(either, "Yes", "No")
     tokenizer = reference.processor.tokenizer
-    p = reference.decode((), prompt(text="Is there a cat?"), 1).raw[0].softmax(-1)
+    p = reference.decode((), make_prompt(text="Is there a cat?"), 1).raw[0].softmax(-1)
     for choice in ("Yes", "No"):
         firsts = {tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (choice, f" {choice}")}
-        assert said.choices[choice] == pytest.approx(float(p[list(firsts)].sum().log()), abs=1e-3)
+        assert answer.choices[choice] == pytest.approx(float(p[list(firsts)].sum().log()), abs=1e-3)
 
 
-async def test_choices_cost_one_pass_and_say_nothing(engine: HFEngine) -> None:
-    said = await weighed(engine, "Yes", "No")
-    assert said.text == ""
-    usage = said.end.usage
+async def test_choices_cost_one_pass_and_have_no_text(engine: HFEngine) -> None:
+    answer = await score_choices(engine, "Yes", "No")
+    assert answer.text == ""
+    usage = answer.finish.usage
     assert (usage.steps, usage.forward_passes) == (1, 1)
     assert all(seconds >= 0 for seconds in usage.seconds.values())
-    await until(lambda: not engine.worker.batch.rows)
+    await wait_until(lambda: not engine.worker.batch.rows)
 
 
-async def test_choices_are_weighed_after_the_strategies(engine: HFEngine) -> None:
-    asked = Ask(prompt(text="Is there a cat?"), choices=("Yes", "No"))
-    plain = await collect(engine.generate(asked))
-    (vcd,) = stack("vcd", vcd={"beta": 0})
-    noisy = vcd.prepare(asked).but(stack=(vcd,))
-    assert (await collect(engine.generate(noisy))).choices != plain.choices
+async def test_choices_are_scored_after_the_strategies(engine: HFEngine) -> None:
+    request = GenerateRequest(make_prompt(text="Is there a cat?"), choices=("Yes", "No"))
+    plain = await collect_answer(engine.generate(request))
+    (vcd,) = build_stack("vcd", vcd={"beta": 0})
+    noisy = vcd.prepare(request).with_owner(vcd).replace(stack=(vcd,))
+    assert (await collect_answer(engine.generate(noisy))).choices != plain.choices

@@ -1,16 +1,16 @@
-"""What an answer says it has cost."""
+"""The usage of an answer."""
 
 from __future__ import annotations
 
 import pytest
 
-from decoding.ask import Ask
 from decoding.hf_engine.engine import HFEngine
-from decoding.stack import collect
-from tests.decoding.hf_engine.asking import answer, exactly, prompt
+from decoding.pipeline.runner import collect_answer
+from decoding.requests import GenerateRequest
+from tests.decoding.hf_engine.harness import exact_length, make_prompt, run_strategies
 
 N = 9
-DESCRIPTION = 12  # tokens, as `asking.stack` limits it; the tiny model never ends one by itself
+DESCRIPTION = 12  # tokens, as `harness.build_stack` limits it; the tiny model never ends one by itself
 PASSES = {
     "plain": N,
     "sharpen": N,
@@ -34,38 +34,40 @@ PASSES = {
 
 
 @pytest.mark.parametrize("names", PASSES)
-async def test_rows_run_add_up_to_the_forward_passes(names: str, engine: HFEngine) -> None:
-    said, spent = await answer(engine, names, prompt(), exactly(N))
-    usage = said.end.usage
-    assert usage.forward_passes + spent.forward_passes == PASSES[names]
+async def test_forward_passes_count_all_rows(names: str, engine: HFEngine) -> None:
+    answer, prior_usage = await run_strategies(engine, names, make_prompt(), exact_length(N))
+    usage = answer.finish.usage
+    assert usage.forward_passes + prior_usage.forward_passes == PASSES[names]
     assert (usage.steps, usage.completion_tokens) == (N, N)
 
 
 @pytest.mark.parametrize("names", ["plain", "truncate", "sharpen"])
-async def test_what_cannot_change_a_greedy_answer_changes_no_step(names: str, engine: HFEngine) -> None:
-    said, _ = await answer(engine, names, prompt(), exactly(N))
-    assert said.end.usage.changed_steps == 0
+async def test_changed_steps_is_zero_for_neutral_strategies(names: str, engine: HFEngine) -> None:
+    answer, _ = await run_strategies(engine, names, make_prompt(), exact_length(N))
+    assert answer.finish.usage.changed_steps == 0
 
 
 @pytest.mark.parametrize("names", ["vhr", "agla+vhr", "pai"])
-async def test_how_often_a_strategy_inside_the_model_changed_something_is_unknown(names: str, engine: HFEngine) -> None:
-    said, _ = await answer(engine, names, prompt(), exactly(N))
-    assert said.end.usage.changed_steps is None
+async def test_changed_steps_is_none_for_strategies_inside_the_model(names: str, engine: HFEngine) -> None:
+    answer, _ = await run_strategies(engine, names, make_prompt(), exact_length(N))
+    assert answer.finish.usage.changed_steps is None
 
 
-async def test_prompts_that_are_run_once_for_several_rows_count_for_each(engine: HFEngine) -> None:
-    asked = prompt()
-    said = await collect(engine.generate(Ask(asked, exactly(N), branches={"same/again": asked})))
-    assert said.end.usage.forward_passes == 2 * N
+async def test_shared_prefill_counts_for_each_row(engine: HFEngine) -> None:
+    prompt = make_prompt()
+    answer = await collect_answer(
+        engine.generate(GenerateRequest(prompt, exact_length(N), branches={"same/again": prompt}))
+    )
+    assert answer.finish.usage.forward_passes == 2 * N
 
 
-async def test_every_phase_took_some_time(engine: HFEngine) -> None:
-    said, _ = await answer(engine, "vcd", prompt(), exactly(N))
-    assert set(said.end.usage.seconds) == {"queue", "prefill", "decode"}
-    assert all(0 < seconds < 10 for seconds in said.end.usage.seconds.values())
+async def test_every_phase_has_a_duration(engine: HFEngine) -> None:
+    answer, _ = await run_strategies(engine, "vcd", make_prompt(), exact_length(N))
+    assert set(answer.finish.usage.seconds) == {"queue", "prefill", "decode"}
+    assert all(0 < seconds < 10 for seconds in answer.finish.usage.seconds.values())
 
 
-async def test_a_prompts_tokens_are_those_of_the_main_branch(engine: HFEngine) -> None:
-    asked = prompt()
-    said, _ = await answer(engine, "vcd", asked, exactly(1))
-    assert said.end.usage.prompt_tokens == len(engine.model.encoder.encode(asked))
+async def test_prompt_tokens_are_those_of_the_main_prompt(engine: HFEngine) -> None:
+    prompt = make_prompt()
+    answer, _ = await run_strategies(engine, "vcd", prompt, exact_length(1))
+    assert answer.finish.usage.prompt_tokens == len(engine.model.encoder.encode(prompt))

@@ -1,47 +1,49 @@
 import numpy as np
 import pytest
 
-from decoding.answer import Heat
-from decoding.ask import Ask, Prompt, Relevance
+from decoding.outputs import RelevanceMap
+from decoding.requests import GenerateRequest, Prompt, RelevanceRequest
 from decoding.strategies.agla import AGLA, without_short_answer
-from tests.decoding.fakes import asking, speckled
+from tests.decoding.fakes import make_request, random_image
 
-TOP = Heat(np.array([[1, 1], [0, 0]], dtype=np.float32), similarity=1.0, side=64)
-LEFT = Heat(np.array([[1, 0], [1, 0]], dtype=np.float32), similarity=1.0, side=64)
+TOP = RelevanceMap(np.array([[1, 1], [0, 0]], dtype=np.float32), similarity=1.0, input_size=64)
+LEFT = RelevanceMap(np.array([[1, 0], [1, 0]], dtype=np.float32), similarity=1.0, input_size=64)
 
 
-def play(strategy: AGLA, ask: Ask, *heats: Heat) -> tuple[list[Relevance], Ask]:
-    program = strategy.run(ask)
-    asked = [next(program)]
+def run_agla(
+    strategy: AGLA, request: GenerateRequest, *relevances: RelevanceMap
+) -> tuple[list[RelevanceRequest], GenerateRequest]:
+    program = strategy.run(request)
+    effects = [next(program)]
     try:
-        for heat in heats:
-            asked.append(program.send(heat))
+        for relevance in relevances:
+            effects.append(program.send(relevance))
     except StopIteration as stop:
-        return asked, stop.value
-    raise AssertionError("asks for more")
+        return effects, stop.value
+    raise AssertionError("requests for more")
 
 
-def test_each_picture_is_masked_by_its_own_relevance() -> None:
-    one, two = speckled(1, (60, 40)), speckled(2, (60, 40))
-    asked, ask = play(AGLA(), asking("Is there a cat?", one, two), TOP, LEFT)
-    assert asked == [Relevance(one, "Is there a cat?"), Relevance(two, "Is there a cat?")]
-    local = ask.branches["agla/local"]
-    first, second = (np.asarray(picture.image).any(axis=-1) for picture in local.pictures)
+def test_each_image_is_masked_by_its_own_relevance() -> None:
+    one, two = random_image(1, (60, 40)), random_image(2, (60, 40))
+    effects, request = run_agla(AGLA(), make_request("Is there a cat?", one, two), TOP, LEFT)
+    assert effects == [RelevanceRequest(one, "Is there a cat?"), RelevanceRequest(two, "Is there a cat?")]
+    local = request.branches["local"]
+    first, second = (np.asarray(image.visible).any(axis=-1) for image in local.images)
     assert first[:20].mean() > 0.9 > 0.1 > first[20:].mean()
     assert second[:, :30].mean() > 0.9 > 0.1 > second[:, 30:].mean()
     assert local.question == "Is there a cat?"
-    assert ask.prompt.pictures == (one, two)
+    assert request.prompt.images == (one, two)
 
 
-def test_a_picture_shown_twice_is_matched_once() -> None:
-    asked, ask = play(AGLA(), asking("Same?", speckled(), speckled()), TOP)
-    assert len(asked) == 1
-    assert len(ask.branches["agla/local"].pictures) == 2
+def test_repeated_image_is_matched_once() -> None:
+    effects, request = run_agla(AGLA(), make_request("Same?", random_image(), random_image()), TOP)
+    assert len(effects) == 1
+    assert len(request.branches["local"].images) == 2
 
 
-def test_another_text_can_be_matched() -> None:
-    asked, _ = play(AGLA(text="a cat on a mat"), asking("And now?"), TOP)
-    assert [relevance.text for relevance in asked] == ["a cat on a mat"]
+def test_parameter_replaces_the_matched_text() -> None:
+    effects, _ = run_agla(AGLA(text="a cat on a mat"), make_request("And now?"), TOP)
+    assert [relevance.text for relevance in effects] == ["a cat on a mat"]
 
 
 @pytest.mark.parametrize(
@@ -56,13 +58,13 @@ def test_another_text_can_be_matched() -> None:
         ("", ""),
     ],
 )
-def test_the_request_for_a_short_answer_is_not_matched(question: str, matched: str) -> None:
-    """It says nothing about the picture. Questions that are nothing else are matched as they are."""
+def test_short_answer_suffix_is_not_matched(question: str, matched: str) -> None:
+    """The suffix has no content of the image. A question that consists of it is matched unchanged."""
     assert without_short_answer(question) == matched
 
 
-def test_the_last_question_is_matched() -> None:
-    first = asking("Is there a dog?").prompt.messages
-    ask = asking().but(prompt=Prompt((*first, *Prompt.of("And a cat?").messages)))
-    asked, _ = play(AGLA(), ask, TOP)
-    assert [relevance.text for relevance in asked] == ["And a cat?"]
+def test_last_question_is_matched() -> None:
+    first = make_request("Is there a dog?").prompt.messages
+    request = make_request().replace(prompt=Prompt((*first, *Prompt.of("And a cat?").messages)))
+    effects, _ = run_agla(AGLA(), request, TOP)
+    assert [relevance.text for relevance in effects] == ["And a cat?"]

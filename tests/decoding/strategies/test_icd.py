@@ -1,30 +1,33 @@
 import pytest
 
-from decoding.ask import Message, Prompt
+from decoding.requests import Message, Prompt
 from decoding.strategies.icd import ICD, ROLES
-from tests.decoding.fakes import asking, speckled
+from tests.decoding.fakes import make_request, random_image
 
 
-def test_the_branch_sees_the_same_picture_under_another_instruction() -> None:
-    ask = ICD().prepare(asking("Is there a cat?"))
-    disturbed = ask.branches["icd/disturbed"]
-    assert disturbed.messages == (Message("system", (ROLES["confused"],)), *asking("Is there a cat?").prompt.messages)
-    assert ask.prompt == asking("Is there a cat?").prompt
+def test_branch_has_the_same_image_and_another_instruction() -> None:
+    request = ICD().prepare(make_request("Is there a cat?"))
+    disturbed = request.branches["disturbed"]
+    assert disturbed.messages == (
+        Message("system", (ROLES["confused"],)),
+        *make_request("Is there a cat?").prompt.messages,
+    )
+    assert request.prompt == make_request("Is there a cat?").prompt
 
 
-def test_a_system_message_is_replaced() -> None:
-    told = Prompt((Message("system", ("Be kind.",)), *asking("Is there a cat?").prompt.messages))
-    disturbed = ICD(role="avoidant").prepare(asking().but(prompt=told)).branches["icd/disturbed"]
+def test_system_message_is_replaced() -> None:
+    prompt = Prompt((Message("system", ("Be kind.",)), *make_request("Is there a cat?").prompt.messages))
+    disturbed = ICD(role="avoidant").prepare(make_request().replace(prompt=prompt)).branches["disturbed"]
     assert [message.text for message in disturbed.messages] == [ROLES["avoidant"], "Is there a cat?"]
 
 
-def test_the_instruction_can_stand_before_the_question() -> None:
-    disturbed = ICD(place="prefix", role="overview").prepare(asking("Is there a cat?")).branches["icd/disturbed"]
-    assert disturbed == Prompt.of(f"{ROLES['overview']} Is there a cat?", speckled())
+def test_place_prefix_puts_the_instruction_before_the_question() -> None:
+    disturbed = ICD(place="prefix", role="overview").prepare(make_request("Is there a cat?")).branches["disturbed"]
+    assert disturbed == Prompt.of(f"{ROLES['overview']} Is there a cat?", random_image())
 
 
 @pytest.mark.parametrize("place", ["system", "prefix"])
-def test_the_instruction_can_be_worded_freely(place: str) -> None:
+def test_sentence_replaces_the_role(place: str) -> None:
     strategy = ICD.model_validate({"sentence": "Guess {wildly}.", "place": place})
-    disturbed = strategy.prepare(asking()).branches["icd/disturbed"]
+    disturbed = strategy.prepare(make_request()).branches["disturbed"]
     assert "".join(message.text for message in disturbed.messages).startswith("Guess {wildly}.")

@@ -1,4 +1,4 @@
-"""The votes, without a model."""
+"""Votes of MVP, without a model."""
 
 from __future__ import annotations
 
@@ -7,79 +7,89 @@ from collections.abc import Mapping
 
 import pytest
 
-from decoding.answer import Alternative, Answer, End, Token, Usage
-from decoding.ask import Ask
+from decoding.outputs import Answer, FinishInfo, Token, TokenLogprob, Usage
+from decoding.requests import GenerateRequest
 from decoding.strategies.agla import AGLA
-from decoding.strategies.mvp import MVP, conclusion
+from decoding.strategies.mvp import MVP, conclude
 from decoding.strategies.plain import Plain
 from decoding.strategies.vhr import VHR
 from decoding.strategies.zoomeye import ZoomEye
-from tests.decoding.fakes import asking
+from tests.decoding.fakes import make_request
 
 ONE_VIEW = MVP(bottom_up=0, top_down=0, regular=1)
 
 
-def alternatives(shares: Mapping[str, float]) -> tuple[Alternative, ...]:
-    return tuple(Alternative(id_, text, text.encode(), math.log(p)) for id_, (text, p) in enumerate(shares.items()))
+def make_top_logprobs(shares: Mapping[str, float]) -> tuple[TokenLogprob, ...]:
+    return tuple(TokenLogprob(id_, text, text.encode(), math.log(p)) for id_, (text, p) in enumerate(shares.items()))
 
 
-def said(*tokens: tuple[str, float, float]) -> Answer:
-    """Texts, each with the probabilities of the two likeliest tokens in its place."""
-    end = End("length", Usage(prompt_tokens=9))
-    made = [Token(0, text, top=alternatives({"a": one, "b": two})) for text, one, two in tokens]
+def build_answer(*tokens: tuple[str, float, float]) -> Answer:
+    """Build an answer from texts with the probabilities of the two likeliest tokens."""
+    end = FinishInfo("length", Usage(prompt_tokens=9))
+    made = [Token(0, text, top=make_top_logprobs({"a": one, "b": two})) for text, one, two in tokens]
     return Answer("".join(token.text for token in made), tuple(made), end)
 
 
-def play(mvp: MVP, ask: Ask, firsts: Mapping[str, float], *paths: Answer) -> tuple[list[list[Ask]], Ask | Answer]:
-    """One view's first tokens, and what its paths say."""
-    program = mvp.run(ask)
-    asked = [next(program)]
-    asked.append(program.send([said(("A cat.", 0.9, 0.1))]))
-    first = Answer("", (Token(0, "", top=alternatives(firsts)),), End("length", Usage(prompt_tokens=9)))
-    asked.append(program.send([first]))
+def run_mvp(
+    mvp: MVP, request: GenerateRequest, firsts: Mapping[str, float], *paths: Answer
+) -> tuple[list[list[GenerateRequest]], GenerateRequest | Answer]:
+    """First tokens of one view, and the texts of its paths."""
+    program = mvp.run(request)
+    requests = [next(program)]
+    requests.append(program.send([build_answer(("A cat.", 0.9, 0.1))]))
+    first = Answer("", (Token(0, "", top=make_top_logprobs(firsts)),), FinishInfo("length", Usage(prompt_tokens=9)))
+    requests.append(program.send([first]))
     with pytest.raises(StopIteration) as stop:
         program.send(list(paths))
-    return asked, stop.value.value  # type: ignore[return-value]
+    return requests, stop.value.value  # type: ignore[return-value]
 
 
-def votes(outcome: Ask | Answer) -> dict[str, float]:
+def read_votes(outcome: GenerateRequest | Answer) -> dict[str, float]:
     assert isinstance(outcome, Answer)
     return {each.text: math.exp(each.logprob) for each in outcome.tokens[0].top}
 
 
-def wanting_logprobs() -> Ask:
-    ask = asking("Is there a CAT?")
-    return ask.but(sampling=ask.sampling.__class__(top_logprobs=2))
+def make_request_with_logprobs() -> GenerateRequest:
+    request = make_request("Is there a CAT?")
+    return request.replace(sampling=request.sampling.__class__(top_logprobs=2))
 
 
-def test_a_path_counts_what_its_first_token_and_its_certainty_are_worth() -> None:
-    paths = (said((" I", 1, 0.1), (" say", 0.5, 0.2), (" yes", 0.7, 0.2)), said((" Well", 1, 0.1), (" no", 0.9, 0.1)))
+def test_vote_is_first_token_probability_times_certainty() -> None:
+    paths = (
+        build_answer((" I", 1, 0.1), (" say", 0.5, 0.2), (" yes", 0.7, 0.2)),
+        build_answer((" Well", 1, 0.1), (" no", 0.9, 0.1)),
+    )
     firsts = {" No": 0.2, " I": 0.5, " Well": 0.25, " never": 0.0005}
-    asked, outcome = play(ONE_VIEW, wanting_logprobs(), firsts, *paths)
+    requests, outcome = run_mvp(ONE_VIEW, make_request_with_logprobs(), firsts, *paths)
     yes, no = 0.5 * (0.7 - 0.2), 0.2 + 0.25 * (0.9 - 0.1)
-    assert votes(outcome) == pytest.approx({"No": no / (yes + no), "Yes": yes / (yes + no)})
+    assert read_votes(outcome) == pytest.approx({"No": no / (yes + no), "Yes": yes / (yes + no)})
     assert outcome.text == "No"  # type: ignore[union-attr]
-    assert [path.sampling.begin for path in asked[2]] == [(1,), (2,)]  # " No" is an answer, " never" too unlikely
-    assert asked[1][0].prompt.question == "Here is the caption of the image:\nA cat.\nQuestion: is there a cat?"
+    assert [path.sampling.forced_token_ids for path in requests[2]] == [
+        (1,),
+        (2,),
+    ]  # " No" is an answer, " never" too unlikely
+    assert requests[1][0].prompt.question == "Here is the caption of the image:\nA cat.\nQuestion: is there a cat?"
 
 
-def test_a_path_without_an_answer_contributes_nothing() -> None:
-    """The published code gives it to Yes."""
-    _, outcome = play(ONE_VIEW, wanting_logprobs(), {" It": 0.9, " No": 0.1}, said((" It", 1, 0.1), (" is", 1, 0.1)))
-    assert votes(outcome) == {"No": 1.0}
+def test_path_without_an_answer_has_no_vote() -> None:
+    """The official code counts it for Yes."""
+    _, outcome = run_mvp(
+        ONE_VIEW, make_request_with_logprobs(), {" It": 0.9, " No": 0.1}, build_answer((" It", 1, 0.1), (" is", 1, 0.1))
+    )
+    assert read_votes(outcome) == {"No": 1.0}
 
 
-def test_a_question_that_nobody_answers_with_yes_or_no_is_asked_as_it_is() -> None:
-    ask = asking("What is it?")
-    _, outcome = play(ONE_VIEW, ask, {" A": 0.9}, said((" A", 1, 0.1), (" cat", 1, 0.1)))
-    assert outcome is ask
+def test_question_without_yes_or_no_answers_is_not_changed() -> None:
+    request = make_request("What is it?")
+    _, outcome = run_mvp(ONE_VIEW, request, {" A": 0.9}, build_answer((" A", 1, 0.1), (" cat", 1, 0.1)))
+    assert outcome is request
 
 
-def test_questions_for_a_choice_or_for_logits_are_not_voted_on() -> None:
-    for ask in (asking().but(choices=("Yes", "No")), asking().but(digest=VHR())):
+def test_requests_for_choices_or_states_are_not_changed() -> None:
+    for request in (make_request().replace(choices=("Yes", "No")), make_request().replace(update_state=True)):
         with pytest.raises(StopIteration) as stop:
-            next(MVP().run(ask))
-        assert stop.value.value is ask
+            next(MVP().run(request))
+        assert stop.value.value is request
 
 
 @pytest.mark.parametrize(
@@ -91,26 +101,30 @@ def test_questions_for_a_choice_or_for_logits_are_not_voted_on() -> None:
         ([(" Maybe", 0.9, 0.1)], None),
     ],
 )
-def test_the_first_whole_word_decides(tokens: list[tuple[str, float, float]], found: tuple[str, float] | None) -> None:
-    concluded = conclusion(said(*tokens))
+def test_first_whole_word_is_the_answer(
+    tokens: list[tuple[str, float, float]], found: tuple[str, float] | None
+) -> None:
+    concluded = conclude(build_answer(*tokens))
     assert concluded == (None if found is None else (found[0], pytest.approx(found[1])))
 
 
-def test_a_view_of_no_weight_is_not_asked_for() -> None:
-    looks = next(MVP(top_down=0).run(asking()))
-    assert isinstance(looks, list)
-    assert len(looks) == 2
+def test_view_of_weight_zero_is_skipped() -> None:
+    batches = next(MVP(top_down=0).run(make_request()))
+    assert isinstance(batches, list)
+    assert len(batches) == 2
 
 
-def test_the_requests_seed_is_added_to_the_strategys() -> None:
-    ask = asking()
-    looks = [next(MVP(seed=3).run(ask.but(sampling=ask.sampling.__class__(seed=seed)))) for seed in (None, 10)]
-    seeds = [[look.sampling.seed for look in asked] for asked in looks if isinstance(asked, list)]
+def test_request_seed_is_added() -> None:
+    request = make_request()
+    batches = [
+        next(MVP(seed=3).run(request.replace(sampling=request.sampling.__class__(seed=seed)))) for seed in (None, 10)
+    ]
+    seeds = [[request.sampling.seed for request in batch] for batch in batches if isinstance(batch, list)]
     assert seeds == [[3, 4, 5], [13, 14, 15]]
 
 
-def test_what_would_not_act_on_the_votes_is_refused_outside() -> None:
-    assert MVP.refuses(AGLA) is not None
-    assert MVP.refuses(VHR) is not None
-    assert MVP.refuses(ZoomEye) is None
-    assert MVP.refuses(Plain) is None
+def test_strategies_with_hooks_are_refused_outside() -> None:
+    assert MVP.incompatible_with(AGLA) is not None
+    assert MVP.incompatible_with(VHR) is not None
+    assert MVP.incompatible_with(ZoomEye) is None
+    assert MVP.incompatible_with(Plain) is None

@@ -1,29 +1,29 @@
-from decoding.ask import Message, Noise, Prompt
+from decoding.requests import Message, Noise, Prompt
 from decoding.strategies.vcd import VCD
-from tests.decoding.fakes import asking, speckled
+from tests.decoding.fakes import make_request, random_image
 
 
-def test_the_branch_sees_the_same_text_and_noisy_pictures() -> None:
-    ask = VCD(noise_step=700, noise_seed=5).prepare(asking("Is there a cat?"))
-    noisy = ask.branches["vcd/noisy"]
+def test_branch_has_the_same_text_and_noised_images() -> None:
+    request = VCD(noise_step=700, noise_seed=5).prepare(make_request("Is there a cat?"))
+    noisy = request.branches["noisy"]
     assert noisy.question == "Is there a cat?"
-    assert noisy.pictures == (speckled().noised(Noise(700, 5)),)
-    assert ask.prompt == asking("Is there a cat?").prompt
+    assert noisy.images == (random_image().with_noise(Noise(700, 5)),)
+    assert request.prompt == make_request("Is there a cat?").prompt
 
 
-def test_every_picture_has_noise_of_its_own() -> None:
-    """One generator for all would give equal pictures equal noise, which a contrast of the two could not cancel."""
+def test_each_image_has_its_own_noise() -> None:
+    """One generator for all would give equal images equal noise, which a contrast of the two could not cancel."""
     turns = (
-        Message("user", (speckled(), "What is this?")),
+        Message("user", (random_image(), "What is this?")),
         Message("assistant", ("A cat.",)),
-        Message("user", (speckled(), speckled(1), "And these?")),
+        Message("user", (random_image(), random_image(1), "And these?")),
     )
-    ask = asking().but(prompt=Prompt(turns))
-    noisy = VCD(noise_seed=3).prepare(ask).branches["vcd/noisy"]
-    assert [picture.noise for picture in noisy.pictures] == [Noise(500, 3), Noise(500, 4), Noise(500, 5)]
-    assert len({picture.key for picture in noisy.pictures}) == 3
+    request = make_request().replace(prompt=Prompt(turns))
+    noisy = VCD(noise_seed=3).prepare(request).branches["noisy"]
+    assert [image.noise for image in noisy.images] == [Noise(500, 3), Noise(500, 4), Noise(500, 5)]
+    assert len({image.key for image in noisy.images}) == 3
 
 
-def test_the_same_parameters_draw_the_same_noise() -> None:
-    one, other = (VCD().prepare(asking()).branches["vcd/noisy"] for _ in range(2))
+def test_noise_is_reproducible() -> None:
+    one, other = (VCD().prepare(make_request()).branches["noisy"] for _ in range(2))
     assert one == other

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoding.ask import Ask, Memory, Probe
+from decoding.requests import GenerateRequest, ProbeRequest, StateHandle
 from decoding.strategies.vhr import VHR
-from decoding.strategy import Captured, Tensors
-from tests.decoding.fakes import asking
+from decoding.strategy import Activations, Tensors
+from tests.decoding.fakes import make_request
 
 WIDTH = 4
 
 
-def heads(*sizes: float) -> Tensor:
-    """[heads, WIDTH] outputs of the given lengths."""
+def make_heads(*sizes: float) -> Tensor:
+    """Build [heads, WIDTH] outputs of the given lengths."""
     return torch.tensor(sizes)[:, None] * torch.tensor([0.5, -0.5, 0.5, 0.5])
 
 
@@ -33,71 +33,80 @@ def heads(*sizes: float) -> Tensor:
         ({"late": 0, "second": False}, 4, set()),
     ],
 )
-def test_layers_follow_from_the_depth(parameters: dict[str, Any], depth: int, layers: set[int]) -> None:
+def test_reinforced_layers_follow_from_the_depth(parameters: dict[str, Any], depth: int, layers: set[int]) -> None:
     assert VHR(**parameters).layers(depth) == layers
 
 
-def test_it_probes_with_and_without_the_picture_layer_by_layer() -> None:
-    ask, vhr = asking("Is there a cat?"), VHR()
-    program = vhr.run(ask)
+def test_run_probes_with_and_without_the_image_layer_by_layer() -> None:
+    request, vhr = make_request("Is there a cat?"), VHR()
+    program = vhr.run(request)
     probe = next(program)
-    assert isinstance(probe, Probe)
+    assert isinstance(probe, ProbeRequest)
     assert probe.layerwise
-    assert probe.main == "seeing"
-    assert probe.prompts == {"seeing": ask.prompt, "blind": ask.prompt.without_pictures()}
+    assert probe.main == "with_image"
+    assert probe.prompts == {"with_image": request.prompt, "without_image": request.prompt.without_images()}
     with pytest.raises(StopIteration) as stop:
-        program.send(Memory("m"))
-    outcome: Ask = stop.value.value
-    assert outcome == ask.remember(vhr, Memory("m"))
+        program.send(StateHandle("m"))
+    outcome: GenerateRequest = stop.value.value
+    assert outcome == request.with_state(StateHandle("m"))
 
 
-def test_heads_that_the_picture_changes_most_are_amplified() -> None:
-    seeing, blind = heads(5, 1, 4, 2, 3, 1), heads(1, 1, 1, 1, 1, 1)
-    memory = VHR(alpha=3, late=1).digest({}, Captured({"seeing": seeing, "blind": blind}, layer=2, layers=4))
-    assert memory["factors"].tolist() == [[1] * 6, [1] * 6, [3, 1, 3, 1, 3, 1], [1] * 6]
+def test_heads_that_the_image_changes_most_are_scaled() -> None:
+    with_image, without_image = make_heads(5, 1, 4, 2, 3, 1), make_heads(1, 1, 1, 1, 1, 1)
+    state = VHR(alpha=3, late=1).update_state(
+        {}, Activations({"with_image": with_image, "without_image": without_image}, layer=2, layers=4)
+    )
+    assert state["factors"].tolist() == [[1] * 6, [1] * 6, [3, 1, 3, 1, 3, 1], [1] * 6]
 
 
 @pytest.mark.parametrize("count", [2, 4, 8, 32])
 @pytest.mark.parametrize("outliers", ["population", "sample", "keep"])
-def test_half_of_the_heads_of_a_reinforced_layer_are_chosen(count: int, outliers: str) -> None:
+def test_half_of_the_heads_of_a_reinforced_layer_are_scaled(count: int, outliers: str) -> None:
     random = torch.Generator().manual_seed(count)
     vhr = VHR.model_validate({"outliers": outliers, "late": 0.5, "second": False})
-    memory: Tensors = {}
+    state: Tensors = {}
     for layer in range(8):
-        pair = {name: torch.randn(count, WIDTH, generator=random) for name in ("seeing", "blind")}
-        memory = vhr.digest(memory, Captured(pair, layer, 8))
-    chosen = (vhr.heads(memory) == vhr.alpha).sum(dim=-1)
+        pair = {name: torch.randn(count, WIDTH, generator=random) for name in ("with_image", "without_image")}
+        state = vhr.update_state(state, Activations(pair, layer, 8))
+    chosen = (vhr.head_scales(state) == vhr.alpha).sum(dim=-1)
     assert chosen.tolist() == [0] * 4 + [count // 2] * 4
 
 
-def test_a_head_that_is_loud_without_the_picture_too_is_left_alone() -> None:
+def test_outlier_head_is_not_scaled() -> None:
     """Eq. 6. By the plain median it would be chosen before all others."""
-    seeing, blind = heads(-50, 1, 2, 3, 4, 5), heads(50, 0, 0, 0, 0, 0)
-    assert VHR().visual(seeing, blind).tolist() == [False, False, False, True, True, True]
-    assert VHR(outliers="keep").visual(seeing, blind).tolist() == [True, False, False, False, True, True]
+    with_image, without_image = make_heads(-50, 1, 2, 3, 4, 5), make_heads(50, 0, 0, 0, 0, 0)
+    assert VHR().visual_heads(with_image, without_image).tolist() == [False, False, False, True, True, True]
+    assert VHR(outliers="keep").visual_heads(with_image, without_image).tolist() == [
+        True,
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
-def test_a_head_is_an_outlier_only_by_both_measures() -> None:
-    """Much changed but quiet without the picture: that is what is looked for."""
-    seeing, blind = heads(50, 1, 2, 3, 4, 5), heads(0, 0, 0, 0, 0, 0)
-    assert VHR().visual(seeing, blind)[0]
+def test_outlier_exceeds_both_thresholds() -> None:
+    """A head with a large change and a small output without the image is scaled."""
+    with_image, without_image = make_heads(50, 1, 2, 3, 4, 5), make_heads(0, 0, 0, 0, 0, 0)
+    assert VHR().visual_heads(with_image, without_image)[0]
 
 
-def test_the_deviation_is_that_of_the_population_unless_asked() -> None:
+def test_outliers_parameter_selects_the_deviation() -> None:
     """Changes of 2, 1.2 and 0 have mean 1.07 and deviation .82 or 1.01: only by the first is 2 an outlier."""
-    blind = heads(1, 0.6, 0)
-    assert VHR().visual(-blind, blind).tolist() == [False, True, False]
-    assert VHR(outliers="sample").visual(-blind, blind).tolist() == [True, False, False]
+    without_image = make_heads(1, 0.6, 0)
+    assert VHR().visual_heads(-without_image, without_image).tolist() == [False, True, False]
+    assert VHR(outliers="sample").visual_heads(-without_image, without_image).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("outliers", ["population", "sample", "keep"])
-def test_a_single_head_has_no_better_half(outliers: str) -> None:
+def test_single_head_is_not_scaled(outliers: str) -> None:
     """A sample deviation of one value is 0/0."""
     vhr = VHR.model_validate({"outliers": outliers})
-    assert not vhr.visual(heads(2.0), heads(1.0)).any()
+    assert not vhr.visual_heads(make_heads(2.0), make_heads(1.0)).any()
 
 
-def test_factors_come_in_the_dtype_of_the_heads() -> None:
+def test_head_scales_have_the_dtype_of_the_heads() -> None:
     """A wider factor would widen the activations in front of the output projection, which then refuses them."""
-    pair = {"seeing": heads(1, 2).bfloat16(), "blind": heads(0, 0).bfloat16()}
-    assert VHR().digest({}, Captured(pair, 0, 4))["factors"].dtype == torch.bfloat16
+    pair = {"with_image": make_heads(1, 2).bfloat16(), "without_image": make_heads(0, 0).bfloat16()}
+    assert VHR().update_state({}, Activations(pair, 0, 4))["factors"].dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""Engines on the embedded model. They live for the session: each is a process, and takes a while to start."""
+"""Engines on the embedded model. Each is a process that starts slowly, so that tests share them for the session."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.decoding.hf_engine.asking import FakeMatcher
+from tests.decoding.hf_engine.harness import FakeMatcher
 
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
 
-# vLLM has an environment of its own: `make test-vllm` runs these. What needs no vLLM is tested everywhere.
-WITHOUT_VLLM = ("test_gangs.py", "test_memories.py", "test_mixing.py", "test_refusals.py")
+# vLLM has an environment of its own: `make test-vllm` runs these tests. Files that need no vLLM run everywhere.
+WITHOUT_VLLM = ("test_gangs.py", "test_refusals.py", "test_sampler_hook_runner.py", "test_states.py")
 if find_spec("vllm") is None:
     collect_ignore = [file.name for file in Path(__file__).parent.glob("test_*.py") if file.name not in WITHOUT_VLLM]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """vLLM warns about itself, and its sockets belong to one event loop."""
+    """Allow vLLM's own warnings, and run all tests in one event loop, to which vLLM's sockets belong."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents and isinstance(item, pytest.Function) and iscoroutinefunction(item.function):
@@ -30,50 +30,52 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
-# Chunks of 32 tokens, and a cache in which gangs push each other out.
+# Chunks of 32 tokens, and a KV cache in which gangs preempt each other.
 TIGHT: dict[str, Any] = {
     "context": 256,
     "max_rows": 8,
     "step_tokens": 32,
-    "cache_blocks": 15,  # of 32 tokens, one of them unused; three rows with a picture grow to 12
+    "cache_blocks": 15,  # of 32 tokens, one of them unused; three rows with an image grow to 12
     "max_waiting": 1000,
 }
 
 
-async def started(**settings: Any) -> Any:
+async def start_engine(**settings: Any) -> Any:
+    """Start a vLLM engine with a fake matcher."""
     from decoding.vllm_engine.engine import VllmEngine
     from decoding.vllm_engine.settings import VllmSettings
 
-    roomy: dict[str, Any] = {"block_tokens": 32, "cache_bytes": 1 << 28}
-    engine = VllmEngine(VllmSettings(**{"model": str(EMBEDDED), **roomy, **settings}))
+    defaults: dict[str, Any] = {"block_tokens": 32, "cache_bytes": 1 << 28}
+    engine = VllmEngine(VllmSettings(**{"model": str(EMBEDDED), **defaults, **settings}))
     await engine.start()
-    engine._matching.matcher = FakeMatcher()  # type: ignore[assignment]
+    engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def hf() -> AsyncIterator[Any]:
-    """The transformers engine, which others have compared with a naive reference."""
+async def hf_engine() -> AsyncIterator[Any]:
+    """Start the transformers engine, which other tests compare with a naive reference."""
     from decoding.hf_engine.engine import HFEngine
     from decoding.hf_engine.settings import HFSettings
 
     engine = HFEngine(HFSettings(str(EMBEDDED), device="cpu", max_waiting=10_000))
     await engine.start()
-    engine._matching.matcher = FakeMatcher()  # type: ignore[assignment]
+    engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     yield engine
     await engine.close()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def roomy() -> AsyncIterator[Any]:
-    """Room for everybody."""
-    engine = await started(max_rows=64)
+async def roomy_engine() -> AsyncIterator[Any]:
+    """Start a vLLM engine with room for all requests of a test."""
+    engine = await start_engine(max_rows=64)
     yield engine
     await engine.close()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def tight() -> AsyncIterator[Any]:
-    engine = await started(**TIGHT)
+async def tight_engine() -> AsyncIterator[Any]:
+    """Start a vLLM engine in which gangs preempt each other."""
+    engine = await start_engine(**TIGHT)
     yield engine
     await engine.close()

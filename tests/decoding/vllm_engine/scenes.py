@@ -1,4 +1,4 @@
-"""What the engines are asked: held-out scenes of the embedded model, and the strategies that decode the answers."""
+"""Requests for comparing engines: held-out scenes of the embedded model, questions and strategies."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from decoding.answer import Answer
-from decoding.ask import Picture, Prompt
 from decoding.engine import Engine
+from decoding.outputs import Answer
+from decoding.requests import ImageInput, Prompt
 from decoding.strategy import Strategy
-from tests.decoding.hf_engine.asking import answer, exactly, stack
+from tests.decoding.hf_engine.harness import build_stack, exact_length, run_strategies
 
 IMAGES = Path(__file__).parents[3] / "embedded" / "scenes" / "images"
 QUESTIONS = (
@@ -23,33 +23,40 @@ QUESTIONS = (
     "How many dogs are in the image?",
 )
 STACKS = {
-    "plain": stack("plain"),
-    "truncate": stack("truncate"),
-    "sharpen": stack("sharpen"),
-    "vcd": stack("vcd"),
-    "icd": stack("icd"),
-    "m3id": stack("m3id"),
-    "agla": stack("agla"),
-    "agla+vcd": stack("agla+vcd"),
-    "code": stack("code", code={"description_tokens": 12}),
-    "vdgd": stack("vdgd"),
-    "vdgd+vcd": stack("vdgd+vcd"),
+    "plain": build_stack("plain"),
+    "truncate": build_stack("truncate"),
+    "sharpen": build_stack("sharpen"),
+    "vcd": build_stack("vcd"),
+    "lazy vcd": build_stack("vcd", vcd={"lazy": True}),
+    "icd": build_stack("icd"),
+    "m3id": build_stack("m3id"),
+    "agla": build_stack("agla"),
+    "agla+vcd": build_stack("agla+vcd"),
+    "code": build_stack("code", code={"description_tokens": 12}),
+    "vdgd": build_stack("vdgd"),
+    "vdgd+vcd": build_stack("vdgd+vcd"),
 }
 
 
 def prompts(count: int) -> list[Prompt]:
+    """Return prompts with different images."""
     files = sorted(IMAGES.glob("*.png"))[:count]
     return [
-        Prompt.of(question, Picture(Image.open(file).convert("RGB")))
+        Prompt.of(question, ImageInput(Image.open(file).convert("RGB")))
         for file, question in zip(files, islice(cycle(QUESTIONS), count), strict=True)
     ]
 
 
-async def answers(engine: Engine, asked: Sequence[tuple[Sequence[Strategy], Prompt]], tokens: int) -> list[Answer]:
-    """All at once."""
-    said = await asyncio.gather(*(answer(engine, strategies, prompt, exactly(tokens)) for strategies, prompt in asked))
-    return [one for one, _ in said]
+async def generate_all(
+    engine: Engine, requests: Sequence[tuple[Sequence[Strategy], Prompt]], tokens: int
+) -> list[Answer]:
+    """Generate all answers at the same time."""
+    results = await asyncio.gather(
+        *(run_strategies(engine, stack, prompt, exact_length(tokens)) for stack, prompt in requests)
+    )
+    return [each for each, _ in results]
 
 
-def ids(answer: Answer) -> list[int]:
+def token_ids(answer: Answer) -> list[int]:
+    """Return the ids of the tokens of an answer."""
     return [token.id for token in answer.tokens]

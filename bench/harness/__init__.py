@@ -1,0 +1,1 @@
+"""Shared parts of the benchmarks: models, servers, requests and the tables of the documentation."""

@@ -1,0 +1,1 @@
+"""Attacks on servers that this package starts: bodies, connections, images, addresses, keys and batches."""

@@ -1,0 +1,154 @@
+"""Uploads and batches: large files of every shape, and the faults of `bench.robustness.batch_faults`."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from bench.harness.server_process import ServerProcess
+from bench.hostile.connections import NORMAL
+from bench.hostile.probe import AttackTable, count_outcomes, measure_cost
+from bench.robustness.batch_faults import CHECKS, ENDED, run_check
+
+SIZE = 100_000_000  # bytes of a file
+PARALLEL = 8
+PART = 1 << 20
+TIMEOUT = 300.0  # seconds
+BOUNDARY = "x5bb3c4a1"
+HEAD = (
+    f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+).encode()
+END = f"\r\n--{BOUNDARY}--\r\n".encode()
+LINE = b'{"custom_id": "%d", "method": "POST", "url": "/v1/chat/completions", "body": %s}\n'
+
+
+def repeat(unit: bytes) -> Iterator[bytes]:
+    """Yield `SIZE` bytes of repeated units."""
+    part = unit * max(1, PART // len(unit))
+    for _ in range(SIZE // len(part)):
+        yield part
+
+
+def number_lines(body: bytes) -> Iterator[bytes]:
+    """Yield `SIZE` bytes of lines with different ids."""
+    size = number = 0
+    while size < SIZE:
+        part = b"".join(LINE % (number + offset, body) for offset in range(4096))
+        number += 4096
+        size += len(part)
+        yield part
+
+
+def one_line(start: bytes, unit: bytes, end: bytes) -> Iterator[bytes]:
+    """Yield one line of `SIZE` bytes."""
+    yield start
+    yield from repeat(unit)
+    yield end
+
+
+FILES: dict[str, tuple[Callable[[], Iterator[bytes]], str]] = {  # name -> content, and the expected end of its batch
+    "lines of 75 bytes": (lambda: number_lines(b"{}"), "failed too_many_lines"),
+    "equal lines": (lambda: repeat(LINE % (0, b"{}")), "failed duplicate_id"),
+    "line breaks": (lambda: repeat(b"\n"), "failed too_many_lines"),
+    "lines of one brace": (lambda: repeat(b"{\n"), "failed invalid_line"),
+    "one line of text": (lambda: one_line(b'{"custom_id": "', b"x" * 1000, b'"}'), "failed request_too_large"),
+    "one line of numbers": (lambda: one_line(b'{"body": [', b"0,", b"0]}"), "failed request_too_large"),
+    "one line of spaces": (lambda: repeat(b" "), "failed empty_file"),
+}
+
+
+def upload(client: httpx.Client, content: Iterator[bytes]) -> httpx.Response:
+    """Upload a file whose content is sent in chunks."""
+
+    def send() -> Iterator[bytes]:
+        yield HEAD
+        yield from content
+        yield END
+
+    headers = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
+    return client.post("/v1/files", content=send(), headers=headers)
+
+
+def run_file(client: httpx.Client, content: Iterator[bytes]) -> str:
+    """Upload a file, run it as a batch and delete it.
+
+    Args:
+        client: A client of the server.
+        content: The content of the file.
+
+    Returns:
+        The last status of the batch and the code of its first error.
+
+    Raises:
+        TimeoutError: The batch does not end.
+    """
+    response = upload(client, content)
+    if response.status_code != 200:
+        return f"{response.status_code} {response.json()['error']['code']}"
+    file_id = response.json()["id"]
+    fields = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch = client.post("/v1/batches", json=fields).json()
+    deadline = time.monotonic() + TIMEOUT
+    while batch["status"] not in ENDED:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the batch does not end")
+        time.sleep(0.1)
+        batch = client.get(f"/v1/batches/{batch['id']}").json()
+    client.delete(f"/v1/files/{file_id}")
+    errors = (batch.get("errors") or {}).get("data") or [{}]
+    return f"{batch['status']} {errors[0].get('code') or ''}".strip()
+
+
+def attack_with_files(server: ServerProcess, table: AttackTable) -> None:
+    """Run each file as a batch, alone and eight at once.
+
+    Args:
+        server: The server.
+        table: Gets a row for each.
+    """
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client, ThreadPoolExecutor(PARALLEL) as pool:
+        for base_name, (build, expected) in FILES.items():
+            name = f"file of 100 MB: {base_name}"
+            if not table.wants(name):
+                continue
+            for count in (1, PARALLEL):
+                with measure_cost(server) as cost:
+                    outcomes = list(pool.map(lambda _, build=build: run_file(client, build()), range(count)))
+                passed = set(outcomes) == {expected}
+                table.add(name, count, count_outcomes(outcomes), cost=cost, limit=expected, passed=passed)
+
+
+def attack_with_lines(server: ServerProcess, table: AttackTable) -> None:
+    """Run a batch of large lines, which get errors because their texts are longer than the context.
+
+    Args:
+        server: The server.
+        table: Gets a row.
+    """
+    name = "batch of 5 lines of 3.9 MB"
+    if not table.wants(name):
+        return
+    text = json.dumps(NORMAL | {"messages": [{"role": "user", "content": "word " * 780_000}]}).encode()
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
+        with measure_cost(server) as cost:
+            outcome = run_file(client, (LINE % (number, text) for number in range(5)))
+        table.add(name, 5, outcome, cost=cost, limit="completed", passed=outcome == "completed")
+
+
+def attack_with_faults(table: AttackTable) -> None:
+    """Run the checks of the batch store on servers of their own, with the transformers engine.
+
+    Args:
+        table: Gets a row for each.
+    """
+    for base_name, (check, expected) in CHECKS.items():
+        name = f"batch store: {base_name}"
+        if table.wants(name):
+            outcome = run_check(check)
+            table.add(name, 1, outcome, limit="no answer lost", passed=bool(re.fullmatch(expected, outcome)))

@@ -1,0 +1,131 @@
+"""Large bodies of every shape on every JSON route, alone and eight at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+from bench.harness.server_process import ServerProcess
+from bench.hostile.probe import AttackTable, count_outcomes, measure_cost
+
+SIZE = 18_000_000  # bytes; the limit of the server is 20 MB
+CHAT, RESPONSES, TOKENIZE, BATCHES = "/v1/chat/completions", "/v1/responses", "/tokenize", "/v1/batches"
+CHAT_START = b'{"model": "onlyseen-tiny", "messages": [{"role": "user", "content": '
+RESPONSES_START = b'{"model": "onlyseen-tiny", "input": [{"role": "user", "content": '
+PART = b'{"type": "text", "text": "a"},'
+IMAGE_START = b'[{"type": "image_url", "image_url": {"url": "data:image/png;base64,'
+PARALLEL = 8
+
+
+def repeat(unit: bytes, start: bytes = b"", end: bytes = b"") -> bytes:
+    """Return `start`, then `unit` as often as `SIZE` allows, then `end`."""
+    return start + unit * ((SIZE - len(start) - len(end)) // len(unit)) + end
+
+
+def number_keys(start: bytes, end: bytes) -> bytes:
+    """Return an object with different keys, of `SIZE` bytes."""
+    return start + b",".join(b'"%07d":"a"' % key for key in range(SIZE // 14)) + end
+
+
+def build_bodies() -> dict[str, tuple[str, Callable[[], bytes]]]:
+    """Return the route and the builder of each body, by name."""
+    return {
+        "chat: list of numbers": (CHAT, lambda: repeat(b"0,", CHAT_START + b"[", b"0]}]}")),
+        "chat: list of empty objects": (CHAT, lambda: repeat(b"{},", CHAT_START + b"[", b"{}]}]}")),
+        "chat: text parts": (CHAT, lambda: repeat(PART, CHAT_START + b"[", PART[:-1] + b"]}]}")),
+        "chat: nested lists": (CHAT, lambda: repeat(b"[", CHAT_START)),
+        "chat: nested objects": (CHAT, lambda: repeat(b'{"a":')),
+        "chat: unknown keys": (CHAT, lambda: number_keys(b"{", b"}")),
+        "chat: one long key": (CHAT, lambda: repeat(b"x", b'{"', b'": 1}')),
+        "chat: one long number": (CHAT, lambda: repeat(b"1", b'{"seed": ', b"}")),
+        "chat: commas": (CHAT, lambda: repeat(b",", b"[")),
+        "chat: colons": (CHAT, lambda: repeat(b":")),
+        "chat: spaces": (CHAT, lambda: repeat(b" ", b"{", b"}")),
+        "chat: one text": (CHAT, lambda: repeat(b"word ", CHAT_START + b'"', b'"}]}')),
+        "chat: one text of wide characters": (CHAT, lambda: repeat("é".encode(), CHAT_START + b'"', '🙂"}]}'.encode())),
+        "chat: one text of escapes": (CHAT, lambda: repeat(b"\\u0041", CHAT_START + b'"', b'"}]}')),
+        "chat: one image of base64": (CHAT, lambda: repeat(b"AAAA", CHAT_START + IMAGE_START, b'"}}]}]}')),
+        "chat: base64 with escapes": (CHAT, lambda: repeat(b"AA\\/A", CHAT_START + IMAGE_START, b'"}}]}]}')),
+        "chat: strategy parameters": (
+            CHAT,
+            lambda: repeat(b"0,", CHAT_START + b'"a"}], "decoding": {"vcd": {"alpha": [', b"0]}}}"),
+        ),
+        "chat: one long parameter": (
+            CHAT,
+            lambda: repeat(b"x", CHAT_START + b'"a"}], "decoding": {"strategy": "vcd", "vcd": {"alpha": "', b'"}}}'),
+        ),
+        "chat: one long name of a strategy": (
+            CHAT,
+            lambda: repeat(b"vcd+", CHAT_START + b'"a"}], "decoding": {"strategy": "', b'vcd"}}'),
+        ),
+        "chat: schema": (
+            CHAT,
+            lambda: number_keys(
+                CHAT_START + b'"a"}], "response_format": {"type": "json_schema", "json_schema": {"schema": {', b"}}}}"
+            ),
+        ),
+        "responses: list of numbers": (RESPONSES, lambda: repeat(b"0,", RESPONSES_START + b"[", b"0]}]}")),
+        "responses: metadata": (RESPONSES, lambda: number_keys(b'{"metadata": {', b"}}")),
+        "responses: one text": (RESPONSES, lambda: repeat(b"word ", b'{"model": "onlyseen-tiny", "input": "', b'"}')),
+        "completions: one text": (
+            "/v1/completions",
+            lambda: repeat(b"word ", b'{"model": "onlyseen-tiny", "prompt": "', b'"}'),
+        ),
+        "completions: list of numbers": ("/v1/completions", lambda: repeat(b"0,", b'{"prompt": [', b"0]}")),
+        "tokenize: list of numbers": (TOKENIZE, lambda: repeat(b"0,", CHAT_START + b"[", b"0]}]}")),
+        "tokenize: one text": (TOKENIZE, lambda: repeat(b"word ", b'{"model": "onlyseen-tiny", "prompt": "', b'"}')),
+        "batches: metadata": (BATCHES, lambda: number_keys(b'{"metadata": {', b"}}")),
+    }
+
+
+async def post(port: int, path: str, content: bytes, key: str | None = None) -> str:
+    """Post a body.
+
+    Args:
+        port: Port of the server.
+        path: Path of the route.
+        content: The body.
+        key: An API key.
+
+    Returns:
+        The status and the error code, or "closed".
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    head += f"Authorization: Bearer {key}\r\n" if key else ""
+    try:
+        writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(content))
+        for start in range(0, len(content), 1 << 16):
+            writer.write(content[start : start + (1 << 16)])
+            await writer.drain()
+    except ConnectionError:
+        pass  # the server has answered and closed
+    try:
+        response = await reader.read()
+    except ConnectionError:
+        return "closed"
+    finally:
+        writer.close()
+    if not response:
+        return "closed"
+    status = response.split(b" ", 2)[1].decode()
+    error = json.loads(response.partition(b"\r\n\r\n")[2] or b"{}").get("error") or {}
+    return f"{status} {error.get('code') or ''}".strip()
+
+
+async def attack_with_bodies(server: ServerProcess, table: AttackTable) -> None:
+    """Send each body alone, and then eight of it at once.
+
+    Args:
+        server: The server.
+        table: Gets a row for each.
+    """
+    for name, (path, build) in build_bodies().items():
+        if not table.wants(name):
+            continue
+        content = build()
+        for count in (1, PARALLEL):
+            with measure_cost(server) as cost:
+                answers = await asyncio.gather(*(post(server.port, path, content) for _ in range(count)))
+            table.add(name, count, count_outcomes(answers), cost=cost)

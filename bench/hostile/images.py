@@ -1,0 +1,138 @@
+"""Images that cost much to decode or to resize: bombs, extreme shapes and the largest allowed image of each format."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable
+
+from PIL import Image
+
+from bench.harness.chat_requests import build_request
+from bench.harness.server_process import ServerProcess
+from bench.hostile.bodies import CHAT, post
+from bench.hostile.probe import AttackTable, count_outcomes, measure_cost
+
+PARALLEL = 6
+SIDE = 5000  # 25 megapixels, the limit of the server
+BASE_SCANS = 10  # of Pillow's progressive JPEG
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """Build a PNG chunk."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, *chunks: bytes, pixels: bytes = b"") -> bytes:
+    """Build a PNG file with the given header."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"".join((b"\x89PNG\r\n\x1a\n", head, *chunks, chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")))
+
+
+def encode_image_url(content: bytes, kind: str = "png") -> str:
+    """Encode bytes as a data URL of an image."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def draw(mode: str, size: tuple[int, int], seed: int, kind: str = "png", **options: object) -> str:
+    """Draw an image of one colour, and encode it as a data URL.
+
+    Args:
+        mode: Pillow's mode.
+        size: Width and height.
+        seed: Images with different seeds differ, so that no cache knows them.
+        kind: The format.
+        options: Options of Pillow's encoder.
+
+    Returns:
+        The data URL.
+    """
+    buffer = io.BytesIO()
+    colour = (40 * seed + 17) % 256
+    image = Image.new(mode, size, colour if mode == "L" else (colour,) * len(Image.new(mode, (1, 1)).getbands()))
+    image.save(buffer, kind, **options)
+    return encode_image_url(buffer.getvalue(), kind)
+
+
+def build_scan_bomb(seed: int, scans: int) -> str:
+    """Build a progressive JPEG whose last scan comes many times. A decoder visits all pixels for each."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (SIDE, SIDE), (40 * seed + 17,) * 3).save(buffer, "jpeg", progressive=True)
+    content = buffer.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return encode_image_url(content[:-2] + scan * (scans - BASE_SCANS) + content[-2:], "jpeg")
+
+
+def build_gif_bomb(seed: int) -> str:
+    """Build a GIF with a screen of 65535 x 65535."""
+    screen = b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0x80, 0, 0) + bytes([seed]) * 6
+    return encode_image_url(screen + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;", "gif")
+
+
+def build_text_bomb(seed: int) -> str:
+    """Build a PNG with 60 MB in a compressed text."""
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes([seed]) * 60_000_000, 9))
+    return encode_image_url(png(8, 8, text, pixels=bytes(8 * 25)))
+
+
+def build_segment_flood(seed: int) -> str:
+    """Build a JPEG with a million empty comments."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (40 * seed + 17,) * 3).save(buffer, "jpeg")
+    content = buffer.getvalue()
+    return encode_image_url(content[:2] + b"\xff\xfe\0\2" * 1_000_000 + content[2:], "jpeg")
+
+
+def build_chunk_flood(seed: int) -> str:
+    """Build a PNG with 300,000 short texts."""
+    text = chunk(b"tEXt", b"a\0" + bytes([seed + 65]))
+    return encode_image_url(png(8, 8, *[text] * 300_000, pixels=bytes(8 * 25)))
+
+
+IMAGES: dict[str, Callable[[int], str]] = {  # name -> the image of a seed
+    "PNG bomb of 20000 x 20000": lambda seed: encode_image_url(png(20_000, 20_000, pixels=bytes([seed]) * 10**6)),
+    "PNG header of 65535 x 65535": lambda seed: encode_image_url(png(65_535, 65_535, pixels=bytes([seed]))),
+    "GIF screen of 65535 x 65535": build_gif_bomb,
+    "60 MB in a PNG's text": build_text_bomb,
+    "1,000,000 comments in a JPEG": build_segment_flood,
+    "300,000 texts in a PNG": build_chunk_flood,
+    "1 x 25,000,000": lambda seed: draw("RGB", (1, 25_000_000), seed),
+    "25,000,000 x 1": lambda seed: draw("RGB", (25_000_000, 1), seed),
+    "16,384 x 164": lambda seed: draw("RGB", (16_384, 164), seed),
+    "25 MP, PNG": lambda seed: draw("RGB", (SIDE, SIDE), seed),
+    "25 MP, transparent PNG": lambda seed: draw("RGBA", (SIDE, SIDE), seed),
+    "25 MP, grey and transparent PNG": lambda seed: draw("LA", (SIDE, SIDE), seed),
+    "25 MP, grey PNG": lambda seed: draw("L", (SIDE, SIDE), seed),
+    "25 MP, JPEG": lambda seed: draw("RGB", (SIDE, SIDE), seed, "jpeg"),
+    "25 MP, progressive JPEG": lambda seed: draw("RGB", (SIDE, SIDE), seed, "jpeg", progressive=True),
+    "25 MP, JPEG of 100 scans": lambda seed: build_scan_bomb(seed, 100),
+    "25 MP, JPEG of 2,000 scans": lambda seed: build_scan_bomb(seed, 2000),
+    "25 MP, WebP": lambda seed: draw("RGB", (SIDE, SIDE), seed, "webp", method=0),
+    "16 MP, WebP": lambda seed: draw("RGB", (4000, 4000), seed, "webp", method=0),
+    "16 MP, lossless WebP": lambda seed: draw("RGB", (4000, 4000), seed, "webp", lossless=True, method=0),
+    "16 MP, transparent WebP": lambda seed: draw("RGBA", (4000, 4000), seed, "webp", method=0),
+    "16 MP, CMYK JPEG": lambda seed: draw("CMYK", (4000, 4000), seed, "jpeg"),
+    "25 MP, GIF": lambda seed: draw("L", (SIDE, SIDE), seed, "gif"),
+}
+
+
+async def attack_with_images(server: ServerProcess, table: AttackTable) -> None:
+    """Send each image alone, and then six different ones of its kind at once.
+
+    Args:
+        server: The server.
+        table: Gets a row for each.
+    """
+    for base_name, build in IMAGES.items():
+        name = f"image: {base_name}"
+        if not table.wants(name):
+            continue
+        bodies = [json.dumps(build_request(build(seed), max_tokens=1)).encode() for seed in range(PARALLEL + 1)]
+        for sent in (bodies[:1], bodies[1:]):
+            with measure_cost(server) as cost:
+                answers = await asyncio.gather(*(post(server.port, CHAT, body) for body in sent))
+            table.add(name, len(sent), count_outcomes(answers), cost=cost)

@@ -1,0 +1,1 @@
+"""Effect of the strategies on the answers of the embedded model."""

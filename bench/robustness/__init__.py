@@ -1,0 +1,1 @@
+"""Load, faults and malformed requests against a running server."""

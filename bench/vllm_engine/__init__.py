@@ -1,0 +1,1 @@
+"""Throughput of the vLLM engine beside vLLM itself."""

@@ -1,0 +1,300 @@
+"""Base class of both engines: row reservations, encoding off the event loop, the matcher and the warm-up."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from decoding.engine import Capability, EngineSettings, ModelCard
+from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Unsupported, to_public_error
+from decoding.matcher.service import MatcherService
+from decoding.outputs import Answer, RelevanceMap, StateHandle, Token, Usage
+from decoding.pipeline.capabilities import require_capabilities, require_hooks
+from decoding.pipeline.runner import collect_answer
+from decoding.prompt import ImageInput, Prompt
+from decoding.requests import MAIN, GenerateRequest, ProbeRequest, RelevanceRequest
+from decoding.row_reservation import RowReservation, count_waiting_rows, reserve_rows
+from decoding.sampling_params import SamplingParams
+from decoding.text.prompt_encoder import AnswerStart, ModelInputs, PromptEncoder
+
+Result = TypeVar("Result")
+
+NOT_LOADED = "The model is still being loaded."
+STOPPED = "The engine has stopped."
+WARM_UP_TOKENS = 3
+
+
+class EngineStatus(Enum):
+    """Status in the life cycle of an engine."""
+
+    LOADING = auto()  # from its construction on
+    RUNNING = auto()
+    STOPPED = auto()
+
+
+class BaseEngine(ABC):
+    """Base class of the engines. A subclass loads and runs the model.
+
+    Prompts are encoded in one thread, because fast tokenizers are not thread-safe. The matcher has a thread of its own.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.status = EngineStatus.LOADING
+        self.matcher_service = MatcherService()
+        self._encode_thread = ThreadPoolExecutor(1, "onlyseen-encoder")
+        self._reservations: set[RowReservation] = set()
+
+    # Parts that differ between the engines
+
+    @property
+    @abstractmethod
+    def is_alive(self) -> bool:
+        """Whether the engine has started and not stopped."""
+
+    @property
+    @abstractmethod
+    def encoder(self) -> PromptEncoder:
+        """The encoder of the loaded model. The property raises `EngineFailed` before the model is loaded."""
+
+    @abstractmethod
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
+        """Stream the answer. Closing the generator frees the request's rows before the next step."""
+
+    @abstractmethod
+    async def probe(self, probe: ProbeRequest) -> tuple[StateHandle, Usage]:
+        """Run a probe. Return the state that it leaves, and its cost."""
+
+    @abstractmethod
+    def free_state(self, state: StateHandle) -> None:
+        """Free a strategy state. Requests that use it keep its tensors until they end."""
+
+    @abstractmethod
+    async def get_counters(self) -> Mapping[str, int]:
+        """Return counters since the start, by name."""
+
+    @abstractmethod
+    def _get_model_capabilities(self) -> frozenset[Capability]:
+        """Return the capabilities of the engine and its model. The matcher's are added to them."""
+
+    @abstractmethod
+    def _has_state(self, state: StateHandle) -> bool:
+        """Return whether a strategy state exists."""
+
+    @abstractmethod
+    async def _load_model(self) -> str:
+        """Load the model and begin to run it. Return the device for the matcher."""
+
+    @abstractmethod
+    async def _stop_model(self) -> None:
+        """Stop running the model, if it is loaded. Requests that still run fail with `EngineFailed`."""
+
+    # Life cycle
+
+    async def start(self) -> None:
+        """Load the model and the matcher, and warm them up."""
+        try:
+            device = await self._load_model()
+            self.status = EngineStatus.RUNNING
+            if self.settings.matcher:
+                await self.matcher_service.load(self.settings.matcher, device)
+            await self._warm_up()
+        except BaseException:
+            self.status = EngineStatus.STOPPED
+            await self._stop_model()
+            raise
+
+    async def close(self) -> None:
+        """Stop. Requests that still run fail with `EngineFailed`."""
+        self.status = EngineStatus.STOPPED
+        await self._stop_model()
+        await asyncio.to_thread(self._encode_thread.shutdown)
+        await self.matcher_service.close()
+
+    @property
+    def _unavailable_message(self) -> str:
+        """Message for requests while the model does not run."""
+        return NOT_LOADED if self.status is EngineStatus.LOADING else STOPPED
+
+    async def _warm_up(self) -> tuple[GenerateRequest, Answer]:
+        """Run a small request with an image and a branch. First passes allocate memory and tune kernels.
+
+        Returns:
+            The request and its answer.
+        """
+        image = ImageInput(Image.new("RGB", (64, 64)))
+        sampling = SamplingParams(max_tokens=WARM_UP_TOKENS, ignore_eos=True)
+        request = GenerateRequest(Prompt.of("Hello.", image), sampling)
+        if self.settings.max_rows > 1:
+            request = request.replace(branches={"warm/up": request.prompt.without_images()})
+        answer = await collect_answer(self.generate(request))
+        if self.matcher_service.matcher is not None:
+            await self.compute_relevance_map(RelevanceRequest(image, "hello"))
+        return request, answer
+
+    # Description
+
+    @property
+    def card(self) -> ModelCard:
+        """Name and limits of the model."""
+        name = self.settings.name or Path(self.settings.model).name
+        return ModelCard(name, self.encoder.max_model_len, True, self.encoder.max_characters)
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Capabilities of the engine, the model and the matcher."""
+        relevance: frozenset[Capability] = frozenset({"relevance"})
+        own = self._get_model_capabilities()
+        return own | relevance if self.settings.matcher else own - relevance
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more row can wait, so that a request can be refused before it is read."""
+        return count_waiting_rows(self._reservations) >= self.settings.max_waiting
+
+    # Requests
+
+    async def tokenize(self, prompt: Prompt) -> list[int]:
+        """Return the token ids of a prompt as the model reads it, image tokens included."""
+        encoder = self.encoder
+        return await self._encode(lambda: encoder.encode(prompt).ids.tolist())
+
+    async def compute_relevance_map(self, request: RelevanceRequest) -> RelevanceMap:
+        """Compute which regions of an image matter to a text.
+
+        Returns:
+            The relevance map, from the matcher or from its cache.
+
+        Raises:
+            EngineFailed: the engine does not run.
+        """
+        if not self.is_alive:
+            raise EngineFailed(self._unavailable_message)
+        try:
+            return await self.matcher_service.compute_relevance_map(request)
+        except Exception as error:
+            failure = to_public_error(error, "matcher_failed")
+            raise failure from error
+
+    # Rows
+
+    @contextmanager
+    def _reserve_request(self, request: GenerateRequest) -> Iterator[RowReservation]:
+        """Check a generation request and reserve its rows.
+
+        Yields:
+            The reservation. The caller sets its `is_running` at the first token.
+
+        Raises:
+            BadRequest: the request refers to a branch or a state that does not exist.
+            Unsupported: the request needs more rows than the engine has.
+        """
+        rows = 1 + len(request.branches)
+        if rows > self.settings.max_rows:
+            raise Unsupported(f"The request needs {rows} rows; this engine runs {self.settings.max_rows}.")
+        if request.grounding_branch is not None and request.grounding_branch not in request.branches:
+            raise BadRequest(f"grounding_branch '{request.grounding_branch}' is not a branch of the request.")
+        if not all(self._has_state(state) for state in request.states.values()):
+            raise BadRequest("The request refers to a strategy state that was freed.")
+        require_hooks(request.stack, self.capabilities)
+        with self._reserve_rows(rows, bypasses_limit=request.bypasses_queue_limit) as reservation:
+            yield reservation
+
+    def _encode_prompts(self, prompts: Mapping[str, Prompt]) -> dict[str, ModelInputs]:
+        return {name: self.encoder.encode(prompt) for name, prompt in prompts.items()}
+
+    def _encode_request(self, request: GenerateRequest, start: AnswerStart) -> dict[str, ModelInputs]:
+        """Encode the main prompt and the branches, each with the answer prefix behind it."""
+        prompts = self._encode_prompts({MAIN: request.prompt, **request.branches})
+        return {name: prompt.with_tokens(start.ids) for name, prompt in prompts.items()}
+
+    async def _prepare_start(self, request: GenerateRequest) -> tuple[GenerateRequest, AnswerStart, int]:
+        """Encode the answer prefix and the ruled-out phrases.
+
+        Prefilling the answer prefix is not possible for every request: see `_can_prefill_answer`. Otherwise its tokens
+        are forced, one step each, and the engine drops them from its output.
+
+        Returns:
+            The request, its encoded answer prefix and ruled-out phrases, and the number of tokens to drop.
+        """
+        if not request.answer_prefix and not request.ruled_out:
+            return request, AnswerStart(), 0
+        start = await self._encode(lambda: self.encoder.encode_answer_start(request.answer_prefix, request.ruled_out))
+        if self._can_prefill_answer(request):
+            return request, start, 0
+        sampling = replace(request.sampling, forced_token_ids=start.ids)
+        return request.replace(sampling=sampling), AnswerStart(ruled_out=start.ruled_out), len(start.ids)
+
+    @abstractmethod
+    def _can_prefill_answer(self, request: GenerateRequest) -> bool:
+        """Return whether prefilled tokens of the answer act on the rest as generated ones do."""
+
+    @contextmanager
+    def _reserve_probe(self, probe: ProbeRequest) -> Iterator[RowReservation]:
+        """Check a probe and reserve its rows.
+
+        Yields:
+            The reservation.
+        """
+        # "heads" may be captured wherever a probe can run.
+        require_capabilities(probe.owner, {"probe", *probe.capture} - {"heads"}, self.capabilities)
+        with self._reserve_rows(len(probe.prompts)) as reservation:
+            yield reservation
+
+    @contextmanager
+    def _reserve_rows(self, rows: int, bypasses_limit: bool = False) -> Iterator[RowReservation]:
+        """Reserve rows.
+
+        Args:
+            rows: Rows to reserve.
+            bypasses_limit: Whether the rows may wait in a full queue.
+
+        Yields:
+            The reservation.
+
+        Raises:
+            EngineFailed: the engine does not run.
+        """
+        if not self.is_alive:
+            raise EngineFailed(self._unavailable_message)
+        limit = sys.maxsize if bypasses_limit else self.settings.max_waiting
+        with reserve_rows(self._reservations, rows, limit) as reservation:
+            yield reservation
+
+    async def _encode(self, work: Callable[[], Result]) -> Result:
+        """Run work in the encode thread. If it fails and the request is not at fault, `EngineFailed` is raised.
+
+        Returns:
+            The result of the work.
+        """
+        loop = asyncio.get_running_loop()
+        result, error = await loop.run_in_executor(self._encode_thread, run_captured, work, "encoding_failed")
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+
+def run_captured(work: Callable[[], Any], event: str) -> tuple[Any, OnlySeenError | None]:
+    """Run work in a thread whose future cannot carry every exception.
+
+    Args:
+        work: Function without arguments.
+        event: Log event, if the failure is not the client's.
+
+    Returns:
+        The result and None, or None and the error for the client.
+    """
+    try:
+        return work(), None
+    except Exception as error:
+        return None, to_public_error(error, event)

@@ -1,0 +1,1 @@
+"""Find the things that an answer names, so that the model can be asked about each."""

@@ -1,0 +1,69 @@
+"""Check the claims of an answer without changing it: `"decoding": {"check": true}`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from decoding.claims.checks import ClaimChecks
+from decoding.claims.extract import find_claims
+from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
+from decoding.claims.sentences import completes_sentence, sentence_end
+from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, text_of
+from decoding.errors import BadRequest
+from decoding.outputs import CheckedClaim
+from decoding.requests import GenerateRequest
+from decoding.strategy import Strategy
+
+
+class Check(Strategy):
+    """Check each thing that the answer names with a question to the model, sentence by sentence.
+
+    It stands outside the stack of a request. The tokens are those of the stack, and they are not held back.
+    """
+
+    name = "check"
+    paper = "none"
+
+    debias: Debias = DEBIAS
+    question: Question = QUESTION
+    language: Language = "en"
+
+    def stream(self, request: GenerateRequest) -> DraftProgram:
+        """Send the answer, and the claims of each sentence when it is complete.
+
+        Yields:
+            One draft, checks and claims.
+
+        Returns:
+            The finish reason.
+
+        Raises:
+            BadRequest: The prompt has no image.
+        """
+        if not request.prompt.images:
+            raise BadRequest("decoding.check needs an image: add an image_url part.", param="decoding.check")
+        checks, text, start = ClaimChecks(request.prompt, self.question, self.debias), "", 0
+        yield StartDraft()
+        reason = None
+        while reason is None:
+            segment: Segment = yield ReadDraft(completes_sentence(text, start), send=True)
+            text, reason = text + text_of(segment.tokens), segment.reason
+            while (end := sentence_end(text, start)) is not None:
+                yield from self._report(checks, text[:end], start)
+                start = end
+        yield from self._report(checks, text, start)
+        return reason
+
+    def _report(self, checks: ClaimChecks, text: str, start: int) -> Generator[DraftEffect, Any, None]:
+        """Check and send the claims of a sentence, which begins at an offset of the text and ends with it."""
+        claims = [claim for claim in find_claims(text) if claim.start >= start]
+        if requests := checks.requests(claims):
+            checks.add(claims, (yield requests))
+        if claims:
+            yield SendTokens(
+                claims=tuple(
+                    CheckedClaim(claim.text, claim.start, claim.end, checks.question(claim), checks.probability(claim))
+                    for claim in claims
+                )
+            )

@@ -1,0 +1,80 @@
+"""Check the claims of an answer with questions to the model: one forward pass a claim, behind the cached image.
+
+Source: the question is POPE's (arXiv:2305.10355). Questions are put without the answer, as in chain-of-verification
+(arXiv:2309.11495): a model that reads its own answer repeats it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from decoding.claims.extract import Claim
+from decoding.claims.questions import question_for
+from decoding.outputs import Answer
+from decoding.prompt import Prompt
+from decoding.requests import GenerateRequest
+
+YES = ("Yes", "yes")
+NO = ("No", "no")
+MAX_LOG_ODDS = 50.0
+
+
+class ClaimChecks:
+    """Probabilities of the claims of one answer. Equal questions are put once.
+
+    Attributes:
+        wording: The question, with `{claim}` for the phrase and its article.
+        debias: Share of the log-odds without the image that is subtracted from those with it, 0 to 1.
+    """
+
+    def __init__(self, prompt: Prompt, wording: str, debias: float) -> None:
+        self.wording = wording
+        self.debias = debias
+        self._images = prompt.images
+        self._log_odds: dict[str, float] = {}  # question -> debiased log-odds of yes
+
+    def question(self, claim: Claim) -> str:
+        """Return the question about a claim."""
+        return question_for(claim, self.wording)
+
+    def requests(self, claims: Sequence[Claim]) -> list[GenerateRequest]:
+        """Make the requests for the questions that have no answer yet.
+
+        Returns:
+            One request a question, or two with `debias`: with the images, and without.
+        """
+        return [
+            GenerateRequest(Prompt.of(question, *images), choices=(*YES, *NO), bypasses_queue_limit=True)
+            for question in self._open_questions(claims)
+            for images in ((self._images, ()) if self.debias else (self._images,))
+        ]
+
+    def add(self, claims: Sequence[Claim], answers: Sequence[Answer]) -> None:
+        """Take the answers to `requests(claims)`."""
+        odds = [log_odds(answer) for answer in answers]
+        if self.debias:
+            odds = [
+                with_image - self.debias * without for with_image, without in zip(odds[::2], odds[1::2], strict=True)
+            ]
+        self._log_odds.update(zip(self._open_questions(claims), odds, strict=True))
+
+    def probability(self, claim: Claim) -> float:
+        """Return the probability of a claim whose question has been answered."""
+        return 1 / (1 + math.exp(-self._log_odds[self.question(claim)]))
+
+    def _open_questions(self, claims: Sequence[Claim]) -> list[str]:
+        return list(dict.fromkeys(q for q in map(self.question, claims) if q not in self._log_odds))
+
+
+def log_odds(answer: Answer) -> float:
+    """Return log P(yes) - log P(no) of an answer to a request for choices, each over its spellings.
+
+    A strategy that cuts the vocabulary may rule out one of them, or both. The result is bounded, and 0 for both.
+    """
+    yes, no = (sum(math.exp(answer.choices[word]) for word in words) for words in (YES, NO))
+    if not yes and not no:
+        return 0.0
+    if not yes or not no:
+        return MAX_LOG_ODDS if yes else -MAX_LOG_ODDS
+    return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, math.log(yes) - math.log(no)))

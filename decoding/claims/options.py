@@ -1,0 +1,50 @@
+"""Parameters of a check that `check` and `verify` share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from decoding.claims.questions import DEFAULT_QUESTION
+from decoding.strategy import TEXT_SIDE
+
+PLACEHOLDER = "{claim}"
+SPECIAL_TOKEN_BRACKETS = ("<", ">", "[", "]")
+MAX_QUESTION = 500  # characters
+
+
+def check_wording(question: str) -> str:
+    """Check that a question names the claim, and holds no special token of a model.
+
+    Returns:
+        The question.
+
+    Raises:
+        ValueError: the question does not contain `{claim}` exactly once, or contains a bracket.
+    """
+    if question.count(PLACEHOLDER) != 1:
+        raise ValueError(f"must contain {PLACEHOLDER} once, in the place of the phrase and its article")
+    if any(bracket in question for bracket in SPECIAL_TOKEN_BRACKETS):
+        raise ValueError(f"must not contain any of {' '.join(SPECIAL_TOKEN_BRACKETS)}: special tokens of models do")
+    return question
+
+
+Debias = Annotated[
+    float,
+    Field(ge=0, le=1, description="Share of the log-odds without the image that is subtracted from those with it."),
+    TEXT_SIDE,
+]
+Question = Annotated[
+    str,
+    Field(max_length=MAX_QUESTION, description="Question about a claim, with {claim} for the phrase and its article."),
+    AfterValidator(check_wording),
+    TEXT_SIDE,
+]
+Language = Annotated[
+    Literal["en"],
+    Field(description="Language of the answer. Text in another language has no claims."),
+    TEXT_SIDE,
+]
+DEBIAS = 0.0
+QUESTION = DEFAULT_QUESTION

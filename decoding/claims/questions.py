@@ -1,0 +1,23 @@
+"""The question that checks a claim."""
+
+from __future__ import annotations
+
+from decoding.claims.extract import Claim
+from decoding.claims.nouns import with_article
+
+DEFAULT_QUESTION = "Is there {claim} in the image?"  # POPE's wording (arXiv:2305.10355)
+
+
+def question_for(claim: Claim, wording: str = DEFAULT_QUESTION) -> str:
+    """Ask about a claim.
+
+    Args:
+        claim: The claim. Its plural is asked about in the singular: `two people` are there only if a person is.
+        wording: The question with `{claim}` in the place of the phrase and its article.
+
+    Returns:
+        The question. A noun without an article in the answer, as `rice`, has none in the question. Nouns without a
+        singular have one, as in POPE's "a scissors".
+    """
+    phrase = claim.noun if claim.is_bare else with_article(claim.noun)
+    return wording.replace("{claim}", phrase)

@@ -1,0 +1,1 @@
+"""Check that a strategy keeps the rules of the plugin interface."""

@@ -1,0 +1,1 @@
+"""CPU performance: threads, heap settings and packed weights."""

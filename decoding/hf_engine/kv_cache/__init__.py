@@ -1,0 +1,1 @@
+"""The KV cache of the running batch and the prefix cache."""

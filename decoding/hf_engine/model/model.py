@@ -1,0 +1,278 @@
+"""A vision-language model of transformers: prefill of prompts, and decoding of one or more tokens per row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, DynamicCache
+
+from decoding.hf_engine.cpu.packed_linear import pack_linears
+from decoding.hf_engine.cpu.runtime import choose_step_threads
+from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache, KVState
+from decoding.hf_engine.model.network import get_base_model, load_network
+from decoding.hf_engine.settings import HFSettings
+from decoding.hf_engine.taps.attention import AttentionTap
+from decoding.hf_engine.taps.early_exit import EarlyExitTap
+from decoding.hf_engine.taps.heads import HeadObserver, HeadTap, LayerScales
+from decoding.hf_engine.taps.token_pruning import TokenPruningTap
+from decoding.hf_engine.taps.vision_attention import VisionAttentionTap
+from decoding.text.model_families import ModelFamily, get_family, get_max_model_len
+from decoding.text.processor import get_eos_token_ids, load_processor
+from decoding.text.prompt_encoder import ModelInputs, PromptEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillOutput(KVState):
+    """One row after a forward pass.
+
+    Attributes:
+        logits: [vocab], float32, after the last token.
+        early_logits: Owner -> [exits, vocab], float32.
+    """
+
+    logits: Tensor
+    early_logits: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Model:
+    """A model with its processor and taps. Only `encoder` may run outside of the engine's worker thread."""
+
+    def __init__(self, settings: HFSettings) -> None:
+        config = AutoConfig.from_pretrained(settings.model)
+        self.family = get_family(config)
+        self.max_model_len: int = get_max_model_len(config)
+        self.encoder = PromptEncoder(load_processor(settings.model, self.family), self.max_model_len, self.family)
+        self.network = load_network(settings)
+        self.base_model = get_base_model(self.network)
+        self.decoder = getattr_path(self.network, self.family.decoder_path)
+        self.head = self.network.get_output_embeddings()
+        pack_linears(self.decoder, self.head)
+        self.step_threads = choose_step_threads(self.decoder.layers)
+        text_config = self.decoder.config
+        self.head_tap = HeadTap(
+            [getattr_path(layer, self.family.output_projection_path) for layer in self.decoder.layers],
+            text_config.num_attention_heads,
+        )
+        self.attention_tap = AttentionTap(self.decoder)
+        self.early_exit_tap = EarlyExitTap(self.decoder, self._compute_logits)
+        self.token_pruning_tap = TokenPruningTap(self.decoder) if self.family.supports_token_pruning else None
+        self.vision_attention_tap = build_vision_attention_tap(self.network, self.family)
+        self.sliding_window: int | None = getattr(text_config, "sliding_window", None)
+        self.layer_types: frozenset[str] = frozenset(getattr(text_config, "layer_types", None) or ())
+        embedding = self.network.get_input_embeddings().weight
+        self.device: torch.device = embedding.device
+        self.dtype: torch.dtype = embedding.dtype
+        self.image_token_id: int = self.network.config.image_token_id
+        self.has_tied_embeddings: bool = self.head.weight is embedding
+        self.vocab_size: int = self.head.weight.shape[0]
+        eos_token_ids = get_eos_token_ids(self.network.generation_config, self.encoder.tokenizer)
+        self.eos_token_ids = torch.tensor(eos_token_ids, dtype=torch.long, device=self.device)  # [n]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the decoder."""
+        return self.head_tap.num_layers
+
+    def create_cache(self) -> AlignedCache:
+        """Build an empty KV cache for `decode`."""
+        return AlignedCache(self.num_layers)
+
+    def prefill(self, prompts: Sequence[ModelInputs], scales: LayerScales | None = None) -> list[PrefillOutput]:
+        """Run prompts in one pass. `scales` act on the head outputs at every position."""
+        return self._prefill(prompts, self.head_tap.scale(scales))
+
+    def prefill_observed(self, prompts: Sequence[ModelInputs], observer: HeadObserver) -> list[PrefillOutput]:
+        """Run prompts in one pass whose head outputs go through `observer`, layer by layer."""
+        return self._prefill(prompts, self.head_tap.observe(observer))
+
+    def decode(
+        self, tokens: Tensor, positions: Sequence[int], cache: AlignedCache, scales: LayerScales | None
+    ) -> Tensor:
+        """Run one token per row.
+
+        Args:
+            tokens: [rows] token ids.
+            positions: Position of each token.
+            cache: KV cache, with as many rows.
+            scales: Scales of the head outputs.
+
+        Returns:
+            [rows, vocab] logits, float32.
+        """
+        cache.reserve_column()
+        position_ids = torch.tensor(positions, device=self.device)[:, None]
+        with self.head_tap.scale(scales):
+            hidden = self.decoder(
+                input_ids=tokens[:, None],
+                position_ids=position_ids.expand(3, -1, -1) if self._has_mrope else position_ids,
+                attention_mask=self._build_masks(lambda window: cache.build_mask(self.dtype, self.device, window)),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        cache.advance()
+        return self._compute_logits(hidden[:, -1])
+
+    def extend(self, states: Sequence[KVState], tokens: Sequence[Sequence[int]]) -> list[PrefillOutput]:
+        """Continue rows from their KV states by one or more tokens each, in one pass.
+
+        Args:
+            states: A state for each row.
+            tokens: Token ids for each row, at least one.
+
+        Returns:
+            Each row after its last token.
+        """
+        past = [state.length for state in states]
+        lengths = [len(row) for row in tokens]
+        cache = DynamicCache()
+        for layer in range(self.num_layers):
+            keys, values = zip(*(state.key_values[layer] for state in states), strict=True)
+            cache.update(pad_left(keys), pad_left(values), layer)
+        ids = pad_right([torch.tensor(row, device=self.device) for row in tokens])
+        chunk = ids.shape[1]
+        first_positions = torch.tensor([state.next_position for state in states], device=self.device)
+        position_ids = first_positions[:, None] + torch.arange(chunk, device=self.device)
+        hidden = self.decoder(
+            input_ids=ids,
+            position_ids=position_ids.expand(3, -1, -1) if self._has_mrope else position_ids,
+            attention_mask=self._build_masks(
+                lambda window: build_chunk_mask(past, chunk, window, self.dtype).to(self.device)
+            ),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits = self._compute_logits(hidden[torch.arange(len(states)), torch.tensor(lengths) - 1])
+        longest = max(past)
+        outputs: list[PrefillOutput] = []
+        for row, length in enumerate(lengths):
+            columns = slice(longest - past[row], longest + length)
+            key_values = [(layer.keys[row, :, columns], layer.values[row, :, columns]) for layer in cache.layers]
+            outputs.append(PrefillOutput(key_values, states[row].next_position + length, logits[row]))
+        return outputs
+
+    def _prefill(self, prompts: Sequence[ModelInputs], tap: AbstractContextManager[None]) -> list[PrefillOutput]:
+        lengths = [len(prompt) for prompt in prompts]
+        batch = self._collate(prompts)
+        position_kwargs, next_positions = self._build_positions(batch, lengths)
+        cache = DynamicCache()
+        with tap:
+            hidden = self.base_model(
+                **batch, **position_kwargs, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+        pruned = batch["input_ids"].shape[1] - hidden.shape[1]  # tokens dropped by `token_pruning_tap`; one prompt then
+        logits = self._compute_logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - pruned - 1])
+        return [
+            PrefillOutput(
+                [(layer.keys[row, :, :length], layer.values[row, :, :length]) for layer in cache.layers],
+                next_positions[row],
+                logits[row],
+            )
+            for row, length in enumerate(lengths)
+        ]
+
+    def _compute_logits(self, hidden: Tensor) -> Tensor:
+        """Compute [n, vocab] logits on the first device: a model that is split over several GPUs ends on another."""
+        return self.head(hidden).to(self.device, torch.float32)  # type: ignore[no-any-return]
+
+    def _collate(self, prompts: Sequence[ModelInputs]) -> dict[str, Tensor]:
+        """Combine prompts into one batch, padded on the right: a causal row never sees what follows it."""
+        ids = [prompt.ids for prompt in prompts]
+        batch = {"input_ids": pad_right(ids)}
+        if len({len(row) for row in ids}) > 1:
+            batch["attention_mask"] = pad_right([torch.ones_like(row) for row in ids])
+        names = dict.fromkeys(name for prompt in prompts for name in prompt.extras)
+        for name in names:
+            if name in self.family.per_token:
+                rows = [p.extras[name][0] if name in p.extras else torch.zeros_like(p.ids) for p in prompts]
+                batch[name] = pad_right(rows)
+            else:
+                parts = [p.extras[name] for p in prompts if name in p.extras]
+                parts = pad_to_common_shape(parts) if name in self.family.padded else parts
+                batch[name] = torch.cat(parts, self.family.image_axis)
+        return {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for name, tensor in batch.items()
+        }
+
+    @property
+    def _has_mrope(self) -> bool:
+        return hasattr(self.base_model, "get_rope_index")
+
+    def _build_positions(self, batch: dict[str, Tensor], lengths: list[int]) -> tuple[dict[str, Tensor], list[int]]:
+        """Build the model's position arguments, and compute the next position of each prompt."""
+        if not self._has_mrope:
+            return {}, lengths
+        kwargs = {name: batch[name] for name in ("image_grid_thw", "attention_mask") if name in batch}
+        token_types = batch.get("mm_token_type_ids", torch.zeros_like(batch["input_ids"]))
+        position_ids, deltas = self.base_model.get_rope_index(batch["input_ids"], token_types, **kwargs)
+        next_positions = [length + int(delta) for length, delta in zip(lengths, deltas.flatten().tolist(), strict=True)]
+        return {"position_ids": position_ids}, next_positions
+
+    def _build_masks(self, build_mask: Callable[[int | None], Tensor | None]) -> Any:
+        """Build the decoder's mask, or one for each type of layer. `build_mask` takes the length of a window."""
+        if self.sliding_window is not None and not self.layer_types:
+            return build_mask(self.sliding_window)
+        if "sliding_attention" not in self.layer_types:
+            return build_mask(None)
+        return {"full_attention": build_mask(None), "sliding_attention": build_mask(self.sliding_window)}
+
+
+def getattr_path(module: Any, path: str) -> Any:
+    """Follow a dotted attribute path."""
+    return reduce(getattr, path.split("."), module)
+
+
+def build_vision_attention_tap(network: Any, family: ModelFamily) -> VisionAttentionTap | None:
+    """Build the tap; None if the vision tower has no class token, or the language model sees it."""
+    if family.vision_tower_path is None or network.config.vision_feature_select_strategy != "default":
+        return None
+    tower = getattr_path(network, family.vision_tower_path)
+    return VisionAttentionTap(tower) if hasattr(tower.embeddings, "class_embedding") else None
+
+
+def pad_right(rows: Sequence[Tensor]) -> Tensor:
+    """Pad [length] rows with 0 at their ends to [rows, longest]."""
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def pad_left(states: Sequence[Tensor]) -> Tensor:
+    """Pad keys or values, [kv heads, length, head_dim] each, with 0 before their first column, and stack them."""
+    longest = max(row.shape[1] for row in states)
+    return torch.stack([nn.functional.pad(row, (0, 0, longest - row.shape[1], 0)) for row in states])
+
+
+def build_chunk_mask(past: Sequence[int], chunk: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Build a mask with which each query sees its own row up to itself, over left-padded keys.
+
+    Args:
+        past: Tokens of each row in the cache.
+        chunk: Queries per row.
+        window: Number of newest tokens that a query sees; None for all.
+        dtype: Type of the mask.
+
+    Returns:
+        Additive [rows, 1, chunk, columns].
+    """
+    longest = max(past)
+    column = torch.arange(longest + chunk)
+    query = column[longest:, None]
+    first = longest - torch.tensor(past)[:, None, None]
+    is_visible = (column >= first) & (column <= query) & (query - column < (window or longest + chunk))
+    return torch.zeros(is_visible.shape, dtype=dtype).masked_fill_(~is_visible, torch.finfo(dtype).min)[:, None]
+
+
+def pad_to_common_shape(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Pad tensors with 0 at the ends of all dimensions but the first, to one shape."""
+    target = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    return [
+        nn.functional.pad(
+            part, [n for has, wants in zip(part.shape[:0:-1], target[::-1], strict=True) for n in (0, wants - has)]
+        )
+        for part in parts
+    ]

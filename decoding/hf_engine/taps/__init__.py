@@ -1,0 +1,1 @@
+"""Torch hooks that observe or edit the inside of a forward pass."""

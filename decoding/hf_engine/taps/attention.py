@@ -1,0 +1,175 @@
+"""Edit attention scores of the newest token of single rows, through transformers' `AttentionInterface`.
+
+The pass itself runs `sdpa`, prompts included. Only the query row of an edit is computed a second time, score by score,
+and replaces the output of `sdpa`. So every edit of that row can be expressed, without a matrix of queries times keys.
+Passes without an edit run the model's own attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION_NAME = "onlyseen"
+EditScores = Callable[[int, Tensor], Tensor]  # layer, [rows, heads, keys] scores -> the same, edited
+ObserveWeights = Callable[[int, Tensor], None]  # layer, [rows, heads, keys] attention weights of the newest token
+
+
+def keep_scores(_: int, scores: Tensor) -> Tensor:
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionEdit:
+    """An edit of the attention of some rows of a pass, in every layer.
+
+    Attributes:
+        rows: [n] rows of the pass.
+        newest: [n] position in the pass of each row's newest token.
+        edit_scores: Function of the scores before mask and softmax.
+        observe_weights: Function that receives the weights after softmax.
+    """
+
+    rows: slice | Tensor
+    newest: Tensor
+    edit_scores: EditScores = keep_scores
+    observe_weights: ObserveWeights | None = None
+
+
+class AttentionTap:
+    """Replaces the decoder's attention function for single passes. It costs nothing in other passes."""
+
+    def __init__(self, decoder: Any) -> None:
+        AttentionInterface.register(ATTENTION_NAME, attention_forward)
+        AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+        self._config = decoder.config
+        self._edits: Sequence[AttentionEdit] = ()
+        self._hidden_keys: Tensor | None = None  # [layers, rows, keys] true where a row does not see a key of a step
+        for layer, block in enumerate(decoder.layers):
+            block.self_attn.attention_tap = (self, layer)
+
+    @contextmanager
+    def edit(self, edits: Sequence[AttentionEdit], hidden_keys: Tensor | None = None) -> Iterator[None]:
+        """Apply edits within the block.
+
+        Args:
+            edits: Edits of separate rows.
+            hidden_keys: [layers, rows, keys] true where a row does not see a key. Only for passes over single tokens,
+                and for those with a mask.
+        """
+        if not edits and hidden_keys is None:
+            yield
+            return
+        implementation = self._config._attn_implementation
+        self._edits, self._hidden_keys, self._config._attn_implementation = edits, hidden_keys, ATTENTION_NAME
+        try:
+            yield
+        finally:
+            self._edits, self._hidden_keys, self._config._attn_implementation = (), None, implementation
+
+    def mask_keys(self, layer: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Add this layer's hidden keys to the mask of a pass.
+
+        Args:
+            layer: Number of the layer.
+            mask: Additive [rows, 1, tokens, keys], or None.
+            dtype: Type of a new mask.
+
+        Returns:
+            The mask for this layer.
+        """
+        if self._hidden_keys is None:
+            return mask
+        hidden = self._hidden_keys[layer][:, None, None]
+        hidden = hidden if mask is None else hidden.to(mask.device)
+        mask = hidden.new_zeros(hidden.shape, dtype=dtype) if mask is None else mask
+        return mask.masked_fill(hidden, torch.finfo(dtype).min)
+
+    def rewrite_rows(self, layer: int, output: Tensor, inputs: AttentionInputs) -> None:
+        """Write the edited rows into `output`, [rows, tokens, heads, head_dim]."""
+        device = output.device
+        for edit in self._edits:
+            home = edit.newest.device  # the first device of a model that is split over several
+            rows = edit.rows if isinstance(edit.rows, slice) else edit.rows.to(device)
+            newest = edit.newest.to(device)
+            queries = inputs.query[rows].take_along_dim(newest[:, None, None, None], 2)  # [n, heads, 1, head_dim]
+            scores = multiply_by_head(queries, inputs.key[rows].mT)[:, :, 0] * inputs.scaling
+            scores = edit.edit_scores(layer, scores.to(home)).to(device)
+            weights = inputs.mask_scores(scores, rows, newest).softmax(-1, dtype=torch.float32).to(output.dtype)
+            if edit.observe_weights is not None:
+                edit.observe_weights(layer, weights.to(home))
+            edited = multiply_by_head(weights[:, :, None], inputs.value[rows])[:, :, 0]  # [n, heads, head_dim]
+            output[torch.arange(len(output), device=device)[rows], newest] = edited
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """Inputs of one layer's attention.
+
+    Attributes:
+        query: [rows, heads, tokens, head_dim].
+        key: [rows, kv heads, keys, head_dim].
+        value: [rows, kv heads, keys, head_dim].
+        mask: [rows, 1, tokens, keys]: true where visible, or 0 there and the least number elsewhere.
+        scaling: Factor on the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scaling: float
+
+    def mask_scores(self, scores: Tensor, rows: slice | Tensor, newest: Tensor) -> Tensor:
+        """Mask the scores of the newest tokens. Without a mask, a token sees itself and those before it.
+
+        Args:
+            scores: [n, heads, keys].
+            rows: [n] rows of the pass.
+            newest: [n] positions of the tokens.
+
+        Returns:
+            [n, heads, keys].
+        """
+        if self.mask is None:
+            if self.query.shape[2] == 1:
+                return scores
+            is_later = torch.arange(scores.shape[-1], device=scores.device) > newest[:, None]
+            return scores.masked_fill(is_later[:, None], -torch.inf)
+        masks = self.mask.expand(len(self.query), -1, -1, -1)[rows]
+        mask = masks.take_along_dim(newest[:, None, None, None], 2)[:, :, 0]
+        return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+
+
+def attention_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Run SDPA and the module's tap, with the signature of transformers' attention functions."""
+    tap, layer = module.attention_tap  # type: ignore[misc]
+    mask = tap.mask_keys(layer, attention_mask, query.dtype)
+    output, _ = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    tap.rewrite_rows(layer, output, AttentionInputs(query, key, value, mask, kwargs["scaling"]))
+    return output, None
+
+
+def multiply_by_head(by_head: Tensor, by_kv_head: Tensor) -> Tensor:
+    """Multiply matrices where several heads share a KV head.
+
+    Args:
+        by_head: [n, heads, i, j].
+        by_kv_head: [n, kv heads, j, k].
+
+    Returns:
+        [n, heads, i, k].
+    """
+    rows, heads, *_ = by_head.shape
+    grouped = by_head.view(rows, by_kv_head.shape[1], -1, *by_head.shape[2:])
+    return (grouped @ by_kv_head[:, :, None]).view(rows, heads, by_head.shape[2], -1)

@@ -1,0 +1,152 @@
+"""Functions that make images from images: relevance masks (AGLA) and crops (ZoomEye)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from decoding.outputs import RelevanceMap
+from decoding.prompt import Frame, ImageInput
+
+BLUR = 0.02  # of the side of the matcher's input
+MAX_KEPT = 1 - 1e-5
+MAX_PADDED_SIDE = 2_048  # pixels; vision towers see far fewer
+PAD_COLOR = (122, 116, 104)  # mean of CLIP's training images, which normalisation maps to 0
+
+
+def keep_relevant(image: ImageInput, relevance: RelevanceMap) -> ImageInput:
+    """Make the irrelevant pixels of an image black.
+
+    The mask is scaled to the image's own size, so that the model sees both images in the same geometry. The official
+    code of AGLA squashes the masked image to the matcher's square and leaves the other one unchanged.
+
+    Args:
+        image: The image.
+        relevance: Its relevance map.
+
+    Returns:
+        The masked image, or the image itself where nothing is masked.
+    """
+    mask = relevance_mask(relevance)
+    return image if mask.all() else replace(image.with_image(image.visible), mask=Image.fromarray(mask))
+
+
+def relevance_mask(relevance: RelevanceMap) -> NDArray[np.bool_]:
+    """Compute which pixels stay: all but the least relevant similarity/2 of them.
+
+    With the pixels in descending order of relevance, the mask drops those strictly below number int(side^2 r), where
+    r = min(1 - similarity/2, 1 - 1e-5). It drops nothing where the relevance is constant.
+
+    Args:
+        relevance: Relevance map with the matcher's input size as `side`.
+
+    Returns:
+        [side, side] mask, true where a pixel stays.
+    """
+    values = interpolate(relevance)
+    kept = min(1 - relevance.similarity / 2, MAX_KEPT)
+    index = values.size - 1 - int(values.size * kept)
+    threshold = np.partition(values, index, axis=None)[index]
+    return np.asarray(values >= threshold)
+
+
+def interpolate(relevance: RelevanceMap) -> NDArray[np.float64]:
+    """Interpolate the grid with cubic splines and blur it: [side, side] in 0 ... 1."""
+    grid = normalize(relevance.grid.astype(np.float64))
+    zoom = [relevance.input_size / length for length in grid.shape]
+    fine = ndimage.zoom(grid, zoom, order=3, mode="grid-constant", cval=0.0, grid_mode=True)
+    return normalize(ndimage.gaussian_filter(fine.clip(0.0, 1.0), sigma=BLUR * relevance.input_size))
+
+
+def normalize(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shift and scale to 0 ... 1; a constant becomes 0."""
+    shifted = values - values.min()
+    peak = shifted.max()
+    return np.asarray(shifted / peak if peak > 0 else shifted)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Box:
+    """Part of an image, in pixels. `right` and `bottom` are exclusive. Boxes are ordered from left to right."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @classmethod
+    def whole(cls, image: ImageInput) -> Box:
+        """Return the box of a whole image."""
+        return cls(0, 0, *image.source.size)
+
+    @classmethod
+    def around(cls, boxes: Sequence[Box]) -> Box:
+        """Return the least box that contains all boxes."""
+        return cls(
+            min(box.left for box in boxes),
+            min(box.top for box in boxes),
+            max(box.right for box in boxes),
+            max(box.bottom for box in boxes),
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.right - self.left, self.bottom - self.top
+
+    def split(self) -> tuple[Box, ...]:
+        """Split into two by two boxes, or into a row of four if one side is at least twice the other.
+
+        Returns:
+            The four boxes. The last ones of each row and column take the remainder.
+        """
+        width, height = self.size
+        columns, rows = (1, 4) if height >= 2 * width else (4, 1) if width >= 2 * height else (2, 2)
+        across = [*(self.left + n * (width // columns) for n in range(columns)), self.right]
+        down = [*(self.top + n * (height // rows) for n in range(rows)), self.bottom]
+        return tuple(Box(across[x], down[y], across[x + 1], down[y + 1]) for y in range(rows) for x in range(columns))
+
+    def expand(self, factor: float, within: Box) -> Box:
+        """Scale about the centre, cut at the edges of `within`."""
+        dx, dy = (round(length * (factor - 1) / 2) for length in self.size)
+        return Box(
+            max(self.left - dx, within.left),
+            max(self.top - dy, within.top),
+            min(self.right + dx, within.right),
+            min(self.bottom + dy, within.bottom),
+        )
+
+
+def crop(image: ImageInput, box: Box) -> ImageInput:
+    """Return a part of an image."""
+    return image.with_image(image.visible.crop((box.left, box.top, box.right, box.bottom)))
+
+
+def pad_to_square(image: ImageInput, side: int) -> ImageInput:
+    """Put an image into the middle of a grey square of at least `side` pixels.
+
+    Returns:
+        The square. If its sides had more than `MAX_PADDED_SIDE` pixels, and it had more pixels than the image, then the
+        image is scaled down first.
+    """
+    shown = image.visible
+    side = max(*shown.size, side)
+    bound = max(MAX_PADDED_SIDE, math.isqrt(shown.width * shown.height))
+    if side > bound:
+        width, height = (max(1, round(length * bound / side)) for length in shown.size)
+        shown, side = shown.resize((width, height), Image.Resampling.BICUBIC), bound
+    canvas = Image.new("RGB", (side, side), PAD_COLOR)
+    canvas.paste(shown, ((side - shown.width) // 2, (side - shown.height) // 2))
+    return image.with_image(canvas)
+
+
+def draw_frame(image: ImageInput, box: Box, colour: str) -> ImageInput:
+    """Draw a frame along the edge of a box."""
+    frame = Frame(box.left, box.top, box.right, box.bottom, colour)
+    return replace(image if image.frame is None else image.with_image(image.visible), frame=frame)

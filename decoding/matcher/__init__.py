@@ -1,0 +1,1 @@
+"""The image-text matcher that computes relevance maps."""

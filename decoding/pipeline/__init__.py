@@ -1,0 +1,1 @@
+"""Run a stack of strategies against an engine."""

@@ -1,0 +1,183 @@
+"""Apply the tensor hooks of a stack of strategies, inner strategies first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from decoding.errors import OnlySeenError, StrategyFailed
+from decoding.strategy import PER_ROW, Step, Strategy, Tensors
+
+
+def apply_logits_hooks(
+    stack: Sequence[Strategy],
+    raw: Tensor,
+    branches: Mapping[str, Tensor],
+    states: Mapping[str, Tensors],
+    position: Tensor,
+    early_logits: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Apply the `logits` hooks. Each strategy receives its own branches, under its own names.
+
+    Args:
+        stack: Strategies, outermost first.
+        raw: [..., vocab] logits of the main rows.
+        branches: "owner/name" -> [..., vocab] logits of the branches.
+        states: Owner -> its state, each tensor [..., *shape].
+        position: [..., 1] tokens generated so far.
+        early_logits: Owner -> [..., exits, vocab] logits after the layers of its `early_exit_layers`.
+
+    Returns:
+        [..., vocab] scores. `StrategyFailed` names a strategy whose hook raises or does not keep the layout.
+    """
+    scores = raw
+    for strategy in reversed(stack):
+        if "logits" not in strategy.hooks():
+            continue
+        name = strategy.name
+        early = early_logits.get(name) if early_logits else None
+        step = Step(scores, raw, select_branches(strategy, branches), states.get(name, {}), position, early)
+        scores = check_layout(strategy, call_logits(strategy, step), scores)
+    return scores
+
+
+@contextmanager
+def attribute_errors(strategy: Strategy) -> Iterator[None]:
+    """Turn exceptions of a hook into `StrategyFailed`, which names the strategy.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StrategyFailed: the hook raised another exception than the following.
+        OnlySeenError: the hook raised it.
+        OutOfMemoryError: the hook raised it. The device has no memory left.
+    """
+    try:
+        yield
+    except (OnlySeenError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise StrategyFailed(strategy.name, f"failed: {type(error).__name__}") from error
+
+
+def call_logits(strategy: Strategy, step: Step) -> Tensor:
+    """Call one `logits` hook."""
+    with attribute_errors(strategy):
+        return strategy.logits(step)
+
+
+def check_layout(strategy: Strategy, after: Tensor, before: Tensor) -> Tensor:
+    """Return `after` if its shape, dtype and device are those of `before`.
+
+    Args:
+        strategy: The strategy whose `logits` hook returned `after`.
+        after: Scores behind the hook. [..., vocab] is expected.
+        before: Scores before the hook, [..., vocab].
+
+    Returns:
+        `after`, [..., vocab].
+
+    Raises:
+        StrategyFailed: `after` is no tensor, or its shape, dtype or device differ.
+    """
+    if not isinstance(after, Tensor):
+        raise StrategyFailed(strategy.name, f"returned {type(after).__name__} from `logits` instead of a tensor")
+    if (after.shape, after.dtype, after.device) != (before.shape, before.dtype, before.device):
+        found, expected = (f"{each.dtype} {list(each.shape)} on {each.device}" for each in (after, before))
+        raise StrategyFailed(strategy.name, f"returned {found} from `logits` instead of {expected}")
+    return after
+
+
+def find_invalid_values(scores: Tensor) -> str | None:
+    """Describe why [..., vocab] scores cannot be sampled from, as in "returned nan logits", or return None."""
+    if scores.isnan().any():
+        return "returned nan logits"
+    if (scores == torch.inf).any():
+        return "returned infinite logits"
+    if (scores == -torch.inf).all(dim=-1).any():
+        return "left no token: all logits are -inf"
+    return None
+
+
+def find_invalid_strategy(
+    stack: Sequence[Strategy],
+    raw: Tensor,
+    branches: Mapping[str, Tensor],
+    states: Mapping[str, Tensors],
+    position: Tensor,
+    early_logits: Mapping[str, Tensor] | None = None,
+) -> StrategyFailed | None:
+    """Find the innermost strategy whose `logits` makes valid scores invalid.
+
+    The check reads values, which costs a synchronisation on an accelerator. Engines check the final scores only, and
+    call this function for rows that failed the check. The arguments are those of `apply_logits_hooks`.
+
+    Returns:
+        The error, or None if all strategies return valid scores.
+    """
+    if find_invalid_values(raw) is not None:
+        return None
+    for depth in range(len(stack) - 1, -1, -1):
+        scores = apply_logits_hooks(stack[depth:], raw, branches, states, position, early_logits)
+        if (problem := find_invalid_values(scores)) is not None:
+            return StrategyFailed(stack[depth].name, problem)
+    return None
+
+
+def select_branch_names(strategy: Strategy, branches: Iterable[str]) -> list[str]:
+    """Select the branches of a strategy, among names of the form "owner/name"."""
+    return [name for name in branches if name.startswith(f"{strategy.name}/")]
+
+
+def select_branches(strategy: Strategy, branches: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Select the branches of one strategy, under the names that it gave them."""
+    return {name.removeprefix(f"{strategy.name}/"): branches[name] for name in select_branch_names(strategy, branches)}
+
+
+def batch_stacks(stacks: Sequence[Sequence[Strategy]], device: torch.device) -> tuple[Strategy, ...]:
+    """Merge stacks with equal batch keys, one per row, into one stack for all rows."""
+    return tuple(batch_parameters(rows, device) for rows in zip(*stacks, strict=True))
+
+
+def batch_parameters(rows: Sequence[Strategy], device: torch.device) -> Strategy:
+    """Merge strategies with equal batch keys. `PER_ROW` parameters that differ become float64 tensors [rows, 1]."""
+    columns: dict[str, Tensor] = {}
+    for name in rows[0].marked_fields(PER_ROW):
+        numbers = [getattr(strategy, name) for strategy in rows]
+        if len(set(numbers)) > 1:
+            columns[name] = torch.tensor(numbers, dtype=torch.float64, device=device)[:, None]
+    return rows[0].model_copy(update=columns) if columns else rows[0]
+
+
+def combine_head_scales(
+    stack: Sequence[Strategy], states: Mapping[str, Tensors], shape: tuple[int, int]
+) -> Tensor | None:
+    """Multiply the head scales of all strategies of a stack.
+
+    Args:
+        stack: Strategies, outermost first.
+        states: Owner -> its state.
+        shape: (layers, heads) of the model.
+
+    Returns:
+        [layers, heads] scales; None if no strategy scales heads.
+
+    Raises:
+        StrategyFailed: scales have another shape. One that broadcasts would scale other heads than intended.
+    """
+    found: list[Tensor] = []
+    for strategy in stack:
+        with attribute_errors(strategy):
+            scales = strategy.head_scales(states.get(strategy.name, {}))
+        if scales is None:
+            continue
+        if scales.shape != shape:
+            problem = f"returned {list(scales.shape)} from `head_scales` instead of {list(shape)}"
+            raise StrategyFailed(strategy.name, problem)
+        found.append(scales)
+    return reduce(torch.mul, found) if found else None

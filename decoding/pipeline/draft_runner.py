@@ -1,0 +1,223 @@
+"""Run the text side of a strategy that reads its own answer while it is generated (`Strategy.stream`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from decoding.drafts import ReadDraft, Segment, SendTokens, StartDraft
+from decoding.errors import EngineFailed, StrategyFailed, Unsupported
+from decoding.outputs import NO_TOKEN, Answer, FinishInfo, FinishReason, RequestStats, Token, Usage
+from decoding.pipeline.program import Finished, StreamProgram, advance_program
+from decoding.requests import GenerateRequest
+from decoding.strategy import Strategy
+
+SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two drafts
+MAX_SEED = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedAnswer:
+    """Outcome of a strategy that reads its own answer. `StrategyRunner.stream` runs it.
+
+    Attributes:
+        strategy: The strategy.
+        request: The request that its text side receives.
+        base: Outcome of the inner strategies. Drafts are made of it.
+        inner: The inner strategies, through which its other requests go.
+    """
+
+    strategy: Strategy
+    request: GenerateRequest
+    base: GenerateRequest | Answer | DraftedAnswer
+    inner: tuple[Strategy, ...]
+
+    def replace(self, **changes: Any) -> DraftedAnswer:
+        """Return a copy whose requests have some fields changed."""
+        base = self.base if isinstance(self.base, Answer) else self.base.replace(**changes)
+        return replace(self, request=self.request.replace(**changes), base=base)
+
+
+Outcome = GenerateRequest | Answer | DraftedAnswer
+Stream = Callable[[Outcome], AsyncGenerator[Token, None]]
+
+
+def as_request(outcome: Outcome) -> GenerateRequest | None:
+    """Return the generation request of an outcome; None where a strategy builds the answer itself."""
+    if isinstance(outcome, DraftedAnswer):
+        return as_request(outcome.base)
+    return outcome if isinstance(outcome, GenerateRequest) else None
+
+
+class Draft:
+    """A generation in the background, and its tokens that are not read yet."""
+
+    def __init__(self, stream: AsyncGenerator[Token, None]) -> None:
+        self.finish: FinishInfo | None = None  # once its last token has been read
+        self._queue: asyncio.Queue[Token | BaseException] = asyncio.Queue()
+        self._stats: RequestStats | None = None
+        self._task = asyncio.create_task(self._generate(stream))
+
+    async def read_token(self) -> Token:
+        """Wait for the next token, and raise an exception of the generation."""
+        token = await self._queue.get()
+        if isinstance(token, BaseException):
+            raise token
+        if token.finish is not None:
+            self.finish = token.finish
+        return token
+
+    async def close(self) -> None:
+        """Abort the generation. Its rows are freed before the next step."""
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    @property
+    def usage(self) -> Usage:
+        """The cost of the draft, with tokens that were not read."""
+        if self.finish is not None:
+            return self.finish.usage
+        stats = self._stats
+        return Usage() if stats is None else Usage(stats.prompt_tokens, forward_passes=stats.forward_passes)
+
+    async def _generate(self, stream: AsyncGenerator[Token, None]) -> None:
+        last: Token | None = None
+        try:
+            async with aclosing(stream):
+                async for token in stream:
+                    last, self._stats = token, token.stats or self._stats  # a token of claims has none
+                    self._queue.put_nowait(token)
+            if last is None or last.finish is None:
+                raise EngineFailed("The engine ended an answer without a finish reason.")
+        except Exception as error:
+            self._queue.put_nowait(error)
+
+
+class DraftRunner:
+    """Runs one `Strategy.stream` and yields the tokens that it sends."""
+
+    def __init__(
+        self,
+        outcome: DraftedAnswer,
+        stream: Stream,
+        answer: Callable[[list[GenerateRequest], tuple[Strategy, ...]], Awaitable[list[Answer]]],
+        add_usage: Callable[[Usage], None],
+    ) -> None:
+        """Prepare to run.
+
+        Args:
+            outcome: The strategy and its request.
+            stream: Streams an outcome of the inner strategies.
+            answer: Answers the strategy's other requests through the inner strategies.
+            add_usage: Takes the forward passes of drafts that are not the last.
+        """
+        self._outcome = outcome
+        self._stream = stream
+        self._answer = answer
+        self._add_usage = add_usage
+        self._draft: Draft | None = None
+        self._drafts = 0
+        self._sent = 0  # tokens of the answer
+        self._changed: int | None = 0  # steps of the answer whose likeliest token the inner strategies changed
+        self._last: Token | None = None  # the last token of the draft, held back until the program ends
+
+    async def run(self) -> AsyncGenerator[Token, None]:
+        """Run the program.
+
+        Yields:
+            The tokens that the strategy sends, and tokens without text that carry claims. The last has a `finish`.
+        """
+        program = StreamProgram(self._outcome.strategy, self._outcome.request)
+        reply: Segment | list[Answer] | None = None
+        try:
+            while not isinstance(effect := await advance_program(program, reply), Finished):
+                reply = None
+                match effect:
+                    case StartDraft():
+                        await self._start_draft(effect)
+                    case ReadDraft():
+                        tokens: list[Token] = []
+                        async for token in self._read(effect):
+                            tokens.append(token)
+                            if effect.send and (sent := self._send(token)):
+                                yield sent
+                        reply = Segment(tuple(tokens), self._get_reason())
+                    case SendTokens():
+                        for token in effect.tokens:
+                            if sent := self._send(token):
+                                yield sent
+                        if effect.claims:
+                            yield Token(NO_TOKEN, "", claims=effect.claims)
+                    case list():
+                        reply = await self._answer(effect, self._outcome.inner)
+            if self._draft is not None:
+                await self._draft.close()
+            yield self._build_final_token(effect.outcome)
+        finally:
+            if self._draft is not None:
+                await self._draft.close()
+
+    async def _start_draft(self, effect: StartDraft) -> None:
+        await self._end_draft()
+        base = self._outcome.base
+        if effect.prefix or effect.ruled_out or self._drafts:
+            if not isinstance(base, GenerateRequest):
+                raise Unsupported(
+                    "An inner strategy builds the answer itself, so it cannot be continued from a prefix."
+                )
+            seed = base.sampling.seed
+            sampling = base.sampling if seed is None else replace(base.sampling, seed=self._derive_seed(seed))
+            base = base.replace(
+                answer_prefix=effect.prefix, ruled_out=effect.ruled_out, sampling=sampling, bypasses_queue_limit=True
+            )
+        self._draft = Draft(self._stream(base))
+        self._drafts += 1
+
+    async def _end_draft(self) -> None:
+        """Abort the draft, and count its cost."""
+        if self._draft is not None:
+            await self._draft.close()
+            self._add_usage(self._draft.usage)
+            self._draft = None
+
+    async def _read(self, effect: ReadDraft) -> AsyncGenerator[Token, None]:
+        if self._draft is None:
+            raise StrategyFailed(self._outcome.strategy.name, "read a draft before it started one")
+        text = ""
+        while self._draft.finish is None:
+            token = await self._draft.read_token()
+            yield token
+            text += token.text
+            if token.text and effect.until(text):
+                break
+
+    def _get_reason(self) -> FinishReason | None:
+        return self._draft.finish.reason if self._draft is not None and self._draft.finish is not None else None
+
+    def _send(self, token: Token) -> Token | None:
+        """Count a token of the answer. The last one of the draft waits for the end of the program."""
+        self._sent += token.id != NO_TOKEN
+        if self._changed is not None:
+            self._changed = (
+                None if token.changed is None and token.id != NO_TOKEN else self._changed + bool(token.changed)
+            )
+        if token.finish is not None:
+            self._last = token
+            return None
+        return token
+
+    def _build_final_token(self, reason: FinishReason) -> Token:
+        """Attach the finish reason and the usage to the last token, or to one without text."""
+        draft = self._draft
+        assert draft is not None, "a program that ends has started a draft"
+        usage = draft.usage
+        usage = replace(usage, completion_tokens=self._sent, steps=self._sent, changed_steps=self._changed)
+        finish = FinishInfo(reason, usage)
+        return replace(self._last, finish=finish) if self._last is not None else Token(NO_TOKEN, "", finish=finish)
+
+    def _derive_seed(self, seed: int) -> int:
+        return (seed + self._drafts * SEED_STEP) % MAX_SEED

@@ -1,0 +1,148 @@
+"""Determine the needs and costs of a strategy, by running its text side on a blank image with fake replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from decoding.drafts import DraftEffect, ReadDraft, Segment, SendTokens, StartDraft
+from decoding.engine import Capability
+from decoding.errors import StrategyFailed
+from decoding.outputs import Answer, FinishInfo, RelevanceMap, StateHandle, Token, TokenLogprob, Usage
+from decoding.pipeline.program import Finished, start_program
+from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt, RelevanceRequest
+from decoding.strategy import Effect, Strategy
+
+QUESTION = "Is there a cat in the image?"
+IMAGE_SIZE = 512  # pixels a side
+MAX_REQUESTS = 10_000
+CAPABILITY_HOOKS: frozenset[Capability] = frozenset(
+    {"logits", "head_scales", "edit_attention_scores", "keep_image_tokens", "early_exit_layers"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """Needs and costs of a strategy with given parameters."""
+
+    needs: frozenset[Capability]
+    branches: tuple[str, ...]  # of the final request; each is one more batch row per step
+    extra_requests: Mapping[str, int]  # "answers", "probed prompts", "relevance maps", "answers about a draft"
+    votes: bool = False  # ends with an `Answer` of its own, which cannot be streamed
+    reads_drafts: bool = False  # reads its answer, and sends it sentence by sentence
+
+
+def dry_run(strategy: Strategy) -> DryRun:
+    """Collect the needs and costs of one request.
+
+    Returns:
+        The needs and costs. A strategy that searches makes more or fewer requests on a real image.
+    """
+    effects, outcome = run_program(strategy)
+    requests = list_requests(effects)
+    generations = [request for request in requests if isinstance(request, GenerateRequest)]
+    reads_drafts = strategy.reads_drafts()
+    probes = [request for request in requests if isinstance(request, ProbeRequest)]
+    relevances = [request for request in requests if isinstance(request, RelevanceRequest)]
+    final = [outcome] if isinstance(outcome, GenerateRequest) else []
+    needs: set[Capability] = set(CAPABILITY_HOOKS & strategy.hooks())
+    for request in (*generations, *final):
+        needs |= request_needs(request)
+    if probes:
+        needs.add("probe")
+        captured = frozenset[str]().union(*(probe.capture for probe in probes))
+        needs |= {"vision"} if "vision" in captured else set()
+        needs |= {"attention"} if "attention" in captured else set()
+    if relevances:
+        needs.add("relevance")
+    if reads_drafts:
+        needs.add("answer_prefix")
+    counts = {
+        "answers about a draft" if reads_drafts else "answers": len(generations),
+        "probed prompts": sum(len(probe.prompts) for probe in probes),
+        "relevance maps": len(relevances),
+    }
+    return DryRun(
+        needs=frozenset(needs),
+        branches=tuple(name.removeprefix(f"{strategy.name}/") for request in final for name in request.branches),
+        extra_requests={label: count for label, count in counts.items() if count},
+        votes=isinstance(outcome, Answer),
+        reads_drafts=reads_drafts,
+    )
+
+
+def request_needs(request: GenerateRequest) -> set[Capability]:
+    """Return the capabilities that one generation request needs."""
+    images = [image for prompt in (request.prompt, *request.branches.values()) for image in prompt.images]
+    needs: dict[Capability, bool] = {
+        "branches": bool(request.branches),
+        "choices": bool(request.choices),
+        "forced_token_ids": bool(request.sampling.forced_token_ids),
+        "answer_prefix": bool(request.answer_prefix or request.ruled_out),
+        "logprobs": request.sampling.top_logprobs is not None,
+        "update_state": request.update_state,
+        "noise": any(image.noise for image in images),
+    }
+    return {capability for capability, is_needed in needs.items() if is_needed}
+
+
+def run_program(strategy: Strategy) -> tuple[list[Effect | DraftEffect], Any]:
+    """Run a text side to its end.
+
+    Returns:
+        All its effects, and its outcome: a request, an answer, or a finish reason.
+
+    Raises:
+        StrategyFailed: the strategy makes requests without end.
+    """
+    program, reply = start_program(strategy, GenerateRequest(Prompt.of(QUESTION, create_blank_image()))), None
+    effects: list[Effect | DraftEffect] = []
+    num_requests = 0
+    while num_requests < MAX_REQUESTS:
+        effect = program.advance(reply)
+        if isinstance(effect, Finished):
+            return effects, effect.outcome
+        effects.append(effect)
+        num_requests += len(effect) if isinstance(effect, list) else 1
+        reply = fake_reply(effect)
+    raise StrategyFailed(strategy.name, f"does not end a dry run within {MAX_REQUESTS} requests")
+
+
+def list_requests(effects: Sequence[Effect | DraftEffect]) -> list[GenerateRequest | ProbeRequest | RelevanceRequest]:
+    """List the requests among effects. Those of a list count one by one."""
+    requests: list[GenerateRequest | ProbeRequest | RelevanceRequest] = []
+    for effect in effects:
+        if not isinstance(effect, StartDraft | ReadDraft | SendTokens):
+            requests += effect if isinstance(effect, list) else [effect]
+    return requests
+
+
+def create_blank_image() -> ImageInput:
+    """Return a black image that is large enough to be cut into crops."""
+    return ImageInput(Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE)))
+
+
+def fake_reply(effect: Effect | DraftEffect) -> Any:
+    """Return a reply of the type that an engine would give."""
+    match effect:
+        case GenerateRequest():
+            choices = {choice: np.log(0.5).item() for choice in effect.choices}
+            finish = FinishInfo("stop", Usage(), StateHandle("dry run") if effect.update_state else None, choices)
+            count = effect.sampling.top_logprobs or 0
+            top = [TokenLogprob(number, "A", b"A", -np.log(count).item()) for number in range(count)]
+            return Answer("Yes.", (Token(0, "Yes.", top=tuple(top), finish=finish),), finish)
+        case ProbeRequest():
+            return StateHandle("dry run")
+        case RelevanceRequest():
+            return RelevanceMap(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), similarity=0.5, input_size=32)
+        case list():
+            return [fake_reply(request) for request in effect]
+        case ReadDraft():
+            finish = FinishInfo("stop", Usage(completion_tokens=1, steps=1))
+            return Segment((Token(0, "There is a cat.", finish=finish),), "stop")
+        case _:  # StartDraft and SendTokens
+            return None

@@ -1,0 +1,146 @@
+"""Requests that a strategy makes of an engine: frozen data, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from decoding.outputs import Answer, RelevanceMap, StateHandle
+from decoding.prompt import ImageInput, Message, Noise, Prompt
+from decoding.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from decoding.strategy import Strategy
+
+__all__ = [
+    "MAIN",
+    "Answer",
+    "GenerateRequest",
+    "ImageInput",
+    "Message",
+    "Noise",
+    "ProbeRequest",
+    "Prompt",
+    "RelevanceMap",
+    "RelevanceRequest",
+    "SamplingParams",
+    "StateHandle",
+]
+
+MAIN = "main"  # name of the request's own prompt, next to the names of its branches
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Generate an answer to `prompt`.
+
+    A strategy sets the fields from `prompt` to `update_state`, with names of its own choice. The runner calls
+    `with_owner` on each request of a strategy. It turns the branch name "noisy" of the strategy `vcd` into "vcd/noisy",
+    so that strategies of one stack do not collide. Engines get qualified names only.
+    """
+
+    prompt: Prompt
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    branches: Mapping[str, Prompt] = field(default_factory=dict)  # "name", or "owner/name" once qualified -> prompt
+    state: StateHandle | None = None  # the strategy's own, until `with_owner` moves it to `states`
+    choices: tuple[str, ...] = ()  # if not empty: one forward pass, no tokens, and `Answer.choices` is filled
+    update_state: bool = False  # fold the raw logits of every step into `Answer.state`, by the owner's `update_state`
+    states: Mapping[str, StateHandle] = field(default_factory=dict)  # owner -> state that its hooks receive
+    stack: tuple[Strategy, ...] = ()  # strategies whose tensor hooks act on the request, outermost first
+    owner: Strategy | None = None  # strategy whose `update_state` is called
+    grounding_branch: str | None = None  # branch against which each token's grounding is measured
+    answer_prefix: tuple[int | str, ...] = ()  # the answer begins with these token ids and texts; they are not output
+    ruled_out: tuple[str, ...] = ()  # phrases that the answer must not contain behind `answer_prefix`
+    cache_salt: str | None = None  # set by the runner: no cache is shared with requests of another salt
+    bypasses_queue_limit: bool = False  # a part of an accepted request waits in a full queue too
+
+    @property
+    def state_updater(self) -> Strategy | None:
+        """The strategy that folds this request's logits into a state, or None.
+
+        Raises:
+            ValueError: `update_state` is set and the request has no owner.
+        """
+        if not self.update_state:
+            return None
+        if self.owner is None:
+            raise ValueError("`update_state` needs an owner: see `with_owner`")
+        return self.owner
+
+    def replace(self, **changes: Any) -> GenerateRequest:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+    def with_branch(self, name: str, prompt: Prompt) -> GenerateRequest:
+        """Add a prompt that is decoded in lockstep. Its logits are `Step.branches[name]`.
+
+        Returns:
+            A copy of the request.
+
+        Raises:
+            ValueError: the name is empty or contains a slash.
+        """
+        if not name or "/" in name:
+            raise ValueError(f"a branch name must not be empty or contain a slash: {name!r}")
+        return replace(self, branches={**self.branches, name: prompt})
+
+    def with_state(self, state: StateHandle) -> GenerateRequest:
+        """Pass a state to the tensor hooks of the strategy that makes the request."""
+        return replace(self, state=state)
+
+    def with_owner(self, owner: Strategy) -> GenerateRequest:
+        """Qualify the names that `owner` has added. Names of outer strategies are qualified already."""
+        return replace(
+            self,
+            branches={
+                name if "/" in name else f"{owner.name}/{name}": prompt for name, prompt in self.branches.items()
+            },
+            state=None,
+            states=self.states if self.state is None else {**self.states, owner.name: self.state},
+            owner=(self.owner or owner) if self.update_state else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """Run one forward pass per prompt, in lockstep, and fold what is captured into a state, layer by layer.
+
+    The strategy's `update_state` does the folding. With `layerwise`, its `head_scales` for a layer scale that layer's
+    head outputs in the `main` prompt before the next layer runs. The KV cache of `main` is kept with the state. A
+    generation request for the same prompt continues from it.
+    """
+
+    prompts: Mapping[str, Prompt]
+    main: str
+    capture: frozenset[Literal["heads", "attention", "vision"]] = frozenset({"heads"})
+    layerwise: bool = False
+    assigned_owner: Strategy | None = None  # set by the runner
+    cache_salt: str | None = None  # set by the runner, as in `GenerateRequest`
+
+    @property
+    def owner(self) -> Strategy:
+        """The strategy whose `update_state` and `head_scales` are called.
+
+        Raises:
+            ValueError: the request has no owner.
+        """
+        if self.assigned_owner is None:
+            raise ValueError("a probe needs an owner: see `with_owner`")
+        return self.assigned_owner
+
+    def with_owner(self, owner: Strategy) -> ProbeRequest:
+        """Set the strategy that makes the request."""
+        return replace(self, assigned_owner=owner)
+
+
+@dataclass(frozen=True, slots=True)
+class RelevanceRequest:
+    """Compute how relevant each region of an image is to a text, with the image-text matcher.
+
+    The reply is a `RelevanceMap`.
+    """
+
+    image: ImageInput
+    text: str
+    cache_salt: str | None = None  # set by the runner, as in `GenerateRequest`

@@ -1,0 +1,29 @@
+"""Parameters by which the next token is sampled from the scores."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Sampling parameters, applied after the strategies.
+
+    The order is that of the fields from `repetition_penalty` to `min_p`.
+
+    `temperature` 0 selects the likeliest token. `top_k` 0 and `min_p` 0 are off.
+    """
+
+    max_tokens: int | None = None  # None: as many as the context has room for
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None  # None: a fresh one is drawn
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    grammar: str | None = None  # constrains the answer; built by decoding.text.grammar.build_grammar
+    forced_token_ids: tuple[int, ...] = ()  # tokens at the start of the answer, whatever their scores
+    top_logprobs: int | None = None  # None: no log-probabilities; 0: the chosen token's alone

@@ -1,0 +1,365 @@
+"""Verify: check each thing that a sentence names, and go back where the model itself does not confirm it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from decoding.claims.checks import ClaimChecks
+from decoding.claims.extract import Claim, find_claims
+from decoding.claims.nouns import plural
+from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
+from decoding.claims.rewriting import is_well_formed, shorten_sentence
+from decoding.claims.sentences import completes_sentence, sentence_end
+from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, text_of
+from decoding.errors import BadRequest
+from decoding.outputs import NO_TOKEN, CheckedClaim, FinishReason, Token
+from decoding.requests import GenerateRequest
+from decoding.strategy import TEXT_SIDE, Strategy
+
+Action = Literal["kept", "replaced", "dropped"]
+
+
+class Verify(Strategy):
+    """Send a sentence only when the model confirms each thing that it names.
+
+    The answer is generated sentence by sentence. For each new claim of a sentence, the model answers "Is there a
+    {claim} in the image?", in one forward pass behind the cached image:
+
+        p = P(yes) / (P(yes) + P(no)),    log-odds(p) = log-odds with the image - debias * log-odds without it
+
+    A sentence whose claims all have p >= threshold is sent. Otherwise the first noun phrase that fails is cut off, all
+    failed phrases are ruled out for the rest of the answer, and the sentence is generated again from there, at most
+    `tries` times. A phrase that the answer contains already fails in place of another, too, and is ruled out for that
+    sentence. After the last try, or where the new text is no English, the phrase is left out: the sentence ends before
+    it where English allows that. Else the sentence is generated once more from its beginning. If that fails, too, the
+    sentence is dropped and the answer ends. An answer also ends when it repeats one of its sentences after a phrase was
+    ruled out. It does not end before `min_tokens`, or with `ignore_eos`: a sentence that fails is then sent.
+
+    A phrase is ruled out by its first token, unless that has fewer than three letters. So "traffic light" also rules
+    out "traffic sign". With only its last token forbidden, the model would complete "traffic" with nonsense.
+
+    The threshold of 0.8 and the two tries were chosen on scenes of their own (docs/results.md).
+
+    Answers without an image, without claims, or of one word are those of the inner strategies, token for token.
+
+    Source: no paper. Parts of it were published: retrospective resampling with trained confidence tokens (REVERSE,
+    arXiv:2504.13169), questions back and forth (LogicCheckGPT, arXiv:2402.11622), correction by external detectors
+    (Woodpecker, arXiv:2310.16045), and questions without the draft (chain-of-verification, arXiv:2309.11495).
+    """
+
+    name = "verify"
+    paper = "none"
+    neutral = {"threshold": 0.0}
+    sends_claims = True
+
+    threshold: Annotated[
+        float, Field(ge=0, le=1, description="Least probability of a claim that is sent."), TEXT_SIDE
+    ] = 0.8
+    tries: Annotated[
+        int, Field(ge=0, le=16, description="Most times that a sentence is generated again."), TEXT_SIDE
+    ] = 2
+    debias: Debias = DEBIAS
+    question: Question = QUESTION
+    language: Language = "en"
+
+    def stream(self, request: GenerateRequest) -> DraftProgram:
+        """Verify the answer.
+
+        Yields:
+            Drafts, checks and accepted sentences.
+
+        Returns:
+            The finish reason.
+
+        Raises:
+            BadRequest: The request has a grammar.
+        """
+        if request.sampling.grammar is not None:
+            message = (
+                "'verify' reads English sentences, so it does not combine with response_format. Use check instead."
+            )
+            raise BadRequest(message, param="response_format")
+        if not request.prompt.images:
+            yield StartDraft()
+            segment: Segment = yield ReadDraft(lambda _: False, send=True)
+            assert segment.reason is not None, "a draft that is read to its end has a finish reason"
+            return segment.reason
+        return (yield from Verification(self, request).run())
+
+
+class Verification:
+    """One answer on its way through `Verify`."""
+
+    def __init__(self, strategy: Verify, request: GenerateRequest) -> None:
+        self.strategy = strategy
+        self.sampling = request.sampling
+        self.checks = ClaimChecks(request.prompt, strategy.question, strategy.debias)
+        self.text = ""  # of what has been sent
+        self.prefix: list[int | str] = []  # its tokens
+        self.nouns: set[str] = set()  # of its claims
+        self.sentences: set[str] = set()  # that have been sent
+        self.pending: list[Token] = []  # read, and not sent
+        self.reason: FinishReason | None = None  # of the draft, once it has been read to its end
+        self.ruled_out: dict[str, None] = {}  # for the rest of the answer
+        self._begin_sentence()
+
+    def run(self) -> DraftProgram:
+        """Verify sentence after sentence.
+
+        Yields:
+            Drafts, checks and accepted sentences.
+
+        Returns:
+            The finish reason.
+        """
+        yield StartDraft()
+        while True:
+            end = yield from self._read_sentence()
+            claims = yield from self._check(end)
+            is_well_formed = self._is_well_formed(end)
+            repetition = self._find_repetition(claims) if is_well_formed else None
+            rejected = [claim for claim in claims if self._fails(claim) or claim is repetition]
+            if not rejected and self.ruled_out and self._may_end() and self._is_repeated(end):
+                yield from self._report_dropped()
+                return "stop"
+            if is_well_formed and not rejected:
+                yield from self._send(end, claims)
+                if self.reason is not None and not self.pending:
+                    return self.reason
+            elif is_well_formed and self.tries:
+                self.tries -= 1
+                yield from self._go_back(rejected, rejected[0].phrase_start)
+            elif reason := (yield from self._leave_out(end, claims, rejected, is_well_formed)):
+                return reason
+
+    def _begin_sentence(self) -> None:
+        self.tries = self.strategy.tries
+        self.is_rewritten = False  # the sentence was generated again from its beginning
+        self.changed_from: int | None = None  # offset in the answer behind which the sentence was generated again
+        self.repeated: dict[str, None] = {}  # forms of nouns of the answer that stood in place of a failed one
+        self.cut: dict[Claim, None] = {}  # claims of earlier attempts at the sentence, which were cut off
+
+    def _may_end(self) -> bool:
+        """Whether the answer may end behind what has been sent."""
+        return len(self.prefix) >= self.sampling.min_tokens and not self.sampling.ignore_eos
+
+    def _read_sentence(self) -> Generator[DraftEffect, Any, int]:
+        """Read until a sentence is complete. Return the offset of its end in the pending text."""
+        pending = text_of(self.pending)
+        while self.reason is None and sentence_end(pending) is None:
+            segment: Segment = yield ReadDraft(completes_sentence(pending))
+            self.pending += segment.tokens
+            self.reason = segment.reason
+            pending = text_of(self.pending)
+        end = sentence_end(pending)
+        return len(pending) if end is None else end
+
+    def _check(self, end: int) -> Generator[DraftEffect, Any, list[Claim]]:
+        """Check the claims of the pending sentence, and return them."""
+        text = self.text + text_of(self.pending)[:end]
+        claims = [claim for claim in find_claims(text) if claim.start >= len(self.text)]
+        if requests := self.checks.requests(claims):
+            self.checks.add(claims, (yield requests))
+        return claims
+
+    def _fails(self, claim: Claim) -> bool:
+        return self.checks.probability(claim) < self.strategy.threshold
+
+    def _is_well_formed(self, end: int) -> bool:
+        """Whether the text that the model has generated in place of a failed phrase is English."""
+        if self.changed_from is None:
+            return True
+        return is_well_formed(text_of(self.pending)[:end], self.changed_from - len(self.text))
+
+    def _find_repetition(self, claims: list[Claim]) -> Claim | None:
+        """Return the claim that stands in place of a failed one, where the answer names its thing elsewhere, too."""
+        if self.changed_from is None:
+            return None
+        new = next((claim for claim in claims if claim.end > self.changed_from), None)
+        if new is None or new.noun not in self.nouns | {claim.noun for claim in claims if claim is not new}:
+            return None
+        return new
+
+    def _go_back(self, rejected: list[Claim], start: int) -> Generator[DraftEffect, Any, None]:
+        """Cut the sentence off at an offset of the answer, rule the rejected phrases out, and start a draft there."""
+        self._rule_out(rejected)
+        self.cut |= dict.fromkeys(rejected)
+        self.pending = self.pending[: tokens_before(self.pending, start - len(self.text))]
+        kept = text_of(self.pending)
+        self.changed_from = len(self.text) + len(kept)
+        self.is_rewritten |= not kept.strip()
+        yield from self._start()
+
+    def _rule_out(self, rejected: list[Claim]) -> None:
+        """Rule rejected phrases out. One that is only repeated is ruled out for this sentence."""
+        for claim in rejected:
+            forms = dict.fromkeys(spellings(claim.noun))
+            if self._fails(claim):
+                self.ruled_out |= forms
+            else:
+                self.repeated |= forms
+
+    def _leave_out(
+        self, end: int, claims: list[Claim], rejected: list[Claim], is_well_formed: bool
+    ) -> Generator[DraftEffect, Any, FinishReason | None]:
+        """End the sentence before the first rejected phrase, generate it from its beginning, or drop it.
+
+        Yields:
+            The sentence, or a draft.
+
+        Returns:
+            The finish reason of an answer that ends here.
+        """
+        offset = len(self.text)
+        starts = [claim.phrase_start for claim in rejected]
+        if self.changed_from is not None and not is_well_formed:
+            starts.append(self.changed_from)
+        start = min(starts)
+        shorter = self._shorten(text_of(self.pending)[:end], start - offset)
+        if shorter is not None:
+            self._rule_out(rejected)
+            self.cut |= dict.fromkeys(rejected)
+            return (yield from self._send_shorter(shorter, start))
+        if self.strategy.tries and not self.is_rewritten:
+            yield from self._go_back(rejected, offset)
+        elif self._may_end():
+            self.cut |= dict.fromkeys(rejected)
+            yield from self._report_dropped()
+            return "stop"
+        else:
+            yield from self._send(end, claims)
+        return None
+
+    def _shorten(self, sentence: str, start: int) -> str | None:
+        """Shorten the pending sentence, unless the shorter one names nothing new."""
+        indent = len(sentence) - len(sentence.lstrip())
+        shorter = shorten_sentence(sentence[indent:], start - indent)
+        if shorter is None:
+            return None
+        nouns = {claim.noun for claim in find_claims(shorter)}
+        names_nothing_new = nouns <= self.nouns if nouns else shorter in self.sentences
+        return None if names_nothing_new else sentence[:indent] + shorter
+
+    def _send_shorter(self, shorter: str, start: int) -> Generator[DraftEffect, Any, FinishReason | None]:
+        """Send a shorter sentence, up to a stop string that its new end completes, and start a draft behind it.
+
+        Yields:
+            The sentence, and a draft.
+
+        Returns:
+            The finish reason of an answer that ends here.
+        """
+        offset = len(self.text)
+        count = tokens_before(self.pending, common_length(text_of(self.pending), shorter))
+        stop = find_stop(self.text + shorter, offset, self.sampling.stop)
+        if len(self.prefix) + count < self.sampling.min_tokens:
+            stop = None
+        if stop is not None:
+            shorter = shorter[: max(0, stop - offset)]
+            count = tokens_before(self.pending, common_length(text_of(self.pending), shorter))
+        rest = shorter[len(text_of(self.pending[:count])) :]
+        self.pending = [*self.pending[:count], Token(NO_TOKEN, rest)]
+        claims = [claim for claim in find_claims(self.text + shorter) if claim.start >= offset]
+        yield from self._send(len(shorter), claims, start)
+        if stop is not None:
+            return "stop"
+        yield from self._start()
+        return None
+
+    def _send(
+        self, end: int, claims: list[Claim], dropped_from: int | None = None
+    ) -> Generator[DraftEffect, Any, None]:
+        """Send the pending sentence.
+
+        Args:
+            end: Offset of its end in the pending text.
+            claims: Its claims.
+            dropped_from: Offset in the answer behind which phrases that were cut off have no replacement.
+
+        Yields:
+            The sentence with its claims.
+        """
+        count = tokens_up_to(self.pending, end)
+        if self.reason is not None and not text_of(self.pending[count:]).strip():
+            count = len(self.pending)  # the tokens that end the answer
+        sent, self.pending = self.pending[:count], self.pending[count:]
+        dropped = [claim for claim in self.cut if dropped_from is not None and claim.phrase_start >= dropped_from]
+        report = (
+            *(self._report(claim, "replaced") for claim in self.cut if claim not in dropped),
+            *(self._report(claim, "kept") for claim in claims),
+            *(self._report(claim, "dropped") for claim in dropped),
+        )
+        self.text += text_of(sent)
+        self.prefix += [token.text if token.id == NO_TOKEN else token.id for token in sent]
+        self.nouns |= {claim.noun for claim in claims}
+        self.sentences.add(text_of(sent).strip())
+        self._begin_sentence()
+        yield SendTokens(tuple(sent), report)
+
+    def _start(self) -> Generator[DraftEffect, Any, None]:
+        """Start a draft behind what has been sent and what is pending."""
+        self.reason = None
+        prefix = (*self.prefix, *(token.id for token in self.pending))
+        yield StartDraft(prefix, tuple(self.ruled_out | self.repeated))
+
+    def _is_repeated(self, end: int) -> bool:
+        sentence = text_of(self.pending)[:end].strip()
+        return bool(sentence) and sentence in self.sentences
+
+    def _report_dropped(self) -> Generator[DraftEffect, Any, None]:
+        """Report the claims that were cut off a sentence that is not sent."""
+        if self.cut:
+            yield SendTokens(claims=tuple(self._report(claim, "dropped") for claim in self.cut))
+
+    def _report(self, claim: Claim, action: Action) -> CheckedClaim:
+        is_in = action == "kept"
+        return CheckedClaim(
+            claim.text,
+            claim.start if is_in else None,
+            claim.end if is_in else None,
+            self.checks.question(claim),
+            self.checks.probability(claim),
+            action,
+        )
+
+
+def spellings(noun: str) -> list[str]:
+    """Return the forms of a noun phrase that are ruled out: singular, plural, and both with a capital letter."""
+    forms = [noun, plural(noun)]
+    return list(dict.fromkeys([*forms, *(form[0].upper() + form[1:] for form in forms)]))
+
+
+def find_stop(text: str, start: int, stop: tuple[str, ...]) -> int | None:
+    """Return the first offset of a stop string that ends behind `start`; None where there is none."""
+    found = [text.find(string, max(0, start - len(string) + 1)) for string in stop]
+    return min((at for at in found if at >= 0), default=None)
+
+
+def common_length(first: str, second: str) -> int:
+    """Count the characters with which both texts begin."""
+    return next(
+        (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+
+
+def tokens_before(tokens: list[Token], offset: int) -> int:
+    """Count the tokens whose text lies before an offset as a whole."""
+    length = 0
+    for count, token in enumerate(tokens):
+        length += len(token.text)
+        if length > offset:
+            return count
+    return len(tokens)
+
+
+def tokens_up_to(tokens: list[Token], offset: int) -> int:
+    """Count the tokens that are needed to cover the text up to an offset."""
+    length = 0
+    for count, token in enumerate(tokens):
+        if length >= offset:
+            return count
+        length += len(token.text)
+    return len(tokens)

@@ -1,0 +1,1 @@
+"""Encode prompts, decode tokens, and constrain answers to a grammar."""

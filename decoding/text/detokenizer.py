@@ -1,0 +1,247 @@
+"""Turn the sampled tokens of a request into text, a finish reason and usage. Both engines use it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from decoding.outputs import FinishInfo, FinishReason, RequestStats, StateHandle, Token, TokenLogprob, Usage
+from decoding.requests import GenerateRequest
+from decoding.text.prompt_encoder import ModelInputs
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+RAW_TEXT_CONTEXT = 8  # last tokens of a raw-text prompt that its continuation is decoded after
+RankedTokens = Sequence[tuple[int, float]]  # tokens and their log-probabilities
+
+
+class OutputProcessor:
+    """Builds the output tokens of one request."""
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        prompt: ModelInputs,
+        max_new_tokens: int,
+        eos_token_ids: frozenset[int],
+        token_text: TokenText,
+        tokenizer: Any,
+        state: StateHandle | None = None,
+        answer_prefix: Sequence[int] = (),
+    ) -> None:
+        """Start an answer.
+
+        Args:
+            request: The request.
+            prompt: Its encoded main prompt, without the answer prefix.
+            max_new_tokens: Most tokens of the answer, the answer prefix included.
+            eos_token_ids: Tokens that end an answer.
+            token_text: Text of single tokens.
+            tokenizer: The model's tokenizer.
+            state: Handle of the state that the request's strategy will have left when the answer ends.
+            answer_prefix: Token ids with which the answer begins. They are not output.
+        """
+        self.request = request
+        self.prompt_tokens = len(prompt)
+        self.max_new_tokens = max_new_tokens
+        self.eos_token_ids = eos_token_ids
+        self.token_text = token_text
+        self.state = state
+        prefix_ids = prompt.ids[-RAW_TEXT_CONTEXT:].tolist() if request.prompt.raw_text else []
+        self.detokenizer = Detokenizer(tokenizer, request.sampling.stop, prefix_ids, request.sampling.min_tokens)
+        self.acts_inside_model = any(
+            {"head_scales", "edit_attention_scores"} & strategy.hooks() for strategy in request.stack
+        )
+        self.stats = RequestStats(prompt_tokens=len(prompt))
+        self.is_finished = False
+        self.prefix_tokens = len(answer_prefix)
+        for token in answer_prefix:  # the open stop strings and characters are those of an uninterrupted answer
+            self.detokenizer.add_token(token)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer so far, the answer prefix included."""
+        return self.prefix_tokens + self.stats.steps
+
+    def add_token(self, token: int, changed: bool, ranked: RankedTokens = (), grounding: float | None = None) -> Token:
+        """Process one sampled token.
+
+        Args:
+            token: Its id.
+            changed: Whether the strategies changed the likeliest token of this step.
+            ranked: The token itself, then the likeliest ones; empty if the request has no log-probabilities.
+            grounding: Log-probability ratio of the token with and without the image.
+
+        Returns:
+            The token with its text; the last one also with the finish reason and usage.
+        """
+        self._count_step(changed)
+        if token in self.eos_token_ids and not self.request.sampling.ignore_eos:
+            return Token(
+                token,
+                self.detokenizer.flush(),
+                finish=self._finish("stop"),
+                changed=None if self.acts_inside_model else changed,
+                stats=self.stats,
+            )
+        text, reason = self.detokenizer.add_token(token), self._finish_reason()
+        if reason == "length":
+            text += self.detokenizer.flush()
+        is_first = self.num_tokens == 1 and not self.request.prompt.raw_text
+        logprobs = tuple(self.token_text.build_logprob(id_, logprob, is_first=is_first) for id_, logprob in ranked)
+        return Token(
+            token,
+            text,
+            chosen=logprobs[0] if logprobs else None,
+            top=logprobs[1:],
+            grounding=grounding,
+            changed=None if self.acts_inside_model else changed,
+            finish=self._finish(reason) if reason else None,
+            stats=self.stats,
+        )
+
+    def add_choice_scores(self, token: int, changed: bool, choices: Mapping[str, float]) -> Token:
+        """Finish a request for choices.
+
+        Args:
+            token: The likeliest token.
+            changed: Whether the strategies changed it.
+            choices: Log-probability of each choice.
+
+        Returns:
+            The only token of the answer, without text.
+        """
+        self._count_step(changed)
+        return Token(token, "", finish=self._finish("stop", choices))
+
+    def _count_step(self, changed: bool) -> None:
+        self.stats.steps += 1
+        self.stats.changed_steps += changed
+        self.stats.first_token_time = self.stats.first_token_time or time.perf_counter()
+
+    def _finish_reason(self) -> FinishReason | None:
+        if self.detokenizer.is_stopped:
+            return "stop"
+        return "length" if self.num_tokens >= self.max_new_tokens else None
+
+    def _finish(self, reason: FinishReason, choices: Mapping[str, float] | None = None) -> FinishInfo:
+        self.is_finished = True
+        now, stats = time.perf_counter(), self.stats
+        usage = Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.num_tokens,
+            steps=stats.steps,
+            forward_passes=stats.forward_passes,
+            changed_steps=None if self.acts_inside_model else stats.changed_steps,
+            seconds={
+                "queue": stats.scheduled_time - stats.arrival_time,
+                "prefill": stats.first_token_time - stats.scheduled_time,
+                "decode": now - stats.first_token_time,
+            },
+        )
+        return FinishInfo(reason, usage, self.state, choices or {})
+
+
+class Detokenizer:
+    """Decodes one answer token by token and holds back text that may begin a stop string.
+
+    A stop string that is complete within the first `min_tokens` tokens is treated as ordinary text.
+    """
+
+    def __init__(
+        self, tokenizer: Any, stop: tuple[str, ...], prefix_ids: Sequence[int] = (), min_tokens: int = 0
+    ) -> None:
+        """Start an answer.
+
+        Args:
+            tokenizer: A fast tokenizer of transformers.
+            stop: Strings that end the answer.
+            prefix_ids: Tokens of the text that the answer continues. The space before its first word is then kept.
+            min_tokens: Number of tokens before which a stop string does not end the answer.
+        """
+        self._tokenizer = tokenizer._tokenizer
+        prefix = self._tokenizer.decode(prefix_ids)
+        # If the prefix ended within a character, the stream would emit that character's text again.
+        self._stream = DecodeStream(ids=[] if prefix.endswith(REPLACEMENT) else prefix_ids, skip_special_tokens=True)
+        self._stop = stop
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
+        self._open_ids: list[int] = []  # tokens of an incomplete character
+        self._held = ""
+        self.is_stopped = False
+
+    def add_token(self, token: int) -> str:
+        """Decode one more token.
+
+        Sets `is_stopped` when a stop string is complete. The stop string is not part of the text.
+
+        Returns:
+            The text that is now certain; empty while a character or a stop string is open.
+        """
+        self._num_tokens += 1
+        self._open_ids.append(token)
+        decoded = self._stream.step(self._tokenizer, token)
+        if decoded is not None:
+            self._open_ids.clear()
+            self._held += decoded
+        ends = [at for string in self._stop if (at := self._held.find(string)) >= 0]
+        if ends and self._num_tokens > self._min_tokens:
+            self.is_stopped = True
+            text, self._held = self._held[: min(ends)], ""
+            self._open_ids.clear()
+            return text
+        overlap = max((find_overlap(self._held, string) for string in self._stop), default=0)
+        text, self._held = self._held[: len(self._held) - overlap], self._held[len(self._held) - overlap :]
+        return text
+
+    def flush(self) -> str:
+        """Return the text that was held back, at the end of the answer."""
+        text: str = self._held + self._tokenizer.decode(self._open_ids)
+        self._held = ""
+        self._open_ids.clear()
+        return text
+
+
+def find_overlap(text: str, string: str) -> int:
+    """Return the length of the longest suffix of `text` that is a proper prefix of `string`."""
+    return max((n for n in range(1, min(len(text), len(string) - 1) + 1) if string.startswith(text[-n:])), default=0)
+
+
+class TokenText:
+    """Converts single tokens to text and bytes, for log-probabilities. A token may hold a part of a character."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+        self._is_byte_level = "ByteLevel" in repr(tokenizer._tokenizer.decoder)
+
+    def build_logprob(self, token: int, logprob: float, *, is_first: bool = False) -> TokenLogprob:
+        """Attach text and bytes to a token's log-probability.
+
+        Args:
+            token: Token id.
+            logprob: Its log-probability.
+            is_first: Whether the token begins a text. Some tokenizers drop the space before the first word.
+
+        Returns:
+            The entry as the API reports it.
+        """
+        raw = self._bytes(token)
+        if is_first and raw.startswith(b" ") and not self._tokenizer._tokenizer.decode([token]).startswith(" "):
+            raw = raw[1:]
+        return TokenLogprob(token, raw.decode(errors="replace"), raw, logprob)
+
+    def _bytes(self, token: int) -> bytes:
+        piece: str | None = self._tokenizer.convert_ids_to_tokens(token)
+        if piece is None:  # the model's vocabulary is often padded beyond the tokenizer's
+            return b""
+        if token in self._tokenizer.added_tokens_decoder:
+            return piece.encode()
+        if self._is_byte_level:
+            return bytes(self._byte_of[character] for character in piece)
+        if piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:-1], 16)])
+        return piece.replace("▁", " ").encode()

@@ -1,0 +1,99 @@
+"""Differences between families of vision-language models, as one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from decoding.errors import Unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFamily:
+    """Properties of the checkpoints of one `model_type`.
+
+    Attributes:
+        decoder_path: Attribute path from the model to the language model without its head.
+        output_projection_path: Attribute path from a decoder layer to the attention's output projection. Its input is
+            the concatenated head outputs.
+        processor_class: Transformers class of the processor. None: the class that the checkpoint names.
+        has_chat_template: If False, the prompt is the texts of its messages, joined by newlines.
+        vision_tower_path: Attribute path to a vision tower with a class token, whose patches are the image tokens one
+            for one. None: the family has no such tower.
+        supports_token_pruning: Whether a prompt can lose tokens between layers, because no layer has a mask or an input
+            of its own.
+        max_images: Most images in one prompt. None: no limit.
+        image_axis: Axis along which the pixels of several prompts are concatenated.
+        per_token: Processor outputs shaped like the ids, padded with 0.
+        padded: Processor outputs padded with 0 to a common shape before they are concatenated.
+    """
+
+    decoder_path: str = "model.language_model"
+    output_projection_path: str = "self_attn.o_proj"
+    processor_class: str | None = None
+    has_chat_template: bool = True
+    vision_tower_path: str | None = None
+    supports_token_pruning: bool = False
+    max_images: int | None = None
+    image_axis: int = 0
+    per_token: tuple[str, ...] = ()
+    padded: tuple[str, ...] = ()
+
+
+# A family whose processor has a video part names its class, so that the part can be left out: it needs torchvision.
+FAMILIES = MappingProxyType(
+    {
+        "llava": ModelFamily(vision_tower_path="model.vision_tower", supports_token_pruning=True),
+        "llava_next": ModelFamily(padded=("pixel_values",)),
+        "qwen2_vl": ModelFamily(processor_class="Qwen2VLProcessor", per_token=("mm_token_type_ids",)),
+        "qwen2_5_vl": ModelFamily(processor_class="Qwen2_5_VLProcessor", per_token=("mm_token_type_ids",)),
+        "qwen3_vl": ModelFamily(processor_class="Qwen3VLProcessor", per_token=("mm_token_type_ids",)),
+        "instructblip": ModelFamily(
+            decoder_path="language_model.model",
+            has_chat_template=False,
+            max_images=1,
+            padded=("qformer_input_ids", "qformer_attention_mask"),
+        ),
+        "idefics3": ModelFamily(decoder_path="model.text_model", image_axis=1),
+        # SmolVLM's own processor differs only for videos, and requires num2words for them.
+        "smolvlm": ModelFamily(processor_class="Idefics3Processor", decoder_path="model.text_model", image_axis=1),
+        "gemma3": ModelFamily(per_token=("token_type_ids",)),
+        "internvl": ModelFamily(processor_class="InternVLProcessor"),
+    }
+)
+
+
+def get_family(config: Any) -> ModelFamily:
+    """Look up the family of a transformers config.
+
+    Returns:
+        Its entry in `FAMILIES`.
+
+    Raises:
+        Unsupported: The family is unknown, or its language model is an encoder-decoder.
+    """
+    if config.model_type not in FAMILIES:
+        supported = ", ".join(FAMILIES)
+        raise Unsupported(f"Model type '{config.model_type}' is not supported. Supported: {supported}.", param="model")
+    text_config = config.get_text_config()
+    if text_config.is_encoder_decoder:
+        raise Unsupported(
+            f"The language model '{text_config.model_type}' is an encoder-decoder; only decoders are supported.",
+            param="model",
+        )
+    return FAMILIES[config.model_type]
+
+
+def get_max_model_len(config: Any) -> int:
+    """Return how many tokens, prompt and answer together, the language model's positions support."""
+    text_config = config.get_text_config()
+    trained: int = text_config.max_position_embeddings
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    # "dynamic" is not stretched: past the trained length it would rotate every row's keys as the longest row requires.
+    match rope.get("rope_type"):
+        case "linear":
+            return int(trained * rope["factor"])
+        case "yarn" if rope.get("factor"):
+            return max(trained, int(rope.get("original_max_position_embeddings", trained) * rope["factor"]))
+    return trained

@@ -1,0 +1,1 @@
+"""Gang scheduling in vLLM's engine core process."""

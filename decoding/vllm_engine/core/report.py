@@ -1,0 +1,45 @@
+"""The report that the server process requests from vLLM's engine core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from decoding.vllm_engine.core.gangs import GangCounters
+
+REPORT_METHOD = "onlyseen_report"
+
+
+def install() -> None:
+    """Add the report method to vLLM's engine core, once."""
+    from vllm.v1.engine.core import EngineCore
+
+    if not hasattr(EngineCore, REPORT_METHOD):
+        setattr(EngineCore, REPORT_METHOD, build_report)
+
+
+def build_report(core: Any) -> dict[str, Any]:
+    """Describe the scheduler, its limits and counters, and the requests and blocks that it holds.
+
+    Args:
+        core: vLLM's EngineCore.
+
+    Returns:
+        Plain data. Tokens, rows and blocks are counts.
+    """
+    scheduler = core.scheduler
+    gangs, counters = getattr(scheduler, "gangs", ()), getattr(scheduler, "counters", GangCounters())
+    block_pool = scheduler.kv_cache_manager.block_pool
+    return {
+        "scheduler": type(scheduler).__name__,
+        "is_gang_scheduler": hasattr(scheduler, "gangs"),
+        "async_scheduling": bool(core.vllm_config.scheduler_config.async_scheduling),
+        "counters": counters.as_dict(),
+        "gangs": len(gangs),
+        "requests": len(scheduler.requests),
+        "free_blocks": block_pool.get_num_free_blocks(),
+        "blocks": block_pool.num_gpu_blocks,
+        "block_size": scheduler.block_size,
+        "max_rows": scheduler.max_num_running_reqs,
+        "max_batched_tokens": scheduler.scheduler_config.max_num_batched_tokens,
+        "worker": core.collective_rpc("onlyseen_worker_report")[0],
+    }

@@ -1,0 +1,1 @@
+"""The server process's side of the vLLM engine: build requests, parse outputs."""

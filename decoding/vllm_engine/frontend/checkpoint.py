@@ -1,0 +1,59 @@
+"""The checkpoint in the server process: its prompts, its tokens and its limits, without its weights."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from decoding.errors import Unsupported
+from decoding.text.detokenizer import TokenText
+from decoding.text.grammar_mask import GrammarCompiler
+from decoding.text.model_families import get_family, get_max_model_len
+from decoding.text.processor import get_eos_token_ids, load_processor
+from decoding.text.prompt_encoder import PromptEncoder
+
+SERVED_FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "internvl")
+REFUSAL_REASONS = {
+    "gemma3": "vLLM's answers about images are not those of transformers",
+    "instructblip": "vLLM has no such model",
+}
+
+
+class Checkpoint:
+    """Encoder, tokenizer and limits of a model that vLLM runs."""
+
+    def __init__(self, model: str, max_model_len: int | None) -> None:
+        """Read a checkpoint.
+
+        Args:
+            model: Folder or hub id.
+            max_model_len: Most tokens of prompt and answer together. None: as many as the model takes.
+
+        Raises:
+            Unsupported: this engine does not serve the model's family.
+        """
+        config = AutoConfig.from_pretrained(model)
+        family = get_family(config)
+        if config.model_type not in SERVED_FAMILIES:
+            reason = REFUSAL_REASONS.get(config.model_type, "it was not tested there")
+            raise Unsupported(
+                f"Model type '{config.model_type}' is not served by the vLLM engine: {reason}. It runs "
+                f"{', '.join(SERVED_FAMILIES)}; for others start with --engine hf."
+            )
+        limit = get_max_model_len(config)
+        self.max_model_len = min(limit, max_model_len or limit)
+        self.encoder = PromptEncoder(load_processor(model, family), self.max_model_len, family)
+        self.tokenizer = self.encoder.tokenizer
+        self.token_text = TokenText(self.tokenizer)
+        self.eos_token_ids = get_eos_token_ids(load_generation_config(model), self.tokenizer)
+        self.vocab_size: int = config.get_text_config().vocab_size
+        self.grammars = GrammarCompiler(self.tokenizer, self.vocab_size, self.eos_token_ids, torch.device("cpu"))
+        self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(self.encoder.processor.image_token)
+
+
+def load_generation_config(model: str) -> GenerationConfig:
+    """Load the generation config of a checkpoint, or a default one where the checkpoint has none."""
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:
+        return GenerationConfig()

@@ -1,0 +1,190 @@
+"""The client of a running vLLM: starts it, submits and aborts gangs, and calls its processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from decoding.base_engine import STOPPED
+from decoding.errors import BadRequest, EngineFailed, Unsupported
+from decoding.vllm_engine.core.report import REPORT_METHOD
+from decoding.vllm_engine.frontend import engine_args
+from decoding.vllm_engine.settings import VllmSettings
+
+STOP_TIMEOUT = 10  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class VllmEngineRequest:
+    """One request as vLLM takes it."""
+
+    request_id: str
+    inputs: Any  # vLLM's EngineInput
+    params: Any  # vLLM's SamplingParams
+
+
+class OutputCollector:
+    """The outputs of one engine request, in order.
+
+    It stands in for vLLM's RequestOutputCollector, which merges outputs that wait and loses the information about their
+    tokens.
+    """
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self._outputs: asyncio.Queue[Any] = asyncio.Queue()
+
+    def put(self, output: Any) -> None:
+        """Add an output, or the exception that ended the engine. vLLM calls this method."""
+        self._outputs.put_nowait(output)
+
+    async def get(self) -> Any:
+        """Wait for the next output.
+
+        Returns:
+            vLLM's RequestOutput.
+
+        Raises:
+            EngineFailed: the engine has stopped.
+        """
+        output = await self._outputs.get()
+        if isinstance(output, Exception):
+            raise EngineFailed(STOPPED) from output
+        return output
+
+
+class VllmClient:
+    """Client of one running vLLM. All methods run in the event loop that opened it."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+        self._supported_tasks: tuple[Any, ...] = ()
+        self._background: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    async def open(cls, settings: VllmSettings, max_model_len: int) -> VllmClient:
+        """Start vLLM and wait until the model is loaded.
+
+        Args:
+            settings: Settings of the engine.
+            max_model_len: Most tokens of prompt and answer together.
+
+        Returns:
+            The client.
+        """
+        engine_args.require_tested_version()
+        engine_args.set_environment()
+        started: list[Any] = []  # a returned value would live as long as the thread's future
+        await asyncio.to_thread(lambda: started.append(start_vllm(settings, max_model_len)))
+        client = cls(started.pop())
+        client._supported_tasks = await client.llm.get_supported_tasks()
+        return client
+
+    @property
+    def is_alive(self) -> bool:
+        return self.llm is not None and not self.llm.errored
+
+    async def report(self) -> dict[str, Any]:
+        """Request the report of the engine core.
+
+        Returns:
+            The report: see `core.report`.
+
+        Raises:
+            EngineFailed: the engine core does not know the method, because the plugin is not loaded there.
+        """
+        try:
+            report: dict[str, Any] = await self.llm.engine_core.call_utility_async(REPORT_METHOD)
+        except Exception as error:
+            raise EngineFailed(f"vLLM's engine core did not load the OnlySeen plugin: {error}") from error
+        return report
+
+    async def submit(self, requests: Sequence[VllmEngineRequest]) -> list[OutputCollector]:
+        """Submit a gang.
+
+        Args:
+            requests: Its members.
+
+        Returns:
+            The outputs of each member.
+
+        Raises:
+            EngineFailed: the engine has stopped.
+            BadRequest: vLLM refuses the request.
+        """
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        collectors: list[OutputCollector] = []
+        self.llm._run_output_handler()
+        try:
+            for request in requests:
+                vllm_request = self.llm.input_processor.process_inputs(
+                    request.request_id, request.inputs, request.params, supported_tasks=self._supported_tasks
+                )
+                self.llm.input_processor.assign_request_id(vllm_request)
+                collector = OutputCollector(vllm_request.request_id)
+                collectors.append(collector)
+                await self.llm._add_request(vllm_request, None, None, 0, collector)
+        except EngineDeadError as error:
+            raise EngineFailed(STOPPED) from error
+        except (VLLMClientError, ValueError) as error:
+            self.abort(collectors)
+            raise BadRequest(f"vLLM refuses the request: {error}") from error
+        except BaseException:
+            self.abort(collectors)
+            raise
+        return collectors
+
+    def abort(self, collectors: Sequence[OutputCollector]) -> None:
+        """Abort a gang before the next step. Members that have ended are ignored."""
+        if self.is_alive and collectors:
+            self._run_in_background(self.llm.abort([each.request_id for each in collectors], internal=True))
+
+    def free_states(self, handles: Sequence[str]) -> None:
+        """Free strategy states next to the model."""
+        if self.is_alive:
+            self._run_in_background(self.llm.collective_rpc("onlyseen_free_states", args=(list(handles),)))
+
+    async def close(self) -> None:
+        """Stop vLLM. Requests that still run fail with `EngineFailed`."""
+        await asyncio.gather(*self._background, return_exceptions=True)
+        llm, self.llm = self.llm, None
+        if llm.output_handler is not None:
+            llm.output_handler.cancel()
+        llm.output_processor.propagate_error(EngineFailed(STOPPED))
+        await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT)
+        await asyncio.sleep(0)  # vLLM closes its sockets in the event loop
+        await asyncio.to_thread(llm.engine_core.resources.ctx.destroy, 0)  # vLLM leaves its context open
+
+    def _run_in_background(self, call: Any) -> None:
+        task = asyncio.get_running_loop().create_task(call)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def start_vllm(settings: VllmSettings, max_model_len: int) -> Any:
+    """Start vLLM's AsyncLLM. The call returns when the model is loaded.
+
+    Args:
+        settings: Settings of the engine.
+        max_model_len: Most tokens of prompt and answer together.
+
+    Returns:
+        The AsyncLLM.
+
+    Raises:
+        Unsupported: vLLM cannot be imported.
+    """
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise Unsupported(f"vLLM does not load: {error}") from error
+    args = engine_args.build_engine_args(settings, max_model_len, current_platform.is_cpu())
+    config = AsyncEngineArgs(**args).create_engine_config()
+    engine_args.check_config(config)
+    return AsyncLLM.from_vllm_config(config, disable_log_stats=True)

@@ -1,0 +1,91 @@
+"""Turn vLLM's outputs of the main request into the tokens of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from decoding.errors import EngineFailed, Overloaded, StrategyFailed
+from decoding.outputs import Token
+from decoding.text.detokenizer import OutputProcessor, RankedTokens
+
+
+class OutputParser:
+    """Parses the outputs of one request.
+
+    Args:
+        processor: Builds the tokens.
+        rows: Rows of the request: the main one and its branches.
+    """
+
+    def __init__(self, processor: OutputProcessor, rows: int) -> None:
+        self.processor = processor
+        self.rows = rows
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the answer has ended."""
+        return self.processor.is_finished
+
+    def parse(self, output: Any) -> Iterator[Token]:
+        """Parse one output.
+
+        Args:
+            output: vLLM's RequestOutput. Its `kv_transfer_params`, which are free because KV connectors are refused,
+                hold the information about the token.
+
+        Yields:
+            The tokens. None follows a token with a finish reason.
+
+        Raises:
+            EngineFailed: the output has neither tokens nor a reason.
+        """
+        info: Mapping[str, Any] = output.kv_transfer_params or {}
+        (completion,) = output.outputs
+        raise_failure(info, has_failed=completion.finish_reason == "error")
+        for number, token in enumerate(completion.token_ids):
+            logprobs = completion.logprobs[number] if completion.logprobs else None
+            yield self._add_token(token, logprobs, info)
+            if self.is_finished:
+                return
+        if output.finished and not self.is_finished:
+            raise EngineFailed("The engine ended an answer without a reason.")
+
+    def _add_token(self, token: int, logprobs: Mapping[int, Any] | None, info: Mapping[str, Any]) -> Token:
+        self.processor.stats.forward_passes += self.rows
+        changed = info.get("changed", False)
+        if self.processor.request.choices:
+            return self.processor.add_choice_scores(token, changed, info["choices"])
+        return self.processor.add_token(token, changed, self._rank(token, logprobs, info), info.get("grounding"))
+
+    def _rank(self, token: int, logprobs: Mapping[int, Any] | None, info: Mapping[str, Any]) -> RankedTokens:
+        """Return the token itself and the likeliest tokens, with their log-probabilities."""
+        count = self.processor.request.sampling.top_logprobs
+        if count is None or logprobs is None:
+            return ()
+        best = sorted(logprobs.items(), key=lambda entry: entry[1].rank)[:count]
+        # A forced token was not sampled, so that vLLM may not have ranked it.
+        own = info["logprob"] if "logprob" in info else logprobs[token].logprob
+        return [(token, own), *((id_, entry.logprob) for id_, entry in best)]
+
+
+def raise_failure(info: Mapping[str, Any], has_failed: bool = False) -> None:
+    """Raise the failure that the worker recorded, if there is one. A failure with a code is `Overloaded`.
+
+    Args:
+        info: Information about a token.
+        has_failed: Whether vLLM reports a failure.
+
+    Raises:
+        EngineFailed: the engine failed.
+        Overloaded: the engine has no memory for a strategy state.
+        StrategyFailed: a strategy failed.
+    """
+    if "error" not in info and not has_failed:
+        return
+    if "strategy" in info:
+        raise StrategyFailed(info["strategy"], info["problem"])
+    message = info.get("error", "The engine failed on this request.")
+    if "error_code" in info:
+        raise Overloaded(message, code=info["error_code"])
+    raise EngineFailed(message)

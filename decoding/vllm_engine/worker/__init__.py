@@ -1,0 +1,1 @@
+"""Strategy hooks inside vLLM's worker process."""

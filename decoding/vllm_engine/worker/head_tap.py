@@ -1,0 +1,134 @@
+"""Tap on the attention heads: the head scales of gangs, and probes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decoding.pipeline.composition import combine_head_scales
+from decoding.vllm_engine.member import Member
+from decoding.vllm_engine.worker import head_projection
+from decoding.vllm_engine.worker.probe_capture import ProbeCapture, find_probes
+from decoding.vllm_engine.worker.state_store import StateStore
+from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
+
+
+class GangHeadTap:
+    """The head tap of one model runner, on its loaded and not yet compiled model.
+
+    Args:
+        runner: vLLM's model runner.
+        states: Store of the strategy states.
+    """
+
+    def __init__(self, runner: Any, states: StateStore) -> None:
+        limits = runner.vllm_config.scheduler_config
+        self.states = states
+        self.buffers = head_projection.install(
+            runner.model,
+            limits.max_num_seqs,
+            runner.max_num_tokens,
+            runner.model_config.dtype,
+            runner.device,
+            tap=self,
+        )
+        self._probes: list[ProbeCapture] = []
+        self._is_scaling = False
+        self._layout: tuple[object, ...] = ()
+        self._token_rows: Tensor | None = None  # [tokens] of the step; None where no row is scaled
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no head output is observed or scaled in this step."""
+        return not (self._is_scaling or self._probes)
+
+    def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
+        """Set the head scales of the step and start its probes.
+
+        Args:
+            rows: Rows of the step.
+            token_info: Receives failures.
+        """
+        layout = (tuple(rows.request_ids), rows.token_starts.tobytes())
+        if layout != self._layout:
+            self._token_rows = self._set_scales(rows, token_info)
+            self._layout = layout
+        if self._token_rows is not None:
+            self.buffers.token_rows[: len(self._token_rows)] = self._token_rows
+            self._is_scaling = True
+        self._probes = []
+        for spec, rows_by_name in find_probes(rows):
+            try:
+                self._probes.append(ProbeCapture(spec, rows_by_name, rows, layers=self.buffers.scales.shape[0]))
+            except Exception as error:  # other requests of the step go on
+                record_failure(token_info, rows.request_ids[rows_by_name[spec.main]], error, "probe_failed")
+        if self._probes:
+            skip_compiled_code()
+
+    def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
+        """Store the states of the probes, and reset the head scales, because a step without a gang calls no method.
+
+        Args:
+            rows: Rows of the step.
+            token_info: Receives failures.
+        """
+        if self._is_scaling:
+            self.buffers.token_rows.fill_(self.buffers.unscaled_row)
+            self._is_scaling = False
+        probes, self._probes = self._probes, []
+        for probe in probes:
+            try:
+                if probe.failure is not None:
+                    raise probe.failure
+                self.states.put(probe.spec.handle, probe.state)
+            except Exception as error:
+                record_failure(token_info, probe.request_id, error, "probe_failed")
+
+    def edit(self, layer: int, heads: Tensor) -> Tensor:
+        """Show the head outputs of a layer to the probes, which may scale those of their main prompts in place.
+
+        Args:
+            layer: Number of the layer, from 0.
+            heads: [tokens, heads, head_dim], a copy.
+
+        Returns:
+            The same tensor.
+        """
+        for probe in self._probes:
+            probe.observe(layer, heads)
+        return heads
+
+    def _set_scales(self, rows: StepRows, token_info: TokenInfo) -> Tensor | None:
+        """Write the scales of each scaled row, and return the [tokens] rows of the step's tokens, or None."""
+        scaled_rows = np.full(len(rows.request_ids), self.buffers.unscaled_row)
+        for row, member in rows.members.items():
+            try:
+                scales = self._combine_scales(member)
+                if scales is not None:
+                    self.buffers.scales[:, row] = scales
+                    scaled_rows[row] = row
+            except Exception as error:  # other requests of the step go on
+                record_failure(token_info, rows.request_ids[row], error, "head_scales_failed")
+        if (scaled_rows == self.buffers.unscaled_row).all():
+            return None
+        return torch.from_numpy(scaled_rows.repeat(np.diff(rows.token_starts))).to(self.buffers.token_rows.device)
+
+    def _combine_scales(self, member: Member) -> Tensor | None:
+        """Return the [layers, heads] scales of a row, or None. Branches have no stack, so that they have no scales."""
+        stack = tuple(spec.build() for spec in member.stack)
+        states = {owner: self.states.get(handle) for owner, handle in member.states.items()}
+        layers, _, heads = self.buffers.scales.shape
+        return combine_head_scales(stack, states, (layers, heads))
+
+
+def skip_compiled_code() -> None:
+    """Run this step uncompiled and without CUDA graphs, so that the layers call the tap."""
+    from vllm.config import CUDAGraphMode
+    from vllm.forward_context import get_forward_context
+
+    context = get_forward_context()
+    context.skip_compiled = True
+    context.cudagraph_runtime_mode = CUDAGraphMode.NONE

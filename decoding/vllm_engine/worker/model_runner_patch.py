@@ -1,0 +1,204 @@
+"""Patches of vLLM's model runner V1: build the rows of each step, and call the step hooks around forward and sampler.
+
+The strategies act before vLLM's sampler, and not as one of its logits processors. The order is then that of the
+contract: strategies, penalties, temperature, cuts. vLLM's raw log-probabilities are those after the strategies. Rows of
+prompts that are not read to their end are known here. A logits processor cannot distinguish them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from torch import Tensor
+
+from decoding.vllm_engine.member import Member
+from decoding.vllm_engine.worker.head_tap import GangHeadTap
+from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
+from decoding.vllm_engine.worker.step_rows import StepRows
+
+log = structlog.get_logger(__name__)
+
+PATCH_MARK = "is_onlyseen_patch"
+
+
+class WorkerExtension:
+    """Methods that the server process calls through vLLM's collective_rpc. vLLM mixes the class into its worker."""
+
+    model_runner: Any
+
+    def onlyseen_free_states(self, handles: Sequence[str]) -> None:
+        """Free strategy states."""
+        for handle in handles:
+            self.model_runner.step_hook_runner.states.free(handle)
+
+    def onlyseen_worker_report(self) -> dict[str, Any]:
+        """Return the installed patches, and the number and size of the states in this process."""
+        hooks: StepHookRunner | None = getattr(self.model_runner, "step_hook_runner", None)
+        return {
+            "runner": None if hooks is None else "v1",
+            "patches": list_patches(self.model_runner),
+            **({} if hooks is None else hooks.stats()),
+        }
+
+
+def install() -> None:
+    """Wrap the methods of vLLM's model runner classes, once.
+
+    Raises:
+        AttributeError: the model runner lacks a method.
+    """
+    for runner in list_runner_classes():
+        for name, wrap in PATCHES.items():
+            method = vars(runner).get(name)
+            if method is not None and not hasattr(method, PATCH_MARK):
+                wrapped = functools.wraps(method)(wrap(method))
+                setattr(wrapped, PATCH_MARK, True)
+                setattr(runner, name, wrapped)
+    if missing := [name for name in PATCHES if not hasattr(getattr(list_runner_classes()[0], name), PATCH_MARK)]:
+        raise AttributeError(f"vLLM's model runner has no {', '.join(missing)}.")
+
+
+def list_runner_classes() -> list[type[Any]]:
+    """Return vLLM's model runner, and on a CPU build the runner that inherits from it."""
+    from vllm.platforms import current_platform
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    if not current_platform.is_cpu():
+        return [GPUModelRunner]
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    return [GPUModelRunner, CPUModelRunner]
+
+
+def list_patches(runner: Any) -> list[str]:
+    """Return the names of the patches that are in place on a model runner."""
+    return [name for name in PATCHES if hasattr(getattr(type(runner), name), PATCH_MARK)]
+
+
+# Patches: each takes vLLM's method and returns the one that replaces it.
+
+
+def patch_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_model(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded = original(runner, *args, **kwargs)
+        if not hasattr(runner, "step_hook_runner"):
+            runner.step_hook_runner = StepHookRunner(runner.device)
+            try:
+                runner.step_hook_runner.layer_tap = GangHeadTap(runner, runner.step_hook_runner.states)
+            except ValueError as reason:  # the server refuses strategies that need these hooks
+                log.warning("head_tap_not_installed", reason=str(reason))
+        return loaded
+
+    return load_model
+
+
+def patch_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        rows = runner.step_rows = build_step_rows(runner)
+        if rows is None:
+            return original(runner, *args, **kwargs)
+        runner.step_hook_runner.before_forward(rows)
+        hidden = original(runner, *args, **kwargs)
+        runner.step_hook_runner.after_forward(rows)
+        return hidden
+
+    return forward
+
+
+def patch_sample(original: Callable[..., Any]) -> Callable[..., Any]:
+    def sample(runner: Any, logits: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows: StepRows | None = getattr(runner, "step_rows", None)
+        with hide_idle_generators(runner):
+            if rows is None:
+                return original(runner, logits, *args, **kwargs)
+            output = original(runner, runner.step_hook_runner.before_sampling(rows, logits), *args, **kwargs)
+        runner.step_hook_runner.after_sampling(rows, output.sampled_token_ids)
+        return output
+
+    return sample
+
+
+def patch_sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
+    def sample_tokens(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(runner, *args, **kwargs)
+        if getattr(runner, "step_rows", None) is not None and output is not None:
+            output.token_info = runner.step_hook_runner.take_token_info()
+        return output
+
+    return sample_tokens
+
+
+def patch_bookkeeping(original: Callable[..., Any]) -> Callable[..., Any]:
+    def bookkeep(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        with hide_idle_generators(runner):
+            return original(runner, *args, **kwargs)
+
+    return bookkeep
+
+
+PATCHES: dict[str, Callable[[Callable[..., Any]], Any]] = {
+    "load_model": patch_load_model,
+    "_model_forward": patch_forward,
+    "_sample": patch_sample,
+    "sample_tokens": patch_sample_tokens,
+    "_bookkeeping_sync": patch_bookkeeping,
+}
+
+
+@contextmanager
+def hide_idle_generators(runner: Any) -> Iterator[None]:
+    """Hide the random generators of rows that sample nothing. vLLM would rewind them, which fails on a CPU.
+
+    Yields:
+        Nothing.
+    """
+    generators: dict[int, Any] = runner.input_batch.generators
+    idle = [row for row in generators if runner.discard_request_mask.np[row]] if generators else []
+    hidden = {row: generators.pop(row) for row in idle}
+    try:
+        yield
+    finally:
+        generators.update(hidden)
+
+
+def build_step_rows(runner: Any) -> StepRows | None:
+    """Describe the rows of the step.
+
+    Args:
+        runner: vLLM's model runner, before its forward pass.
+
+    Returns:
+        The rows; None if the step has no gang, which costs one look at each request.
+    """
+    batch = runner.input_batch
+    count, ids = batch.num_reqs, batch.req_ids
+    members: dict[int, Member] = {}
+    for row in range(count):
+        member = get_member(runner.requests[ids[row]])
+        if member is not None:
+            members[row] = member
+    if not members:
+        return None
+    return StepRows(
+        request_ids=list(ids[:count]),
+        members=members,
+        token_starts=runner.query_start_loc.np[: count + 1],
+        num_computed_tokens=batch.num_computed_tokens_cpu[:count],
+        num_generated_tokens=batch.num_tokens_no_spec[:count] - batch.num_prompt_tokens[:count],
+        token_ids=batch.token_ids_cpu[:count],
+        num_tokens=batch.num_tokens_no_spec[:count],
+        is_sampling=~runner.discard_request_mask.np[:count],
+    )
+
+
+def get_member(request: Any) -> Member | None:
+    """Read the member of a request in the model runner, once for each request."""
+    try:
+        return request.onlyseen_member  # type: ignore[no-any-return]
+    except AttributeError:
+        request.onlyseen_member = Member.from_sampling_params(request.sampling_params)
+        return request.onlyseen_member  # type: ignore[no-any-return]

@@ -1,0 +1,78 @@
+"""Capture of a probe: it folds the head outputs of its prompts' last tokens into a strategy state, layer by layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from decoding.pipeline.composition import attribute_errors
+from decoding.strategy import Activations, Tensors
+from decoding.vllm_engine.member import ProbeSpec
+from decoding.vllm_engine.worker.step_rows import StepRows
+
+
+class ProbeCapture:
+    """The capture of one probe during the pass of its step. The head tap calls it in each layer.
+
+    All its prompts run whole in this step. Each layer sees the last tokens of all prompts, and its scales reach all
+    tokens of the main prompt before the next layer runs.
+
+    Args:
+        spec: The probe.
+        rows_by_name: Prompt name -> row of the step.
+        rows: Rows of the step.
+        layers: Number of layers of the model.
+    """
+
+    def __init__(self, spec: ProbeSpec, rows_by_name: Mapping[str, int], rows: StepRows, layers: int) -> None:
+        main = rows_by_name[spec.main]
+        self.spec = spec
+        self.layers = layers
+        self.request_id = rows.request_ids[main]
+        self.state: Tensors = {}
+        self.failure: Exception | None = None
+        self._owner = spec.owner.build()
+        self._last_tokens = {name: int(rows.token_starts[row + 1]) - 1 for name, row in rows_by_name.items()}
+        self._main_tokens = slice(int(rows.token_starts[main]), int(rows.token_starts[main + 1]))
+
+    def observe(self, layer: int, heads: Tensor) -> None:
+        """Fold the outputs of a layer into the state, and scale those of the main prompt in place.
+
+        Args:
+            layer: Number of the layer, from 0.
+            heads: [tokens, heads, head_dim] head outputs of all tokens of the step.
+        """
+        if self.failure is not None:
+            return
+        captured = {name: heads[token].clone() for name, token in self._last_tokens.items()}
+        try:
+            with attribute_errors(self._owner):
+                activations = Activations(heads=captured, layer=layer, layers=self.layers)
+                self.state = self._owner.update_state(self.state, activations)
+                scales = self._owner.head_scales(self.state) if self.spec.layerwise else None
+                if scales is not None:
+                    heads[self._main_tokens] *= scales[layer, :, None].to(heads)
+        except Exception as error:  # other requests of the step go on
+            self.failure = error
+
+
+def find_probes(rows: StepRows) -> Iterator[tuple[ProbeSpec, dict[str, int]]]:
+    """Find the probes all of whose prompts run whole in this step. The scheduler sees to it that every probe does.
+
+    Args:
+        rows: Rows of the step.
+
+    Yields:
+        A probe, and prompt name -> row.
+    """
+    gangs: dict[str, dict[str, int]] = defaultdict(dict)
+    for row, member in rows.members.items():
+        if member.is_single_step and rows.is_sampling[row] and rows.num_computed_tokens[row] == 0:
+            gangs[member.gang][member.probe.main if member.probe else member.name] = row
+    for rows_by_name in gangs.values():
+        members = [rows.members[row] for row in rows_by_name.values()]
+        spec = next((member.probe for member in members if member.probe), None)
+        if spec is not None and len(rows_by_name) == members[0].size:
+            yield spec, rows_by_name

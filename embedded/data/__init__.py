@@ -1,0 +1,1 @@
+"""Scenes: sampling, rendering, texts and annotations."""

@@ -1,0 +1,1 @@
+"""Score the embedded model."""

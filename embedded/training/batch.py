@@ -1,0 +1,116 @@
+"""Training batches: random scenes of a dataset, mirrored, shifted and tinted, with targets for each patch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embedded.data.categories import INDEX, NAMES
+from embedded.data.renderer import SIZE, RenderedScene, SceneObject
+from embedded.data.scene_dataset import SceneDataset
+from embedded.training.model_config import GRID, IMAGE_TOKENS, PATCH, PIXEL_MEAN, PIXEL_STD
+
+NOISED_FRACTION = 0.02
+"""Fraction of images with VCD's noise. It is small: the model must not learn to recognise objects in noised images."""
+
+
+@dataclass(frozen=True)
+class SceneBatch:
+    """Scenes of one training step, with their images and targets."""
+
+    pixels: torch.Tensor  # [batch, 3, 112, 112], normalised
+    present: torch.Tensor  # [batch, 64, 48]: 1 where a patch shows a category
+    scenes: list[RenderedScene]
+
+
+def normalize_pixels(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """Normalise images [batch, 112, 112, 3] to [batch, 3, 112, 112], as the exported processor does."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
+    return (image - PIXEL_MEAN) / PIXEL_STD
+
+
+def sample_batch(rng: np.random.Generator, dataset: SceneDataset, size: int, shift: int = 0) -> SceneBatch:
+    """Sample scenes and augment them.
+
+    Args:
+        rng: Source of all random choices.
+        dataset: The scenes.
+        size: Number of scenes.
+        shift: Maximum displacement in pixels. Shifted images wrap around and their boxes stay: use 0 for texts.
+
+    Returns:
+        The batch.
+    """
+    pixels, instance_maps, scenes = [], [], []
+    for index in rng.integers(len(dataset), size=size):
+        scene = dataset.scene(int(index))
+        image, instances, objects = scene.pixels, scene.instance_map, scene.objects
+        if rng.random() < 0.5:
+            image, instances = image[:, ::-1], instances[:, ::-1]
+            objects = tuple(_mirror_object(obj) for obj in objects)
+        if shift:
+            offset = tuple(rng.integers(-shift, shift + 1, 2))
+            image, instances = np.roll(image, offset, (0, 1)), np.roll(instances, offset, (0, 1))
+        pixels.append(image)
+        instance_maps.append(instances)
+        scenes.append(RenderedScene(scene.place, image, instances, objects))
+    tensor = _tint(rng, normalize_pixels(np.stack(pixels)))
+    return SceneBatch(
+        tensor, torch.from_numpy(patch_targets(np.stack(instance_maps), [scene.objects for scene in scenes])), scenes
+    )
+
+
+def patch_targets(instance_maps: NDArray[np.int8], objects: list[tuple[SceneObject, ...]]) -> NDArray[np.float32]:
+    """Mark the categories that each patch shows, [batch, 64, 48].
+
+    A patch shows a category if an object fills 18 % of it, if 30 % of the object lie in it, or if no other patch holds
+    more of the object.
+
+    Args:
+        instance_maps: Object of each pixel, [batch, 112, 112].
+        objects: Visible objects of each scene.
+
+    Returns:
+        1 where a patch shows a category, else 0.
+    """
+    size = len(instance_maps)
+    blocks = (
+        instance_maps.reshape(size, GRID, PATCH, GRID, PATCH).transpose(0, 1, 3, 2, 4).reshape(size, IMAGE_TOKENS, -1)
+    )
+    targets = np.zeros((size, IMAGE_TOKENS, len(NAMES)), np.float32)
+    for row, scene_objects in enumerate(objects):
+        for obj in scene_objects:
+            coverage = (blocks[row] == obj.index).sum(-1)
+            is_shown = (coverage >= 0.18 * PATCH**2) | (coverage >= 0.3 * coverage.sum()) | (coverage == coverage.max())
+            targets[row, is_shown, INDEX[obj.name]] = 1
+    return targets
+
+
+def center_targets(scenes: list[RenderedScene]) -> NDArray[np.float32]:
+    """Count the objects of each category whose visible part has its centre in a patch, [scenes, 64, 48]."""
+    centers = np.zeros((len(scenes), IMAGE_TOKENS, len(NAMES)), np.float32)
+    for row, scene in enumerate(scenes):
+        for obj in scene.objects:
+            row_of_patch, column_of_patch = (
+                int(where.mean()) // PATCH for where in np.nonzero(scene.instance_map == obj.index)
+            )
+            centers[row, row_of_patch * GRID + column_of_patch, INDEX[obj.name]] += 1
+    return centers
+
+
+def _mirror_object(obj: SceneObject) -> SceneObject:
+    left, top, right, bottom = obj.box
+    return SceneObject(obj.name, obj.index, obj.area, (SIZE - right, top, SIZE - left, bottom))
+
+
+def _tint(rng: np.random.Generator, pixels: torch.Tensor) -> torch.Tensor:
+    size = len(pixels)
+    gains = torch.from_numpy(np.exp(rng.normal(0, 0.06, (size, 3, 1, 1)))).float()
+    offsets = torch.from_numpy(rng.normal(0, 0.12, (size, 1, 1, 1))).float()
+    pixels = pixels * gains + offsets
+    for row in np.nonzero(rng.random(size) < NOISED_FRACTION)[0]:
+        signal = rng.uniform(0.3, 1.0)
+        noise = torch.from_numpy(rng.normal(0, 1, tuple(pixels[row].shape))).float()
+        pixels[row] = pixels[row] * signal**0.5 + noise * (1 - signal) ** 0.5
+    return pixels

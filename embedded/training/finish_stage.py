@@ -1,0 +1,73 @@
+"""Fourth stage: the joint model on far scenes, where the language prior has to fill in what is not visible."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from embedded.data.scene_dataset import SceneDataset
+from embedded.training.joint_stage import VISION_RATE, JointModel, joint_loss, measure_recognition_periodically
+from embedded.training.model_config import GRID, WIDTH
+from embedded.training.packing import Packer, TextMix
+from embedded.training.trainer import Trainer, select_device
+
+MIX = TextMix(caption=1.0, second_caption=0.6, listing=0.4, detail=0.7, invention_rate=0.45, false_yes_rate=0.3)
+"""Large models learn from such data as well: captions and answers that name objects that are likely but absent."""
+STRAY_WEIGHT, POSITION_WEIGHT, REPETITION_WEIGHT = 0.1, 0.2, 1.0
+
+
+class FinishModel(nn.Module):
+    """The joint model with a training-only head for positions."""
+
+    def __init__(self, joint: JointModel) -> None:
+        super().__init__()
+        self.joint = joint
+        self.position_head = nn.Linear(WIDTH, 9)
+
+    def position_loss(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Train the ninth of the image to be readable from each image token, so that texts can name positions."""
+        third = torch.arange(GRID, device=tokens.device) * 3 // GRID
+        ninth = (third[:, None] * 3 + third[None]).flatten().expand(len(tokens), -1)
+        return nn.functional.cross_entropy(self.position_head(tokens.float()).flatten(0, 1), ninth.flatten())
+
+
+def train_finish(
+    work_dir: Path,
+    joint: JointModel,
+    dataset: SceneDataset,
+    tuning_dataset: SceneDataset,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int = 23,
+) -> JointModel:
+    """Train the joint model on far scenes, from its last checkpoint if there is one."""
+    device = select_device()
+    torch.manual_seed(seed)
+    model = FinishModel(joint).to(device)
+    packer = Packer(tokenizer, MIX)
+    joint.language.head_noise.rate = 0.25
+    joint.language.repetition_weight = REPETITION_WEIGHT
+    trainer = Trainer(
+        "finish",
+        work_dir,
+        model,
+        steps,
+        seed=seed,
+        muon_rate=1e-3,
+        adam_rate=8e-4,
+        slow={"joint.vision.": VISION_RATE},
+    )
+    for step in trainer:
+        loss, tokens, _, figures = joint_loss(
+            joint, packer, trainer.rng(step), dataset, batch_size, device, STRAY_WEIGHT
+        )
+        position_loss = model.position_loss(tokens)
+        figures["position"] = position_loss.item()
+        trainer.update(
+            loss + POSITION_WEIGHT * position_loss,
+            figures | measure_recognition_periodically(joint, tuning_dataset, step),
+        )
+    return joint

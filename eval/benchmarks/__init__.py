@@ -1,0 +1,1 @@
+"""Benchmarks: questions, answer parsers and metrics."""

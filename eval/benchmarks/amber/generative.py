@@ -1,0 +1,213 @@
+"""AMBER's captions: which nouns of its vocabulary are in the image, and which are annotated as likely hallucinations.
+
+The official script takes nouns from nltk. It treats two words as equal if spaCy's en_core_web_lg gives a similarity
+above 0.8, so its numbers depend on the version of that model. Errors name missing packages. Without the similarity,
+CHAIR and Cog differ slightly from published numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from eval.benchmarks.amber.answers import GENERATIVE, AmberAnswer
+from eval.benchmarks.nltk_data import require_packages
+from eval.core.jsonl import read_lines, read_object
+from eval.errors import EvaluationError, InputError
+
+SIMILARITY_THRESHOLD = 0.8
+NLTK_PACKAGES = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
+
+NounExtractor = Callable[[str], list[str]]
+SimilarityTest = Callable[[str, str], bool]
+IndexedWord = tuple[str, int]
+"""A word, and the index of the annotated object that it stands for."""
+
+
+@dataclass(frozen=True)
+class AmberVocabulary:
+    """AMBER's vocabulary.
+
+    Attributes:
+        associated: Words that stand for each object, from `relation.json`.
+        safe: Words that never count as hallucinations, from `safe_words.txt`.
+    """
+
+    associated: Mapping[str, Sequence[str]]
+    safe: frozenset[str]
+
+    @classmethod
+    def load(cls, relation: Path, safe_words: Path) -> AmberVocabulary:
+        """Load the official files.
+
+        Args:
+            relation: relation.json.
+            safe_words: safe_words.txt.
+
+        Returns:
+            The vocabulary.
+
+        Raises:
+            InputError: relation.json has another form. Unreadable files raise it as well.
+        """
+        associated = read_object(relation)
+        for word, others in associated.items():
+            if not isinstance(others, list) or not all(isinstance(each, str) for each in others):
+                raise InputError("must be a list of strings", relation, None, word)
+        return cls(associated, frozenset(read_lines(safe_words)))
+
+    @property
+    def all_words(self) -> frozenset[str]:
+        """All objects and all words that stand for them."""
+        return frozenset(self.associated).union(*self.associated.values())
+
+    def expand(self, answer: AmberAnswer, key: str) -> list[IndexedWord]:
+        """List the words that stand for the objects under a key of an annotation.
+
+        An object without an entry in relation.json raises `InputError`.
+
+        Args:
+            answer: The answer.
+            key: `truth` or `hallu`.
+
+        Returns:
+            Associated words first, then the objects themselves.
+        """
+        objects = answer.annotation.strings(key)
+        for word in objects:
+            if word not in self.associated:
+                raise answer.annotation.error(f"{word!r} is not in the relations", key)
+        associated = [(other, index) for index, word in enumerate(objects) for other in self.associated[word]]
+        return associated + [(word, index) for index, word in enumerate(objects)]
+
+
+def score_captions(
+    answers: Sequence[AmberAnswer],
+    vocabulary: AmberVocabulary,
+    extract_nouns: NounExtractor,
+    are_similar: SimilarityTest,
+) -> dict[str, float]:
+    """Score the captions.
+
+    Args:
+        answers: Answers; yes/no questions among them are ignored.
+        vocabulary: AMBER's vocabulary.
+        extract_nouns: Extracts nouns from a caption.
+        are_similar: Whether two words count as equal.
+
+    Returns:
+        CHAIR, Cover, Hal and Cog in percent, rounded, with 0.001 added to every count as in the official script.
+    """
+    captions = [each for each in answers if each.type == GENERATIVE]
+    words = vocabulary.all_words
+    mentioned = wrong = present = covered = likely = confirmed = clean = 0
+    for caption in captions:
+        nouns = [noun for noun in extract_nouns(caption.response) if noun in words]
+        correct, hallucinated, unsupported = _match_nouns(
+            nouns,
+            vocabulary.expand(caption, "truth"),
+            vocabulary.expand(caption, "hallu"),
+            vocabulary.safe,
+            are_similar,
+        )
+        mentioned, wrong, clean = mentioned + len(nouns), wrong + unsupported, clean + (unsupported == 0)
+        present, covered = present + len(caption.annotation.strings("truth")), covered + len(correct)
+        likely, confirmed = likely + len(caption.annotation.strings("hallu")), confirmed + len(hallucinated)
+    return {
+        "chair": round(wrong / (mentioned + 0.001) * 100, 1),
+        "cover": round(covered / (present + 0.001) * 100, 1),
+        "hal": round(100 - clean / (len(captions) + 0.001) * 100, 1),
+        "cog": round(confirmed / (likely + 0.001) * 100, 1),
+        "n": len(captions),
+    }
+
+
+def _match_nouns(
+    nouns: Sequence[str],
+    truth: Sequence[IndexedWord],
+    likely_hallucinations: Sequence[IndexedWord],
+    safe: frozenset[str],
+    are_similar: SimilarityTest,
+) -> tuple[set[int], set[int], int]:
+    """Match the nouns of a caption.
+
+    Args:
+        nouns: Nouns of the caption.
+        truth: Words for the objects in the image.
+        likely_hallucinations: Words for the annotated likely hallucinations.
+        safe: Words that never count.
+        are_similar: Whether two words count as equal.
+
+    Returns:
+        Indices of mentioned objects, indices of mentioned hallucinations, number of nouns that are neither safe nor
+        in the image.
+    """
+    correct: set[int] = set()
+    hallucinated: set[int] = set()
+    unsupported = 0
+    for noun in nouns:
+        if noun in safe:
+            continue
+        exact = next(_equal_words(truth, noun), None)
+        if exact is not None:
+            correct.add(exact)
+            continue
+        for index in (
+            next(_equal_words(likely_hallucinations, noun), None),
+            _first_similar(likely_hallucinations, noun, are_similar),
+        ):
+            hallucinated.update([] if index is None else [index])
+        similar = _first_similar(truth, noun, are_similar)
+        if similar is None:
+            unsupported += 1
+        else:
+            correct.add(similar)
+    return correct, hallucinated, unsupported
+
+
+def _equal_words(words: Sequence[IndexedWord], noun: str) -> Iterator[int]:
+    return (index for word, index in words if word == noun)
+
+
+def _first_similar(words: Sequence[IndexedWord], noun: str, are_similar: SimilarityTest) -> int | None:
+    return next((index for word, index in words if are_similar(noun, word)), None)
+
+
+def build_noun_extractor() -> NounExtractor:
+    """Build the official noun extractor from nltk. Missing data of nltk raise `EvaluationError`."""
+    import nltk
+    from nltk.stem import WordNetLemmatizer
+
+    require_packages(NLTK_PACKAGES, "AMBER's generative score")
+    lemmatize = WordNetLemmatizer().lemmatize
+    return lambda text: [
+        lemmatize(word) for word, tag in nltk.pos_tag(nltk.word_tokenize(text)) if tag.startswith("NN")
+    ]
+
+
+def build_similarity_test() -> SimilarityTest:
+    """Build the official similarity test from spaCy.
+
+    Returns:
+        A function of two words.
+
+    Raises:
+        EvaluationError: spaCy or its model is not installed.
+    """
+    try:
+        import spacy  # type: ignore[import-not-found]
+
+        model = spacy.load("en_core_web_lg")
+    except (ImportError, OSError) as error:
+        raise EvaluationError(
+            "AMBER's generative score needs spaCy: pip install spacy && python -m spacy download en_core_web_lg. "
+            "--no-similarity scores without it"
+        ) from error
+
+    @cache
+    def are_similar(first: str, second: str) -> bool:
+        return bool(model(first).similarity(model(second)) > SIMILARITY_THRESHOLD)
+
+    return are_similar

@@ -1,0 +1,195 @@
+"""Scores from a judge model behind an OpenAI-compatible URL: MMHal-Bench and VaLLu.
+
+These numbers depend on the judge, its version and its prompt, so every output marks them as judged. The prompts are
+our own. The parsing is that of the authors, whose prompts can be given as a file.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import track
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from eval.core.answer_store import AnswerStore, StoredAnswer
+from eval.core.hashing import hash_json
+from eval.core.jsonl import JsonRecord, read_records
+from eval.errors import EvaluationError
+
+MMHAL = """\
+You judge the answer that a vision-language model gave about a picture you cannot see. These objects are in it:
+{image_content}
+
+Question: {question}
+A correct answer: {gt_answer}
+The model's answer: {model_answer}
+
+Say whether the answer claims anything that the objects, the question and the correct answer do not support. Then give
+one rating: 6 very informative and free of such claims, 5 somewhat informative and free of them, 4 not informative but
+free of them, 3 empty or evasive but free of them, 2 very informative with such claims, 1 somewhat informative with
+them, 0 not informative with them. End with a line of exactly this form, with the number: Rating: <number>
+"""
+VALLU = """\
+You judge the answer that a vision-language model gave to a question about a picture you cannot see.
+
+Question: {question}
+Reference answer: {gt_answer}
+The model's answer: {model_answer}
+
+Rate each from 1 (worst) to 5 (best): helpfulness, clarity, correctness, depth, engagement. Correctness is about
+agreement with the reference alone. Answer with five lines of exactly this form: <name>: <number>
+"""
+ASPECTS = ("helpfulness", "clarity", "correctness", "depth", "engagement")
+
+JudgeFunction = Callable[[str], str]
+"""Maps a prompt to the verdict of the judge."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A judge model, called with one prompt at a time at temperature 0.
+
+    Attributes:
+        base_url: Address of an OpenAI-compatible server, with /v1.
+        model: Name of the model.
+        api_key: Sent as a bearer token.
+        timeout: Seconds for one response.
+    """
+
+    base_url: str
+    model: str
+    api_key: str | None = None
+    timeout: float = 120.0
+
+    def __call__(self, prompt: str) -> str:
+        """Return the verdict of the judge.
+
+        Args:
+            prompt: The prompt.
+
+        Returns:
+            The text of the response.
+
+        Raises:
+            EvaluationError: No attempt gives a valid response.
+        """
+        try:
+            return self._complete(prompt)
+        except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise EvaluationError(f"the judge {self.model} at {self.base_url} gave no answer: {error!r}") from error
+
+    @retry(
+        retry=retry_if_exception_type((httpx.TransportError, httpx.HTTPStatusError)),
+        stop=stop_after_attempt(4),
+        wait=wait_random_exponential(0.2, max=10),
+        reraise=True,
+    )
+    def _complete(self, prompt: str) -> str:
+        body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
+        headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        url = f"{self.base_url.rstrip('/')}/chat/completions"
+        response = httpx.post(url, json=body, headers=headers, timeout=self.timeout)
+        response.raise_for_status()
+        text = response.json()["choices"][0]["message"]["content"]
+        if not isinstance(text, str):
+            raise TypeError("the content of the response is not a string")
+        return text
+
+
+def cache_verdicts(model: str, judge: JudgeFunction, store: AnswerStore) -> JudgeFunction:
+    """Wrap a judge so that each verdict is stored at once and requested only once, because verdicts cost money."""
+
+    def cached_judge(prompt: str) -> str:
+        key = hash_json({"judge": model, "prompt": prompt})
+        if key not in store:
+            start = time.perf_counter()
+            text = judge(prompt)
+            seconds = time.perf_counter() - start
+            store.add(StoredAnswer(key=key, question=prompt, strategy=f"judge {model}", text=text, seconds=seconds))
+        return store[key].text
+
+    return cached_judge
+
+
+def score_mmhal(file: Path, judge: JudgeFunction, prompt: str = MMHAL) -> dict[str, object]:
+    """Rate the answers of MMHal-Bench.
+
+    A verdict without exactly one rating counts as 0, as in the official script, and is counted as unparsed.
+
+    Args:
+        file: The official array with `model_answer` in every row.
+        judge: The judge.
+        prompt: Template with the fields of a row in braces.
+
+    Returns:
+        Mean rating from 0 to 6, share of answers rated below 3, and mean rating of each of the 8 question types.
+    """
+    ratings = [_parse_ratings(verdict) for verdict in _request_verdicts(file, judge, prompt)]
+    scores = [found[0] if len(found) == 1 else 0 for found in ratings]
+    by_type = [scores[offset::8] for offset in range(min(8, len(scores)))]
+    return {
+        "judged": True,
+        "rating": _mean(scores),
+        "hallucination_rate": sum(score < 3 for score in scores) / len(scores),
+        "rating_by_type": [_mean(each) for each in by_type],
+        "n": len(scores),
+        "unparsed": sum(len(found) != 1 for found in ratings),
+    }
+
+
+def score_vallu(file: Path, judge: JudgeFunction, prompt: str = VALLU) -> dict[str, object]:
+    """Rate the answers of VaLLu. Papers report correctness.
+
+    Verdicts that lack an aspect are left out and counted as unparsed.
+
+    Args:
+        file: Rows of `question`, `gt_answer` and `model_answer`.
+        judge: The judge.
+        prompt: Template with the fields of a row in braces.
+
+    Returns:
+        Mean of each of the five aspects, from 1 to 5.
+    """
+    verdicts = [_parse_aspects(verdict) for verdict in _request_verdicts(file, judge, prompt)]
+    complete = [each for each in verdicts if len(each) == len(ASPECTS)]
+    return {
+        "judged": True,
+        **{name: _mean([each[name] for each in complete]) for name in ASPECTS},
+        "n": len(verdicts),
+        "unparsed": len(verdicts) - len(complete),
+    }
+
+
+def _request_verdicts(file: Path, judge: JudgeFunction, prompt: str) -> list[str]:
+    """Request a verdict for every row, in order. All prompts are built first, so that a bad row costs no request."""
+    prompts = [_fill_template(prompt, record) for record in read_records(file)]
+    console = Console(stderr=True)
+    return [judge(each) for each in track(prompts, "judged", console=console, disable=not console.is_terminal)]
+
+
+def _fill_template(prompt: str, record: JsonRecord) -> str:
+    values: dict[str, Any] = record.value
+    for key in dict.fromkeys(re.findall(r"\{(\w+)\}", prompt)):
+        value = values[record.first_key(key)]
+        prompt = prompt.replace(f"{{{key}}}", ", ".join(value) if isinstance(value, list) else record.string(key))
+    return prompt
+
+
+def _parse_ratings(verdict: str) -> list[int]:
+    return [rating for rating in range(7) if f"rating: {rating}" in verdict.lower()]
+
+
+def _parse_aspects(verdict: str) -> dict[str, int]:
+    found = re.findall(rf"\b({'|'.join(ASPECTS)})\W*:\W*([1-5])\b", verdict.lower())
+    return {name: int(number) for name, number in found}
+
+
+def _mean(numbers: Sequence[int]) -> float | None:
+    return sum(numbers) / len(numbers) if numbers else None

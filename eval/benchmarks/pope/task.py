@@ -1,0 +1,146 @@
+"""The task `pope`: questions whether an object is in the image, in three splits that share their positive questions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks.pope.parsers import PARSERS
+from eval.benchmarks.pope.score import parser_disagreement
+from eval.core.dataset import ImageFolder
+from eval.core.jsonl import read_records
+from eval.core.metrics import Metric
+from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score, TaskOptions
+from eval.errors import EvaluationError, InputError
+
+SPLITS = ("random", "popular", "adversarial")
+SUFFIX = "Please answer this question with one word."
+ALL = {"n": 1.0}
+
+METRICS = (
+    Metric("accuracy", "Accuracy", {"right": 1}, ALL, per_question=True, primary=True),
+    Metric("f1", "F1", {"tp": 2}, {"tp": 2, "fp": 1, "fn": 1}),
+    Metric("precision", "Precision", {"tp": 1}, {"tp": 1, "fp": 1}),
+    Metric("recall", "Recall", {"tp": 1}, {"tp": 1, "fn": 1}),
+    Metric("yes_ratio", "Yes", {"yes": 1}, ALL, better="neither"),
+)
+
+
+class PopeTask(BenchmarkTask):
+    """POPE from question files of this repository or of the official one.
+
+    Args:
+        data: Folder with images and question files.
+        options: `parser` and `suffix` apply.
+
+    Raises:
+        EvaluationError: There is no parser with the name.
+    """
+
+    name = "pope"
+    title = "POPE"
+    max_tokens = 64
+    metrics = METRICS
+    overall_scope = "all splits"
+    joint_drop_warnings = ()
+
+    def __init__(self, data: Path, options: TaskOptions) -> None:
+        if options.parser not in PARSERS:
+            raise EvaluationError(f"There is no parser '{options.parser}'. Choose one of {', '.join(PARSERS)}.")
+        self.data = data
+        self.parser = PARSERS[options.parser]
+        self.suffix = SUFFIX if options.suffix is None else options.suffix
+
+    def source_files(self) -> list[Path]:
+        """List the question files.
+
+        Returns:
+            The question files, at most one for each split.
+
+        Raises:
+            InputError: There is none.
+        """
+        files = [file for split in SPLITS for file in self._find_files(split)]
+        if not files:
+            raise InputError("no question files, expected pope/random.jsonl and others", self.data)
+        return files
+
+    def load_questions(self) -> list[BenchmarkQuestion]:
+        """Read the questions of all splits."""
+        _ = self.source_files()
+        images = ImageFolder(self.data)
+        return [
+            question
+            for split in SPLITS
+            for file in self._find_files(split)
+            for question in self._read_questions(split, file, images)
+        ]
+
+    def score_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> list[Score]:
+        """Score each answer with the parser."""
+        return [
+            self._score_answer(str(question.truth["label"]), answer)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+
+    def summarize_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> dict[str, Any]:
+        """Return the parser, the number of unparsed answers and the disagreement of the parsers."""
+        labels = [str(question.truth["label"]) for question in questions]
+        return {
+            "parser": self.parser.name,
+            "unparsed": sum(map(self.parser.is_unparsed, answers)),
+            "parsers_disagree": parser_disagreement(labels, answers),
+        }
+
+    def _find_files(self, split: str) -> list[Path]:
+        """Find the file of a split. Files of this repository are `random.jsonl`, official ones `*_pope_random.json`."""
+        for folder in (self.data / "pope", self.data):
+            if files := sorted([*folder.glob(f"{split}.json*"), *folder.glob(f"*_pope_{split}.json*")]):
+                if len(files) > 1:
+                    names = ", ".join(file.name for file in files)
+                    raise InputError(f"{len(files)} files for the split {split} ({names}). Keep one of them", folder)
+                return files
+        return []
+
+    def _read_questions(self, split: str, file: Path, images: ImageFolder) -> list[BenchmarkQuestion]:
+        questions = []
+        for record in read_records(file):
+            name, label = record.string("image"), record.string("label")
+            if label not in {"yes", "no"}:
+                raise record.error(f"must be yes or no, not {label[:40]!r}", "label")
+            if (image := images.find_image(name)) is None:
+                raise record.error(f"there is no image {name} under {self.data}", "image")
+            text = record.string("text")
+            truth = {"label": label, "question": text}
+            questions.append(
+                BenchmarkQuestion(
+                    f"{split}/{record.identifier('question_id')}", split, image, f"{text} {self.suffix}".strip(), truth
+                )
+            )
+        if repeated := [id for id, times in Counter(question.id for question in questions).items() if times > 1]:
+            raise InputError(f"{repeated[0].partition('/')[2]} is used twice", file, None, "question_id")
+        return questions
+
+    def _score_answer(self, label: str, answer: str) -> Score:
+        parsed_label, parsed = self.parser.parse_label(label), self.parser.parse(answer, label)
+        counts = {
+            "n": 1.0,
+            "right": float(parsed == parsed_label),
+            "yes": float((parsed_label if self.parser.yes_ratio_of_labels else parsed) == "yes"),
+        }
+        match parsed_label, parsed:
+            case "yes", "yes":
+                counts["tp"] = 1.0
+            case "no", "yes":
+                counts["fp"] = 1.0
+            case "no", "no":
+                counts["tn"] = 1.0
+            case "yes", "no":
+                counts["fn"] = 1.0
+            case "yes", None if self.parser.counts_unparsed_yes_as_fn:
+                counts["fn"] = 1.0
+            case _:
+                pass
+        return Score(counts, {"label": label, "parsed": parsed, "right": parsed == parsed_label})

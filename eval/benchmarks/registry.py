@@ -1,0 +1,57 @@
+"""The tasks of `eval run`. Their modules are imported on use, so that `--help` loads no statistics library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from eval.core.task import BenchmarkTask, TaskOptions
+
+
+def _load_pope(data: Path, options: TaskOptions) -> BenchmarkTask:
+    from eval.benchmarks.pope.task import PopeTask
+
+    return PopeTask(data, options)
+
+
+def _load_chair(data: Path, options: TaskOptions) -> BenchmarkTask:
+    from eval.benchmarks.chair.task import ChairTask
+
+    return ChairTask(data, options)
+
+
+def _load_mme(data: Path, options: TaskOptions) -> BenchmarkTask:
+    from eval.benchmarks.mme.task import MmeTask
+
+    return MmeTask(data, options)
+
+
+LOADERS: dict[str, Callable[[Path, TaskOptions], BenchmarkTask]] = {
+    "pope": _load_pope,
+    "chair": _load_chair,
+    "mme": _load_mme,
+}
+TASK_NAMES = tuple(LOADERS)
+
+
+def load_task(name: str, data: Path, options: TaskOptions) -> BenchmarkTask:
+    """Create a task.
+
+    Args:
+        name: Name of the task.
+        data: Folder with images and questions or annotations.
+        options: Options of the task.
+
+    Returns:
+        The task.
+
+    Raises:
+        EvaluationError: There is no task with the name.
+    """
+    if name not in LOADERS:
+        raise EvaluationError(f"There is no task '{name}'. Choose one of {', '.join(TASK_NAMES)}.")
+    return LOADERS[name](data, options)

@@ -1,1 +1,0 @@
-"""CHAIR (arXiv:1809.02156): which of the objects that a caption mentions are not in the picture."""

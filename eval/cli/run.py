@@ -1,0 +1,146 @@
+"""The commands `run`, `verify`, `merge` and `export`.
+
+Functions import their modules when they are called, so that `--help` does not load statistics and plots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from eval.benchmarks.registry import TASK_NAMES
+from eval.runs.stack_spec import parse_specs
+
+if TYPE_CHECKING:
+    from eval.core.results import Results
+
+INCOMPLETE = 3  # exit status if questions have no answer
+
+
+def run(
+    benchmark: Annotated[str, typer.Argument(metavar="TASK", help=f"One of {', '.join(TASK_NAMES)}.")],
+    base_url: Annotated[
+        str, typer.Option(help="Address of an OpenAI-compatible server, with or without /v1.")
+    ] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Default: the only model that the server lists.")] = None,
+    strategies: Annotated[str, typer.Option(help="plain,vcd,agla:alpha=1.0,agla+vhr:vhr.alpha=2")] = "plain",
+    data: Annotated[str, typer.Option(help="`embedded`, or a folder with images and official files.")] = "embedded",
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of questions of every scope.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
+    seeds: Annotated[str, typer.Option(help="Seeds of sampled decoding: 0,1,2")] = "0",
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Top-p of sampled decoding.")] = 1.0,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Limit of one answer. Default: that of the task.")
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="Text after yes/no questions. '' for none.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt of captions.")] = None,
+    parser: Annotated[str, typer.Option(help="Parser of yes and no, as in `score pope`.")] = "official",
+    variant: Annotated[str, typer.Option(help="Variant of CHAIR, as in `score chair`.")] = "original",
+    synonyms: Annotated[Path | None, typer.Option(help="Table of synonyms. Default: our own.")] = None,
+    controls: Annotated[bool, typer.Option(help="Add matched controls of strategies with branches.")] = True,
+    strategy_via: Annotated[
+        Literal["body", "suffix"], typer.Option(help="Name the strategy in the body or in the model suffix.")
+    ] = "body",
+    door: Annotated[
+        Literal["body", "suffix"] | None, typer.Option(hidden=True, help="Former name of --strategy-via.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="chair: measure how well the check of claims detects hallucinations.")
+    ] = False,
+    shard: Annotated[str, typer.Option(help="k/n: share k of n of the images. `merge` merges them.")] = "1/1",
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. An existing run is continued.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Sent as a bearer token.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one response.")] = 300.0,
+    retries: Annotated[int, typer.Option(min=0, help="Retries of a failed request, with growing pauses.")] = 5,
+) -> None:
+    """Compare strategies on the same questions, images and seeds."""
+    from eval.benchmarks.registry import load_task
+    from eval.core.dataset import resolve_data_folder
+    from eval.core.task import TaskOptions
+    from eval.errors import EvaluationError
+    from eval.runs.client import EvalClient
+    from eval.runs.plan import Shard
+    from eval.runs.prepare import RunOptions
+    from eval.runs.request import SamplingSettings
+    from eval.workflows.run import parse_seeds, run_evaluation
+
+    if check and benchmark != "chair":
+        raise EvaluationError(f"--check: {benchmark} has no labels for claims. Use it with chair.")
+    task_options = TaskOptions(suffix=suffix, prompt=prompt, parser=parser, variant=variant, synonyms=synonyms)
+    token_limit = max_tokens or load_task(benchmark, resolve_data_folder(data), task_options).max_tokens
+    options = RunOptions(
+        task=benchmark,
+        data=data if data == "embedded" else str(resolve_data_folder(data).resolve()),
+        model=model,
+        specs=parse_specs(strategies),
+        controls=controls,
+        strategy_via=door or strategy_via,
+        sampling=SamplingSettings(temperature=temperature, top_p=top_p, max_tokens=token_limit),
+        seeds=parse_seeds(seeds),
+        limit=limit,
+        shard=Shard.parse(shard),
+        options=task_options,
+        check=check,
+    )
+    console = Console(stderr=True)
+    client = EvalClient(base_url, api_key, timeout, attempts=retries + 1, connections=concurrency)
+    try:
+        outcome = asyncio.run(run_evaluation(options, client, out, concurrency, console))
+    except KeyboardInterrupt:
+        console.print("Stopped. Stored answers are not lost. The same command continues.")
+        raise typer.Exit(130) from None
+    _print_summary(outcome.results, outcome.directory.report_file)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    data: Annotated[str | None, typer.Option(help="Current data folder, if it has moved.")] = None,
+) -> None:
+    """Score the stored answers again and compare every number to the last digit."""
+    from eval.workflows.verify import verify_run
+
+    differences = verify_run(folder, data)
+    for difference in differences:
+        typer.echo(difference, err=True)
+    if differences:
+        raise typer.Exit(1)
+    typer.echo(f"{folder}: files, images, answers and numbers are unchanged.")
+
+
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Folders of the runs with --shard 1/n to n/n.")],
+    out: Annotated[Path, typer.Option(help="Folder of the merged run.")],
+    data: Annotated[str | None, typer.Option(help="Data folder on this machine.")] = None,
+) -> None:
+    """Merge the shards of a run."""
+    from eval.workflows.merge import merge_shards
+
+    _print_summary(merge_shards(shards, out, data), out / "report.html")
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    strategy: Annotated[str, typer.Option(help="Label of the strategy, as in the tables of the run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files, one for each scope of the task.")],
+    style: Annotated[Literal["official", "llava"], typer.Option(help="Format of the files.")] = "official",
+    data: Annotated[str | None, typer.Option(help="Current data folder, if it has moved.")] = None,
+) -> None:
+    """Write the answers of a run in the official formats, for the authors' own scripts."""
+    from eval.workflows.export import export_run
+
+    for file in export_run(folder, strategy, out, style, data):
+        typer.echo(file)
+
+
+def _print_summary(results: Results, report: Path) -> None:
+    from eval.report.terminal import print_results
+
+    print_results(results, Console())
+    typer.echo(f"Report: {report}")
+    if not results.complete:
+        raise typer.Exit(INCOMPLETE)

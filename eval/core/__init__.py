@@ -1,0 +1,1 @@
+"""Data types, statistics and file formats that all benchmarks share."""

@@ -1,0 +1,240 @@
+"""The results of a run, as written to results.json.
+
+A number without a value is null. Fields with an alias have that key in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+from eval.core.metrics import Metric
+from eval.core.statistics import CONFIDENCE, RESAMPLES, Interval
+
+
+def _nan_to_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_nan_to_none)]
+Verdict = Literal["better", "worse", "unclear"]
+
+
+class AliasedModel(BaseModel):
+    """A model that is written with its aliases, and built or read with aliases or field names."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+
+class Estimate(BaseModel):
+    """A value with its confidence interval."""
+
+    value: Number
+    low: Number = None
+    high: Number = None
+
+    @classmethod
+    def from_interval(cls, interval: Interval) -> Estimate:
+        """Copy value and bounds of an interval."""
+        return cls(value=interval.value, low=interval.low, high=interval.high)
+
+
+class Difference(BaseModel):
+    """A paired difference: strategy minus reference.
+
+    Attributes:
+        test: `mcnemar`, or `exchange` for the permutation test within images.
+        p: The p-value.
+        p_holm: The p-value adjusted over the requested strategies.
+        gained: Questions that only the strategy answers correctly.
+        lost: Questions that only the reference answers correctly.
+        detectable: The smallest true difference that is detected with a power of 80 %.
+    """
+
+    value: Number
+    low: Number
+    high: Number
+    test: Literal["mcnemar", "exchange"]
+    p: Number
+    p_holm: Number = None
+    gained: int | None = None
+    lost: int | None = None
+    detectable: Number = None
+    verdict: Verdict = "unclear"
+
+    @property
+    def effective_p(self) -> float | None:
+        """The adjusted p-value if there is one, else the unadjusted one."""
+        return self.p if self.p_holm is None else self.p_holm
+
+
+class SignalDetection(BaseModel):
+    """Sensitivity (d') and criterion of yes/no answers."""
+
+    sensitivity: float
+    criterion: float
+
+
+class StrategyResult(BaseModel):
+    """The metrics of one strategy in one scope."""
+
+    strategy: str
+    metrics: dict[str, Estimate]
+    against_plain: dict[str, Difference] = {}
+    signal: SignalDetection | None = None
+    warnings: list[str] = []
+
+
+class ControlComparison(BaseModel):
+    """A strategy minus its matched control, which has the same cut and temperature and no branch."""
+
+    strategy: str
+    control: str
+    differences: dict[str, Difference]
+
+
+class ScopeResult(AliasedModel):
+    """All strategies in one scope of the task: a split, a subtask, or everything together."""
+
+    scope: str
+    questions: int
+    images: int = Field(validation_alias="pictures", serialization_alias="pictures")
+    rows: list[StrategyResult]
+    control_comparisons: list[ControlComparison] = Field(validation_alias="matches", serialization_alias="matches")
+
+
+class StrategyCost(BaseModel):
+    """Cost from the receipts. Without receipts, tokens and times are measured by the client.
+
+    Attributes:
+        passes_per_token: Rows run through the model per token. Prompts and extra requests are included.
+        first_token: Median seconds to the first token, without the time in the queue.
+        slowdown: Tokens per second of plain decoding, divided by those of this strategy.
+    """
+
+    strategy: str
+    answers: int
+    tokens: int
+    passes_per_token: Estimate | None
+    first_token: Number
+    tokens_per_second: Estimate
+    slowdown: Number = None
+
+
+class MetricColumn(BaseModel):
+    """The description of a metric."""
+
+    name: str
+    title: str
+    better: Literal["higher", "lower", "neither"]
+    percent: bool
+    primary: bool
+
+    @classmethod
+    def from_metric(cls, metric: Metric) -> MetricColumn:
+        """Copy the description of a metric."""
+        return cls(
+            name=metric.name,
+            title=metric.title,
+            better=metric.better,
+            percent=metric.percent,
+            primary=metric.primary,
+        )
+
+
+class ArmSummary(AliasedModel):
+    """One arm of the run: its parameters and counts of its answers."""
+
+    label: str
+    parameters: dict[str, dict[str, JsonValue]]
+    branches: int
+    controls: list[str]
+    requested: bool = Field(validation_alias="asked_for", serialization_alias="asked_for")
+    answered: int
+    missing: int
+    empty: int
+    truncated: int = Field(validation_alias="cut_short", serialization_alias="cut_short")
+    notes: dict[str, JsonValue] = {}
+
+
+class TableRow(BaseModel):
+    """One row of a table."""
+
+    strategy: str
+    values: list[Number]
+
+
+class ExtraTable(AliasedModel):
+    """Numbers beside the comparison, without intervals and tests."""
+
+    title: str
+    headers: list[str] = Field(validation_alias="heads", serialization_alias="heads")
+    rows: list[TableRow]
+    percent: bool = True
+
+
+class SignalResult(BaseModel):
+    """How well a signal tells invented mentions from real ones.
+
+    Attributes:
+        auroc: Area under the ROC curve.
+        average_precision: Average precision, with invented mentions as positives.
+        check_lead: Area of the check minus the area of this signal. None for the check itself.
+    """
+
+    auroc: Estimate
+    average_precision: Estimate
+    check_lead: Estimate | None = None
+
+
+class CalibrationBin(BaseModel):
+    """The mentions whose probability lies between two bounds: its mean, and the share of real mentions."""
+
+    low: float
+    high: float
+    mentions: int
+    probability: float
+    real: float
+
+
+class DetectionResult(BaseModel):
+    """Detection of invented mentions in the answers of one strategy, in a run with `--check`.
+
+    Attributes:
+        mentions: Mentions that are claims.
+        invented: Those whose object is not in the image.
+        mentions_without_claim: Mentions that are no claims. They are left out.
+        signals: Signals by name.
+        calibration_error: Expected calibration error of the check.
+        calibration: The bins of the reliability diagram.
+    """
+
+    strategy: str
+    mentions: int
+    invented: int
+    mentions_without_claim: int
+    signals: dict[str, SignalResult]
+    calibration_error: Estimate
+    calibration: list[CalibrationBin]
+
+
+class Results(AliasedModel):
+    """The content of results.json."""
+
+    task: str
+    title: str
+    model: str
+    greedy: bool
+    seeds: list[int | None]
+    complete: bool
+    columns: list[MetricColumn]
+    arms: list[ArmSummary] = Field(validation_alias="competitors", serialization_alias="competitors")
+    scopes: list[ScopeResult] = Field(validation_alias="parts", serialization_alias="parts")
+    costs: list[StrategyCost]
+    warnings: list[str]
+    tables: list[ExtraTable] = []
+    detection: list[DetectionResult] = []
+    confidence: float = CONFIDENCE
+    resamples: int = RESAMPLES

@@ -1,0 +1,119 @@
+"""The interface of a benchmark: its questions, and the scores of answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from eval.core.hashing import hash_file
+from eval.core.metrics import Metric
+from eval.core.results import ExtraTable
+
+
+class TaskOptions(BaseModel):
+    """Options that change the questions or the scores.
+
+    Attributes:
+        suffix: Text appended to yes/no questions. None uses the default of the task.
+        prompt: Prompt of captions. None uses the default of the task.
+        parser: Parser of yes/no answers.
+        variant: Variant of CHAIR.
+        synonyms: Table of synonyms for CHAIR. None uses the table of this repository.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    suffix: str | None = None
+    prompt: str | None = None
+    parser: str = "official"
+    variant: str = "original"
+    synonyms: Path | None = None
+
+
+@dataclass(frozen=True)
+class BenchmarkQuestion:
+    """A prompt about an image, and the ground truth.
+
+    Attributes:
+        id: Unique in the task, such as `random/17`.
+        scope: The part of the task that is reported separately: a split or a subtask.
+        image: The image file.
+        prompt: The text of the request.
+        truth: Label and other data that the scorer needs.
+    """
+
+    id: str
+    scope: str
+    image: Path
+    prompt: str
+    truth: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    @property
+    def cluster(self) -> str:
+        """The name of the image. Answers about one image are not independent, so they are resampled together."""
+        return f"{self.image.parent.name}/{self.image.name}"
+
+    @cached_property
+    def image_hash(self) -> str:
+        """The SHA-256 of the image file."""
+        return hash_file(self.image)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The counts of one answer. Counts add up over questions, and every metric is a ratio of sums of counts.
+
+    Attributes:
+        counts: Counts by name.
+        detail: Data for the report.
+    """
+
+    counts: Mapping[str, float]
+    detail: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+class BenchmarkTask(Protocol):
+    """A benchmark that a run can execute.
+
+    Attributes:
+        name: Name on the command line.
+        title: Name in reports.
+        max_tokens: Default limit of one answer.
+        metrics: The metrics.
+        overall_scope: Title of all scopes together. None if they are not reported together.
+        joint_drop_warnings: Pairs of metrics. Reports warn if both drop, because that is no improvement.
+    """
+
+    name: str
+    title: str
+    max_tokens: int
+    metrics: tuple[Metric, ...]
+    overall_scope: str | None
+    joint_drop_warnings: tuple[tuple[str, str], ...]
+
+    def load_questions(self) -> list[BenchmarkQuestion]:
+        """Read the questions. Data that cannot be used raise `InputError`."""
+
+    def score_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> list[Score]:
+        """Score each answer. If questions are scored together, the last of them carries the joint counts."""
+
+    def source_files(self) -> list[Path]:
+        """List the files that questions and scores depend on, without the images."""
+
+    def summarize_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> dict[str, Any]:
+        """Return notes about the answers of one strategy, such as the number of unparsed ones."""
+
+    def check_scorable(self, questions: Sequence[BenchmarkQuestion]) -> None:
+        """Raise `EvaluationError` if answers to these questions could not be scored."""
+        return
+
+    def build_tables(
+        self, questions: Sequence[BenchmarkQuestion], answers: Mapping[str, Sequence[str]]
+    ) -> list[ExtraTable]:
+        """Build tables that are shown beside the comparison, from the answers of all strategies."""
+        return []

@@ -1,1 +1,0 @@
-"""POPE, polling about objects (arXiv:2305.10355): its questions, its parsers, its metrics."""

@@ -1,0 +1,107 @@
+"""Numbers, intervals and verdicts as text. All reports use these functions."""
+
+from __future__ import annotations
+
+from eval.core.results import (
+    ControlComparison,
+    DetectionResult,
+    Difference,
+    Estimate,
+    ExtraTable,
+    MetricColumn,
+    Results,
+    ScopeResult,
+)
+
+NO_VALUE = "n/a"
+MINUS = "\N{MINUS SIGN}"
+VERDICT_PHRASES = {
+    "better": "is better than",
+    "worse": "is worse than",
+    "unclear": "does not differ significantly from",
+}
+
+
+def format_number(value: float | None, column: MetricColumn, *, sign: bool = False) -> str:
+    """Format a metric with one decimal, in percent if the metric is shown in percent."""
+    if value is None:
+        return NO_VALUE
+    return f"{value * (100 if column.percent else 1):{'+' if sign else ''}.1f}".replace("-", MINUS)
+
+
+def format_table_value(value: float | None, table: ExtraTable) -> str:
+    """Format a value of an extra table."""
+    if value is None:
+        return NO_VALUE
+    return f"{value * 100:.1f}" if table.percent else f"{value:.0f}"
+
+
+def format_estimate(estimate: Estimate | None, *, sign: bool = False) -> str:
+    """Format a value between 0 and 1 with three decimals and its interval."""
+    if estimate is None or estimate.value is None:
+        return NO_VALUE
+    plus = "+" if sign else ""
+    text = f"{estimate.value:{plus}.3f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{estimate.low:{plus}.3f}, {estimate.high:{plus}.3f}]"
+    return text.replace("-", MINUS)
+
+
+def describe_detection(result: DetectionResult) -> str:
+    """Return the number of mentions and the calibration error."""
+    return (
+        f"{result.mentions} mentions that are claims, {result.invented} of them not in the image; "
+        f"{result.mentions_without_claim} mentions are no claims. "
+        f"Expected calibration error of the check: {format_estimate(result.calibration_error)}"
+    )
+
+
+def format_interval(estimate: Estimate | Difference, column: MetricColumn, *, sign: bool = False) -> str:
+    """Format a confidence interval, or return an empty string if there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{format_number(estimate.low, column, sign=sign)}, {format_number(estimate.high, column, sign=sign)}]"
+
+
+def format_p_value(difference: Difference) -> str:
+    """Format the effective p-value, or return an empty string if there is none."""
+    p = difference.effective_p
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def describe_size(scope: ScopeResult, results: Results) -> str:
+    """Return the number of questions and images; with several seeds every question has several answers."""
+    if len(results.seeds) > 1:
+        return f"{scope.questions} answers under {len(results.seeds)} seeds on {scope.images} images"
+    return f"{scope.questions} questions on {scope.images} images"
+
+
+def format_detectable(difference: Difference, column: MetricColumn) -> str:
+    """Format the minimum detectable difference, or return an empty string if nothing varied."""
+    return "" if difference.detectable is None else f"detectable {format_number(difference.detectable, column)}"
+
+
+def format_significance(difference: Difference, column: MetricColumn) -> str:
+    """Format p-value and minimum detectable difference."""
+    return ", ".join(filter(None, (format_p_value(difference), format_detectable(difference, column))))
+
+
+def describe_test(difference: Difference) -> str:
+    """Describe the test of a difference, for a tooltip."""
+    test = "exact McNemar" if difference.test == "mcnemar" else "permutation within images"
+    parts = [f"{test}, p = {difference.p:.4f}" if difference.p is not None else test]
+    if difference.p_holm is not None:
+        parts.append(f"after Holm {difference.p_holm:.4f}")
+    if difference.gained is not None:
+        parts.append(f"{difference.gained} questions gained, {difference.lost} lost")
+    return "; ".join(parts)
+
+
+def describe_control_comparison(comparison: ControlComparison, column: MetricColumn) -> str:
+    """Return verdict, control, difference and significance, without the name of the strategy."""
+    difference = comparison.differences[column.name]
+    change = f"{format_number(difference.value, column, sign=True)} {format_interval(difference, column, sign=True)}"
+    numbers = ", ".join(filter(None, (change.strip(), format_significance(difference, column))))
+    return f"{VERDICT_PHRASES[difference.verdict]} {comparison.control} in {column.title} ({numbers})"

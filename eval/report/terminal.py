@@ -1,0 +1,134 @@
+"""The comparison as tables in a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from eval.core.results import (
+    DetectionResult,
+    Difference,
+    Estimate,
+    MetricColumn,
+    Results,
+    ScopeResult,
+    StrategyCost,
+    StrategyResult,
+)
+from eval.report.formatting import (
+    MINUS,
+    NO_VALUE,
+    describe_control_comparison,
+    describe_detection,
+    describe_size,
+    format_estimate,
+    format_number,
+)
+
+LEGEND = (
+    "The second number is the difference to plain: * p < 0.05, ** p < 0.01, *** p < 0.001, adjusted after Holm over "
+    "the requested strategies. Detectable: the smallest true difference that a run of this size detects with a power "
+    "of 80 %."
+)
+COLOURS = {"better": "green", "worse": "red", "unclear": "default"}
+
+
+def print_results(results: Results, console: Console) -> None:
+    """Print all tables, the comparisons with controls, and the warnings."""
+    for scope in results.scopes:
+        console.print(_build_metric_table(scope, results))
+        console.print(_build_detectable_table(scope, results))
+    console.print(LEGEND, style="dim", highlight=False)
+    overall = results.scopes[-1]
+    for comparison in overall.control_comparisons:
+        for column in results.columns:
+            if column.primary:
+                text = f"{comparison.strategy} {describe_control_comparison(comparison, column)}, {overall.scope}"
+                console.print(escape(text), highlight=False)
+    console.print(_build_cost_table(results.costs))
+    for result in results.detection:
+        console.print(_build_detection_table(result))
+        console.print(f"{describe_detection(result)}.", highlight=False)
+    for warning in results.warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False)
+
+
+def _build_metric_table(scope: ScopeResult, results: Results) -> Table:
+    table = Table(title=f"{results.title}, {scope.scope} ({describe_size(scope, results)})")
+    table.add_column("strategy")
+    for column in results.columns:
+        table.add_column(column.title, justify="right")
+    for row in scope.rows:
+        cells = [
+            format_cell(row.metrics[column.name], row.against_plain.get(column.name), column)
+            for column in results.columns
+        ]
+        table.add_row(escape(row.strategy), *cells)
+    return table
+
+
+def _build_detectable_table(scope: ScopeResult, results: Results) -> Table:
+    """Build a second table, so that the first fits into 100 columns."""
+    has_signal = any(row.signal for row in scope.rows)
+    table = Table(title=f"Detectable, {scope.scope}")
+    table.add_column("strategy")
+    for column in results.columns:
+        table.add_column(column.title, justify="right")
+    for name in ("d'", "criterion") if has_signal else ():
+        table.add_column(name, justify="right")
+    for row in scope.rows:
+        cells = [_format_detectable(row.against_plain.get(column.name), column) for column in results.columns]
+        table.add_row(escape(row.strategy), *cells, *(_format_signal(row) if has_signal else ()))
+    return table
+
+
+def _format_detectable(difference: Difference | None, column: MetricColumn) -> str:
+    return "" if difference is None else format_number(difference.detectable, column)
+
+
+def _format_signal(row: StrategyResult) -> tuple[str, str]:
+    if row.signal is None:
+        return NO_VALUE, NO_VALUE
+    return f"{row.signal.sensitivity:.2f}".replace("-", MINUS), f"{row.signal.criterion:+.2f}".replace("-", MINUS)
+
+
+def format_cell(estimate: Estimate, difference: Difference | None, column: MetricColumn) -> str:
+    """Format a value with its difference to plain, with stars for significance and rich's colour tags."""
+    text = format_number(estimate.value, column)
+    if difference is None or difference.value is None:
+        return text
+    p = difference.effective_p
+    stars = "" if p is None else "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
+    change = format_number(difference.value, column, sign=True)
+    return f"{text} [{COLOURS[difference.verdict]}]{change}{stars}[/]"
+
+
+def _build_detection_table(result: DetectionResult) -> Table:
+    table = Table(title=f"Detection of hallucinated mentions, {escape(result.strategy)}")
+    for name in ("signal", "AUROC", "average precision", "check minus this"):
+        table.add_column(name, justify="left" if name == "signal" else "right")
+    for name, signal in result.signals.items():
+        table.add_row(
+            name,
+            format_estimate(signal.auroc),
+            format_estimate(signal.average_precision),
+            format_estimate(signal.check_lead, sign=True),
+        )
+    return table
+
+
+def _build_cost_table(costs: list[StrategyCost]) -> Table:
+    table = Table(title="Cost")
+    for name in ("strategy", "passes/token", "first token", "tokens/s", "x plain's time"):
+        table.add_column(name, justify="left" if name == "strategy" else "right")
+    for cost in costs:
+        passes = cost.passes_per_token and cost.passes_per_token.value
+        table.add_row(
+            escape(cost.strategy),
+            NO_VALUE if passes is None else f"{passes:.2f}",
+            NO_VALUE if cost.first_token is None else f"{cost.first_token * 1000:.0f} ms",
+            NO_VALUE if cost.tokens_per_second.value is None else f"{cost.tokens_per_second.value:.1f}",
+            NO_VALUE if cost.slowdown is None else f"{cost.slowdown:.2f}",
+        )
+    return table

@@ -1,0 +1,324 @@
+"""HTTP client of an OpenAI-compatible server, with retries and strict checks of every completion."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic_core import from_json
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from eval.core.answer_store import ReceivedClaim, StoredAnswer
+from eval.errors import InvalidResponse, RequestRejected, ServerError, ServerUnavailable
+from eval.runs.request import EvalRequest, StrategyVia
+from eval.runs.strategy_catalog import StrategyCatalog, parse_catalog
+
+RETRIED_STATUSES = frozenset({408, 409, 425, 429})  # and all from 500 on
+MAX_WAIT = 60.0  # seconds between two attempts, even if Retry-After is longer
+MAX_MESSAGE_LENGTH = 300  # characters of a server's message in an error
+FINISH_REASONS = frozenset({None, "stop", "length"})
+
+
+@dataclass
+class EvalClient:
+    """A client of one server, to be used as an async context manager.
+
+    Attributes:
+        base_url: Address of the server, with or without /v1.
+        api_key: Sent as a bearer token.
+        timeout: Seconds for one response.
+        attempts: Attempts of one request.
+        retry_pause: Seconds before the second attempt. The pause doubles, with jitter.
+        connections: Maximum number of connections.
+    """
+
+    base_url: str
+    api_key: str | None = None
+    timeout: float = 300.0
+    attempts: int = 6
+    retry_pause: float = 0.5
+    connections: int = 8
+    http: httpx.AsyncClient = field(init=False)
+
+    async def __aenter__(self) -> Self:
+        headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        self.http = httpx.AsyncClient(
+            base_url=api_root(self.base_url),
+            headers=headers,
+            timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout)),
+            limits=httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.http.aclose()
+
+    async def list_models(self) -> dict[str, str | None]:
+        """List the models of the server.
+
+        Returns:
+            Name to fingerprint of the weights, None if the server reports none. Empty if it does not list models.
+
+        Raises:
+            RequestRejected: The server rejects the request, for example without an API key.
+        """
+        try:
+            document = await self._send_with_retries("GET", "models")
+        except RequestRejected as rejection:
+            if rejection.status in {404, 405}:
+                return {}
+            raise
+        models = document.get("data")
+        if not isinstance(models, list):
+            return {}
+        named = [each for each in models if isinstance(each, dict) and isinstance(each.get("id"), str)]
+        return {each["id"]: each.get("fingerprint") for each in named}
+
+    async def fetch_catalog(self) -> StrategyCatalog | None:
+        """Fetch the strategies of the server.
+
+        Returns:
+            The catalog, or None if the server has no /v1/strategies.
+
+        Raises:
+            RequestRejected: The server rejects the request, for example without an API key.
+        """
+        try:
+            return parse_catalog(await self._send_with_retries("GET", "strategies"))
+        except RequestRejected as rejection:
+            if rejection.status in {404, 405}:
+                return None
+            raise
+
+    async def complete(self, request: EvalRequest, strategy_via: StrategyVia) -> StoredAnswer:
+        """Send a request until it has an answer.
+
+        `RequestRejected` is raised at once, `ServerUnavailable` after the last attempt.
+
+        Args:
+            request: The request.
+            strategy_via: How the request selects its strategy.
+
+        Returns:
+            The answer.
+
+        Raises:
+            AssertionError: Never; the retry loop ends by returning or raising.
+        """
+        body = request.build_body(strategy_via)
+        async for attempt in self._retrying():
+            with attempt:
+                start = time.perf_counter()
+                document = await self._send("POST", "chat/completions", body)
+                seconds = time.perf_counter() - start
+                return parse_answer(document, request, strategy_via, seconds, attempt.retry_state.attempt_number)
+        raise AssertionError("tenacity ends by a return or by raising")
+
+    async def _send_with_retries(self, method: str, path: str) -> dict[str, Any]:
+        async for attempt in self._retrying():
+            with attempt:
+                return await self._send(method, path)
+        raise AssertionError("tenacity ends by a return or by raising")
+
+    def _retrying(self) -> AsyncRetrying:
+        backoff = wait_random_exponential(multiplier=self.retry_pause, max=MAX_WAIT / 2)
+
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            retry_after = error.retry_after if isinstance(error, ServerUnavailable) else 0.0
+            return max(min(retry_after, MAX_WAIT), backoff(state))
+
+        return AsyncRetrying(
+            retry=retry_if_exception_type(ServerUnavailable),
+            stop=stop_after_attempt(self.attempts),
+            wait=wait,
+            reraise=True,
+        )
+
+    async def _send(self, method: str, path: str, body: dict[str, JsonValue] | None = None) -> dict[str, Any]:
+        try:
+            response = await self.http.request(method, path, json=body)
+        except httpx.TimeoutException:
+            raise ServerUnavailable(f"no response from {self.base_url} within {self.timeout:g} s") from None
+        except httpx.DecodingError as error:
+            raise InvalidResponse(f"the response does not match its Content-Encoding: {error}") from None
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise ServerUnavailable(f"no connection to {self.base_url} ({reason}). Is the server running?") from None
+        if response.status_code in RETRIED_STATUSES or response.status_code >= 500:
+            problem = f"the server fails with status {response.status_code}: {_error_message(response)}"
+            raise ServerUnavailable(problem, _parse_retry_after(response.headers.get("retry-after")))
+        if not response.is_success:
+            raise RequestRejected(response.status_code, _error_message(response))
+        try:
+            # Unlike `json`, this parser rejects lone surrogates, which no file can hold, and deeply nested values.
+            document = from_json(response.content)
+        except ValueError as error:
+            problem = f"the response is not JSON ({error}): {_decode_body(response)[:MAX_MESSAGE_LENGTH]!r}"
+            raise InvalidResponse(problem) from None
+        if not isinstance(document, dict):
+            raise InvalidResponse("the response is not a JSON object")
+        return document
+
+
+def api_root(url: str) -> str:
+    """Normalise the address of a server, so that `http://host:8000` and `http://host:8000/v1` are equal.
+
+    Args:
+        url: The address.
+
+    Returns:
+        The address with /v1 and without a slash at the end.
+
+    Raises:
+        ServerError: The address is not an HTTP URL.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ServerError(f"--base-url must begin with http:// or https://, and '{url}' does not.")
+    url = url.rstrip("/")
+    return url if url.endswith("/v1") else f"{url}/v1"
+
+
+def _error_message(response: httpx.Response) -> str:
+    """Return the message of OpenAI's error body, or the beginning of any other body."""
+    try:
+        return str(from_json(response.content)["error"]["message"])[:MAX_MESSAGE_LENGTH]
+    except (ValueError, KeyError, TypeError):
+        return _decode_body(response)[:MAX_MESSAGE_LENGTH].strip() or response.reason_phrase
+
+
+def _decode_body(response: httpx.Response) -> str:
+    """Decode a body as UTF-8. The charset of the header may be one that yields lone surrogates or no text."""
+    return response.content.decode(errors="replace")
+
+
+def _parse_retry_after(header: str | None) -> float:
+    try:
+        seconds = float(header or 0)
+    except ValueError:  # The header may be a date.
+        return 0.0
+    return 0.0 if math.isnan(seconds) else max(seconds, 0.0)
+
+
+class ResponseMessage(BaseModel):
+    """The `message` of a choice."""
+
+    content: str
+
+
+class ReceivedLogprob(BaseModel):
+    """An element of `logprobs.content`."""
+
+    token: str
+    logprob: float
+    grounding: float | None = None
+
+
+class ChoiceLogprobs(BaseModel):
+    """The `logprobs` of a choice."""
+
+    content: list[ReceivedLogprob] = []
+
+
+class ResponseChoice(BaseModel):
+    """An element of `choices`."""
+
+    message: ResponseMessage
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class ResponseUsage(BaseModel):
+    """The `usage` of a completion."""
+
+    completion_tokens: int | None = None
+
+
+class ResponseReceipt(BaseModel, extra="allow"):
+    """The `onlyseen` object of a completion."""
+
+    strategy: str
+    parameters: dict[str, dict[str, JsonValue]] = {}
+    claims: list[ReceivedClaim] | None = None
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """Return the object as received. `claims` is absent where it was."""
+        return self.model_dump(exclude={"claims"} if self.claims is None else None)
+
+
+class CompletionResponse(BaseModel):
+    """The fields of a chat completion that the evaluation needs."""
+
+    choices: list[ResponseChoice] = Field(min_length=1)
+    usage: ResponseUsage | None = None
+    onlyseen: ResponseReceipt | None = None
+
+
+def parse_answer(
+    document: object, request: EvalRequest, strategy_via: StrategyVia, seconds: float, attempts: int
+) -> StoredAnswer:
+    """Check a completion and convert it to an answer.
+
+    Args:
+        document: The JSON of the response.
+        request: The request.
+        strategy_via: How the request selected its strategy. With `none` no receipt is required.
+        seconds: Wall-clock time of the request.
+        attempts: Number of the attempt.
+
+    Returns:
+        The answer.
+
+    Raises:
+        InvalidResponse: A field is missing, the text is empty without a generated token, the finish reason is not
+            `stop` or `length`, or the receipt names another strategy or parameter.
+    """
+    try:
+        completion = CompletionResponse.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidResponse(f'the completion cannot be read: field "{place}": {first["msg"]}') from None
+    choice = completion.choices[0]
+    tokens = completion.usage.completion_tokens if completion.usage else None
+    if choice.finish_reason not in FINISH_REASONS:
+        raise InvalidResponse(f"the completion has finish_reason {choice.finish_reason!r}")
+    if not choice.message.content.strip() and not tokens:
+        raise InvalidResponse("the answer is empty, and no token was generated for it")
+    if request.check and (completion.onlyseen is None or completion.onlyseen.claims is None or not choice.logprobs):
+        raise InvalidResponse("the claims of the answer were not checked: receipt.claims or logprobs are missing")
+    if strategy_via != "none":
+        _check_receipt(completion.onlyseen, request)
+    return StoredAnswer(
+        key=request.key,
+        question=request.question.id,
+        strategy=request.spec.label,
+        seed=request.seed,
+        text=choice.message.content,
+        finish=choice.finish_reason,
+        tokens=tokens,
+        seconds=round(seconds, 6),
+        attempts=attempts,
+        receipt=completion.onlyseen.as_json() if completion.onlyseen else None,
+        token_scores=[(each.token, each.logprob, each.grounding) for each in choice.logprobs.content]
+        if request.check and choice.logprobs
+        else None,
+    )
+
+
+def _check_receipt(receipt: ResponseReceipt | None, request: EvalRequest) -> None:
+    if receipt is None:
+        raise InvalidResponse("the completion has no receipt, so its strategy is unknown")
+    if receipt.strategy != request.spec.name:
+        raise InvalidResponse(f"requested strategy {request.spec.name}, the receipt has {receipt.strategy}")
+    for owner, values in request.full_spec.parameters.items():
+        for name, value in values.items():
+            if (applied := receipt.parameters.get(owner, {}).get(name)) != value:
+                raise InvalidResponse(f"requested {owner}.{name} = {value}, the receipt has {applied}")

@@ -1,0 +1,1 @@
+"""Run, resume, verify, merge and export evaluations."""

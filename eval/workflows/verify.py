@@ -1,0 +1,58 @@
+"""`eval verify`: score the stored answers of a run again and compare every number with results.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from pydantic import JsonValue, TypeAdapter
+
+from eval.analysis.evaluate import evaluate
+from eval.core.answer_store import load_answers
+from eval.core.results import Results
+from eval.runs.manifest import Manifest, check_format, package_versions, read_manifest
+from eval.workflows.run_directory import RunDirectory
+
+ANY_JSON: TypeAdapter[JsonValue] = TypeAdapter(JsonValue)
+
+
+def verify_run(path: Path, data: str | None = None) -> list[str]:
+    """Verify a run. A run that cannot be scored again raises `EvaluationError`.
+
+    Args:
+        path: Folder of the run.
+        data: Current data folder, if it has moved.
+
+    Returns:
+        Changed inputs and changed numbers, empty if nothing has changed.
+    """
+    directory = RunDirectory(path)
+    manifest = read_manifest(path)
+    check_format(manifest, path)
+    plan = manifest.plan.model_copy(update={"data": data}) if data else manifest.plan
+    task = plan.load_task()
+    questions = plan.select_questions(task)
+    results, table = evaluate(plan, task, questions, load_answers(directory.answers_file))
+    answers = chain.from_iterable(table.answers.values())
+    current = Manifest.create(plan, task, questions, answers, manifest.server, manifest.strategy_via)
+    inputs = [f"{name} changed" for name in manifest.list_changes(current)]
+    stored = ANY_JSON.validate_json(directory.results_file.read_bytes())
+    computed = ANY_JSON.validate_json(Results.model_dump_json(results))
+    numbers = [f"{place}: {old} in results.json, {new} now" for place, old, new in _iter_differences(stored, computed)]
+    versions = package_versions()
+    changed_packages = [name for name, version in manifest.versions.items() if versions.get(name) != version]
+    if numbers and not inputs and changed_packages:
+        inputs.append(f"the run was written with other versions of {', '.join(changed_packages)}")
+    return inputs + numbers
+
+
+def _iter_differences(old: JsonValue, new: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue, JsonValue]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            yield from _iter_differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (old_item, new_item) in enumerate(zip(old, new, strict=True)):
+            yield from _iter_differences(old_item, new_item, f"{path}[{index}]")
+    elif old != new:
+        yield path, old, new

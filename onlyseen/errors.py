@@ -1,0 +1,5 @@
+"""Errors that a strategy may raise in `prepare` and `run`."""
+
+from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Overloaded, StrategyFailed, Unsupported
+
+__all__ = ["BadRequest", "EngineFailed", "OnlySeenError", "Overloaded", "StrategyFailed", "Unsupported"]

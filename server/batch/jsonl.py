@@ -1,0 +1,203 @@
+"""The JSON lines of batches: input lines, output lines, and the lines that are already finished."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+from uuid import uuid4
+
+from openai.types import BatchError
+from pydantic import Field
+from pydantic_core import from_json
+
+from decoding.errors import BadRequest
+from server.errors import BodyTooLarge, build_error_response
+from server.schemas.base import StrictModel, parse_json, validate
+from server.schemas.json_bounds import check_json_bounds
+
+MAX_LINES = 50_000
+MAX_ERRORS = 100  # reported for one file
+
+
+class BatchLine(StrictModel):
+    """One request of a batch."""
+
+    custom_id: str = Field(min_length=1, max_length=512)
+    method: Literal["POST"]
+    url: str = Field(max_length=512)
+    body: dict[str, Any]
+
+
+def iter_lines(path: Path, max_bytes: int) -> Iterator[bytes]:
+    """Yield the lines of a file, blank ones included.
+
+    Args:
+        path: The file.
+        max_bytes: Largest line. A longer line is yielded without its end, one byte longer than that.
+
+    Yields:
+        The lines.
+    """
+    with path.open("rb") as file:
+        while line := file.readline(max_bytes + 1):
+            part = line
+            while len(part) > max_bytes and not part.endswith(b"\n"):
+                part = file.readline(max_bytes + 1)
+            yield line
+
+
+def parse_line(text: bytes, endpoint: str, max_bytes: int) -> BatchLine:
+    """Parse an input line.
+
+    Args:
+        text: The line.
+        endpoint: The batch's endpoint, which the line's url must equal.
+        max_bytes: Largest line.
+
+    Returns:
+        The line, whose body is not validated yet.
+
+    Raises:
+        BodyTooLarge: The line is longer than `max_bytes`.
+        BadRequest: The line is not valid, or has another url.
+    """
+    if len(text) > max_bytes:
+        message = f"The line is larger than {max_bytes // 1_000_000} MB."
+        raise BodyTooLarge(message, code="request_too_large")
+    data_urls = check_json_bounds(text)
+    line = validate(BatchLine, parse_json(text, data_urls))
+    if line.url != endpoint:
+        raise BadRequest("The url is not the endpoint of the batch.", param="url", code="mismatched_endpoint")
+    return line
+
+
+def validate_file(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, list[BatchError]]:
+    """Validate all lines of an input file. Slow: call it in a thread.
+
+    Returns:
+        The number of lines that are not blank, and at most `MAX_ERRORS` errors of lines. Validation ends at that many
+        errors, and after `MAX_LINES` lines, blank ones included.
+    """
+    errors: list[BatchError] = []
+    ids: set[str] = set()
+    count = 0
+    for number, text in enumerate(iter_lines(path, max_line_bytes), start=1):
+        if number > MAX_LINES:
+            message = f"The file has more than {MAX_LINES} lines, blank ones included."
+            errors.append(BatchError(code="too_many_lines", line=None, message=message, param=None))
+            break
+        if text.isspace():
+            continue
+        count += 1
+        try:
+            line = parse_line(text, endpoint, max_line_bytes)
+            if line.custom_id in ids:
+                message = "An earlier line has the same custom_id."
+                errors.append(BatchError(code="duplicate_id", line=number, message=message, param="custom_id"))
+            ids.add(line.custom_id)
+        except BadRequest as error:
+            code = error.code or "invalid_line"
+            errors.append(BatchError(code=code, line=number, message=error.message, param=error.param))
+        if len(errors) == MAX_ERRORS:
+            break
+    if count == 0 and not errors:
+        errors.append(BatchError(code="empty_file", line=None, message="The file has no lines.", param=None))
+    return count, errors
+
+
+def format_answer(line: BatchLine, body: str) -> bytes:
+    """Format the output line of an answered request.
+
+    Args:
+        line: The input line.
+        body: The response as JSON.
+
+    Returns:
+        The line with its line break.
+    """
+    return format_result(line, 200, json.loads(body))
+
+
+def format_error(line: BatchLine, error: BaseException) -> bytes:
+    """Format the output line of a failed request."""
+    error_response = build_error_response(error)
+    return format_result(line, error_response.spec.status, error_response.body.model_dump())
+
+
+def format_result(line: BatchLine, status: int, body: Any) -> bytes:
+    result = {
+        "id": f"batch_req_{uuid4().hex}",
+        "custom_id": line.custom_id,
+        "response": {"status_code": status, "request_id": uuid4().hex, "body": body},
+        "error": None,
+    }
+    return json.dumps(result, ensure_ascii=False).encode() + b"\n"
+
+
+def recover_finished_ids(path: Path, known_ids: Set[str] = frozenset()) -> set[str]:
+    """Recover the results of an earlier process. Slow: call it in a thread.
+
+    Lines that a crash has left incomplete or damaged are removed, and so are second results of a request. The end of
+    the file is cut off, and other bytes become spaces before the next line. No other line is written, so that a crash
+    now damages none, and a full disk needs no room.
+
+    Args:
+        path: The output file.
+        known_ids: The custom_ids with a result in another file.
+
+    Returns:
+        The custom_ids of the remaining lines.
+    """
+    if not path.exists():
+        return set()
+    ids, end, position = set[str](), 0, 0
+    damaged: list[tuple[int, int]] = []  # start and end of each line to remove before a good one
+    pending: list[tuple[int, int]] = []
+    with path.open("rb+") as file:
+        for text in file:
+            start, position = position, position + len(text)
+            custom_id = parse_finished_id(text)
+            if custom_id is None or custom_id in known_ids or custom_id in ids:
+                pending.append((start, position))
+                continue
+            ids.add(custom_id)
+            end = position
+            damaged += pending
+            pending.clear()
+        if end < position:
+            file.truncate(end)
+        blank_lines(file, damaged)
+    return ids
+
+
+def blank_lines(file: BinaryIO, spans: Sequence[tuple[int, int]]) -> None:
+    """Overwrite lines with spaces. Their line breaks follow when the rest is on disk: they end the damage until then.
+
+    Args:
+        file: The file, open for writing.
+        spans: Start and end of each line.
+    """
+    for start, stop in spans:
+        file.seek(start)
+        file.write(b" " * (stop - start - 1))
+    file.flush()
+    os.fsync(file.fileno())
+    for _, stop in spans:
+        file.seek(stop - 1)
+        file.write(b" ")
+    if spans:
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def parse_finished_id(text: bytes) -> str | None:
+    """Return the custom_id of an output line, or None if the line is damaged."""
+    try:
+        result = from_json(text)
+        is_whole = text.endswith(b"\n") and isinstance(result["response"], dict)
+        return result["custom_id"] if is_whole and isinstance(result["custom_id"], str) else None
+    except (ValueError, KeyError, TypeError):
+        return None

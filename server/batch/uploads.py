@@ -1,0 +1,121 @@
+"""Uploads: forms whose file goes into the data folder while it arrives, within the bound on all files."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import BinaryIO, cast
+
+import anyio
+from anyio.to_thread import run_sync
+from starlette.datastructures import FormData, Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from decoding.errors import BadRequest
+from server.batch.data_folder import DataFolder, PartialFile
+from server.errors import BodyTimeout, BodyTooLarge, StorageFull, StoreFailed
+from server.middleware.request_body import DRAIN_TIMEOUT
+
+MAX_FIELDS = 8
+
+
+class Upload:
+    """The file of one form."""
+
+    def __init__(self, folder: DataFolder, owner: str) -> None:
+        self._folder = folder
+        self._file = folder.add_partial_file(owner)
+
+    async def read_form(self, request: Request, max_bytes: int) -> FormData:
+        """Read a form with one file.
+
+        Args:
+            request: A request with a multipart form.
+            max_bytes: Bound on the body.
+
+        Returns:
+            The fields of the form. The content of its file is in this upload.
+
+        Raises:
+            BadRequest: The form is not valid.
+            StorageFull: The folder would exceed a bound, or has dropped this upload for another one.
+            StoreFailed: The file cannot be written.
+        """
+        stream = request.stream()
+        try:
+            if (declared := parse_length(request.headers)) <= max_bytes:  # otherwise reading the body raises
+                self._folder.check_fits(self._file.owner, declared)
+            return await UploadParser(request.headers, stream, self._file).parse()
+        except MultiPartException:
+            raise BadRequest("The body must be a form with one file.") from None
+        except (StorageFull, StoreFailed):
+            with suppress(BodyTimeout, BodyTooLarge, ClientDisconnect), anyio.move_on_after(DRAIN_TIMEOUT):
+                async for _ in stream:  # a client that is still sending reads the refusal
+                    pass
+            raise
+
+    def publish(self, file_id: str) -> None:
+        """Sync the file and move it to its place. Slow: call it in a thread.
+
+        Args:
+            file_id: New id of the file.
+        """
+        self._file.publish(file_id)
+
+    async def remove(self) -> None:
+        """Remove the file, unless it was published."""
+        with anyio.CancelScope(shield=True):
+            await run_sync(self._folder.drop_partial_file, self._file)
+
+
+@asynccontextmanager
+async def open_upload(folder: DataFolder, owner: str) -> AsyncGenerator[Upload, None]:
+    """Create an upload. Leaving the context removes its file, unless it was published.
+
+    Args:
+        folder: The folder.
+        owner: Owner of the file.
+
+    Yields:
+        The upload, which has no file on disk until it is written.
+    """
+    upload = Upload(folder, owner)
+    try:
+        yield upload
+    finally:
+        await upload.remove()
+
+
+class UploadParser(MultiPartParser):
+    """Starlette's parser, with the file in the data folder and not in the folder for temporary files."""
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], file: PartialFile) -> None:
+        super().__init__(headers, stream, max_files=1, max_fields=MAX_FIELDS)
+        self._file = ParsedFile(file)
+
+    def on_headers_finished(self) -> None:
+        """Replace the temporary file that the base class has opened."""
+        super().on_headers_finished()
+        if (file := self._current_part.file) is not None:
+            file.file.close()
+            file.file = cast(BinaryIO, self._file)
+
+
+class ParsedFile:
+    """The part of a file's interface that Starlette's parser uses. It writes in threads."""
+
+    def __init__(self, file: PartialFile) -> None:
+        self.write = file.write
+
+    def seek(self, offset: int) -> None:
+        """Do nothing. The parser rewinds a complete file."""
+
+    def close(self) -> None:
+        """Do nothing. The parser closes the file of a broken form, which `Upload.remove` removes."""
+
+
+def parse_length(headers: Headers) -> int:
+    """Return the declared length of a body in bytes, or 0 if it has none."""
+    length = headers.get("content-length", "")
+    return int(length) if length.isdecimal() and len(length) < 20 else 0

@@ -1,0 +1,61 @@
+"""Creates the engine that the settings name."""
+
+from decoding.engine import Engine
+from decoding.errors import Unsupported
+from server.settings import Settings
+
+
+def create_engine(settings: Settings) -> Engine:
+    """Create an engine without starting it. Slow: it imports the engine's libraries."""
+    match settings.engine:
+        case "hf":
+            from decoding.hf_engine.engine import HFEngine
+            from decoding.hf_engine.settings import HFSettings
+
+            return HFEngine(
+                HFSettings(
+                    model=settings.model,
+                    matcher=settings.matcher_source,
+                    name=settings.name,
+                    device=settings.device,
+                    dtype=settings.dtype,
+                    quantization=settings.quantization,
+                    max_rows=settings.resolved_max_rows,
+                    max_waiting=settings.max_waiting,
+                    prefix_cache_bytes=settings.prefix_cache_mb << 20,
+                )
+            )
+        case "vllm":
+            return create_vllm_engine(settings)
+
+
+def create_vllm_engine(settings: Settings) -> Engine:
+    """Create a vLLM engine without starting it.
+
+    Returns:
+        The engine.
+
+    Raises:
+        Unsupported: The settings select a quantization.
+    """
+    from decoding.vllm_engine.engine import VllmEngine
+    from decoding.vllm_engine.frontend import engine_args
+    from decoding.vllm_engine.settings import VllmSettings
+
+    engine_args.require_tested_version()
+    if settings.quantization is not None:
+        raise Unsupported(
+            "--quantization works with --engine hf only. vLLM reads the quantization from the checkpoint."
+        )
+    return VllmEngine(
+        VllmSettings(
+            model=settings.model,
+            matcher=settings.matcher_source,
+            name=settings.name,
+            dtype=settings.dtype,
+            context=settings.context,
+            max_rows=settings.resolved_max_rows,
+            max_waiting=settings.max_waiting,
+            cache_bytes=None if settings.cache_gb is None else int(settings.cache_gb * (1 << 30)),
+        )
+    )

@@ -1,0 +1,132 @@
+"""Fetch images from allowed hosts. The checked address is the address of the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from urllib.parse import urljoin
+
+import anyio
+import httpcore
+
+from decoding.errors import BadRequest
+from server.media.host_allowlist import AddressRefused, HostAllowlist, parse_target
+
+FETCH_TIMEOUT = 5.0  # seconds for the whole fetch, redirects included
+MAX_BYTES = 10_000_000
+MAX_PARTS = 20_000  # chunks of a body; more of them would only cost time
+MAX_REDIRECTS = 3
+HEADERS = [("user-agent", "onlyseen"), ("accept", "image/*"), ("accept-encoding", "identity")]
+FETCH_FAILED = "The image cannot be fetched: its address is not allowed, or does not return an image in time."
+
+# Errors of name resolution, of networks and of hostile responses. ValueError: a URL or a header cannot be parsed.
+FETCH_ERRORS = (OSError, ValueError, httpcore.ProtocolError, httpcore.NetworkError, httpcore.TimeoutException)
+
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+
+
+class ImageFetcher:
+    """Downloads images from the hosts of an allowlist, within bounds of time, size and redirects."""
+
+    def __init__(self, allowed: HostAllowlist, resolve: Resolver | None = None) -> None:
+        self.allowed = allowed
+        self._ssl_context = httpcore.default_ssl_context() if allowed else None  # loading the certificates is slow
+        self._backend = AllowlistBackend(allowed, resolve or resolve_host)
+
+    async def fetch(self, url: str, param: str) -> bytes:
+        """Download an image.
+
+        Args:
+            url: Address of the image.
+            param: Field of the request that holds the URL.
+
+        Returns:
+            The content.
+
+        Raises:
+            BadRequest: The address is not allowed, or its answer is missing, too slow or too large. The message is
+                the same in every case.
+        """
+        try:
+            with anyio.fail_after(FETCH_TIMEOUT):
+                return await self._follow_redirects(url)
+        except (AddressRefused, *FETCH_ERRORS):
+            raise BadRequest(FETCH_FAILED, param=param, code="invalid_image_url") from None
+
+    async def _follow_redirects(self, url: str) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            result = await self._get(url)
+            if isinstance(result, bytes):
+                return result
+            url = urljoin(url, result)
+        raise AddressRefused
+
+    async def _get(self, url: str) -> bytes | str:
+        """Return the content, or the location of a redirect."""
+        target = parse_target(url)
+        self.allowed.check(target)
+        parsed = httpcore.URL(
+            scheme=target.scheme.encode(), host=target.host.encode(), port=target.port, target=target.path.encode()
+        )
+        async with (
+            httpcore.AsyncConnectionPool(self._ssl_context, network_backend=self._backend) as pool,
+            pool.stream("GET", parsed, headers=HEADERS) as response,
+        ):
+            headers = {name.lower(): value for name, value in response.headers}
+            if response.status in (301, 302, 303, 307, 308):
+                return headers.get(b"location", b"").decode("ascii")
+            if response.status != 200 or headers.get(b"content-encoding", b"identity") != b"identity":
+                raise AddressRefused
+            return await read_bounded(response)
+
+
+async def read_bounded(response: httpcore.Response) -> bytes:
+    """Read a body of at most `MAX_BYTES`, in at most `MAX_PARTS` parts.
+
+    Returns:
+        The body.
+
+    Raises:
+        AddressRefused: The body is longer, or has more parts.
+    """
+    content, parts = bytearray(), 0
+    async for chunk in response.aiter_stream():
+        content += chunk
+        parts += 1
+        if len(content) > MAX_BYTES or parts > MAX_PARTS:
+            raise AddressRefused
+    return bytes(content)
+
+
+class AllowlistBackend(httpcore.AsyncNetworkBackend):
+    """Resolves a name once, checks all its addresses, and connects to one of these addresses."""
+
+    def __init__(self, allowed: HostAllowlist, resolve: Resolver) -> None:
+        self._allowed = allowed
+        self._resolve = resolve
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - the signature is httpcore's
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the first checked address that answers."""
+        addresses = await self._resolve(host, port)
+        self._allowed.check_addresses(host, port, addresses)
+        for address in addresses[:-1]:
+            try:
+                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+            except httpcore.ConnectError:
+                continue
+        return await self._network.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+
+
+async def resolve_host(host: str, port: int) -> list[str]:
+    """Return the distinct addresses of a host, in the resolver's order."""
+    results = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in results))

@@ -1,0 +1,430 @@
+"""Load images from URLs. An image that cannot be loaded is an error: the server never answers from the text alone."""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import io
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+from anyio.to_thread import run_sync
+from PIL import Image, ImageOps
+
+from decoding.errors import BadRequest
+from decoding.prompt import ImageInput
+from server.media.fetch import FETCH_FAILED, MAX_BYTES, ImageFetcher
+from server.media.host_allowlist import HostAllowlist
+from server.media.image_memory import ImageLease, ImageMemory
+from server.media.image_structure import TooManyParts, check_parts
+from server.serving.fair_queue import FairQueue
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+MAX_PIXELS = 25_000_000  # of one image, and of all images of a request together
+MAX_COSTLY_PIXELS = (
+    MAX_PIXELS // 2
+)  # of a WebP or a CMYK image: decoding takes 12 to 16 bytes a pixel, others at most 10
+BASE64_PART = 1 << 20  # characters that are decoded at a time, a multiple of 4
+MAX_FETCHED_BYTES = 160_000_000  # of fetched images that are not decoded, over all requests; each counts as MAX_BYTES
+MAX_SIDE = 16_384
+MAX_ASPECT_RATIO = 100  # Image processors resize the shorter side to hundreds of pixels, and the longer one with it.
+TOO_LARGE = (
+    "The image has too many pixels: at most 25 megapixels for all images of a request, "
+    "and half as many for a WebP or CMYK image."
+)
+TOO_LONG = f"The image is too long: each side has at most {MAX_SIDE} pixels."
+TOO_NARROW = f"The image is too narrow: the longer side is at most {MAX_ASPECT_RATIO} times the shorter side."
+TOO_COMPLEX = "The image has too many scans or metadata: save it again without metadata."
+UNDECODABLE = "The image cannot be decoded: send a complete PNG, JPEG, WebP or GIF."
+DATA_URL_HEADER = re.compile(r"data:image/(?:png|jpe?g|webp|gif)(?:;[\w.-]+=[\w.-]+)*;base64", re.IGNORECASE)
+DECODER_VERSION = b"rgb-white-exif-1;"  # part of the cache key: change it with the way images are decoded
+STRIP_PIXELS = 1 << 20  # Pillow holds the interpreter while it composes images, so that it composes one strip at a time
+HIGH_BYTES = [value >> 8 for value in range(1 << 16)]  # 16-bit value -> 8-bit value
+
+
+class ImageLoader:
+    """Decodes images in a few threads, never on the event loop, and fetches them from allowed hosts."""
+
+    def __init__(
+        self, hosts: Iterable[str] = (), cache_bytes: int = 0, memory_bytes: int = 256_000_000, threads: int = 4
+    ) -> None:
+        self.limiter = anyio.CapacityLimiter(threads)
+        self.fetcher = ImageFetcher(HostAllowlist(hosts))
+        self.cache = ImageCache(cache_bytes)
+        self.memory = ImageMemory(memory_bytes)
+        self.fetch_memory = FairQueue(MAX_FETCHED_BYTES)
+
+    async def load(
+        self, sources: Sequence[ImageSource], lease: ImageLease, cache_salt: str | None = None
+    ) -> list[ImageInput]:
+        """Load the images of a request.
+
+        Args:
+            sources: Where the images are.
+            lease: The memory for the images. It grows to what decoding needs, and shrinks to what the images keep.
+            cache_salt: Requests with different salts share no cached image.
+
+        Returns:
+            The decoded images.
+        """
+        urls = sum(map(self._is_fetched, sources))
+        if not urls:
+            return await self._decode(sources, [None] * len(sources), lease, cache_salt)
+        async with self.fetch_memory.hold(cache_salt or "", urls * MAX_BYTES):
+            contents = [
+                await self.fetcher.fetch(source.url, source.param) if self._is_fetched(source) else None
+                for source in sources
+            ]
+            return await self._decode(sources, contents, lease, cache_salt)
+
+    def _is_fetched(self, source: ImageSource) -> bool:
+        """Return whether the image has an http(s) URL, and any host is allowed."""
+        return bool(self.fetcher.allowed) and source.url[:8].lower().startswith(("http://", "https://"))
+
+    async def _decode(
+        self,
+        sources: Sequence[ImageSource],
+        contents: Sequence[bytes | None],
+        lease: ImageLease,
+        cache_salt: str | None,
+    ) -> list[ImageInput]:
+        opened = await self._open(sources, contents, cache_salt)
+        kept, size = sum(image.kept_bytes for image in opened), estimate_bytes(opened)
+        if lease.fits(size):
+            await lease.reserve(size)
+        else:  # Nothing but what the budget of bodies counts is kept while the request waits.
+            del opened
+            await lease.reserve(size)
+            opened = await self._open(sources, contents, cache_salt)
+        images = [
+            await run_sync(decode_cached, image, source, self.cache, limiter=self.limiter)
+            for image, source in zip(opened, sources, strict=True)
+        ]
+        lease.shrink(kept)
+        return images
+
+    async def _open(
+        self, sources: Sequence[ImageSource], contents: Sequence[bytes | None], cache_salt: str | None
+    ) -> list[OpenedImage]:
+        opened, pixels_left = [], MAX_PIXELS
+        for source, content in zip(sources, contents, strict=True):
+            image = await run_sync(
+                open_source, source, content, pixels_left, self.cache, cache_salt, limiter=self.limiter
+            )
+            pixels_left -= image.pixels
+            opened.append(image)
+        return opened
+
+
+class ImageSource(Protocol):
+    """An image of a request that is not loaded yet."""
+
+    @property
+    def url(self) -> str:
+        """Data URL or http(s) URL."""
+        ...
+
+    @property
+    def param(self) -> str:
+        """Field of the request that holds the URL."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedImage:
+    """An image whose size is known and accepted. It is decoded unless it comes from the cache."""
+
+    key: bytes
+    width: int
+    height: int
+    encoded: Image.Image | None = None
+    cached: ImageInput | None = None
+    is_fetched: bool = False
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the decoded image. Pillow uses four bytes a pixel, for three colours as well."""
+        return 4 * self.pixels
+
+    @property
+    def decoding_bytes(self) -> int:
+        """Most bytes in use while the image is decoded, the decoded image included."""
+        if self.encoded is None:
+            return self.kept_bytes
+        return self.pixels * (16 if self.encoded.format == "WEBP" else 12 if self.encoded.mode == "CMYK" else 10)
+
+
+def estimate_bytes(images: Sequence[OpenedImage]) -> int:
+    """Estimate the most bytes in use while a request's images are decoded one after the other."""
+    kept = sum(image.kept_bytes for image in images)
+    return kept + max((image.decoding_bytes - image.kept_bytes for image in images), default=0)
+
+
+class ImageCache:
+    """Decoded images, at most `max_bytes` of pixels. The least recently used image is evicted first. Thread-safe."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._images: OrderedDict[bytes, ImageInput] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> ImageInput | None:
+        """Return the image of a key, or None. Count a hit or a miss."""
+        with self._lock:
+            image = self._images.get(key)
+            if image is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._images.move_to_end(key)
+            return image
+
+    def peek(self, key: bytes) -> ImageInput | None:
+        """Return the image of a key, or None, and count nothing."""
+        with self._lock:
+            return self._images.get(key)
+
+    def put(self, key: bytes, image: ImageInput) -> None:
+        """Add an image, unless it is larger than the whole cache, and evict others until the bound holds."""
+        with self._lock:
+            if key in self._images or pixel_bytes(image) > self.max_bytes:
+                return
+            self._images[key] = image
+            self.bytes += pixel_bytes(image)
+            self._evict(self.max_bytes)
+
+    def make_room(self, size: int) -> None:
+        """Evict images until one of `size` bytes fits, before it is decoded. One that is too large is not cached."""
+        with self._lock:
+            if size <= self.max_bytes:
+                self._evict(self.max_bytes - size)
+
+    def _evict(self, max_bytes: int) -> None:
+        while self.bytes > max_bytes:
+            self.bytes -= pixel_bytes(self._images.popitem(last=False)[1])
+
+
+def content_key(content: bytes, cache_salt: str | None = None) -> bytes:
+    """Return the cache key of an encoded image: the SHA-256 of all its bytes, so that two contents never share one."""
+    return hashlib.sha256(f"{cache_salt};".encode() + DECODER_VERSION + content).digest()
+
+
+def pixel_bytes(image: ImageInput) -> int:
+    """Return the bytes of an image in memory. Pillow uses four bytes a pixel, for three colours as well."""
+    return 4 * image.visible.width * image.visible.height
+
+
+def open_source(
+    source: ImageSource, content: bytes | None, max_pixels: int, cache: ImageCache, cache_salt: str | None = None
+) -> OpenedImage:
+    """Look an image up in the cache, or open it. Slow: call it in a thread.
+
+    Args:
+        source: The image's address.
+        content: The encoded image, if it has been fetched. None: the address is a data URL.
+        max_pixels: Pixels that the request has left.
+        cache: Cache of decoded images.
+        cache_salt: Requests with different salts share no cached image.
+
+    Returns:
+        The image, not decoded.
+
+    Raises:
+        BadRequest: The image has more than `max_pixels`, or is not accepted.
+    """
+    encoded = decode_data_url(source.url, source.param) if content is None else content
+    key = content_key(encoded, cache_salt)
+    cached = cache.get(key)
+    if cached is not None:
+        width, height = cached.source.size
+        if width * height > max_pixels:
+            raise BadRequest(TOO_LARGE, param=source.param, code="image_too_large")
+        return OpenedImage(key, width, height, cached=cached)
+    try:
+        image = open_image(encoded, source.param, max_pixels)
+    except BadRequest as error:
+        raise hide_content(error) if content is not None else error from None
+    return OpenedImage(key, *image.size, encoded=image, is_fetched=content is not None)
+
+
+def decode_cached(image: OpenedImage, source: ImageSource, cache: ImageCache) -> ImageInput:
+    """Return a cached image, or decode an opened one and add it to the cache. Slow: call it in a thread."""
+    cached = image.cached or cache.peek(image.key)  # An image may be twice in a request.
+    if image.encoded is None or cached is not None:
+        assert cached is not None
+        return cached
+    cache.make_room(image.kept_bytes)
+    try:
+        decoded = ImageInput(decode_opened(image.encoded, source.param))
+    except BadRequest as error:
+        raise hide_content(error) if image.is_fetched else error from None
+    _ = decoded.key  # computed in this thread, because the event loop reads it later
+    cache.put(image.key, decoded)
+    return decoded
+
+
+def hide_content(error: BadRequest) -> BadRequest:
+    """Return the error for a fetched image. It does not reveal what an address has sent that is no image."""
+    if error.code != "invalid_image":
+        return error
+    return BadRequest(FETCH_FAILED, param=error.param, code="invalid_image_url")
+
+
+def decode_data_url(url: str, param: str) -> bytes:
+    """Return the encoded image of a data URL.
+
+    Raises:
+        BadRequest: It is no data URL, has another media type, or is not valid base64.
+    """
+    if url[:5].lower() != "data:":
+        message = "Images must be data URLs (data:image/png;base64,...) or URLs of hosts that this server allows."
+        raise BadRequest(message, param=param, code="invalid_image_url")
+    header, comma, body = url.partition(",")
+    if not comma or not DATA_URL_HEADER.fullmatch(header[:200]):
+        message = "The data URL must begin with data:image/png;base64, (or jpeg, webp, gif)."
+        raise BadRequest(message, param=param, code="invalid_image")
+    try:
+        return b"".join(decode_base64(body))
+    except (binascii.Error, ValueError):
+        raise BadRequest("The image is not valid base64.", param=param, code="invalid_image") from None
+
+
+def decode_base64(text: str) -> Iterator[bytes]:
+    """Decode base64 in parts, between which other threads run.
+
+    Yields:
+        The bytes of each part.
+
+    Raises:
+        ValueError: The text is not valid base64.
+    """
+    for start in range(0, len(text), BASE64_PART):
+        part = text[start : start + BASE64_PART]
+        if part.endswith("=") and start + BASE64_PART < len(text):
+            raise ValueError("padding before the end")
+        yield binascii.a2b_base64(part, strict_mode=True)
+
+
+def decode_image(content: bytes, param: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open and decode an encoded image, as `open_image` and `decode_opened` do."""
+    return decode_opened(open_image(content, param, max_pixels), param)
+
+
+def open_image(content: bytes, param: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Check an encoded image before it is decoded.
+
+    Returns:
+        The image, not decoded.
+
+    Raises:
+        BadRequest: The image has more than `max_pixels`, is longer or narrower than allowed, has too many parts, or
+            cannot be opened.
+    """
+    with convert_errors(param):
+        check_parts(content)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.width * image.height > min(max_pixels, get_max_pixels(image)):
+            raise BadRequest(TOO_LARGE, param=param, code="image_too_large")
+        if min(image.size) < 1:
+            raise BadRequest(UNDECODABLE, param=param, code="invalid_image")
+        check_shape(*image.size, param)
+        return image
+
+
+def decode_opened(image: Image.Image, param: str) -> Image.Image:
+    """Decode the first frame, rotated by its EXIF orientation and composed over white where it is transparent.
+
+    Args:
+        image: The opened image. It is closed.
+        param: Field of the request that holds the image.
+
+    Returns:
+        An RGB image.
+    """
+    with convert_errors(param), image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return convert_to_rgb(image)
+
+
+@contextmanager
+def convert_errors(param: str) -> Iterator[None]:
+    """Convert any error of a decoder to a refusal.
+
+    Decoders raise anything on hostile bytes, and the texts of their errors may hold memory addresses.
+
+    Yields:
+        None.
+
+    Raises:
+        BadRequest: The block has raised.
+    """
+    try:
+        yield
+    except BadRequest:
+        raise
+    except TooManyParts:
+        raise BadRequest(TOO_COMPLEX, param=param, code="invalid_image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadRequest(TOO_LARGE, param=param, code="image_too_large") from None
+    except Exception as error:
+        if "Decompressed data too large" in str(error):
+            raise BadRequest(TOO_LARGE, param=param, code="image_too_large") from None
+        raise BadRequest(UNDECODABLE, param=param, code="invalid_image") from None
+
+
+def get_max_pixels(image: Image.Image) -> int:
+    """Return the bound on the pixels of an image that has been opened and not decoded."""
+    return MAX_COSTLY_PIXELS if image.format == "WEBP" or image.mode == "CMYK" else MAX_PIXELS
+
+
+def check_shape(width: int, height: int, param: str) -> None:
+    """Check the sides of an image before it is decoded.
+
+    Args:
+        width: In pixels, at least 1.
+        height: In pixels, at least 1.
+        param: Field of the request that holds the image.
+
+    Raises:
+        BadRequest: A side is longer than `MAX_SIDE`, or the sides differ by more than `MAX_ASPECT_RATIO`.
+    """
+    if max(width, height) > MAX_SIDE:
+        raise BadRequest(TOO_LONG, param=param, code="image_too_large")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise BadRequest(TOO_NARROW, param=param, code="invalid_image_aspect_ratio")
+
+
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB. 16-bit grey keeps its high byte, and transparency becomes white.
+
+    Strips are converted one by one, so that only the result takes much memory.
+
+    Returns:
+        A new image, which holds neither the decoder nor metadata.
+    """
+    result = Image.new("RGB", image.size, None)  # not filled, which would hold the interpreter
+    is_transparent = image.has_transparency_data
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if strip.mode in ("I;16", "I"):
+            strip = strip.convert("I").point(HIGH_BYTES, "L")
+        elif is_transparent:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        result.paste(strip.convert("RGB"), (0, top))
+    return result

@@ -1,0 +1,1 @@
+"""ASGI middleware: API keys, body limits, request ids, errors and security headers."""

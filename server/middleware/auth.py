@@ -1,0 +1,145 @@
+"""Authentication by API key. When keys are set, every route needs one, except the probes."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable
+from typing import Annotated
+
+from fastapi import Depends, Request
+from limits import RateLimitItem, parse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from decoding.errors import OnlySeenError
+from server.errors import Forbidden, RateLimited, Unauthorized
+from server.middleware.request_body import drain_body
+from server.settings import Settings
+
+OPEN_PATHS = ("/health", "/ready")
+METRICS_PATH = "/metrics"
+METRICS_FORBIDDEN = (
+    "The metrics count the requests of several API keys. They need the key of --metrics-key, which is not set."
+)
+
+
+class ApiKeys:
+    """API keys, stored as hashes and compared in constant time, each with its own rate limit.
+
+    A server without keys is open to everyone.
+    """
+
+    def __init__(self, keys: Iterable[str], rate: str | None = None, metrics_key: str | None = None) -> None:
+        """Create the keys.
+
+        Args:
+            keys: The keys of clients.
+            rate: Rate limit of each of them, such as "60/minute".
+            metrics_key: The key of the metrics. With two or more other keys, none of those opens them.
+        """
+        self._hashes = [hash_key(key.encode()) for key in keys]
+        self._metrics_hash = None if metrics_key is None else hash_key(metrics_key.encode())
+        self._rate: RateLimitItem | None = parse(rate) if rate else None
+        self._hits: defaultdict[str, deque[float]] = defaultdict(deque)  # owner -> times on the monotonic clock
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> ApiKeys:
+        metrics_key = settings.metrics_key.get_secret_value() if settings.metrics_key else None
+        return cls(settings.load_api_keys(), settings.rate_limit, metrics_key)
+
+    def needs_key(self, path: str) -> bool:
+        """Return whether requests for a path need a key, unless it is open to everyone."""
+        return bool(self._hashes) or (path == METRICS_PATH and self._metrics_hash is not None)
+
+    def authenticate(self, authorization: bytes, path: str) -> str:
+        """Check the Authorization header of a request, and count the request.
+
+        Args:
+            authorization: Value of the header.
+            path: Path of the request.
+
+        Returns:
+            The owner of the request: the hash of its key.
+
+        Raises:
+            Unauthorized: The header holds no key that the path needs.
+            Forbidden: The metrics need a key that is not set.
+        """
+        scheme, _, key = authorization.partition(b" ")
+        key_hash = hash_key(key.strip())
+        metrics_hash = self._metrics_hash if path == METRICS_PATH else None
+        hashes = self._hashes if metrics_hash is None else [metrics_hash]
+        # All hashes are compared, so that the time does not depend on which key matches.
+        matches = [known for known in hashes if hmac.compare_digest(known, key_hash)]
+        if scheme.lower() != b"bearer" or not matches:
+            raise Unauthorized("A valid API key is needed: Authorization: Bearer <key>.")
+        if metrics_hash is None:
+            if path == METRICS_PATH and len(self._hashes) > 1:
+                raise Forbidden(METRICS_FORBIDDEN)
+            self._check_rate(key_hash.hex())
+        return key_hash.hex()
+
+    def _check_rate(self, owner: str) -> None:
+        """Count a request in a moving window, whose clock no change of the system's time moves.
+
+        Args:
+            owner: Hash of the key.
+
+        Raises:
+            RateLimited: The window has as many requests as the limit.
+        """
+        if self._rate is None:
+            return
+        now, hits, window = time.monotonic(), self._hits[owner], self._rate.get_expiry()
+        while hits and hits[0] <= now - window:
+            hits.popleft()
+        if len(hits) >= self._rate.amount:
+            message = f"Too many requests with this API key: the limit is {self._rate}."
+            raise RateLimited(message, retry_after=max(1, math.ceil(hits[0] + window - now)))
+        hits.append(now)
+
+
+class ApiKeyMiddleware:
+    """Refuses requests without a valid key. It compares the routed path, which no Host header or query can change."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, open_paths: Collection[str] = ()) -> None:
+        """Create the middleware.
+
+        Args:
+            app: The next application.
+            keys: The known keys.
+            open_paths: Paths that need no key, in addition to `OPEN_PATHS`.
+        """
+        self.app = app
+        self.keys = keys
+        self.open_paths = frozenset((*OPEN_PATHS, *open_paths))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self.open_paths and self.keys.needs_key(scope["path"]):
+            try:
+                scope.setdefault("state", {})["owner"] = self.keys.authenticate(get_authorization(scope), scope["path"])
+            except OnlySeenError:
+                await drain_body(receive)
+                raise
+        await self.app(scope, receive, send)
+
+
+def get_owner(request: Request) -> str:
+    """Return the owner of the files and batches of a request: the hash of its key, or "" on a server without keys."""
+    return str(getattr(request.state, "owner", ""))
+
+
+OwnerDep = Annotated[str, Depends(get_owner)]
+
+
+def get_authorization(scope: Scope) -> bytes:
+    """Return the Authorization header, or nothing unless there is exactly one."""
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    return values[0] if len(values) == 1 else b""
+
+
+def hash_key(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

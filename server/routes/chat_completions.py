@@ -1,0 +1,174 @@
+"""POST /v1/chat/completions: the route and its responses, which are the openai package's types with the receipt."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from time import time
+from typing import Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Request
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    chat_completion,
+    chat_completion_chunk,
+)
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from sse_starlette import ServerSentEvent
+from starlette.responses import Response
+
+from decoding.outputs import FinishReason, Token
+from server.errors import ErrorResponse
+from server.schemas.chat_request import parse_chat_request
+from server.schemas.response import (
+    DONE,
+    ClaimsUpdate,
+    LogprobEntry,
+    LogprobFormatter,
+    Receipt,
+    build_event,
+    build_openapi_responses,
+    dump_json,
+    to_completion_usage,
+)
+from server.serving.admission import AdmissionDep
+from server.serving.generate import ParsedRequest, respond
+from server.serving.generation import Generation
+
+
+class ChatLogprobs(chat_completion.ChoiceLogprobs):
+    content: list[LogprobEntry] | None = None  # type: ignore[assignment]
+
+
+class ChatChoice(chat_completion.Choice):
+    logprobs: ChatLogprobs | None = None
+
+
+class ChatCompletionResponse(ChatCompletion):
+    choices: list[ChatChoice]  # type: ignore[assignment]
+    onlyseen: Receipt
+
+
+class ChatChunkLogprobs(chat_completion_chunk.ChoiceLogprobs):
+    content: list[LogprobEntry] | None = None  # type: ignore[assignment]
+
+
+class ChatChunkChoice(chat_completion_chunk.Choice):
+    logprobs: ChatChunkLogprobs | None = None
+
+
+class ChatChunk(ChatCompletionChunk):
+    """A chunk of a streamed answer. The last one has the receipt. With a check, others have claims."""
+
+    choices: list[ChatChunkChoice]  # type: ignore[assignment]
+    onlyseen: Receipt | ClaimsUpdate | None = None
+
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", responses=build_openapi_responses(ChatCompletionResponse), response_class=Response)
+async def create_chat_completion(request: Request, admission: AdmissionDep) -> Response:
+    """Answer a conversation with images. `decoding` selects the strategy; the receipt is in `onlyseen`."""
+    return await respond(request, admission, parse_body)
+
+
+def parse_body(body: dict[str, Any]) -> ParsedRequest:
+    """Validate a body and build its formatter, or raise BadRequest for the first error."""
+    chat = parse_chat_request(body)
+    logprobs = LogprobFormatter(chat.wants_logprobs, grounding=chat.wants_grounding, trace=chat.wants_trace)
+    formatter = ChatCompletionFormatter(chat.model, logprobs, chat.wants_stream_usage)
+    return ParsedRequest(chat.normalize(), formatter, bool(chat.stream))
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCompletionFormatter:
+    model: str
+    logprobs: LogprobFormatter
+    include_usage: bool
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time()))
+
+    def format_full(self, tokens: list[list[Token]], generation: Generation) -> str:
+        choices = [
+            self._build_choice(index, choice_tokens, generation.finish_infos[index].reason)
+            for index, choice_tokens in enumerate(tokens)
+        ]
+        document = ChatCompletionResponse(
+            id=self.id,
+            object="chat.completion",
+            created=self.created,
+            model=self.model,
+            choices=choices,
+            usage=to_completion_usage(generation.usage),
+            onlyseen=generation.receipt,
+        )
+        return dump_json(document)
+
+    async def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
+        async for chunk in self._stream_chunks(generation):
+            if self.include_usage:
+                chunk.usage = None  # null on every chunk but the last
+            elif generation.is_finished and chunk.choices[0].finish_reason:
+                chunk.onlyseen = generation.receipt
+            yield build_event(dump_json(chunk))
+        if self.include_usage:
+            last = self._build_chunk()
+            last.usage, last.onlyseen = to_completion_usage(generation.usage), generation.receipt
+            yield build_event(dump_json(last))
+        yield build_event(DONE)
+
+    def format_error(self, error: ErrorResponse) -> ServerSentEvent:
+        return build_event(error.to_json(), "error")
+
+    async def _stream_chunks(self, generation: Generation) -> AsyncGenerator[ChatChunk, None]:
+        started: set[int] = set()
+        async for choice, token in generation.stream_tokens():
+            if choice not in started:
+                started.add(choice)
+                yield self._build_chunk(build_first_chunk_choice(choice))
+            entries = self.logprobs.format_token(token)
+            if token.text or entries:
+                yield self._build_chunk(self._build_chunk_choice(choice, token, entries))
+            if token.claims:
+                chunk = self._build_chunk(build_empty_chunk_choice(choice))
+                chunk.onlyseen = ClaimsUpdate(claims=generation.to_claim_entries(choice, token))
+                yield chunk
+            if token.finish is not None:
+                yield self._build_chunk(build_empty_chunk_choice(choice, token.finish.reason))
+
+    def _build_choice(self, index: int, tokens: list[Token], reason: FinishReason) -> ChatChoice:
+        entries = [entry for token in tokens for entry in self.logprobs.format_token(token)]
+        text = "".join(token.text for token in tokens)
+        return ChatChoice(
+            index=index,
+            message=ChatCompletionMessage(role="assistant", content=text, refusal=None),
+            logprobs=ChatLogprobs(content=entries, refusal=None) if self.logprobs.enabled else None,
+            finish_reason=reason,
+        )
+
+    def _build_chunk(self, *choices: ChatChunkChoice) -> ChatChunk:
+        return ChatChunk(
+            id=self.id,
+            object="chat.completion.chunk",
+            created=self.created,
+            model=self.model,
+            choices=list(choices),
+        )
+
+    def _build_chunk_choice(self, index: int, token: Token, entries: list[LogprobEntry]) -> ChatChunkChoice:
+        logprobs = ChatChunkLogprobs(content=entries, refusal=None) if self.logprobs.enabled else None
+        delta = ChoiceDelta(content=token.text)
+        return ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=None)
+
+
+def build_first_chunk_choice(index: int) -> ChatChunkChoice:
+    delta = ChoiceDelta(role="assistant", content="", refusal=None)
+    return ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None)
+
+
+def build_empty_chunk_choice(index: int, reason: FinishReason | None = None) -> ChatChunkChoice:
+    return ChatChunkChoice(index=index, delta=ChoiceDelta(), logprobs=None, finish_reason=reason)

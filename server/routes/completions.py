@@ -1,0 +1,140 @@
+"""POST /v1/completions: the route and its responses, which are the openai package's types with the receipt."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from time import time
+from typing import Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Request
+from openai.types import Completion, CompletionChoice
+from openai.types.completion_choice import Logprobs
+from sse_starlette import ServerSentEvent
+from starlette.responses import Response
+
+from decoding.outputs import Token
+from server.errors import ErrorResponse
+from server.schemas.completion_request import parse_completion_request
+from server.schemas.response import (
+    DONE,
+    Receipt,
+    build_event,
+    build_openapi_responses,
+    dump_json,
+    get_chosen_logprob,
+    get_finite_logprob,
+    has_logprob,
+    to_completion_usage,
+)
+from server.serving.admission import AdmissionDep
+from server.serving.generate import ParsedRequest, respond
+from server.serving.generation import Generation
+
+
+class TextCompletionChoice(CompletionChoice):
+    finish_reason: str | None = None  # type: ignore[assignment]
+    """null on every chunk of a choice but the last."""
+
+
+class TextCompletionResponse(Completion):
+    """A full response or a chunk. The last chunk has the receipt."""
+
+    choices: list[TextCompletionChoice]  # type: ignore[assignment]
+    onlyseen: Receipt | None = None
+
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", responses=build_openapi_responses(TextCompletionResponse), response_class=Response)
+async def create_completion(request: Request, admission: AdmissionDep) -> Response:
+    """Continue a text, without the model's chat template and without images."""
+    return await respond(request, admission, parse_body)
+
+
+def parse_body(body: dict[str, Any]) -> ParsedRequest:
+    """Validate a body and build its formatter, or raise BadRequest for the first error."""
+    completion = parse_completion_request(body)
+    formatter = CompletionFormatter(completion.model, completion.logprobs is not None, completion.wants_stream_usage)
+    return ParsedRequest(completion.normalize(), formatter, bool(completion.stream))
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionFormatter:
+    model: str
+    logprobs: bool
+    include_usage: bool
+    id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time()))
+
+    def format_full(self, tokens: list[list[Token]], generation: Generation) -> str:
+        choices = [self._build_choice(index, choice_tokens, 0) for index, choice_tokens in enumerate(tokens)]
+        document = self._build_document(*choices)
+        document.usage, document.onlyseen = to_completion_usage(generation.usage), generation.receipt
+        return dump_json(document)
+
+    async def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
+        offsets: dict[int, int] = {}  # characters sent of each choice
+        async for choice, token in generation.stream_tokens():
+            chunk = self._build_document(self._build_choice(choice, [token], offsets.get(choice, 0)))
+            offsets[choice] = offsets.get(choice, 0) + len(token.text)
+            if self.include_usage:
+                chunk.usage = None
+            elif generation.is_finished:
+                chunk.onlyseen = generation.receipt
+            if token.text or token.finish or (self.logprobs and has_logprob(token)):
+                yield build_event(dump_json(chunk))
+        if self.include_usage:
+            last = self._build_document()
+            last.usage, last.onlyseen = to_completion_usage(generation.usage), generation.receipt
+            yield build_event(dump_json(last))
+        yield build_event(DONE)
+
+    def format_error(self, error: ErrorResponse) -> ServerSentEvent:
+        return build_event(error.to_json(), "error")
+
+    def _build_document(self, *choices: TextCompletionChoice) -> TextCompletionResponse:
+        return TextCompletionResponse(
+            id=self.id, object="text_completion", created=self.created, model=self.model, choices=list(choices)
+        )
+
+    def _build_choice(self, index: int, tokens: list[Token], offset: int) -> TextCompletionChoice:
+        """Build a choice of a full response or of a chunk.
+
+        Args:
+            index: of the choice.
+            tokens: its tokens, or the chunk's.
+            offset: the number of characters that earlier chunks of the choice have.
+
+        Returns:
+            The choice.
+        """
+        finish = tokens[-1].finish
+        return TextCompletionChoice(
+            index=index,
+            text="".join(token.text for token in tokens),
+            logprobs=format_logprobs(tokens, offset) if self.logprobs else None,
+            finish_reason=finish.reason if finish else None,
+        )
+
+
+def format_logprobs(tokens: list[Token], offset: int) -> Logprobs:
+    """Format log-probabilities as OpenAI's parallel lists, without an end token that is not part of the answer."""
+    offsets = accumulate((len(token.text) for token in tokens), initial=offset)
+    entries = [
+        (get_chosen_logprob(token), token.top, text_offset)
+        for token, text_offset in zip(tokens, offsets, strict=False)
+        if has_logprob(token)
+    ]
+    return Logprobs(
+        tokens=[chosen.text for chosen, _, _ in entries],
+        token_logprobs=[get_finite_logprob(chosen) for chosen, _, _ in entries],
+        top_logprobs=[
+            {candidate.text: get_finite_logprob(candidate) for candidate in (*top, chosen)}
+            for chosen, top, _ in entries
+        ],
+        text_offset=[text_offset for _, _, text_offset in entries],
+    )

@@ -1,0 +1,33 @@
+"""GET /metrics and GET /version."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from server.state import ServiceDep
+
+
+class Version(BaseModel):
+    version: str
+
+
+router = APIRouter()
+
+
+@router.get("/version")
+async def get_version() -> Version:
+    """Return the server's version."""
+    return Version(version=version("onlyseen"))
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(service: ServiceDep) -> Response:
+    """Return the metrics in Prometheus' text format."""
+    if service.is_startup_finished and service.is_alive:
+        await service.metrics.engine_counters.refresh(service.engine)
+    return Response(generate_latest(service.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})

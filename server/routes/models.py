@@ -1,0 +1,51 @@
+"""GET /v1/models: the served model, and the model with each strategy as its suffix."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from openai.types import Model
+from pydantic import BaseModel, Field
+
+from server.errors import ErrorBody
+from server.routes.strategies import describe_strategies
+from server.serving.strategy_selection import parse_model_suffix
+from server.state import Service, ServiceDep
+
+
+class ServedModel(Model):
+    fingerprint: str | None = Field(
+        description="A hash of the weights of model and matcher. null if they are not on this machine."
+    )
+
+
+class ModelList(BaseModel):
+    object: str = "list"
+    data: list[ServedModel]
+
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(service: ServiceDep) -> ModelList:
+    """List the model with each strategy that the engine can run. A combination such as `agla+vhr` works unlisted."""
+    runnable = [strategy.name for strategy in await describe_strategies(service) if strategy.engines[0].runs]
+    return ModelList(data=[build_model(service, suffix) for suffix in (None, *runnable)])
+
+
+@router.get("/v1/models/{model_id:path}", responses={404: {"model": ErrorBody}})
+async def retrieve_model(model_id: str, service: ServiceDep) -> ServedModel:
+    """Retrieve the model, with or without a strategy as its suffix."""
+    _ = service.ready_engine
+    return build_model(service, parse_model_suffix(model_id, service.settings.name))
+
+
+def build_model(service: Service, suffix: str | None) -> ServedModel:
+    name = service.settings.name
+    return ServedModel(
+        id=name if suffix is None else f"{name}:{suffix}",
+        object="model",
+        created=service.created_at,
+        owned_by="onlyseen",
+        fingerprint=service.fingerprint,
+    )

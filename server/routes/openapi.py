@@ -1,0 +1,78 @@
+"""GET /openapi.json: FastAPI's document, with the request models that the routes validate themselves."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from server.errors import ErrorBody
+from server.routes.batches import BatchRequest
+from server.routes.tokenize import TokenizeRequest
+from server.schemas.chat_request import ChatCompletionRequest
+from server.schemas.completion_request import CompletionRequest
+from server.schemas.responses_request import ResponsesRequest
+
+COMPONENTS = "#/components/schemas/"
+REQUEST_MODELS: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatCompletionRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponsesRequest,
+    "/v1/batches": BatchRequest,
+    "/tokenize": TokenizeRequest,
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/openapi.json")
+def openapi(request: Request) -> JSONResponse:
+    """Return the document. FastAPI runs this in a thread, since the first call takes seconds."""
+    return JSONResponse(build_document(request.app))
+
+
+def build_document(app: FastAPI) -> dict[str, Any]:
+    """Build the document once: the installed strategies do not change while the server runs."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = document["components"]["schemas"]
+        models: list[type[BaseModel]] = [*REQUEST_MODELS.values(), ErrorBody]
+        for model in models:
+            schema = model.model_json_schema(ref_template=COMPONENTS + "{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+            if "model" in model.model_fields:
+                schema["properties"]["model"]["pattern"] = build_model_pattern(app.state.service.settings.name)
+        for path, model in REQUEST_MODELS.items():
+            document["paths"][path]["post"]["requestBody"] = {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": COMPONENTS + model.__name__}}},
+            }
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)  # the server refuses with 400
+                operation["responses"]["default"] = describe_error_response()
+        for fastapi_schema in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(fastapi_schema, None)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def build_model_pattern(name: str) -> str:
+    """Build the regular expression of the served model's name, with or without strategies as its suffix."""
+    from decoding import registry
+
+    strategies = "|".join(registry.strategies())
+    escaped = re.sub(r"([^\w/-])", r"\\\1", name)
+    return rf"^{escaped}(:({strategies})(\+({strategies}))*)?$"
+
+
+def describe_error_response() -> dict[str, Any]:
+    return {
+        "description": "Every refusal and failure.",
+        "content": {"application/json": {"schema": {"$ref": COMPONENTS + ErrorBody.__name__}}},
+    }

@@ -1,0 +1,188 @@
+"""POST /v1/responses: the route and its documents and events, which are the openai package's with the receipt."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Request
+from openai.types.responses import Response as OpenAIResponse
+from openai.types.responses import ResponseOutputMessage, ResponseOutputText
+from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails, ResponseUsage
+from pydantic import BaseModel
+from sse_starlette import ServerSentEvent
+from starlette.responses import Response
+
+from decoding.outputs import FinishReason, Token
+from decoding.sampling_params import SamplingParams
+from server.errors import ErrorResponse
+from server.schemas.response import (
+    ClaimsUpdate,
+    LogprobFormatter,
+    Receipt,
+    build_event,
+    build_openapi_responses,
+)
+from server.schemas.responses_request import ResponsesRequest, parse_responses_request
+from server.serving.admission import AdmissionDep
+from server.serving.generate import ParsedRequest, respond
+from server.serving.generation import Generation
+
+
+class ResponsesResponse(OpenAIResponse):
+    """OpenAI's response. A finished one also has the receipt."""
+
+    output: list[ResponseOutputMessage]  # type: ignore[assignment]
+    onlyseen: Receipt | None = None
+
+
+router = APIRouter()
+
+
+@router.post("/v1/responses", responses=build_openapi_responses(ResponsesResponse), response_class=Response)
+async def create_response(request: Request, admission: AdmissionDep) -> Response:
+    """Answer a conversation with images, in OpenAI's newer format. The server does not store responses."""
+    return await respond(request, admission, parse_body)
+
+
+def parse_body(body: dict[str, Any]) -> ParsedRequest:
+    """Validate a body and build its formatter, or raise BadRequest for the first error."""
+    fields = parse_responses_request(body)
+    request = fields.normalize()
+    decoding = request.decoding
+    logprobs = LogprobFormatter(fields.wants_logprobs, grounding=bool(decoding.grounding), trace=bool(decoding.trace))
+    without_input = fields.model_copy(update={"input": ""})  # so that the images' data URLs can be freed
+    formatter = ResponsesFormatter(without_input, request.sampling, logprobs)
+    return ParsedRequest(request, formatter, bool(fields.stream))
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsesFormatter:
+    fields: ResponsesRequest  # without the input
+    sampling: SamplingParams
+    logprobs: LogprobFormatter
+    id: str = field(default_factory=lambda: f"resp_{uuid4().hex}")
+    message_id: str = field(default_factory=lambda: f"msg_{uuid4().hex}")
+    created: float = field(default_factory=time.time)
+    sequence_numbers: Iterator[int] = field(default_factory=count)
+
+    def format_full(self, tokens: list[list[Token]], generation: Generation) -> str:
+        text = "".join(token.text for token in tokens[0])
+        document = self._build_finished(text, self._format_logprobs(tokens[0]), generation)
+        return document.model_dump_json(by_alias=True, exclude_unset=True)
+
+    async def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
+        in_progress = dump(self._build_document("in_progress"))
+        yield self._build_event("response.created", response=in_progress)
+        yield self._build_event("response.in_progress", response=in_progress)
+        item = dump(self._build_message("in_progress"))
+        yield self._build_event("response.output_item.added", output_index=0, item=item)
+        yield self._build_text_event("response.content_part.added", part=dump(build_text_part("", [])))
+        text, logprobs = "", list[dict[str, Any]]()
+        async for _, token in generation.stream_tokens():
+            entries = self._format_logprobs([token])
+            text, logprobs = text + token.text, logprobs + entries
+            if token.text or entries:
+                yield self._build_text_event("response.output_text.delta", delta=token.text, logprobs=entries)
+            if token.claims:
+                update = dump(ClaimsUpdate(claims=generation.to_claim_entries(0, token)))
+                yield self._build_text_event("response.output_text.delta", delta="", logprobs=[], onlyseen=update)
+        yield self._build_text_event("response.output_text.done", text=text, logprobs=logprobs)
+        yield self._build_text_event("response.content_part.done", part=dump(build_text_part(text, logprobs)))
+        document = self._build_finished(text, logprobs, generation)
+        yield self._build_event("response.output_item.done", output_index=0, item=dump(document.output[0]))
+        yield self._build_event(f"response.{document.status}", response=dump(document))
+
+    def format_error(self, error: ErrorResponse) -> ServerSentEvent:
+        detail = error.body.error
+        return self._build_event("error", code=detail.code, message=detail.message, param=detail.param)
+
+    def _build_event(self, type: str, **fields: Any) -> ServerSentEvent:
+        data = {"type": type, "sequence_number": next(self.sequence_numbers), **fields}
+        return build_event(json.dumps(data, ensure_ascii=False, separators=(",", ":")), type)
+
+    def _build_text_event(self, type: str, **fields: Any) -> ServerSentEvent:
+        return self._build_event(type, item_id=self.message_id, output_index=0, content_index=0, **fields)
+
+    def _build_finished(self, text: str, logprobs: list[dict[str, Any]], generation: Generation) -> ResponsesResponse:
+        reason: FinishReason = generation.finish_infos[0].reason
+        status = "completed" if reason == "stop" else "incomplete"
+        return self._build_document(
+            status,
+            output=[self._build_message(status, build_text_part(text, logprobs))],
+            incomplete_details=None if reason == "stop" else {"reason": "max_output_tokens"},
+            completed_at=time.time() if reason == "stop" else None,
+            usage=build_usage(generation),
+            onlyseen=generation.receipt,
+        )
+
+    def _build_document(self, status: str, **fields: Any) -> ResponsesResponse:
+        """Build the response; a field that the request omits has the value that the server used."""
+        request, sampling = self.fields, self.sampling
+        base = {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "metadata": request.metadata or {},
+            "model": request.model,
+            "output": [],
+            "parallel_tool_calls": False,
+            "previous_response_id": None,
+            "reasoning": {"effort": None, "summary": None},
+            "store": False,
+            "temperature": sampling.temperature,
+            "text": {"format": dump_format(request)},
+            "tool_choice": "none",
+            "tools": [],
+            "top_logprobs": request.top_logprobs or 0,
+            "top_p": sampling.top_p,
+            "truncation": "disabled",
+            "usage": None,
+            "user": request.user,
+        }
+        return ResponsesResponse.model_validate({**base, **fields})
+
+    def _build_message(self, status: str, *parts: ResponseOutputText) -> ResponseOutputMessage:
+        return ResponseOutputMessage.model_validate(
+            {"id": self.message_id, "type": "message", "role": "assistant", "status": status, "content": list(parts)}
+        )
+
+    def _format_logprobs(self, tokens: list[Token]) -> list[dict[str, Any]]:
+        return [entry.model_dump(exclude_unset=True) for token in tokens for entry in self.logprobs.format_token(token)]
+
+
+def build_text_part(text: str, logprobs: list[dict[str, Any]]) -> ResponseOutputText:
+    return ResponseOutputText.model_validate(
+        {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+    )
+
+
+def dump_format(request: ResponsesRequest) -> dict[str, Any]:
+    text_format = request.text and request.text.format
+    return {"type": "text"} if text_format is None else text_format.model_dump(by_alias=True, exclude_unset=True)
+
+
+def build_usage(generation: Generation) -> ResponseUsage:
+    usage = generation.usage
+    return ResponseUsage(
+        input_tokens=usage.prompt_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=0, cache_write_tokens=0),
+        output_tokens=usage.completion_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+    )
+
+
+def dump(document: BaseModel) -> dict[str, Any]:
+    return document.model_dump(mode="json", by_alias=True, exclude_unset=True)

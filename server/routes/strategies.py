@@ -1,0 +1,85 @@
+"""GET /v1/strategies: every registered strategy with its parameters, its cost and whether the engine can run it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter
+from pydantic import BaseModel, Field, JsonValue
+
+from decoding.pipeline.capabilities import describe_missing
+from server.serving.strategy_selection import try_dry_run
+from server.state import Service, ServiceDep
+
+if TYPE_CHECKING:
+    from decoding.strategy import Strategy
+
+
+class DefaultCost(BaseModel):
+    """The cost with default parameters."""
+
+    branches: int = Field(description="Batch rows per step, beside the main one.")
+    questions: dict[str, int] = Field(description="Extra requests before the first token, by kind.")
+
+
+class EngineCompatibility(BaseModel):
+    engine: str
+    runs: bool
+    reason: str | None = Field(description="Why the engine cannot run it.")
+
+
+class StrategyInfo(BaseModel):
+    name: str
+    paper: str
+    summary: str
+    parameters: dict[str, JsonValue] = Field(description="JSON Schema of the field decoding.<name>.")
+    needs: list[str] = Field(description="The engine capabilities that it needs.")
+    cost: DefaultCost | None = Field(description="null if unknown before a request.")
+    votes: bool = Field(description="It may build the answer itself, in one token without grounding.")
+    engines: list[EngineCompatibility]
+
+
+class StrategyList(BaseModel):
+    object: str = "list"
+    data: list[StrategyInfo]
+
+
+router = APIRouter()
+
+
+@router.get("/v1/strategies")
+async def list_strategies(service: ServiceDep) -> StrategyList:
+    """List the values of `decoding.strategy`. Names joined by '+' combine strategies, outermost first."""
+    return StrategyList(data=await describe_strategies(service))
+
+
+async def describe_strategies(service: Service) -> list[StrategyInfo]:
+    """Describe all strategies, sorted by name, in a thread: their dry runs edit an image."""
+    engine = service.ready_engine
+    return await run_sync(describe_all, service.settings.engine, frozenset[str](engine.capabilities))
+
+
+def describe_all(engine: str, capabilities: frozenset[str]) -> list[StrategyInfo]:
+    from decoding import registry
+
+    return [describe_strategy(strategy, engine, capabilities) for strategy in registry.strategies().values()]
+
+
+def describe_strategy(strategy: type[Strategy], engine: str, capabilities: frozenset[str]) -> StrategyInfo:
+    from decoding import registry
+
+    result = try_dry_run(strategy)
+    needs = sorted(result.needs) if result else []
+    missing = [need for need in needs if need not in capabilities]
+    reason = describe_missing(missing) if missing else None if result else "the strategy fails in a dry run"
+    return StrategyInfo(
+        name=strategy.name,
+        paper=strategy.paper,
+        summary=registry.get_summary(strategy),
+        parameters=strategy.model_json_schema(),
+        needs=list(needs),
+        cost=DefaultCost(branches=len(result.branches), questions=dict(result.extra_requests)) if result else None,
+        votes=result is not None and result.votes,
+        engines=[EngineCompatibility(engine=engine, runs=reason is None, reason=reason)],
+    )

@@ -1,0 +1,187 @@
+"""The body of POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Tag, model_validator
+
+from decoding.errors import BadRequest
+from server.schemas.base import (
+    MAX_MESSAGES,
+    MAX_PARTS,
+    NO_AUDIO,
+    NO_LOGIT_BIAS,
+    NO_PLATFORM,
+    NO_REASONING,
+    NO_STORE,
+    NO_TOOLS,
+    STRING_OR_ARRAY,
+    StrictModel,
+    reject_unsupported,
+    validate,
+)
+from server.schemas.generation_request import (
+    Decoding,
+    ImageRef,
+    NormalizedRequest,
+    ResponseFormat,
+    SamplingFields,
+    TextFormat,
+    Turn,
+)
+
+UNSUPPORTED: Mapping[str, str] = {
+    "audio": NO_AUDIO,
+    "function_call": NO_TOOLS,
+    "functions": NO_TOOLS,
+    "logit_bias": NO_LOGIT_BIAS,
+    "metadata": NO_STORE,
+    "modalities": NO_AUDIO,
+    "moderation": NO_PLATFORM,
+    "parallel_tool_calls": NO_TOOLS,
+    "prediction": NO_PLATFORM,
+    "prompt_cache_key": NO_PLATFORM,
+    "prompt_cache_options": NO_PLATFORM,
+    "prompt_cache_retention": NO_PLATFORM,
+    "reasoning_effort": NO_REASONING,
+    "safety_identifier": NO_PLATFORM,
+    "service_tier": NO_PLATFORM,
+    "store": NO_STORE,
+    "tool_choice": NO_TOOLS,
+    "tools": NO_TOOLS,
+    "verbosity": "state the length of the answer in the prompt",
+    "web_search_options": NO_TOOLS,
+}
+
+
+class TextPart(StrictModel):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(StrictModel):
+    url: str = Field(
+        description="data:image/png;base64,... (or jpeg, webp, gif), or http(s) at an allowed host. "
+        "Up to 25 megapixels for all images together."
+    )
+    detail: Literal["auto", "low", "high"] | None = Field(
+        default=None, description="A hint without effect. The model sees each image at its own input resolution."
+    )
+
+
+class ImagePart(StrictModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+ChatPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+ChatParts = Annotated[list[ChatPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+TextContent = Annotated[Annotated[str, Tag("string")] | Annotated[TextParts, Tag("array")], STRING_OR_ARRAY]
+ChatContent = Annotated[Annotated[str, Tag("string")] | Annotated[ChatParts, Tag("array")], STRING_OR_ARRAY]
+
+
+class SystemMessage(StrictModel):
+    role: Literal["system", "developer"]
+    content: TextContent
+
+
+class UserMessage(StrictModel):
+    role: Literal["user"]
+    content: ChatContent
+
+
+class AssistantMessage(StrictModel):
+    """An earlier answer. The null fields allow a client to send a response's message back unchanged."""
+
+    role: Literal["assistant"]
+    content: TextContent
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+
+ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+ChatMessages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+
+class ChatCompletionRequest(SamplingFields):
+    """OpenAI's chat completion request, with vLLM's extra sampling fields and `decoding`."""
+
+    messages: ChatMessages = Field(description="The last message is the user's.")
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="Default: the rest of the context.")
+    max_tokens: int | None = Field(default=None, ge=1, description="The older name of max_completion_tokens.")
+    response_format: ResponseFormat | None = Field(default=None, description="Default: free text.")
+    logprobs: bool | None = Field(default=None, description="Default: whether decoding.grounding or trace is true.")
+    top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Needs logprobs.")
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> ChatCompletionRequest:
+        if self.messages[-1].role != "user":
+            raise BadRequest("The last message must be the user's.", param="messages")
+        if self.max_tokens and self.max_tokens != self.max_new_tokens:
+            raise BadRequest("max_tokens and max_completion_tokens differ.", param="max_tokens")
+        if self.is_structured and (self.min_tokens or self.ignore_eos):
+            raise BadRequest("An answer with a format ends when it is complete.", param="response_format")
+        if self.top_logprobs is not None and not self.wants_logprobs:
+            raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
+        if self.logprobs is False and (self.wants_grounding or self.wants_trace):
+            field = "grounding" if self.wants_grounding else "trace"
+            raise BadRequest(f"decoding.{field} needs logprobs, which the request turns off.", param="logprobs")
+        self.check_shared_fields(self.max_new_tokens)
+        return self
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def is_structured(self) -> bool:
+        return self.response_format is not None and not isinstance(self.response_format, TextFormat)
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.wants_grounding or self.wants_trace if self.logprobs is None else self.logprobs
+
+    def normalize(self) -> NormalizedRequest:
+        return NormalizedRequest(
+            self.model,
+            "messages",
+            self.to_sampling_params(self.max_new_tokens, (self.top_logprobs or 0) if self.wants_logprobs else None),
+            turns=to_turns(self.messages),
+            decoding=self.decoding or Decoding(),
+            response_format=self.response_format,
+            max_tokens_param="max_tokens" if self.max_tokens else "max_completion_tokens",
+            choices=self.n or 1,
+            user=self.user,
+        )
+
+
+def parse_chat_request(body: Mapping[str, Any]) -> ChatCompletionRequest:
+    """Validate a parsed body, or raise BadRequest for its first error."""
+    return validate(ChatCompletionRequest, reject_unsupported(body, UNSUPPORTED))
+
+
+def to_turns(messages: list[ChatMessage]) -> tuple[Turn, ...]:
+    return tuple(
+        Turn(
+            "system" if isinstance(message, SystemMessage) else message.role,
+            tuple(
+                part.text
+                if isinstance(part, TextPart)
+                else ImageRef(part.image_url.url, f"messages[{index}].content[{position}].image_url.url")
+                for position, part in enumerate(list_parts(message))
+            ),
+        )
+        for index, message in enumerate(messages)
+    )
+
+
+def list_parts(message: ChatMessage) -> list[TextPart] | list[ChatPart]:
+    if isinstance(message.content, str):
+        return [TextPart(type="text", text=message.content)]
+    return message.content

@@ -1,0 +1,69 @@
+"""The body of POST /v1/completions: texts to continue, without images and without a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, Tag, model_validator
+
+from decoding.errors import BadRequest
+from server.schemas.base import NO_LOGIT_BIAS, STRING_OR_ARRAY, reject_unsupported, validate
+from server.schemas.generation_request import Decoding, NormalizedRequest, SamplingFields
+
+UNSUPPORTED: Mapping[str, str] = {
+    "best_of": "send n and choose by logprobs",
+    "echo": "the response does not repeat the prompt",
+    "logit_bias": NO_LOGIT_BIAS,
+    "prompt_logprobs": "only generated tokens have log-probabilities",
+    "suffix": "the served models only continue a text",
+}
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+PromptText = Annotated[str, Field(min_length=1)]
+PromptTexts = Annotated[list[PromptText], Field(min_length=1, max_length=8, fail_fast=True)]
+
+
+class CompletionRequest(SamplingFields):
+    """OpenAI's older completion request, with vLLM's extra sampling fields and `decoding`."""
+
+    prompt: Annotated[Annotated[PromptText, Tag("string")] | Annotated[PromptTexts, Tag("array")], STRING_OR_ARRAY] = (
+        Field(description="One text, or up to 8. Token ids are not accepted.")
+    )
+    max_tokens: int | None = Field(default=None, ge=1, description=f"Default {DEFAULT_MAX_TOKENS}.")
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=5,
+        description="The number of likeliest tokens per step, listed beside the chosen one.",
+    )
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> CompletionRequest:
+        if self.wants_grounding or self.wants_trace:
+            param = "decoding.grounding" if self.wants_grounding else "decoding.trace"
+            raise BadRequest(f"Only /v1/chat/completions supports {param}.", param=param)
+        if self.wants_check:
+            raise BadRequest("decoding.check needs an image, and a completion has none.", param="decoding.check")
+        self.check_shared_fields(self.max_new_tokens)
+        return self
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.max_tokens or DEFAULT_MAX_TOKENS
+
+    def normalize(self) -> NormalizedRequest:
+        return NormalizedRequest(
+            self.model,
+            "prompt",
+            self.to_sampling_params(self.max_new_tokens, self.logprobs),
+            texts=(self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt),
+            decoding=self.decoding or Decoding(),
+            max_tokens_param="max_tokens",
+            choices=self.n or 1,
+            user=self.user,
+        )
+
+
+def parse_completion_request(body: Mapping[str, Any]) -> CompletionRequest:
+    """Validate a parsed body, or raise BadRequest for its first error."""
+    return validate(CompletionRequest, reject_unsupported(body, UNSUPPORTED))

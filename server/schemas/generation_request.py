@@ -1,0 +1,291 @@
+"""The fields that the generating routes share, and the one form into which each route brings its request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, Tag
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from decoding.errors import BadRequest, OnlySeenError
+from decoding.prompt import Message, Prompt, Role
+from decoding.sampling_params import SamplingParams
+from server.media.image_memory import ImageLease
+from server.media.images import ImageLoader
+from server.schemas.base import STRING_OR_ARRAY, StrictModel
+
+DEFAULT_SAMPLING = SamplingParams(temperature=1.0)  # OpenAI's defaults; an engine's temperature 0 is greedy
+SEED_LIMIT = 1 << 63
+MIN_TOP_P = 1e-9  # stands for 0, since an engine needs a positive top_p
+MIN_TEMPERATURE = 1e-5  # a lower temperature counts as 0: scores divided by it overflow
+SHARED_SAMPLING_FIELDS = (
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "ignore_eos",
+)
+StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+StopStrings = Annotated[list[StopString], Field(max_length=4, fail_fast=True)]
+
+
+class Decoding(StrictModel):
+    """How the server decodes this answer: `{"strategy": "agla+vhr", "agla": {"alpha": 2.0}}`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    strategy: str | None = Field(default=None, max_length=256, description="Names joined by '+', outermost first.")
+    grounding: bool | None = Field(
+        default=None,
+        description="Adds to each entry of logprobs.content: log p(token | image) - log p(token | no image). "
+        "Switches logprobs on.",
+    )
+    trace: bool | None = Field(
+        default=None,
+        description="Adds to each entry of logprobs.content whether the strategy `changed` the likeliest token, and to "
+        "the receipt the images that its branches saw. Switches logprobs on.",
+    )
+    check: bool | dict[str, Any] | None = Field(
+        default=None,
+        description="Puts a question to the model about each thing that the answer names, and adds the `claims` to the "
+        "receipt. The answer is unchanged. An object sets the options debias, question and language, which are "
+        'parameters of the strategy verify too: `{"debias": 0.5}`.',
+    )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Each strategy's parameters by its name, not yet validated."""
+        return self.model_extra or {}
+
+    @property
+    def wants_check(self) -> bool:
+        return self.check is not None and self.check is not False
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Add the parameters of each registered strategy as a field, and the options of `check`."""
+        from decoding import registry
+        from decoding.claims.check import Check
+
+        reference = handler(core_schema)
+        schema = handler.resolve_ref_schema(reference)
+        known = registry.strategies()
+        schema["additionalProperties"] = False
+        for name, strategy in known.items():
+            schema["properties"][name] = handler(strategy.__pydantic_core_schema__)
+        options = handler(Check.__pydantic_core_schema__)
+        schema["properties"]["check"]["anyOf"] = [{"type": "boolean"}, options, {"type": "null"}]
+        names = "|".join(known)
+        schema["properties"]["strategy"]["anyOf"][0]["pattern"] = rf"^({names})(\+({names}))*$"
+        return reference
+
+
+class TextFormat(StrictModel):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(StrictModel):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(StrictModel):
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = Field(default=None, max_length=4096, description="A hint without effect.")
+    schema_: dict[str, Any] = Field(
+        alias="schema", description="Enforced token by token. A schema that cannot be enforced is refused."
+    )
+    strict: bool | None = Field(default=None, description="Without effect: the server always enforces schemas.")
+
+
+class JsonSchemaFormat(StrictModel):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class StreamOptions(StrictModel):
+    include_usage: bool | None = Field(default=None, description="Adds a last chunk with the usage and no choices.")
+
+
+class SamplingFields(StrictModel):
+    """The fields that chat completions and completions share: OpenAI's, and vLLM's extra sampling fields.
+
+    A field that is null or absent has its default.
+    """
+
+    model: str = Field(max_length=512, description="A name from /v1/models. A suffix selects the strategy: name:agla")
+    decoding: Decoding | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    min_tokens: int | None = Field(default=None, ge=0, le=100_000, description="Default 0. No end before this number.")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="Default 1. 0 takes the likeliest token.")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="Default 1. 0 takes the likeliest token.")
+    top_k: int | None = Field(default=None, ge=-1, le=1_000_000, description="Default 0. 0 and -1: off.")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Default 0.")
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10, description="Default 1. Prompt included.")
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, description="Default 0.")
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, description="Default 0.")
+    seed: int | None = Field(default=None, ge=-SEED_LIMIT, lt=SEED_LIMIT, description="Choice i uses seed + i.")
+    stop: (
+        Annotated[Annotated[StopString, Tag("string")] | Annotated[StopStrings, Tag("array")], STRING_OR_ARRAY] | None
+    ) = Field(default=None, description="Up to 4 strings. The answer ends before the first.")
+    ignore_eos: bool | None = Field(default=None, description="Default false. Generate up to max_tokens.")
+    n: int | None = Field(default=None, ge=1, le=8, description="Default 1. Answers to the same prompt.")
+    stream: bool | None = Field(
+        default=None, description="Default false. Server-sent events; `data: [DONE]` is the last."
+    )
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, max_length=256, description="Written to the log.")
+
+    def check_shared_fields(self, max_new_tokens: int | None) -> None:
+        """Check the shared fields against one another.
+
+        Args:
+            max_new_tokens: the limit on the answer's tokens, under the route's own name for it.
+
+        Raises:
+            BadRequest: min_tokens is above the limit, or stream_options has no stream.
+        """
+        if max_new_tokens and self.min_tokens and self.min_tokens > max_new_tokens:
+            raise BadRequest("min_tokens is larger than max_tokens.", param="min_tokens")
+        if self.stream_options is not None and not self.stream:
+            raise BadRequest("stream_options needs stream to be true.", param="stream_options")
+
+    @property
+    def wants_grounding(self) -> bool:
+        return self.decoding is not None and bool(self.decoding.grounding)
+
+    @property
+    def wants_trace(self) -> bool:
+        return self.decoding is not None and bool(self.decoding.trace)
+
+    @property
+    def wants_check(self) -> bool:
+        return self.decoding is not None and self.decoding.wants_check
+
+    @property
+    def wants_stream_usage(self) -> bool:
+        """Whether a stream ends with the usage. A full response always has it."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def to_sampling_params(self, max_new_tokens: int | None, top_logprobs: int | None) -> SamplingParams:
+        return build_sampling_params(
+            {name: getattr(self, name) for name in SHARED_SAMPLING_FIELDS},
+            max_tokens=max_new_tokens,
+            top_k=max(self.top_k or 0, 0),
+            seed=None if self.seed is None else self.seed % SEED_LIMIT,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            top_logprobs=top_logprobs,
+        )
+
+
+def build_sampling_params(given: Mapping[str, Any], **fields: Any) -> SamplingParams:
+    """Build the engine's sampling parameters; a field of `given` that is None has OpenAI's default."""
+    params = replace(DEFAULT_SAMPLING, **{name: value for name, value in given.items() if value is not None}, **fields)
+    temperature = 0.0 if params.temperature < MIN_TEMPERATURE else params.temperature
+    return replace(params, temperature=temperature, top_p=max(params.top_p, MIN_TOP_P))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image that the server has not loaded yet."""
+
+    url: str
+    param: str  # the path of the field that holds it
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message whose images are not loaded yet."""
+
+    role: Role
+    parts: tuple[str | ImageRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizedRequest:
+    """A request of any generating route: a conversation in `turns`, or `texts` to continue."""
+
+    model: str
+    prompt_param: str  # the field that holds the conversation or the texts
+    sampling: SamplingParams
+    turns: tuple[Turn, ...] = ()
+    texts: tuple[str, ...] = ()
+    decoding: Decoding = field(default_factory=Decoding)
+    response_format: ResponseFormat | None = None
+    response_format_param: str = "response_format"
+    max_tokens_param: str = "max_completion_tokens"
+    choices: int = 1  # of each prompt
+    user: str | None = None
+    cache_salt: str | None = None  # set by the server: no cache is shared with requests of another salt
+
+    def count_characters(self) -> int:
+        """Count the characters of the conversation, or of the longest text."""
+        turns = sum(len(part) for turn in self.turns for part in turn.parts if isinstance(part, str))
+        return max([turns, *map(len, self.texts)])
+
+    def without_prompt(self) -> NormalizedRequest:
+        """Return a copy without the conversation or the texts."""
+        return replace(self, turns=(), texts=())
+
+    @contextmanager
+    def rename_error_params(self) -> Iterator[None]:
+        """Rename the `param` of an error raised inside to the field that the client sent.
+
+        Engines and strategies name the fields of a chat request.
+
+        Yields:
+            None.
+
+        Raises:
+            OnlySeenError: the renamed error.
+        """
+        names = {
+            "messages": self.prompt_param,
+            "max_completion_tokens": self.max_tokens_param,
+            "response_format": self.response_format_param,
+        }
+        if self.decoding.strategy is None and ":" in self.model:
+            names["decoding.strategy"] = "model"
+        try:
+            yield
+        except OnlySeenError as error:
+            error.param = names.get(error.param or "", error.param)
+            raise
+
+    async def build_prompts(self, image_loader: ImageLoader, max_images: int, lease: ImageLease) -> list[Prompt]:
+        """Load the images and build the prompts.
+
+        Args:
+            image_loader: Loads the images.
+            max_images: Most images of a request.
+            lease: The memory for the images.
+
+        Returns:
+            One prompt for the conversation, or one for each text.
+
+        Raises:
+            BadRequest: the request has too many images. The image loader raises it too.
+        """
+        if self.texts:
+            return [Prompt((Message("user", (text,)),), raw_text=True) for text in self.texts]
+        refs = [part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef)]
+        if len(refs) > max_images:
+            message = f"The request has {len(refs)} images; the server accepts at most {max_images}."
+            raise BadRequest(message, param=self.prompt_param)
+        images = iter(await image_loader.load(refs, lease, self.cache_salt))
+        messages = (
+            Message(turn.role, tuple(next(images) if isinstance(part, ImageRef) else part for part in turn.parts))
+            for turn in self.turns
+        )
+        return [Prompt(tuple(messages))]

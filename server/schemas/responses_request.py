@@ -1,0 +1,199 @@
+"""The body of POST /v1/responses. The server stores nothing, so each request contains its whole conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Tag, model_validator
+
+from decoding.errors import BadRequest
+from server.schemas.base import (
+    MAX_MESSAGES,
+    MAX_PARTS,
+    NO_PLATFORM,
+    NO_REASONING,
+    NO_STORE,
+    NO_TOOLS,
+    STRING_OR_ARRAY,
+    StrictModel,
+    reject_unsupported,
+    validate,
+)
+from server.schemas.generation_request import (
+    SEED_LIMIT,
+    Decoding,
+    ImageRef,
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
+    NormalizedRequest,
+    ResponseFormat,
+    TextFormat,
+    Turn,
+    build_sampling_params,
+)
+from server.schemas.json_bounds import MAX_ELEMENTS
+
+UNSUPPORTED: Mapping[str, str] = {
+    "access_programs": NO_PLATFORM,
+    "background": NO_STORE,
+    "background_options": NO_STORE,
+    "context_management": "the server uses the whole conversation",
+    "conversation": NO_STORE,
+    "image": "answers are text",
+    "input_transformations": NO_PLATFORM,
+    "max_tool_calls": NO_TOOLS,
+    "moderation": NO_PLATFORM,
+    "parallel_tool_calls": NO_TOOLS,
+    "previous_response_id": f"{NO_STORE}; send the whole conversation",
+    "prompt": NO_PLATFORM,
+    "prompt_cache_key": NO_PLATFORM,
+    "prompt_cache_options": NO_PLATFORM,
+    "prompt_cache_retention": NO_PLATFORM,
+    "reasoning": NO_REASONING,
+    "safety_identifier": NO_PLATFORM,
+    "service_tier": NO_PLATFORM,
+    "store": NO_STORE,
+    "stream_options": "events have no padding",
+    "tool_choice": NO_TOOLS,
+    "tools": NO_TOOLS,
+    "truncation": "the server refuses a prompt that is too long",
+}
+LOGPROBS = "message.output_text.logprobs"
+
+
+class InputText(StrictModel):
+    type: Literal["input_text"]
+    text: str
+
+
+class InputImage(StrictModel):
+    type: Literal["input_image"]
+    image_url: str = Field(description="A data URL, or http(s) at an allowed host.")
+    detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Without effect.")
+
+
+class OutputText(StrictModel):
+    """A part of an earlier answer, as the server sent it."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: Annotated[list[Any], Field(max_length=MAX_PARTS)] | None = None
+    logprobs: Annotated[list[Any], Field(max_length=MAX_ELEMENTS)] | None = None
+
+
+ResponsesPart = Annotated[InputText | InputImage | OutputText, Field(discriminator="type")]
+ResponsesParts = Annotated[list[ResponsesPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+
+
+class InputMessage(StrictModel):
+    type: Literal["message"] | None = None
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Annotated[Annotated[str, Tag("string")] | Annotated[ResponsesParts, Tag("array")], STRING_OR_ARRAY]
+    id: str | None = Field(default=None, max_length=512)
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    phase: Literal["commentary", "final_answer"] | None = None
+
+
+InputMessages = Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+
+class FlatSchemaFormat(JsonSchema):
+    type: Literal["json_schema"]
+
+
+class TextConfig(StrictModel):
+    format: Annotated[TextFormat | JsonObjectFormat | FlatSchemaFormat, Field(discriminator="type")] | None = None
+
+
+class ResponsesRequest(StrictModel):
+    """OpenAI's request for a response, with some of vLLM's sampling fields and `decoding`."""
+
+    model: str = Field(max_length=512, description="A name from /v1/models. A suffix selects the strategy: name:agla")
+    input: Annotated[Annotated[str, Tag("string")] | Annotated[InputMessages, Tag("array")], STRING_OR_ARRAY] = Field(
+        description="The last message is the user's."
+    )
+    instructions: str | None = Field(default=None, description="A system message before the input.")
+    decoding: Decoding | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1, description="Default: the rest of the context.")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="Default 1. 0 takes the likeliest token.")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="Default 1. 0 takes the likeliest token.")
+    top_k: int | None = Field(default=None, ge=-1, le=1_000_000, description="Default 0. 0 and -1: off.")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Default 0.")
+    seed: int | None = Field(default=None, ge=-SEED_LIMIT, lt=SEED_LIMIT)
+    text: TextConfig | None = Field(default=None, description="The format of the answer.")
+    include: Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=1, fail_fast=True)] | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20, description=f"Needs {LOGPROBS} in include.")
+    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = Field(
+        default=None, description="Repeated in the response."
+    )
+    stream: bool | None = Field(default=None, description="Default false. OpenAI's events, as server-sent events.")
+    user: str | None = Field(default=None, max_length=256, description="Written to the log.")
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> ResponsesRequest:
+        if not isinstance(self.input, str):
+            if self.input[-1].role != "user":
+                raise BadRequest("The last message must be the user's.", param="input")
+            for index, message in enumerate(self.input):
+                for position, part in enumerate(message.content if isinstance(message.content, list) else ()):
+                    if message.role != "user" and isinstance(part, InputImage):
+                        param = f"input[{index}].content[{position}]"
+                        raise BadRequest("Only a user's message may contain images.", param=param)
+        if self.top_logprobs is not None and not self.wants_logprobs:
+            raise BadRequest(f"top_logprobs needs {LOGPROBS} in include.", param="top_logprobs")
+        return self
+
+    @property
+    def wants_logprobs(self) -> bool:
+        needed = self.decoding is not None and bool(self.decoding.grounding or self.decoding.trace)
+        return needed or bool(self.include)
+
+    def normalize(self) -> NormalizedRequest:
+        return NormalizedRequest(
+            self.model,
+            "input",
+            build_sampling_params(
+                {name: getattr(self, name) for name in ("temperature", "top_p", "min_p")},
+                max_tokens=self.max_output_tokens,
+                top_k=max(self.top_k or 0, 0),
+                seed=None if self.seed is None else self.seed % SEED_LIMIT,
+                top_logprobs=(self.top_logprobs or 0) if self.wants_logprobs else None,
+            ),
+            turns=self._list_turns(),
+            decoding=self.decoding or Decoding(),
+            response_format=self._nested_format(),
+            response_format_param="text.format",
+            max_tokens_param="max_output_tokens",
+            user=self.user,
+        )
+
+    def _list_turns(self) -> tuple[Turn, ...]:
+        system = () if self.instructions is None else (Turn("system", (self.instructions,)),)
+        if isinstance(self.input, str):
+            return (*system, Turn("user", (self.input,)))
+        return (*system, *(to_turn(message, f"input[{index}].content") for index, message in enumerate(self.input)))
+
+    def _nested_format(self) -> ResponseFormat | None:
+        """Nest the format as chat completions do."""
+        flat = self.text.format if self.text else None
+        if not isinstance(flat, FlatSchemaFormat):
+            return flat
+        return JsonSchemaFormat(type="json_schema", json_schema=flat)
+
+
+def to_turn(message: InputMessage, path: str) -> Turn:
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return Turn(role, (message.content,))
+    parts = (
+        ImageRef(part.image_url, f"{path}[{position}].image_url") if isinstance(part, InputImage) else part.text
+        for position, part in enumerate(message.content)
+    )
+    return Turn(role, tuple(parts))
+
+
+def parse_responses_request(body: Mapping[str, Any]) -> ResponsesRequest:
+    """Validate a parsed body, or raise BadRequest for its first error."""
+    return validate(ResponsesRequest, reject_unsupported(body, UNSUPPORTED))

@@ -1,0 +1,183 @@
+"""Reading of JSON bodies: bounded in shape while they arrive, and in memory over all requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from starlette.requests import ClientDisconnect, Request
+
+from decoding.errors import OnlySeenError, Overloaded
+from server.errors import UnsupportedMediaType
+from server.middleware.request_body import MIN_BYTES_PER_SECOND, drain_body
+from server.schemas.json_bounds import JsonBoundsScanner
+
+STALL_SECONDS = 2.0  # that a body may be behind `MIN_BYTES_PER_SECOND` before it is the first to be refused
+BUDGET_FULL = "Too many request bodies are in memory; try again in a moment."
+
+
+class BodyBudget:
+    """The memory for the bodies of all requests.
+
+    When a body does not fit, the largest stalled body is refused, or else the largest unfinished one. So bodies that
+    are sent slowly or never finished do not shut out others. A key whose share is full makes room among its own bodies.
+    """
+
+    def __init__(self, max_bytes: int, max_owner_bytes: int | None = None) -> None:
+        """Create a budget.
+
+        Args:
+            max_bytes: Bytes of all bodies.
+            max_owner_bytes: Bytes of all bodies of one API key. None: no bound of its own.
+        """
+        self.max_bytes = max_bytes
+        self.max_owner_bytes = max_owner_bytes or max_bytes
+        self.bytes_by_owner: Counter[str] = Counter()
+        self.unfinished: set[BodyBuffer] = set()
+        self.scan_lock = asyncio.Lock()
+
+    @property
+    def used_bytes(self) -> int:
+        return self.bytes_by_owner.total()
+
+    def add(self, owner: str, size: int) -> None:
+        """Count the bytes of a body, or no longer count them if `size` is negative."""
+        self.bytes_by_owner[owner] += size
+        if not self.bytes_by_owner[owner]:
+            del self.bytes_by_owner[owner]
+
+    def make_room(self, size: int, buffer: BodyBuffer) -> None:
+        """Refuse other unfinished bodies until `size` more bytes fit.
+
+        Args:
+            size: Bytes.
+            buffer: The body that grows. It counts with the new bytes.
+
+        Raises:
+            Overloaded: `buffer` itself is the body to refuse.
+        """
+        now = asyncio.get_running_loop().time()
+        while True:
+            is_share_full = self.bytes_by_owner[buffer.owner] + size > self.max_owner_bytes
+            if not is_share_full and self.used_bytes + size <= self.max_bytes:
+                return
+            others = [
+                other
+                for other in self.unfinished
+                if other is not buffer and other.content and (other.owner == buffer.owner or not is_share_full)
+            ]
+            largest = max(others, key=lambda other: (other.is_stalled(now), len(other.content)), default=None)
+            if largest is None or not (largest.is_stalled(now) or len(largest.content) > len(buffer.content) + size):
+                raise Overloaded(BUDGET_FULL, code="body_memory_full")
+            largest.refuse()
+
+
+class BodyBuffer:
+    """The body of one request in memory."""
+
+    def __init__(self, budget: BodyBudget, owner: str) -> None:
+        self.owner = owner
+        self.content = bytearray()
+        self.data_urls: list[tuple[int, int]] = []  # start and end of the long ones in the content
+        self._budget = budget
+        self._counted_bytes = 0
+        self._stalls_at = asyncio.get_running_loop().time() + STALL_SECONDS
+        self._timeout = asyncio.timeout(None)
+
+    async def read(self, request: Request) -> None:
+        """Read the whole body.
+
+        Args:
+            request: The request, whose body has not been read.
+
+        Raises:
+            OnlySeenError: The body exceeds a bound on its shape, its size or its time. A client that is still sending
+                has had time to finish.
+            Overloaded: The memory for bodies is full.
+            ClientDisconnect: The client has disconnected.
+            TimeoutError: Reading raised it, not the refusal of this body.
+        """
+        scanner, more_body = JsonBoundsScanner(), True
+        self.data_urls = scanner.data_urls
+        self._budget.unfinished.add(self)
+        try:
+            async with self._timeout:
+                while more_body:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    more_body = message.get("more_body", False)
+                    await self._add(message.get("body", b""), scanner)
+        except TimeoutError:
+            if self._timeout.expired():
+                raise Overloaded(BUDGET_FULL, code="body_memory_full") from None
+            raise
+        except OnlySeenError:
+            self.release()
+            if more_body:
+                await drain_body(request.receive)
+            raise
+        finally:
+            self._budget.unfinished.discard(self)
+
+    async def _add(self, part: bytes, scanner: JsonBoundsScanner) -> None:
+        async with self._budget.scan_lock:  # one body at a time, so that many bodies delay others no more than one
+            position = scanner.scan(part, 0)
+            while position < len(part):
+                await asyncio.sleep(0)
+                position = scanner.scan(part, position)
+        self._budget.make_room(len(part), self)
+        self._budget.add(self.owner, len(part))
+        self._counted_bytes += len(part)
+        self.content += part
+        now = asyncio.get_running_loop().time()
+        self._stalls_at = min(max(self._stalls_at, now) + len(part) / MIN_BYTES_PER_SECOND, now + STALL_SECONDS)
+
+    def is_stalled(self, now: float) -> bool:
+        """Return whether the body arrives too slowly. Single bytes do not change that."""
+        return now > self._stalls_at
+
+    def refuse(self) -> None:
+        """End the reading of this body with `Overloaded`, and free its memory."""
+        self.release()
+        self._timeout.reschedule(asyncio.get_running_loop().time())
+        self._budget.unfinished.discard(self)
+
+    def release(self) -> None:
+        """Free the bytes, and return them to the budget."""
+        self.content.clear()  # in place, because the traceback of a refusal may hold the array for a while
+        self.return_budget()
+
+    def return_budget(self) -> None:
+        """Return the bytes to the budget, once neither they nor what was parsed from them is needed."""
+        self._budget.add(self.owner, -self._counted_bytes)
+        self._counted_bytes = 0
+
+
+@asynccontextmanager
+async def read_json_body(request: Request, budget: BodyBudget, owner: str) -> AsyncGenerator[BodyBuffer, None]:
+    """Read the body of a JSON request, and hold its share of the budget for as long as the context lasts.
+
+    Args:
+        request: The request.
+        budget: The memory for bodies.
+        owner: Hash of the API key.
+
+    Yields:
+        The complete body.
+
+    Raises:
+        UnsupportedMediaType: The content type is not JSON. A browser sends a form to other origins without a preflight.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        await drain_body(request.receive)
+        raise UnsupportedMediaType("Content-Type must be application/json.")
+    buffer = BodyBuffer(budget, owner)
+    try:
+        await buffer.read(request)
+        yield buffer
+    finally:
+        buffer.release()

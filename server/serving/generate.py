@@ -1,0 +1,343 @@
+"""From the body of a request to its response, for every route that generates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import structlog
+from anyio.to_thread import run_sync
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from decoding.engine import Engine
+from decoding.errors import BadRequest, Unsupported
+from decoding.outputs import Token
+from decoding.requests import GenerateRequest
+from server.errors import ErrorResponse, build_error_response
+from server.media.image_memory import ImageLease
+from server.schemas.base import parse_json
+from server.schemas.generation_request import JsonObjectFormat, NormalizedRequest, TextFormat
+from server.serving.admission import Admission
+from server.serving.body_budget import BodyBuffer
+from server.serving.generation import Generation, enforce_deadline
+from server.serving.strategy_selection import estimate_rows, resolve_check, resolve_stack
+from server.settings import Settings
+from server.state import LARGE_BODY_BYTES, Service
+
+log = structlog.get_logger("onlyseen.server")
+
+T = TypeVar("T")
+
+PING_INTERVAL = 15  # seconds of silence before a comment that keeps proxies from closing the connection
+SEND_TIMEOUT = 60  # seconds that a client may take to read one event
+GRAMMAR_TIMEOUT = 4.0  # seconds to compile a schema
+
+
+class ResponseFormatter(Protocol):
+    """Writes the responses of one route, for one request."""
+
+    def format_full(self, tokens: list[list[Token]], generation: Generation) -> str:
+        """Write the full response as JSON.
+
+        Args:
+            tokens: all tokens of each choice.
+            generation: the finished generation.
+        """
+        ...
+
+    def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
+        """Write the response as server-sent events while the tokens arrive."""
+        ...
+
+    def format_error(self, error: ErrorResponse) -> ServerSentEvent:
+        """Write the last event of a stream that fails."""
+        ...
+
+
+@dataclass(slots=True)
+class ParsedRequest:
+    request: NormalizedRequest
+    formatter: ResponseFormatter
+    stream: bool
+
+    def with_cache_salt(self, cache_salt: str | None) -> ParsedRequest:
+        """Return the request with a salt of its own for all caches."""
+        return replace(self, request=replace(self.request, cache_salt=cache_salt))
+
+    def take_request(self) -> NormalizedRequest:
+        """Return the request and keep only what is small, so that the data URLs of its images can be freed."""
+        request, self.request = self.request, self.request.without_prompt()
+        return request
+
+
+BodyParser = Callable[[dict[str, Any]], ParsedRequest]  # raises BadRequest
+
+
+async def respond(http_request: Request, admission: Admission, parse_body: BodyParser) -> Response:
+    """Answer a request with a full response, or with a stream that has its first token."""
+    service = admission.service
+    parsed = await parse_in_thread(admission.body, parse_body, service)
+    parsed = parsed.with_cache_salt(service.build_cache_salt(admission.owner))
+    build = build_stream_response if parsed.stream else build_full_response
+    return await run_until_disconnect(http_request, build(parsed, admission))
+
+
+async def parse_in_thread(body: BodyBuffer, parse: Callable[[dict[str, Any]], T], service: Service) -> T:
+    """Parse a JSON body in a thread, large bodies one after the other.
+
+    Args:
+        body: The body. Its bytes are dropped.
+        parse: Validates the parsed JSON.
+        service: The server's state.
+
+    Returns:
+        The result of `parse`.
+    """
+    is_large = len(body.content) > LARGE_BODY_BYTES
+    limiter = service.large_parse_limiter if is_large else service.parse_limiter
+    return await run_sync(parse_body_bytes, body, parse, limiter=limiter)
+
+
+def parse_body_bytes(body: BodyBuffer, parse: Callable[[dict[str, Any]], T]) -> T:
+    try:
+        data = parse_json(body.content, body.data_urls)
+    finally:
+        body.content.clear()
+    return parse(data)
+
+
+async def build_full_response(parsed: ParsedRequest, admission: Admission) -> Response:
+    return Response(await generate_json(parsed, admission.service, admission), media_type="application/json")
+
+
+async def generate_json(parsed: ParsedRequest, service: Service, admission: Admission | None = None) -> str:
+    """Generate the full response as JSON. A line of a batch has no admission, because it holds rows already."""
+    generation = await start_generation(parsed, service, admission)
+    try:
+        tokens: list[list[Token]] = [[] for _ in range(generation.choices)]
+        async for choice, token in generation.stream_tokens():
+            tokens[choice].append(token)
+        return parsed.formatter.format_full(tokens, generation)
+    finally:
+        await generation.close()
+
+
+async def generate_batch_json(parsed: ParsedRequest, service: Service, owner: str) -> str:
+    """Generate the full response to a line of a batch, when rows are free for batches and for its key.
+
+    Args:
+        parsed: The request of the line.
+        service: The server's state.
+        owner: Owner of the batch.
+
+    Returns:
+        The response as JSON. The time limit of the request begins when the line has its rows.
+    """
+    rows = await run_sync(estimate_line_rows, parsed.request, service.settings)
+    async with AsyncExitStack() as held_rows:
+        await held_rows.enter_async_context(service.batch_queue.hold(owner, rows))
+        if service.fair_queue is not None:
+            await held_rows.enter_async_context(service.fair_queue.hold(owner, rows))
+        return await generate_json(parsed, service)
+
+
+def estimate_line_rows(request: NormalizedRequest, settings: Settings) -> int:
+    """Estimate the batch rows of a line. Slow at first: call it in a thread."""
+    try:
+        stack = resolve_stack(request.model, request.decoding, settings.name, settings.strategy)
+    except BadRequest:  # refused when it starts
+        return 1
+    return estimate_rows(stack, request.choices * max(1, len(request.texts)))
+
+
+async def build_stream_response(parsed: ParsedRequest, admission: Admission) -> Response:
+    generation = await start_generation(parsed, admission.service, admission)
+    return GenerationStreamResponse(generation, parsed.formatter)
+
+
+async def start_generation(parsed: ParsedRequest, service: Service, admission: Admission | None) -> Generation:
+    """Start a generation and wait for the first token of each choice. The caller closes it."""
+    deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
+    async with enforce_deadline(deadline):
+        with parsed.request.without_prompt().rename_error_params():
+            lease = service.image_loader.memory.lease(parsed.request.cache_salt)
+            try:
+                generation = await prepare_generation(parsed.take_request(), service, deadline, lease)
+            except BaseException:
+                lease.release()
+                raise
+            try:
+                if admission is not None:
+                    admission.body.return_budget()
+                    await admission.wait_for_turn(generation.estimate_rows)
+                await generation.start()
+            except BaseException:
+                await generation.close()
+                raise
+    return generation
+
+
+async def prepare_generation(
+    request: NormalizedRequest, service: Service, deadline: float, lease: ImageLease
+) -> Generation:
+    """Resolve the strategies, compile the grammar and load the images.
+
+    Args:
+        request: the request.
+        service: the server's state.
+        deadline: when the request times out, in seconds of the event loop's clock.
+        lease: the memory for the images. The generation releases it.
+
+    Returns:
+        The generation, not started.
+
+    Raises:
+        BadRequest: the request has no image but requires grounding or a check.
+    """
+    settings, engine, decoding = service.settings, service.ready_engine, request.decoding
+    stack = resolve_stack(request.model, decoding, settings.name, settings.strategy)
+    check = resolve_check(decoding, stack)
+    grammar = await compile_response_format(request, engine, service.grammar_executor)
+    check_length(request, engine)
+    prompts = await request.build_prompts(service.image_loader, settings.max_images, lease)
+    images = sum(len(prompt.images) for prompt in prompts)
+    if decoding.grounding and not images:
+        raise BadRequest("Grounding needs an image: add an image_url part.", param="decoding.grounding")
+    if decoding.wants_check and not images:
+        raise BadRequest("A check needs an image: add an image_url part.", param="decoding.check")
+    strategy = "+".join(strategy.name for strategy in stack)
+    log.info("request", strategy=strategy, images=images, choices=request.choices, user=request.user)
+    max_tokens = request.sampling.max_tokens
+    max_tokens = None if max_tokens is None else min(max_tokens, engine.card.max_model_len)
+    sampling = replace(request.sampling, max_tokens=max_tokens, grammar=grammar)
+    return Generation(
+        service.create_runner(stack, request.cache_salt),
+        [GenerateRequest(prompt, sampling) for prompt in prompts],
+        choices_per_prompt=request.choices,
+        grounding=bool(decoding.grounding),
+        check=check,
+        trace=bool(decoding.trace),
+        metrics=service.metrics.track_request(strategy),
+        deadline=deadline,
+        lease=lease,
+        max_rows=settings.resolved_max_rows,
+    )
+
+
+def check_length(request: NormalizedRequest, engine: Engine) -> None:
+    """Refuse a text that cannot fit the context before strategies and the tokenizer work on it.
+
+    Args:
+        request: The request.
+        engine: The engine.
+
+    Raises:
+        BadRequest: The text has more characters than the context can have.
+    """
+    limit, max_model_len = engine.card.max_characters, engine.card.max_model_len
+    if limit is not None and request.count_characters() > limit:
+        message = f"The prompt is longer than the model's context of {max_model_len} tokens."
+        raise BadRequest(message, param="messages", code="context_length_exceeded")
+
+
+async def compile_response_format(request: NormalizedRequest, engine: Engine, executor: Executor) -> str | None:
+    """Compile the request's response format for `SamplingParams.grammar`.
+
+    Args:
+        request: The request.
+        engine: The engine.
+        executor: The threads for schemas. A compilation goes on after its request has timed out.
+
+    Returns:
+        The grammar, or None for free text.
+
+    Raises:
+        BadRequest: the schema is invalid, cannot be enforced, or takes too long to compile.
+        Unsupported: the engine has no grammars.
+    """
+    response_format, param = request.response_format, request.response_format_param
+    if response_format is None or isinstance(response_format, TextFormat):
+        return None
+    from decoding.text.grammar import build_grammar
+
+    if "grammar" not in engine.capabilities:
+        raise Unsupported("This engine cannot enforce a response format.", param=param)
+    if isinstance(response_format, JsonObjectFormat):
+        schema: dict[str, Any] = {"type": "object"}
+    else:
+        schema = response_format.json_schema.schema_
+        param += ".json_schema.schema" if param == "response_format" else ".schema"  # /v1/responses does not nest it
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(GRAMMAR_TIMEOUT):
+            return await loop.run_in_executor(executor, build_grammar, schema, param)
+    except TimeoutError:
+        raise BadRequest("The schema takes too long to compile.", param=param, code="invalid_schema") from None
+
+
+class GenerationStreamResponse(EventSourceResponse):
+    """Sends a generation as server-sent events, and closes it when the client disconnects or has read all of it."""
+
+    def __init__(self, generation: Generation, formatter: ResponseFormatter) -> None:
+        events = stream_events(generation, formatter)
+        super().__init__(events, ping=PING_INTERVAL, sep="\n", send_timeout=SEND_TIMEOUT)
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._generation.close()
+
+
+async def stream_events(generation: Generation, formatter: ResponseFormatter) -> AsyncGenerator[ServerSentEvent, None]:
+    """Yield the formatter's events. A failure becomes the last event, since the status has been sent."""
+    try:
+        async for event in formatter.stream_events(generation):
+            yield event
+    except Exception as error:
+        response = build_error_response(error)
+        is_server_error = response.spec.status == 500
+        write_log = log.error if is_server_error else log.warning
+        write_log("stream_failed", code=response.body.error.code, exc_info=error if is_server_error else None)
+        yield formatter.format_error(response)
+
+
+async def run_until_disconnect(http_request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, and cancel it when the client disconnects.
+
+    Args:
+        http_request: the request, whose body has been read.
+        work: builds the response.
+
+    Returns:
+        The result of `work`.
+
+    Raises:
+        ClientDisconnect: the client disconnected first.
+    """
+    working, waiting = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect(http_request))
+    try:
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        waiting.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
+
+
+async def wait_for_disconnect(http_request: Request) -> None:
+    """Wait for the disconnect message. Before the body has been read, this would consume the body."""
+    while (await http_request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,372 @@
+"""The answers to one request: from the strategies' extra requests to the last token of each choice."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+from anyio.to_thread import run_sync
+from PIL import Image
+
+from decoding.errors import BadRequest, EngineFailed, Unsupported
+from decoding.outputs import NO_TOKEN, Answer, FinishInfo, Token, Usage
+from decoding.prompt import ImageInput
+from decoding.requests import GenerateRequest
+from decoding.sampling_params import SamplingParams
+from server.errors import RequestTimeout
+from server.observability import tracing
+from server.schemas.response import ClaimEntry, Receipt, to_claim_entries
+from server.serving.strategy_selection import estimate_rows
+
+if TYPE_CHECKING:
+    from decoding.pipeline.draft_runner import Outcome
+    from decoding.pipeline.runner import StrategyRunner
+    from decoding.strategy import Strategy
+    from server.media.image_memory import ImageLease
+    from server.observability.metrics import RequestMetrics
+
+log = structlog.get_logger("onlyseen.server")
+
+MAX_TRACE_SIDE = 512  # pixels; a larger image is scaled down
+ChoiceToken = tuple[int, Token]  # the index of a choice, and its next token
+
+
+class Generation:
+    """Generates the choices of one request. Call `start`, iterate `stream_tokens`, then `close`.
+
+    `close` aborts what still runs in the engine and frees the request's states there.
+    """
+
+    def __init__(
+        self,
+        runner: StrategyRunner,
+        requests: Sequence[GenerateRequest],
+        *,
+        choices_per_prompt: int,
+        grounding: bool,
+        check: Strategy | None,
+        trace: bool,
+        metrics: RequestMetrics,
+        deadline: float,
+        lease: ImageLease,
+        max_rows: int,
+    ) -> None:
+        self.choices = choices_per_prompt * len(requests)
+        self.finish_infos: dict[int, FinishInfo] = {}  # by choice
+        self._runner = runner
+        self._requests = requests
+        self._choices_per_prompt = choices_per_prompt
+        self._grounding = grounding
+        self._check = check
+        self._trace = trace
+        self._metrics = metrics
+        self._lease = lease
+        self._max_rows = max_rows
+        self._deadline = deadline  # of the event loop's clock
+        self._started_at = time.perf_counter()
+        self._branches: tuple[str, ...] = ()
+        self._trace_images: dict[str, list[str]] | None = None
+        self._answered_by_strategy: tuple[bool, ...] = ()  # for each prompt
+        self._tokens: AsyncGenerator[ChoiceToken, None] | None = None
+        self._first: ChoiceToken | None = None
+        self._claims: dict[int, list[ClaimEntry]] = {choice: [] for choice in range(self.choices)}
+
+    async def start(self) -> None:
+        """Run the strategies' extra requests and wait until every choice has its first token.
+
+        Raises:
+            BadRequest: a strategy or the engine refuses the request. The response has not begun.
+        """
+        try:
+            await self._start()
+        except BadRequest as error:
+            if error.code == "context_length_exceeded" and await self._original_prompts_fit():
+                error.param = "decoding.strategy"
+            raise
+
+    async def _start(self) -> None:
+        from decoding.pipeline.draft_runner import as_request
+
+        outcomes = [
+            await self._runner.resolve(request, grounding=self._grounding, check=self._check)
+            for request in self._requests
+        ]
+        finals = [as_request(outcome) for outcome in outcomes]
+        self._answered_by_strategy = tuple(final is None for final in finals)
+        if any(self._answered_by_strategy) and (
+            field := find_decoding_field(self._requests[0].sampling, self._grounding)
+        ):
+            message = f"The strategy builds its answer without decoding, so {field} cannot act on it. Remove {field}."
+            raise Unsupported(message, param=field)
+        requests = [final for final in finals if final is not None]
+        self._branches = tuple(requests[0].branches) if requests else ()
+        self._check_rows(self._choices_per_prompt * sum(1 + len(request.branches) for request in requests))
+        if self._trace:
+            self._trace_images = await run_sync(render_trace_images, requests[0]) if requests else {}
+        streams = [
+            self._runner.stream(offset_seed(outcome, choice))
+            for outcome in outcomes
+            for choice in range(self._choices_per_prompt)
+        ]
+        self._tokens = merge_streams(streams)
+        self._first = await anext(self._tokens, None)
+        self._metrics.record_first_token()
+
+    def estimate_rows(self) -> int:
+        """Estimate the batch rows from dry runs of the strategies. Slow at first: call it in a thread."""
+        return estimate_rows(self._runner.stack, self.choices)
+
+    async def stream_tokens(self) -> AsyncGenerator[ChoiceToken, None]:
+        """Yield the tokens of all choices in the order of arrival, until the deadline.
+
+        Yields:
+            The choice's index and its token.
+
+        Raises:
+            EngineFailed: the engine ended a choice without a finish reason.
+        """
+        if self._first is not None:
+            yield self._record(*self._first)
+        if self._tokens is not None:
+            while True:
+                async with enforce_deadline(self._deadline):
+                    choice_token = await anext(self._tokens, None)
+                if choice_token is None:
+                    break
+                if choice_token[1].id != NO_TOKEN:
+                    self._metrics.record_token()
+                yield self._record(*choice_token)
+        if len(self.finish_infos) < self.choices:
+            raise EngineFailed("The engine ended an answer without a finish reason.")
+
+    async def close(self) -> None:
+        """Abort what still runs, free the request's states, and log the receipt of a finished request."""
+        try:
+            if self._tokens is not None:
+                await self._tokens.aclose()
+            await self._runner.close()
+        finally:
+            self._lease.release()
+            if self.is_finished:
+                receipt = self.receipt
+                self._metrics.record_receipt(receipt, self.usage.prompt_tokens)
+                log.info("receipt", **receipt.model_dump(exclude={"pictures", "claims"}))
+            self._metrics.finish()
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.finish_infos) == self.choices
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens of each prompt, counted once, and of all choices."""
+        first = [self.finish_infos[choice].usage for choice in range(0, self.choices, self._choices_per_prompt)]
+        return Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in first),
+            completion_tokens=sum(info.usage.completion_tokens for info in self.finish_infos.values()),
+        )
+
+    @property
+    def receipt(self) -> Receipt:
+        from decoding.registry import format_stack
+
+        choices = self._list_choice_usages()
+        changed = [usage.changed_steps for usage in choices]
+        prior = self._runner.prior_usage
+        total = time.perf_counter() - self._started_at
+        receipt = Receipt(
+            strategy=format_stack(self._runner.stack),
+            parameters={strategy.name: strategy.model_dump(mode="json") for strategy in self._runner.stack},
+            branches=list(self._branches),
+            steps=sum(usage.steps for usage in choices),
+            forward_passes=prior.forward_passes + sum(usage.forward_passes for usage in choices),
+            changed_steps=None if None in changed else sum(count or 0 for count in changed),
+            timings=round_seconds({**prior.seconds, **max_seconds(choices), "total": total}),
+        )
+        # A field that was never set is absent from the JSON.
+        extra: dict[str, object] = {}
+        if self._trace_images is not None:
+            extra["pictures"] = self._trace_images
+        if self._check is not None or any(strategy.sends_claims for strategy in self._runner.stack):
+            extra["claims"] = [claim for claims in self._claims.values() for claim in claims]
+        return receipt.model_copy(update=extra)
+
+    def to_claim_entries(self, choice: int, token: Token) -> list[ClaimEntry]:
+        """Format the claims that a token of a choice carries."""
+        return to_claim_entries(token.claims, choice if self.choices > 1 else None)
+
+    def _list_choice_usages(self) -> list[Usage]:
+        usages: list[Usage] = []
+        for choice, info in sorted(self.finish_infos.items()):
+            prompt, copy = divmod(choice, self._choices_per_prompt)
+            if not self._answered_by_strategy[prompt]:
+                usages.append(info.usage)
+            elif copy == 0:  # all choices share a strategy's own answer, and prior_usage has its forward passes
+                usages.append(replace(info.usage, forward_passes=0))
+        return usages
+
+    def _check_rows(self, rows: int) -> None:
+        if rows > self._max_rows:
+            message = f"The request needs {rows} batch rows, n * (1 + branches); the engine has {self._max_rows}."
+            several_prompts = len(self._requests) > 1
+            param = "n" if self._choices_per_prompt > 1 else "messages" if several_prompts else "decoding.strategy"
+            raise BadRequest(message, param=param, code="too_many_sequences")
+
+    async def _original_prompts_fit(self) -> bool:
+        """Return whether the prompts fit the context without the strategies' changes to them."""
+        if not self._runner.stack or "tokens" not in self._runner.engine.capabilities:
+            return False
+        try:
+            for request in self._requests:
+                await self._runner.engine.tokenize(request.prompt)
+        except BadRequest:
+            return False
+        return True
+
+    def _record(self, choice: int, token: Token) -> ChoiceToken:
+        self._claims[choice] += self.to_claim_entries(choice, token)
+        if token.finish is not None:
+            self.finish_infos[choice] = token.finish
+            if self.is_finished:
+                tracing.record_receipt(self.receipt)  # the request's span ends before `close` is called
+        return choice, token
+
+
+@asynccontextmanager
+async def enforce_deadline(deadline: float) -> AsyncGenerator[None, None]:
+    """Cancel the body of the `async with` at the deadline.
+
+    Args:
+        deadline: seconds of the event loop's clock.
+
+    Yields:
+        None.
+
+    Raises:
+        RequestTimeout: the deadline has passed.
+        TimeoutError: the body raised it.
+    """
+    try:
+        async with asyncio.timeout_at(deadline) as timeout:
+            yield
+    except TimeoutError:
+        if timeout.expired():
+            raise RequestTimeout("The answer was not ready within the server's request timeout.") from None
+        raise
+
+
+def merge_streams(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGenerator[ChoiceToken, None]:
+    """Merge the streams of the choices. Closing the result closes every stream at once."""
+    # A single stream needs no tasks, which would be most of the server's cost per token.
+    return iterate_single(streams[0]) if len(streams) == 1 else iterate_several(streams)
+
+
+async def iterate_several(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGenerator[ChoiceToken, None]:
+    """Yield the tokens of all streams, none before each stream has its first: a refusal must precede the response."""
+
+    async def advance(stream: AsyncGenerator[Token, None]) -> Token | None:
+        return await anext(stream, None)
+
+    pending = {asyncio.create_task(advance(stream)): index for index, stream in enumerate(streams)}
+    return_when = asyncio.FIRST_EXCEPTION
+    try:
+        while pending:
+            done, _ = await asyncio.wait(pending, return_when=return_when)
+            return_when = asyncio.FIRST_COMPLETED
+            arrived = sorted((pending.pop(task), task) for task in done)
+            # Retrieve all exceptions before raising the first: asyncio reports those never retrieved.
+            if failures := [failure for _, task in arrived if (failure := task.exception())]:
+                raise failures[0]
+            tokens = [(index, token) for index, task in arrived if (token := task.result()) is not None]
+            for index, _ in tokens:
+                pending[asyncio.create_task(advance(streams[index]))] = index
+            for index, token in tokens:
+                yield index, token
+    finally:
+        # Shielded: after a cancellation the streams must be closed when this generator ends.
+        with anyio.CancelScope(shield=True):
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            for stream in streams:
+                await stream.aclose()
+
+
+async def iterate_single(stream: AsyncGenerator[Token, None]) -> AsyncGenerator[ChoiceToken, None]:
+    try:
+        async for token in stream:
+            yield 0, token
+    finally:
+        with anyio.CancelScope(shield=True):
+            await stream.aclose()
+
+
+def find_decoding_field(sampling: SamplingParams, grounding: bool) -> str | None:
+    """Find the first set field that acts on tokens while they are decoded, which a strategy's own answer has not."""
+    is_set = {
+        "response_format": sampling.grammar is not None,
+        "decoding.grounding": grounding,
+        "stop": bool(sampling.stop),
+        "min_tokens": sampling.min_tokens > 1,
+        "ignore_eos": sampling.ignore_eos,
+        "repetition_penalty": sampling.repetition_penalty != 1,
+        "presence_penalty": sampling.presence_penalty != 0,
+        "frequency_penalty": sampling.frequency_penalty != 0,
+    }
+    return next((field for field, value in is_set.items() if value), None)
+
+
+def offset_seed(outcome: Outcome, choice: int) -> Outcome:
+    """Add the choice's index to the seed, so that choices differ and can be reproduced."""
+    from decoding.pipeline.draft_runner import as_request
+
+    request = as_request(outcome)
+    if isinstance(outcome, Answer) or request is None or request.sampling.seed is None:
+        return outcome
+    return outcome.replace(sampling=replace(request.sampling, seed=(request.sampling.seed + choice) % (1 << 63)))
+
+
+def render_trace_images(request: GenerateRequest) -> dict[str, list[str]]:
+    """Render the edited images of the branches as data URLs. Slow: call it in a thread.
+
+    The engine adds VCD's noise to normalized pixels, so a noised image has no rendering.
+
+    Returns:
+        The images of each branch that has other images than the main prompt.
+    """
+    main_images = set(request.prompt.images)
+    branch_images = {
+        name: [image for image in prompt.images if image.noise is None] for name, prompt in request.branches.items()
+    }
+    return {
+        name: [to_data_url(image) for image in images]
+        for name, images in branch_images.items()
+        if not main_images.issuperset(images)
+    }
+
+
+def to_data_url(image: ImageInput) -> str:
+    thumbnail = image.visible.copy()
+    # Other resampling methods blur the edge of a mask.
+    thumbnail.thumbnail((MAX_TRACE_SIDE, MAX_TRACE_SIDE), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    thumbnail.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def max_seconds(usages: Sequence[Usage]) -> dict[str, float]:
+    """Take the slowest choice of each phase."""
+    phases = {phase for usage in usages for phase in usage.seconds}
+    return {phase: max(usage.seconds.get(phase, 0.0) for usage in usages) for phase in sorted(phases)}
+
+
+def round_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {phase: round(value, 6) for phase, value in seconds.items()}

@@ -1,0 +1,191 @@
+"""The state that routes share: settings, engine, image loader and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+import structlog
+from fastapi import Depends, Request
+
+from decoding.engine import Engine
+from server.errors import ServiceUnavailable
+from server.media.images import ImageLoader
+from server.observability.metrics import Metrics
+from server.serving.body_budget import BodyBudget
+from server.serving.fair_queue import FairQueue
+from server.settings import Settings
+from server.weights_fingerprint import fingerprint_weights
+
+if TYPE_CHECKING:
+    from decoding.pipeline.runner import StrategyRunner
+    from decoding.strategy import Strategy
+
+log = structlog.get_logger("onlyseen.server")
+
+DRAINING_MESSAGE = "The server is stopping."
+PARSE_THREADS = 4  # threads that parse bodies; more of them would only compete for the interpreter
+GRAMMAR_THREADS = 2  # threads that compile schemas
+BATCH_SHARE = 0.75  # of the engine's rows, for lines of batches; the other rows are free for requests of clients
+LARGE_BODY_BYTES = 1_000_000  # bodies beyond it are parsed one by one, which bounds the memory that parsing takes
+
+
+class Service:
+    """The engine with its life cycle, and the state that routes share.
+
+    The engine is created and started in the background, so that /health answers at once.
+    """
+
+    def __init__(self, settings: Settings, create_engine: Callable[[Settings], Engine]) -> None:
+        self.settings = settings
+        self.image_loader = ImageLoader(
+            settings.allowed_image_hosts(), settings.image_cache_mb * 1_000_000, settings.image_memory_mb * 1_000_000
+        )
+        self.metrics = Metrics(self.image_loader.cache)
+        self.created_at = int(time.time())
+        self.parse_limiter = anyio.CapacityLimiter(PARSE_THREADS)
+        self.large_parse_limiter = anyio.CapacityLimiter(1)
+        self.grammar_executor = ThreadPoolExecutor(GRAMMAR_THREADS)
+        self.body_budget = create_body_budget(settings)
+        self.is_draining = False  # after a stop signal: running requests finish, new ones are refused
+        self.active_requests = 0  # admitted requests whose response is not complete
+        self.active_by_owner: Counter[str] = Counter()
+        self.fair_queue = create_fair_queue(settings)  # None with fewer than two API keys
+        self.batch_queue = FairQueue(math.ceil(BATCH_SHARE * settings.resolved_max_rows))
+        self.startup_error: Exception | None = None
+        self.fingerprint: str | None = None
+        self.on_startup_finished: Callable[[Service], None] = lambda _: None  # called once, after success or failure
+        self._salt_secret = secrets.token_bytes(32)
+        self._create_engine = create_engine
+        self._engine: Engine | None = None
+        self._is_warm = False
+
+    async def start(self) -> None:
+        """Create and start the engine. A failure is kept in `startup_error`."""
+        start = time.perf_counter()
+        try:
+            engine = await asyncio.to_thread(self._create_engine, self.settings)
+            self._engine = engine
+            await asyncio.to_thread(check_default_strategy, self.settings.strategy, engine)
+            await engine.start()
+            self.fingerprint = await asyncio.to_thread(fingerprint_weights, *list_weight_sources(self.settings))
+            self._is_warm = True
+            log.info("server_ready", model=self.settings.name, seconds=round(time.perf_counter() - start, 1))
+        except Exception as error:
+            self.startup_error = error
+            log.error("engine_start_failed", exc_info=error)
+        self.on_startup_finished(self)
+
+    async def close(self) -> None:
+        self.grammar_executor.shutdown(wait=False, cancel_futures=True)
+        if self._engine is not None:
+            await self._engine.close()
+
+    @property
+    def is_startup_finished(self) -> bool:
+        """Whether the engine is warm, or has failed to start."""
+        return self._is_warm or self.startup_error is not None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine works or is still loading."""
+        return self.startup_error is None and (not self._is_warm or self.engine.is_alive)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, dead or alive.
+
+        Raises:
+            ServiceUnavailable: It is not warm yet, or has failed to start.
+        """
+        if self._engine is None or not self._is_warm:
+            raise ServiceUnavailable(
+                "The engine did not start." if self.startup_error else "The model is still loading."
+            )
+        return self._engine
+
+    @property
+    def ready_engine(self) -> Engine:
+        """The engine, warm and alive.
+
+        Raises:
+            ServiceUnavailable: It is dead.
+        """
+        if not self.engine.is_alive:
+            raise ServiceUnavailable("The engine has stopped.")
+        return self.engine
+
+    def build_cache_salt(self, owner: str) -> str | None:
+        """Build the salt that keeps the caches of an API key apart from those of other keys.
+
+        The salt is no hash of the key alone, so that it can appear in logs of the engine.
+
+        Args:
+            owner: Owner of the request; "" on a server without keys.
+
+        Returns:
+            The salt, or None if all requests share the caches.
+        """
+        if not owner or self.settings.share_caches:
+            return None
+        return hmac.new(self._salt_secret, owner.encode(), "sha256").hexdigest()
+
+    def create_runner(self, stack: Sequence[Strategy], cache_salt: str | None = None) -> StrategyRunner:
+        """Create the runner of a stack on the ready engine."""
+        from decoding.pipeline.runner import StrategyRunner
+
+        return StrategyRunner(stack, self.ready_engine, cache_salt=cache_salt)
+
+
+def create_fair_queue(settings: Settings) -> FairQueue | None:
+    """Create the queue in which API keys take turns.
+
+    It lets a few more rows pass than the engine runs, so that the engine's queue is not empty between two requests.
+
+    Returns:
+        The queue, or None if there are no two keys.
+    """
+    if len(settings.load_api_keys()) < 2:
+        return None
+    rows = settings.resolved_max_rows
+    return FairQueue(rows + min(rows, settings.max_waiting) // 2, math.ceil(settings.key_share * rows))
+
+
+def create_body_budget(settings: Settings) -> BodyBudget:
+    """Create the budget of bodies in memory. With two or more API keys each has a share, of at least one body."""
+    max_bytes = settings.max_buffered_mb * 1_000_000
+    if len(settings.load_api_keys()) < 2:
+        return BodyBudget(max_bytes)
+    return BodyBudget(max_bytes, max(int(settings.key_share * max_bytes), settings.max_body_mb * 1_000_000))
+
+
+def list_weight_sources(settings: Settings) -> list[str]:
+    """Return the folders or hub ids of the model and of the matcher, if there is one."""
+    return [settings.model, *([settings.matcher_source] if settings.matcher_source else [])]
+
+
+def check_default_strategy(names: str, engine: Engine) -> None:
+    """Check that the server's default stack exists, and that the engine can run it."""
+    from decoding import registry
+    from decoding.pipeline.capabilities import require_capabilities
+    from decoding.pipeline.dry_run import dry_run
+
+    for strategy in registry.build(names, {}):
+        require_capabilities(strategy, dry_run(strategy).needs, engine.capabilities)
+
+
+def get_service(request: Request) -> Service:
+    """Return the service of the application that handles a request."""
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]

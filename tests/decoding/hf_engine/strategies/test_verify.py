@@ -1,0 +1,221 @@
+"""`verify` against a naive loop that recomputes everything from scratch, without cache, batch or stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from decoding.claims.extract import Claim, find_claims
+from decoding.claims.nouns import plural
+from decoding.claims.questions import question_for
+from decoding.claims.rewriting import is_well_formed, shorten_sentence
+from decoding.claims.sentences import sentence_end
+from decoding.hf_engine.engine import HFEngine
+from decoding.outputs import Answer
+from decoding.pipeline.runner import StrategyRunner, collect_answer
+from decoding.requests import GenerateRequest, ImageInput, Prompt, SamplingParams
+from decoding.strategies.verify import Verify
+from decoding.strategy import Strategy
+from tests.decoding.hf_engine.conftest import EMBEDDED
+from tests.decoding.hf_engine.harness import FakeMatcher, build_stack
+from tests.decoding.hf_engine.reference import Reference
+
+SCENES = Path(__file__).parents[4] / "embedded" / "scenes" / "images"
+DESCRIBE = "Please describe this image in detail."
+LENGTH = 60
+# Scenes, thresholds and tries for which the loop goes back, cuts sentences short and drops them.
+CASES = [(1, 0.98, 2), (3, 0.5, 2), (7, 0.5, 2), (15, 0.5, 0), (18, 0.5, 2), (28, 0.5, 3), (32, 0.5, 0), (40, 0.97, 0)]
+
+
+class NaiveVerify:
+    """The rules of `verify`, on token lists, with full recomputation of every draft and every check."""
+
+    def __init__(self, reference: Reference, inner: Sequence[Strategy], prompt: Prompt, verify: Verify) -> None:
+        self.reference = reference
+        self.inner = inner
+        self.prompt = prompt
+        self.verify = verify
+        self.tokenizer = reference.processor.tokenizer
+        self.eos = self.tokenizer.eos_token_id
+        self.events: list[str] = []
+
+    def run(self) -> list[int]:
+        """Return the tokens of the answer, without the end token."""
+        accepted: list[int] = []
+        sentences: set[str] = set()
+        nouns: set[str] = set()
+        ruled_out: list[str] = []
+        tries, rewritten, changed, repeated = self.verify.tries, False, None, []
+        draft = self.generate(accepted, ruled_out)
+        while True:
+            text, start = self.decode(draft), len(self.decode(accepted))
+            end = sentence_end(text, start)
+            is_last = end is None
+            end = len(text) if end is None else end
+            sentence = text[start:end].strip()
+            claims = [claim for claim in find_claims(text[:end]) if claim.start >= start]
+            failed = [
+                claim for claim in claims if self.compute_probability(question_for(claim)) < self.verify.threshold
+            ]
+            is_english = changed is None or is_well_formed(text[start:end], changed - start)
+            again: list[Claim] = []
+            if changed is not None and is_english:
+                for number, claim in enumerate(claims):
+                    if claim.end > changed:
+                        others = nouns | {other.noun for other in claims[:number] + claims[number + 1 :]}
+                        again = [claim] if claim.noun in others and claim not in failed else []
+                        break
+            rejected = [claim for claim in claims if claim in failed or claim in again]
+            if ruled_out and sentence and sentence in sentences and not rejected:
+                return accepted
+            if is_english and not rejected:
+                count = next(n for n in range(len(accepted), len(draft) + 1) if len(self.decode(draft[:n])) >= end)
+                accepted = draft[:count]
+                sentences.add(sentence)
+                nouns |= {claim.noun for claim in claims}
+                tries, rewritten, changed, repeated = self.verify.tries, False, None, []
+                if is_last:
+                    return accepted
+                continue
+            ruled_out += [form for claim in failed for form in self.list_forms(claim)]
+            repeated += [form for claim in again for form in self.list_forms(claim)]
+            phrases = [claim.phrase_start for claim in rejected]
+            if tries and is_english:
+                self.events.append("replaced")
+                tries -= 1
+                count = max(
+                    n for n in range(len(accepted), len(draft) + 1) if len(self.decode(draft[:n])) <= phrases[0]
+                )
+                changed = len(self.decode(draft[:count]))
+                rewritten = rewritten or not text[start:changed].strip()
+                draft = self.generate(draft[:count], ruled_out + repeated)
+                continue
+            place = min(phrases + ([] if changed is None or is_english else [changed]))
+            space = len(text[start:]) - len(text[start:].lstrip())
+            shorter = shorten_sentence(text[start + space : end], place - start - space)
+            named = set() if shorter is None else {claim.noun for claim in find_claims(shorter)}
+            if shorter is not None and (named - nouns or (not named and shorter not in sentences)):
+                self.events.append("cut")
+                wanted = text[: start + space] + shorter
+                same = max(n for n in range(len(wanted) + 1) if text.startswith(wanted[:n]))
+                count = max(n for n in range(len(accepted), len(draft) + 1) if len(self.decode(draft[:n])) <= same)
+                rest = wanted[len(self.decode(draft[:count])) :]
+                accepted = [*draft[:count], *self.tokenizer(rest, add_special_tokens=False)["input_ids"]]
+                sentences.add(shorter)
+                nouns |= {claim.noun for claim in find_claims(wanted) if claim.start >= start}
+                tries, rewritten, changed, repeated = self.verify.tries, False, None, []
+                draft = self.generate(accepted, ruled_out)
+            elif self.verify.tries and not rewritten:
+                self.events.append("rewritten")
+                rewritten, changed = True, start
+                draft = self.generate(accepted, ruled_out + repeated)
+            else:
+                self.events.append("dropped")
+                return accepted
+
+    def list_forms(self, claim: Claim) -> list[str]:
+        both = [claim.noun, plural(claim.noun)]
+        return [*both, *(form[0].upper() + form[1:] for form in both)]
+
+    def generate(self, prefix: list[int], ruled_out: list[str]) -> list[int]:
+        sequences = [sequence for phrase in ruled_out for sequence in self.start_ids(phrase)]
+        decoded = self.reference.decode(self.inner, self.prompt, LENGTH, ends=True, prefix=prefix, ruled_out=sequences)
+        return [token for token in decoded.tokens if token != self.eos]
+
+    def start_ids(self, phrase: str) -> list[list[int]]:
+        found = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (phrase, f" {phrase}")]
+        return [ids[:1] if len(self.tokenizer.decode(ids[:1]).strip()) >= min(3, len(phrase)) else ids for ids in found]
+
+    @cache  # noqa: B019
+    def compute_probability(self, question: str) -> float:
+        prompt = Prompt.of(question, *self.prompt.images)
+        z = self.compute_logits(prompt)
+        p = z.double().softmax(-1)
+        yes, no = (
+            sum(float(p[ids].sum()) for ids in map(self.first_ids, words)) for words in (("Yes", "yes"), ("No", "no"))
+        )
+        return yes / (yes + no)
+
+    def compute_logits(self, prompt: Prompt) -> torch.Tensor:
+        if not self.inner:
+            return self.reference.logits(self.reference.encode(prompt), [], {})
+        decoded = self.reference.decode(self.inner, prompt, 1)
+        return decoded.scores[0]
+
+    def first_ids(self, word: str) -> list[int]:
+        found = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (word, f" {word}")]
+        return sorted({ids[0] if self.tokenizer.decode(ids[:1]).strip() else ids[1] for ids in found})
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference(EMBEDDED, FakeMatcher().relevance)
+
+
+def load_scene(number: int) -> Prompt:
+    with Image.open(SCENES / f"{number:012}.png") as image:
+        return Prompt.of(DESCRIBE, ImageInput(image.convert("RGB")))
+
+
+async def run_verify(engine: HFEngine, stack: Sequence[Strategy], prompt: Prompt, **sampling: float) -> Answer:
+    async with StrategyRunner(stack, engine) as runner:
+        request = GenerateRequest(prompt, SamplingParams(max_tokens=LENGTH, **sampling))  # type: ignore[arg-type]
+        return await collect_answer(runner.stream(await runner.resolve(request)))
+
+
+@pytest.mark.parametrize(("number", "threshold", "tries"), CASES)
+async def test_answer_equals_recomputation(
+    number: int, threshold: float, tries: int, embedded: HFEngine, reference: Reference
+) -> None:
+    strategy = Verify(threshold=threshold, tries=tries)
+    naive = NaiveVerify(reference, (), load_scene(number), strategy)
+    expected = naive.decode(naive.run())
+    alone = await run_verify(embedded, [strategy], load_scene(number))
+    assert alone.text == expected
+    others = [run_verify(embedded, build_stack("vcd"), load_scene(other)) for other in (11, 12, 13)]
+    joined, *_ = await asyncio.gather(run_verify(embedded, [strategy], load_scene(number)), *others)
+    assert joined.text == expected
+
+
+@pytest.mark.parametrize("inner", ["vcd", "vhr"])
+async def test_drafts_and_checks_go_through_the_inner_strategy(
+    inner: str, embedded: HFEngine, reference: Reference
+) -> None:
+    strategy, stack = Verify(threshold=0.9, tries=2), build_stack(inner)
+    naive = NaiveVerify(reference, stack, load_scene(3), strategy)
+    expected = naive.decode(naive.run())
+    assert (await run_verify(embedded, [strategy, *stack], load_scene(3))).text == expected
+
+
+def test_the_cases_go_back_cut_and_drop(reference: Reference) -> None:
+    events: list[str] = []
+    for number, threshold, tries in CASES:
+        naive = NaiveVerify(reference, (), load_scene(number), Verify(threshold=threshold, tries=tries))
+        naive.run()
+        events += naive.events
+    assert {"replaced", "cut", "rewritten", "dropped"} <= set(events)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_a_threshold_of_0_is_the_plain_answer(temperature: float, embedded: HFEngine) -> None:
+    plain = await run_verify(embedded, build_stack("plain"), load_scene(2), temperature=temperature, seed=5)
+    same = await run_verify(embedded, [Verify(threshold=0.0)], load_scene(2), temperature=temperature, seed=5)
+    assert [token.id for token in same.tokens if token.id >= 0] == [token.id for token in plain.tokens]
+    assert same.finish.usage.completion_tokens == plain.finish.usage.completion_tokens
+    assert same.finish.usage.changed_steps == plain.finish.usage.changed_steps == 0
+
+
+async def test_a_sampled_answer_can_be_reproduced(embedded: HFEngine) -> None:
+    first, second = [
+        await run_verify(embedded, [Verify(threshold=0.9)], load_scene(3), temperature=1.0, seed=11) for _ in range(2)
+    ]
+    assert first.text == second.text

@@ -1,0 +1,82 @@
+"""Hooks inside the model cost other requests nothing, and are rejected where the model lacks the layer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from decoding.errors import BadRequest
+from decoding.hf_engine.engine import HFEngine
+from decoding.hf_engine.taps import attention
+from decoding.pipeline.runner import collect_answer
+from decoding.requests import GenerateRequest
+from tests.decoding.hf_engine.harness import build_stack, exact_length, make_prompt, run_strategies
+
+
+@pytest.fixture
+def tapped_layers(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the layers whose attention goes through the attention tap."""
+    seen: list[int] = []
+    rewrite_rows: Callable[..., Any] = attention.AttentionTap.rewrite_rows
+
+    def record_layer(tap: attention.AttentionTap, layer: int, *others: Any) -> None:
+        seen.append(layer)
+        rewrite_rows(tap, layer, *others)
+
+    monkeypatch.setattr(attention.AttentionTap, "rewrite_rows", record_layer)
+    return seen
+
+
+async def test_only_passes_with_an_edited_row_use_the_attention_tap(engine: HFEngine, tapped_layers: list[int]) -> None:
+    for names in ("plain", "vcd", "vhr", "dola"):
+        await run_strategies(engine, names, make_prompt(), exact_length(4))
+    assert tapped_layers == []
+    await run_strategies(engine, "pai", make_prompt(), exact_length(4))
+    assert tapped_layers == [*range(engine.model.num_layers)] * 4
+
+
+async def test_taps_are_removed_after_a_pass(engine: HFEngine) -> None:
+    """Torch hooks exist for the length of a pass."""
+    await asyncio.gather(
+        *(run_strategies(engine, names, make_prompt(), exact_length(4)) for names in ("dola", "deco", "pai"))
+    )
+    hooks = [layer._forward_pre_hooks for layer in engine.model.decoder.layers]
+    assert not any(hooks)
+    assert engine.model.decoder.config._attn_implementation == "sdpa"
+
+
+async def test_missing_layer_is_rejected_by_name(engine: HFEngine) -> None:
+    with pytest.raises(BadRequest, match="'dola' reads layer 6; this model allows at most 5") as refused:
+        await run_strategies(engine, build_stack("dola", dola={"layers": [2, 6]}), make_prompt(), exact_length(4))
+    assert refused.value.param == "decoding.dola"
+
+
+async def test_named_layers_and_raw_states_change_the_tokens(engine: HFEngine) -> None:
+    texts = {
+        (await run_strategies(engine, build_stack("dola", dola=parameters), make_prompt(), exact_length(12)))[0].text
+        for parameters in ({}, {"layers": [5]}, {"layers": [5], "normed": False})
+    }
+    assert len(texts) == 3
+
+
+async def test_choices_use_the_hooks_inside_the_model(engine: HFEngine) -> None:
+    """A request for choices is one pass over its prompt, with the hooks of any other pass."""
+
+    async def score_choices(names: str, **parameters: Any) -> dict[str, float]:
+        answer = await collect_answer(
+            engine.generate(
+                GenerateRequest(make_prompt(), stack=build_stack(names, **parameters), choices=("Yes", "No"))
+            )
+        )
+        return dict(answer.choices)
+
+    plain, attentive, layered = [
+        await score_choices("plain"),
+        await score_choices("pai", pai={"gamma": 1.0}),
+        await score_choices("dola"),
+    ]
+    assert plain != attentive
+    assert plain != layered

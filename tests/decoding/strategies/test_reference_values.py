@@ -1,0 +1,135 @@
+"""Worked examples: a vocabulary of four, results by hand from the papers' formulas."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from decoding.strategies.agla import AGLA
+from decoding.strategies.avisc import AvisC
+from decoding.strategies.code import CODE
+from decoding.strategies.deco import DeCo
+from decoding.strategies.dola import DoLa
+from decoding.strategies.icd import ICD
+from decoding.strategies.m3id import M3ID
+from decoding.strategies.pai import PAI
+from decoding.strategies.plain import Plain
+from decoding.strategies.sharpen import Sharpen
+from decoding.strategies.sid import SID
+from decoding.strategies.truncate import Truncate
+from decoding.strategies.vcd import VCD
+from decoding.strategies.vdgd import VDGD
+from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
+
+OUT = -torch.inf
+Z = torch.tensor([2.0, 1.5, 0.0, -1.0])
+OTHER = torch.tensor([1.0, 1.6, 0.2, -1.5])  # z of the branch
+DESCRIPTION = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.3, 0.3, 0.2, 0.2]]).log()  # two tokens
+
+
+def step(other: Tensor = OTHER, state: Tensors | None = None, position: int = 0) -> Step:
+    names = ("noisy", "local", "disturbed", "blind", "description", "least")
+    return Step(Z, Z, dict.fromkeys(names, other), state or {}, torch.tensor([position]), early_logits=other[None])
+
+
+def fold_description(strategy: VDGD, description: Tensor = DESCRIPTION) -> Tensors:
+    state: Tensors = {}
+    for logits in description:
+        state = strategy.update_state(state, Activations(logits=logits))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("strategy", "logits", "probabilities"),
+    [
+        (Plain(), [2.0, 1.5, 0.0, -1.0], [0.55814, 0.33853, 0.07554, 0.02779]),
+        (AGLA(alpha=2, beta=0.5), [4.0, 4.7, OUT, OUT], [0.3318, 0.6682, 0, 0]),
+        (VCD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (ICD(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (SID(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (AvisC(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
+        (CODE(exponent=0.7), [2.5955, 1.4404, OUT, OUT], [0.7604, 0.2396, 0, 0]),
+        (CODE(exponent=0.2), [2.2231, OUT, OUT, OUT], [1, 0, 0, 0]),
+        (DeCo(alpha=0.6), [2.3260, 2.0216, 0.0652, OUT], [0.5429, 0.4005, 0.0566, 0]),
+        (Truncate(beta=0.5), [2.0, 1.5, OUT, OUT], [0.6225, 0.3775, 0, 0]),
+        (Truncate(beta=0.1), [2.0, 1.5, 0.0, OUT], [0.5741, 0.3482, 0.0777, 0]),
+        (Truncate(beta=1), [2.0, OUT, OUT, OUT], [1, 0, 0, 0]),
+        (Sharpen(scale=3, beta=0.5), [6.0, 4.5, OUT, OUT], [0.8176, 0.1824, 0, 0]),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, Strategy) else None,
+)
+def test_logits_equal_reference_values(strategy: Strategy, logits: list[float], probabilities: list[float]) -> None:
+    after = strategy.logits(step())
+    torch.testing.assert_close(after, torch.tensor(logits), atol=5e-5, rtol=0)
+    torch.testing.assert_close(after.softmax(-1), torch.tensor(probabilities, dtype=torch.float32), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "logprobs", "probabilities"),
+    [
+        (M3ID(decay=0.02, beta=0.1), [-0.4443, -1.1879, -2.7100], [0.6332, 0.3011, 0.0657, 0]),  # the tenth token
+        (PAI(gamma=1.1, beta=0.1), [-0.5205, -1.1305, -2.6405], [0.6012, 0.3267, 0.0722, 0]),
+        (DoLa(beta=0.1), [0.6269, -0.4731, -0.5731], [0.6120, 0.2037, 0.1843, 0]),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, Strategy) else None,
+)
+def test_auto_contrasts_log_probabilities(
+    strategy: Strategy, logprobs: list[float], probabilities: list[float]
+) -> None:
+    """The papers' scores are log-probabilities and not normalised: one number apart from ours."""
+    after = strategy.logits(step(position=9))
+    gap = after[:3] - torch.tensor(logprobs)
+    torch.testing.assert_close(gap, gap[0].expand(3), atol=2e-4, rtol=0)
+    torch.testing.assert_close(after.softmax(-1), torch.tensor(probabilities), atol=1e-4, rtol=0)
+
+
+def test_pai_raises_image_scores_by_their_size() -> None:
+    """alpha .2: 2 becomes 2.4, and -1 becomes -.8; text, and layers before the second, are left alone."""
+    scores, images = torch.tensor([[2.0, 2.0, -1.0, -1.0]]), torch.tensor([0, -1, 1, -1])
+    assert PAI().edit_attention_scores(scores, AttentionKeys(images, 1, 32), {}) is scores
+    after = PAI().edit_attention_scores(scores, AttentionKeys(images, 2, 32), {})
+    torch.testing.assert_close(after, torch.tensor([[2.4, 2.0, -0.8, -1.0]]))
+
+
+def test_dola_subtracts_the_most_divergent_layer() -> None:
+    nearer = Z + torch.tensor([0.1, 0.0, 0.0, 0.0])
+    for early in (torch.stack([OTHER, nearer]), torch.stack([nearer, OTHER])):
+        step_with_layers = Step(Z, Z, {}, {}, torch.tensor([0]), early)
+        torch.testing.assert_close(DoLa(beta=0).logits(step_with_layers), Z - OTHER)
+
+
+def test_deco_adds_the_surest_layer() -> None:
+    """The last token is no candidate, however sure a layer is of it."""
+    sure = torch.tensor([3.0, 0.0, 0.0, 0.0])
+    elsewhere = torch.tensor([0.0, 0.0, 0.0, 9.0])
+    step_with_layers = Step(Z, Z, {}, {}, torch.tensor([0]), torch.stack([OTHER, elsewhere, sure]))
+    torch.testing.assert_close(DeCo(alpha=1).logits(step_with_layers)[:3], (Z + sure.softmax(-1)[0] * sure)[:3])
+
+
+@pytest.mark.parametrize(
+    ("reduction", "probabilities"),
+    [("min", [0.3333, 0.6667]), ("mean", [0.2899, 0.7101]), ("sum", [0.1429, 0.8571])],
+)
+def test_vdgd_ranks_plausible_tokens_by_the_description(reduction: str, probabilities: list[float]) -> None:
+    """beta 0.5 leaves the first two tokens."""
+    strategy = VDGD.model_validate({"reduction": reduction, "truncation": "plausibility", "beta": 0.5})
+    after = strategy.logits(step(state=fold_description(strategy)))
+    torch.testing.assert_close(after.softmax(-1), torch.tensor([*probabilities, 0, 0]), atol=5e-5, rtol=0)
+
+
+def test_vdgd_nucleus_has_one_token() -> None:
+    """Tempered to [.7201, .2649, .0132, .0018], the first alone reaches one half."""
+    strategy = VDGD()
+    assert strategy.candidates(Z).tolist() == [True, False, False, False]
+    assert VDGD(top_p=0.73).candidates(Z).tolist() == [True, True, False, False]
+
+
+def test_equal_branches_cancel_or_sharpen() -> None:
+    same = step(other=Z)
+    assert torch.equal(VCD(alpha=1.7, beta=0).logits(same), Z)
+    assert torch.equal(ICD(alpha=1.7, beta=0).logits(same), Z)
+    assert torch.equal(M3ID(beta=0).logits(same), Z)
+    assert torch.equal(CODE().logits(same), Z)
+    assert torch.equal(PAI(beta=0).logits(same), Z)
+    assert torch.equal(DoLa(beta=0).logits(same), torch.zeros(4))
+    torch.testing.assert_close(AGLA(alpha=2, beta=0).logits(same), 3 * Z)
+    assert torch.equal(AGLA(alpha=2, beta=0.5).logits(same), Sharpen(scale=3, beta=0.5).logits(same))

@@ -1,0 +1,122 @@
+"""The methods that both engines inherit, on an engine without a model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from decoding.base_engine import BaseEngine
+from decoding.engine import Capability, EngineSettings
+from decoding.errors import BadRequest, EngineFailed, Unsupported
+from decoding.outputs import StateHandle, Token, Usage
+from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
+from tests.decoding.hf_engine.harness import make_image
+
+PROMPT = Prompt.of("?")
+
+
+class EngineWithoutModel(BaseEngine):
+    is_alive = True
+    encoder: Any = None
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
+        raise NotImplementedError
+
+    async def probe(self, probe: ProbeRequest) -> tuple[StateHandle, Usage]:
+        raise NotImplementedError
+
+    def free_state(self, state: StateHandle) -> None:
+        pass
+
+    async def get_counters(self) -> Mapping[str, int]:
+        return {}
+
+    def _get_model_capabilities(self) -> frozenset[Capability]:
+        return frozenset({"branches", "logits"})
+
+    def _has_state(self, state: StateHandle) -> bool:
+        return False
+
+    def _can_prefill_answer(self, request: GenerateRequest) -> bool:
+        return True
+
+    async def _load_model(self) -> str:
+        raise NotImplementedError
+
+    async def _stop_model(self) -> None:
+        pass
+
+
+@pytest.fixture
+def engine() -> EngineWithoutModel:
+    return EngineWithoutModel(EngineSettings("some/model", max_rows=2, max_waiting=2))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, StopIteration])
+async def test_an_encode_job_that_raises_is_logged_and_reported_as_engine_failed(
+    error: type[Exception], engine: EngineWithoutModel
+) -> None:
+    def work() -> None:
+        raise error("/some/path")
+
+    with capture_logs() as logs, pytest.raises(EngineFailed) as failure:
+        await engine._encode(work)
+    assert failure.value.message == "The engine failed on this request."
+    assert [entry["exc_info"].args for entry in logs] == [("/some/path",)]
+
+
+async def test_an_encode_job_that_refuses_the_request_is_not_logged(engine: EngineWithoutModel) -> None:
+    def work() -> None:
+        raise BadRequest("The prompt is too long.")
+
+    with capture_logs() as logs, pytest.raises(BadRequest, match="too long"):
+        await engine._encode(work)
+    assert not logs
+
+
+async def test_a_matcher_that_raises_is_logged_and_reported_as_engine_failed(engine: EngineWithoutModel) -> None:
+    class BrokenMatcher:
+        def compute_relevance_maps(self, requests: object) -> object:
+            raise ZeroDivisionError
+
+    engine.matcher_service.matcher = BrokenMatcher()  # type: ignore[assignment]
+    with capture_logs() as logs, pytest.raises(EngineFailed):
+        await engine.compute_relevance_map(RelevanceRequest(make_image(0), "a cat"))
+    assert logs
+    await engine.close()
+
+
+async def test_an_engine_that_does_not_run_names_its_status(engine: EngineWithoutModel) -> None:
+    engine.is_alive = False
+    relevance = RelevanceRequest(make_image(0), "a cat")
+    with pytest.raises(EngineFailed, match="still being loaded"):
+        await engine.compute_relevance_map(relevance)
+    with pytest.raises(EngineFailed, match="still being loaded"), engine._reserve_request(GenerateRequest(PROMPT)):
+        pass
+    with pytest.raises(NotImplementedError):
+        await engine.start()
+    with pytest.raises(EngineFailed, match="has stopped"):
+        await engine.compute_relevance_map(relevance)
+    await engine.close()
+    with pytest.raises(EngineFailed, match="has stopped"), engine._reserve_request(GenerateRequest(PROMPT)):
+        pass
+
+
+def test_requests_that_the_engine_cannot_run_are_refused_before_they_wait(engine: EngineWithoutModel) -> None:
+    request = GenerateRequest(PROMPT)
+    refused = {
+        "grounding_branch 'grounding/blind' is not a branch": request.replace(grounding_branch="grounding/blind"),
+        "needs 3 rows; this engine runs 2": request.replace(branches={"a/one": PROMPT, "a/two": PROMPT}),
+        "strategy state that was freed": request.replace(states={"vhr": StateHandle("state-0")}),
+    }
+    for message, each in refused.items():
+        with pytest.raises((BadRequest, Unsupported), match=message), engine._reserve_request(each):
+            pass
+    assert not engine.is_full
+    with engine._reserve_request(request.replace(branches={"a/one": PROMPT})) as reservation:
+        assert engine.is_full
+        reservation.is_running = True
+        assert not engine.is_full

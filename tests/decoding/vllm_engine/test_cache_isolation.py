@@ -1,0 +1,66 @@
+"""Requests with different salts share neither KV blocks nor image features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.decoding.hf_engine.harness import exact_length, run_strategies
+from tests.decoding.vllm_engine.scenes import STACKS, prompts, token_ids
+
+
+@contextmanager
+def watch_requests(engine: Any) -> Iterator[tuple[list[Any], list[int]]]:
+    """Record requests to vLLM.
+
+    Yields:
+        The inputs of all members, and the cached prompt tokens of each main row.
+    """
+    inputs: list[Any] = []
+    cached: list[int] = []
+    submit = engine.client.submit
+
+    async def submit_watched(requests: Any) -> Any:
+        inputs.extend(request.inputs for request in requests)
+        collectors = await submit(requests)
+        get, first = collectors[-1].get, len(cached)
+
+        async def record_cached_tokens() -> Any:
+            output = await get()
+            if len(cached) == first:
+                cached.append(output.num_cached_tokens)
+            return output
+
+        collectors[-1].get = record_cached_tokens
+        return collectors
+
+    engine.client.submit = submit_watched
+    try:
+        yield inputs, cached
+    finally:
+        del engine.client.submit
+
+
+@pytest.mark.parametrize("names", ["plain", "vcd", "icd", "agla", "code"])
+async def test_another_salt_does_the_work_of_a_cold_request(names: str, roomy_engine: Any) -> None:
+    prompt = prompts(40)[20 + list(STACKS).index(names)]  # an image that no other test asks about
+    runs: dict[str, tuple[list[int], list[int]]] = {}
+    hashes: dict[str, set[str]] = {}
+    for run in ("one", "one again", "two", "two again"):
+        salt = run.split(" ", maxsplit=1)[0]
+        with watch_requests(roomy_engine) as (inputs, cached):
+            answer, _ = await run_strategies(roomy_engine, STACKS[names], prompt, exact_length(4), cache_salt=salt)
+        runs[run] = (token_ids(answer), cached)
+        hashes.setdefault(salt, set()).update(
+            each for member in inputs for items in member.get("mm_hashes", {}).values() for each in items
+        )
+        assert all(member["cache_salt"] is not None for member in inputs)
+    assert runs["two"] == runs["one"]
+    assert runs["two again"] == runs["one again"]
+    assert runs["one"][0] == runs["one again"][0]
+    assert sum(runs["one again"][1]) > sum(runs["one"][1])
+    assert hashes["one"]
+    assert not hashes["one"] & hashes["two"]

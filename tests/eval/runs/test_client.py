@@ -1,0 +1,113 @@
+"""Failed requests: retries, invalid responses and timeouts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from eval.runs.client import EvalClient
+from tests.eval.cli_driver import invoke_run, output_of, read_results, read_stored_answers, reply_by_hash
+from tests.eval.fake_server import ScriptedReply, ScriptedServer, prompt_of, start_server, strategy_of
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        ScriptedReply("overloaded", status=429, headers={"retry-after": "0"}),
+        ScriptedReply("broken", status=500),
+        ScriptedReply(raw=b"<html>gateway</html>"),
+        ScriptedReply(raw=b"[1]"),
+        ScriptedReply(raw=b'{"choices": []}'),
+        ScriptedReply(raw=b'{"choices": [{"message": {"content": null}}]}'),
+        ScriptedReply(raw=b'{"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]}'),
+        ScriptedReply(raw=b'{"choices": [{"message": {"content": "\\ud800"}, "finish_reason": "stop"}]}'),
+        ScriptedReply(raw=b'{"choices": [{"message": {"content": "Yes"}}], "onlyseen": {"strategy": "\\udc80"}}'),
+        ScriptedReply(raw=b'{"choices": [{"message": {"content": "Yes"}}], "more": ' + b"[" * 100_000),
+        ScriptedReply(raw=b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+        ScriptedReply(raw=b"no gzip", headers={"content-encoding": "gzip"}),
+        ScriptedReply(raw=b"no gzip", status=500, headers={"content-encoding": "gzip"}),
+        ScriptedReply(raw=b"\\ud800", headers={"content-type": "text/plain; charset=unicode_escape"}),
+        ScriptedReply(raw=b"\\ud800", status=400, headers={"content-type": "text/plain; charset=unicode_escape"}),
+        ScriptedReply(raw=b'{"error": {"message": "\\ud800"}}', status=400),
+        ScriptedReply(raw=b"1" * 5000),
+        ScriptedReply("busy", status=429, headers={"retry-after": "nan"}),
+        ScriptedReply("Yes", finish="content_filter"),
+        ScriptedReply("Yes", receipt={"strategy": "vhr", "parameters": {}}),
+        ScriptedReply(
+            "Yes", receipt={"strategy": "agla", "parameters": {"agla": {"alpha": 9.0, "beta": 0.5, "text": None}}}
+        ),
+    ],
+)
+def test_a_failed_request_is_reported_and_sent_again_by_the_next_run(
+    data: Path, tmp_path: Path, reply: ScriptedReply
+) -> None:
+    def script(request: dict[str, Any]) -> ScriptedReply:
+        must_fail = is_failing and strategy_of(request) == "agla" and "dog" in prompt_of(request)
+        return reply if must_fail else reply_by_hash(request)
+
+    is_failing = True
+    with start_server(ScriptedServer(script)) as server:
+        result = invoke_run(server, data, tmp_path / "run", "--strategies", "agla", "--concurrency", "4")
+        assert result.exit_code == 3, output_of(result)
+        assert "10 questions have no answer" in output_of(result)
+        missing = {each["label"]: each["missing"] for each in read_results(tmp_path / "run")["competitors"]}
+        assert missing["plain"] == 0
+        assert missing["agla"] > 0
+        assert not any("dog" in each for each in map(str, read_stored_answers(tmp_path / "run")))
+        strategies = [row["strategy"] for row in read_results(tmp_path / "run")["parts"][0]["rows"]]
+        assert strategies == ["plain", "agla"]
+        is_failing, sent = False, len(server.requests)
+        assert invoke_run(server, data, tmp_path / "run", "--strategies", "agla").exit_code == 0
+        assert len(server.requests) == sent + 10
+
+
+def test_a_failed_request_is_retried(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EvalClient, "retry_pause", 0.01)
+    attempts: dict[str, int] = {}
+
+    def script(request: dict[str, Any]) -> ScriptedReply:
+        body = json.dumps(request)
+        attempts[body] = attempts.get(body, 0) + 1
+        return ScriptedReply("busy", status=503) if attempts[body] < 3 else reply_by_hash(request)
+
+    with start_server(ScriptedServer(script)) as server:
+        result = invoke_run(server, data, tmp_path / "run", "--retries", "3", "--limit", "6")
+    assert result.exit_code == 0, output_of(result)
+    assert {answer["attempts"] for answer in read_stored_answers(tmp_path / "run")} == {3}
+
+
+def test_a_timeout_is_reported(data: Path, tmp_path: Path) -> None:
+    with start_server(ScriptedServer(lambda request: ScriptedReply("Yes", delay=2))) as server:
+        result = invoke_run(server, data, tmp_path / "run", "--timeout", "0.2", "--limit", "6")
+    assert "no response from" in output_of(result)
+
+
+def test_an_empty_answer_with_a_generated_token_is_scored(data: Path, tmp_path: Path) -> None:
+    with start_server(ScriptedServer(lambda request: ScriptedReply(""))) as server:  # one token: the end token
+        result = invoke_run(server, data, tmp_path / "run")
+    assert "180 answers are empty" in output_of(result)
+
+
+@pytest.mark.parametrize("data", [b"1", b'[{"id": []}, {"id": 1}, 2]', b"null"])
+async def test_a_list_of_models_that_is_none_is_ignored(data: bytes) -> None:
+    def respond(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=b'{"data": ' + data + b"}")
+
+    async with EvalClient("http://server") as client:
+        client.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(respond))
+        assert await client.list_models() == {}
+
+
+def test_a_receipt_with_nested_and_nonfinite_values_is_stored(data: Path, tmp_path: Path) -> None:
+    deep = "[" * 190 + "]" * 190
+    receipt = f'{{"strategy": "plain", "parameters": {{"plain": {{}}}}, "deep": {deep}, "nan": NaN, "big": {10**400}}}'
+    reply = ScriptedReply(raw=f'{{"choices": [{{"message": {{"content": "Yes"}}}}], "onlyseen": {receipt}}}'.encode())
+    with start_server(ScriptedServer(lambda request: reply)) as server:
+        for _ in range(2):
+            result = invoke_run(server, data, tmp_path / "run", "--strategies", "plain", "--limit", "6")
+            assert result.exit_code == 0, output_of(result)
+    assert len(read_stored_answers(tmp_path / "run")) == 6

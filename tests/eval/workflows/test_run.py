@@ -1,0 +1,83 @@
+"""Whole runs through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.benchmarks.pope.score import compute_score
+from tests.eval.cli_driver import invoke, invoke_run, output_of, read_results, read_stored_answers
+from tests.eval.fake_server import ScriptedReply, ScriptedServer, prompt_of, strategy_of
+
+
+def test_every_strategy_receives_the_same_questions(server: ScriptedServer, data: Path, tmp_path: Path) -> None:
+    result = invoke_run(server, data, tmp_path / "run", "--strategies", "plain,agla,vcd")
+    assert result.exit_code == 0, output_of(result)
+    prompts = {
+        name: sorted(prompt_of(each) for each in server.requests if strategy_of(each) == name)
+        for name in ("plain", "agla")
+    }
+    assert prompts["plain"] == prompts["agla"]
+    assert len(prompts["plain"]) == 60  # three splits of 60 share their positive questions and all three absent objects
+    assert all(each["temperature"] == 0 and "seed" not in each for each in server.requests)
+
+
+def test_a_repeated_run_sends_no_request_and_gives_the_same_results(
+    server: ScriptedServer, data: Path, tmp_path: Path
+) -> None:
+    invoke_run(server, data, tmp_path / "run", "--strategies", "plain,agla")
+    sent, before = len(server.requests), read_results(tmp_path / "run")
+    result = invoke_run(server, data, tmp_path / "run", "--strategies", "plain,agla")
+    assert result.exit_code == 0
+    assert len(server.requests) == sent
+    assert read_results(tmp_path / "run") == before
+    assert invoke("verify", tmp_path / "run").exit_code == 0
+
+
+def test_another_fingerprint_of_the_weights_invalidates_stored_answers(
+    server: ScriptedServer, data: Path, tmp_path: Path
+) -> None:
+    server.fingerprint = "before"
+    invoke_run(server, data, tmp_path / "run")
+    sent = len(server.requests)
+    server.fingerprint = "after"
+    server.script = lambda request: ScriptedReply("No")
+    invoke_run(server, data, tmp_path / "run")
+    assert len(server.requests) == 2 * sent
+    assert {each["metrics"]["yes_ratio"]["value"] for each in read_results(tmp_path / "run")["parts"][-1]["rows"]} == {
+        0
+    }
+
+
+def test_results_agree_with_the_scorer(server: ScriptedServer, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    invoke_run(server, data, out)
+    texts = {(answer["question"]): answer["text"] for answer in read_stored_answers(out)}
+    rows = [json.loads(line) for line in (data / "pope" / "random.jsonl").read_text().splitlines()]
+    expected = compute_score([row["label"] for row in rows], [texts[f"random/{row['question_id']}"] for row in rows])
+    part = read_results(out)["parts"][0]
+    found = {name: estimate["value"] for name, estimate in part["rows"][0]["metrics"].items()}
+    assert part["scope"] == "random"
+    for name in ("accuracy", "f1", "precision", "recall", "yes_ratio"):
+        assert found[name] == pytest.approx(getattr(expected, name), abs=1e-12)
+
+
+def test_seeds_differ_by_question_and_agree_between_strategies(
+    server: ScriptedServer, data: Path, tmp_path: Path
+) -> None:
+    invoke_run(
+        server, data, tmp_path / "run", "--strategies", "vhr", "--temperature", "1", "--seeds", "0,1", "--limit", "12"
+    )
+    seeds = {name: [each["seed"] for each in server.requests if strategy_of(each) == name] for name in ("plain", "vhr")}
+    assert sorted(seeds["plain"]) == sorted(seeds["vhr"])
+    assert len(set(seeds["plain"])) == len(seeds["plain"])
+    tests = {
+        each["test"]
+        for row in read_results(tmp_path / "run")["parts"][0]["rows"]
+        for each in row["against_plain"].values()
+    }
+    assert tests == {"exchange"}  # several answers to a question are not independent
+    for report in ("report.md", "report.html"):
+        assert "24 answers under 2 seeds on 2 images" in (tmp_path / "run" / report).read_text()

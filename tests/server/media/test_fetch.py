@@ -1,0 +1,290 @@
+"""Fetching images: only allowed hosts, only checked addresses, within bounds. The test site records its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator, Sequence
+from ipaddress import ip_address
+
+import pytest
+
+from decoding.errors import BadRequest
+from server.media import fetch
+from server.media.fetch import ImageFetcher
+from server.media.host_allowlist import AddressRefused, HostAllowlist, is_public
+from server.media.images import ImageLoader
+from server.schemas.generation_request import ImageRef
+from server.settings import Settings
+from tests.server.conftest import StartServer, data_url, image_messages
+
+PNG = base64.b64decode(data_url().partition(",")[2])
+LOOPBACK, PUBLIC = "127.0.0.1", "93.184.216.34"
+
+
+class Site:
+    """A web server whose answer depends on the path. It records the head of every request."""
+
+    def __init__(self) -> None:
+        self.hits: list[str] = []
+        self.port = 0
+        self.redirect_to = ""
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.hits.append(request)
+        head = "HTTP/1.1 200 OK\r\nconnection: close\r\n"
+        match request.split()[1]:
+            case "/a.png?x=1":
+                writer.write(f"{head}content-length: {len(PNG)}\r\n\r\n".encode() + PNG)
+            case "/moved":
+                writer.write(
+                    f"HTTP/1.1 302 Found\r\nlocation: {self.redirect_to}\r\ncontent-length: 0\r\n\r\n".encode()
+                )
+            case "/html":
+                writer.write(f"{head}\r\n<html>".encode())
+            case "/zipped":
+                writer.write(f"{head}content-encoding: gzip\r\n\r\n".encode() + PNG)
+            case "/endless":
+                writer.write(f"{head}\r\n".encode())
+                for _ in range(400):
+                    writer.write(b"\0" * 65_536)
+                    await writer.drain()
+            case "/slow":
+                writer.write(f"{head}content-length: 99\r\n\r\n".encode())
+                await asyncio.sleep(2)
+            case "/nonsense":
+                writer.write(b"\0\1\2\r\n\r\n")
+            case _:
+                writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site()
+
+    connections: set[asyncio.Task[None]] = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(site.answer(reader, writer))
+        connections.add(connection)
+        await asyncio.wait([connection])
+        writer.close()
+
+    server = await asyncio.start_server(answer, LOOPBACK, 0)
+    site.port = server.sockets[0].getsockname()[1]
+    yield site
+    server.close()
+    for connection in connections:
+        connection.cancel()
+    await asyncio.gather(*connections, return_exceptions=True)
+    await asyncio.sleep(0.01)
+
+
+def make_resolver(*answers: Sequence[str]) -> fetch.Resolver:
+    """Make a resolver that returns the next answer at each call."""
+    remaining = list(answers)
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return remaining.pop(0)
+
+    return resolve
+
+
+async def assert_refused(fetcher: ImageFetcher, url: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(BadRequest) as error:
+        await fetcher.fetch(url, "url")
+    assert (error.value.code, error.value.param) == ("invalid_image_url", "url")
+    assert error.value.message == fetch.FETCH_FAILED
+    assert time.perf_counter() - start < 1
+
+
+async def test_allowed_address_is_fetched(site: Site) -> None:
+    host = f"{LOOPBACK}:{site.port}"
+    assert await ImageFetcher(HostAllowlist([host])).fetch(f"http://{host}/a.png?x=1#f", "url") == PNG
+    assert f"\r\nHost: {host}\r\n" in site.hits[0]
+
+
+async def test_host_header_keeps_the_name(site: Site) -> None:
+    allowed = HostAllowlist([f"images.test:{site.port}", f"{LOOPBACK}:{site.port}"])
+    fetcher = ImageFetcher(allowed, make_resolver([LOOPBACK]))
+    assert await fetcher.fetch(f"http://images.test:{site.port}/a.png?x=1", "url") == PNG
+    assert f"\r\nHost: images.test:{site.port}\r\n" in site.hits[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.1:{port}/",
+        "http://2130706433:{port}/",
+        "http://0x7f000001:{port}/",
+        "http://0.0.0.0:{port}/",
+        "http://127.0.0.1/",
+        "http://[::1]:{port}/",
+        "http://[::ffff:127.0.0.1]:{port}/",
+        "http://169.254.169.254/",
+        "http://10.0.0.1/",
+        "http://user:secret@localhost:{port}/",
+        "http://localhost:{port}\\@images.test/",
+        "http://local\thost:{port}/",
+        "http://localhost:{port}/\r\nX: y",
+        "http://localhost%2f:{port}/",
+        "http://other.test:{port}/",
+        "https://",
+        "http://[",
+        "http://localhost:99999/",
+    ],
+)
+async def test_unlisted_url_is_never_requested(site: Site, url: str) -> None:
+    fetcher = ImageFetcher(HostAllowlist([f"localhost:{site.port}", f"images.test:{site.port}"]), make_resolver())
+    await assert_refused(fetcher, url.format(port=site.port))
+    assert not site.hits
+
+
+@pytest.mark.parametrize("addresses", [[LOOPBACK], [PUBLIC, LOOPBACK], ["::ffff:127.0.0.1"], ["169.254.169.254"], []])
+async def test_name_with_a_private_address_is_refused(site: Site, addresses: list[str]) -> None:
+    fetcher = ImageFetcher(HostAllowlist([f"images.test:{site.port}"]), make_resolver(addresses))
+    await assert_refused(fetcher, f"http://images.test:{site.port}/a.png?x=1")
+    assert not site.hits
+
+
+async def test_name_is_resolved_once_for_check_and_connection(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection uses the checked address. A rebound address is checked again at the next fetch."""
+    fetcher = ImageFetcher(HostAllowlist([f"images.test:{site.port}"]), make_resolver([PUBLIC], [LOOPBACK]))
+    connected: list[str] = []
+
+    async def connect(address: str, *_: object) -> None:
+        connected.append(address)
+        raise OSError
+
+    monkeypatch.setattr(fetcher._backend._network, "connect_tcp", connect)
+    await assert_refused(fetcher, f"http://images.test:{site.port}/")
+    assert connected == [PUBLIC]
+    await assert_refused(fetcher, f"http://images.test:{site.port}/")
+    assert connected == [PUBLIC]
+    assert not site.hits
+
+
+@pytest.mark.parametrize(
+    ("redirect_to", "hits"),
+    [
+        ("http://169.254.169.254/latest", 1),
+        ("file:///etc/passwd", 1),
+        ("http://localhost:{port}/a.png?x=1", 1),
+        ("", 4),
+        ("/moved", 4),
+    ],
+)
+async def test_redirect_to_a_refused_address_is_refused(site: Site, redirect_to: str, hits: int) -> None:
+    host = f"{LOOPBACK}:{site.port}"
+    site.redirect_to = redirect_to.format(port=site.port)
+    await assert_refused(ImageFetcher(HostAllowlist([host])), f"http://{host}/moved")
+    assert len(site.hits) == hits
+
+
+async def test_redirect_within_the_allowlist_is_followed(site: Site) -> None:
+    host, site.redirect_to = f"{LOOPBACK}:{site.port}", "/a.png?x=1"
+    assert await ImageFetcher(HostAllowlist([host])).fetch(f"http://{host}/moved", "url") == PNG
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/zipped", "/endless", "/slow", "/nonsense"])
+async def test_response_without_an_image_is_refused(site: Site, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "FETCH_TIMEOUT", 0.5)
+    host = f"{LOOPBACK}:{site.port}"
+    await assert_refused(ImageFetcher(HostAllowlist([host])), f"http://{host}{path}")
+
+
+async def test_body_of_too_many_parts_is_refused() -> None:
+    class OneByteParts:
+        async def aiter_stream(self) -> AsyncIterator[bytes]:
+            for _ in range(fetch.MAX_PARTS + 1):
+                yield b"a"
+
+    with pytest.raises(AddressRefused):
+        await fetch.read_bounded(OneByteParts())  # type: ignore[arg-type]
+
+
+async def test_fetched_images_are_bounded_over_all_requests(site: Site) -> None:
+    host = f"{LOOPBACK}:{site.port}"
+    loader = ImageLoader([host])
+    source = ImageRef(f"http://{host}/a.png?x=1", "url")
+    async with loader.fetch_memory.hold("", 155_000_000):
+        with loader.memory.lease(None) as lease:
+            waiting = asyncio.create_task(loader.load([source], lease))
+            await asyncio.sleep(0.1)
+            assert not site.hits
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+    with loader.memory.lease(None) as lease:
+        assert len(await loader.load([source], lease)) == 1
+
+
+async def test_chat_requests_accept_image_urls_of_allowed_hosts(start_server: StartServer, site: Site) -> None:
+    host = f"{LOOPBACK}:{site.port}"
+    server = await start_server(image_hosts=host)
+    cache = server.app.state.service.image_loader.cache
+    for _ in range(2):
+        assert (await server.chat(messages=image_messages(f"http://{host}/a.png?x=1"))).status_code == 200
+    assert (cache.misses, cache.hits) == (1, 1)
+    response = await server.chat(messages=image_messages(f"http://{host}/html"))
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_image_url")
+    assert (await start_server()).app.state.service.image_loader.fetcher.allowed._endpoints == set()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        LOOPBACK,
+        "0.0.0.0",
+        "100.64.0.1",  # carrier-grade NAT
+        "169.254.169.254",
+        "192.0.0.9",
+        "192.88.99.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::7f00:1",  # IPv4-compatible
+        "::808:808",
+        "::ffff:10.0.0.1",
+        "::ffff:0:7f00:1",  # IPv4-translated
+        "::ffff:0:808:808",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::1",
+        "64:ff9b:1::808:808",
+        "100::1",
+        "2001::1",  # Teredo
+        "2001:2::1",
+        "2001:20::1",
+        "2001:db8::1",
+        "2002:7f00:1::",
+        "2002:808:808::1",
+        "2606:4700::5efe:7f00:1",  # ISATAP
+        "2606:4700::200:5efe:a00:1",
+        "3fff::1",
+        "5f00::1",
+        "fc00::1",
+        "fe80::1",
+        "fec0::1",
+        "ff02::1",
+    ],
+)
+def test_special_address_is_not_public(address: str) -> None:
+    assert not is_public(ip_address(address))
+
+
+@pytest.mark.parametrize("address", [PUBLIC, "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_public_address_is_public(address: str) -> None:
+    assert is_public(ip_address(address))
+
+
+@pytest.mark.parametrize("hosts", ["http://a.test", "a.test/x", "a.test:x", "u@a.test", "a b"])
+def test_invalid_allowlist_entry_is_refused(hosts: str) -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        Settings(image_hosts=hosts)

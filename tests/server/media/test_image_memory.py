@@ -1,0 +1,84 @@
+"""The memory for decoded images: requests wait for it, and give it back however they end."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+from PIL import Image
+
+from decoding.errors import BadRequest
+from server.media.image_memory import ImageMemory
+from server.media.images import ImageLoader
+from tests.server.conftest import StartServer, data_url, image_messages
+
+LARGE = data_url(Image.new("RGB", (500, 500), "red"))  # 1 MB decoded, and 2.5 MB while it is decoded
+
+
+@dataclass(frozen=True)
+class Source:
+    url: str
+    param: str = "url"
+
+
+async def test_request_waits_until_its_images_fit() -> None:
+    loader = ImageLoader(memory_bytes=4_000_000)
+    first, second, third = (loader.memory.lease(None) for _ in range(3))
+    await loader.load([Source(LARGE), Source(LARGE)], first)
+    assert first.bytes == 2_000_000
+    waiting = asyncio.create_task(loader.load([Source(LARGE)], second))
+    cancelled = asyncio.create_task(loader.load([Source(LARGE)], third))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    cancelled.cancel()
+    first.release()
+    (image,) = await waiting
+    assert image.source.size == (500, 500)
+    second.release()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    assert loader.memory.lease(None).fits(4_000_000)
+
+
+async def test_refused_image_gives_its_memory_back() -> None:
+    loader = ImageLoader(memory_bytes=4_000_000)
+    with pytest.raises(BadRequest), loader.memory.lease(None) as lease:
+        await loader.load([Source(LARGE[: len(LARGE) // 8 * 4])], lease)
+    assert loader.memory.lease(None).fits(4_000_000)
+
+
+async def test_request_that_needs_more_than_there_is_runs_alone() -> None:
+    loader = ImageLoader(memory_bytes=1_000_000)
+    with loader.memory.lease(None) as lease:
+        assert len(await loader.load([Source(LARGE)] * 3, lease)) == 3
+        assert not loader.memory.lease(None).fits(1)
+
+
+async def test_keys_take_turns() -> None:
+    memory = ImageMemory(10)
+    busy, order = memory.lease("a"), list[str]()
+    await busy.reserve(10)
+
+    async def reserve(owner: str) -> None:
+        with memory.lease(owner) as lease:
+            await lease.reserve(6)
+            order.append(owner)
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(reserve(owner)) for owner in ("a", "a", "b")]
+    await asyncio.sleep(0)
+    busy.shrink(4)
+    await asyncio.sleep(0)
+    busy.release()
+    await asyncio.gather(*tasks)
+    assert order[0] == "b"
+
+
+async def test_every_route_hands_the_memory_back(start_server: StartServer) -> None:
+    server = await start_server(image_memory_mb=1)
+    memory = server.app.state.service.image_loader.memory
+    for body in ({}, {"stream": True}, {"max_tokens": 10**6, "decoding": {"strategy": "no-such"}}):
+        await server.chat(messages=image_messages(LARGE), **body)
+        assert memory.lease(None).fits(1_000_000)
+    await server.http.post("/tokenize", json={"model": "tiny", "messages": image_messages(LARGE)})
+    assert memory.lease(None).fits(1_000_000)

@@ -1,0 +1,96 @@
+"""`response_format`: the grammar that reaches the engine, and refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from server.serving import generate
+from tests.server.conftest import FakeServer, StartServer
+from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
+
+SCHEMA = {"type": "object", "properties": {"cats": {"type": "integer"}}}
+
+
+def schema(schema: Any = SCHEMA, **fields: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "cats", "schema": schema} | fields}
+
+
+@pytest.mark.parametrize(
+    ("format", "reached"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "object"}),
+        (schema(), SCHEMA),
+        (schema(strict=True, description="How many cats."), SCHEMA),
+    ],
+)
+async def test_response_format_reaches_engine_as_grammar(server: FakeServer, format: Any, reached: Any) -> None:
+    assert (await server.chat(response_format=format)).status_code == 200
+    grammar = server.engine.requests[0].sampling.grammar
+    given = grammar and json.loads(grammar)
+    assert given == (reached and {**reached, "x-guidance": given["x-guidance"]})
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"response_format": "json"}, "response_format", None),
+        ({"response_format": {}}, "response_format.type", None),
+        ({"response_format": {"type": "xml"}}, "response_format.type", None),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", None),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", None),
+        ({"response_format": schema(name="a b")}, "response_format.json_schema.name", None),
+        ({"response_format": schema(3)}, "response_format.json_schema.schema", None),
+        ({"response_format": schema({"type": "wizard"})}, "response_format.json_schema.schema", "invalid_schema"),
+        ({"response_format": schema(), "min_tokens": 3}, "response_format", None),
+        ({"response_format": schema(), "ignore_eos": True}, "response_format", None),
+        ({"response_format": schema(), "model": "tiny:vote"}, "response_format", "unsupported"),
+    ],
+)
+async def test_invalid_format_is_refused(
+    server: FakeServer, fields: dict[str, Any], param: str, code: str | None
+) -> None:
+    response = await server.chat(**fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, param, code)
+
+
+async def test_engine_without_grammars_is_unsupported(start_server: StartServer) -> None:
+    server = await start_server(FakeEngine(capabilities=ALL_CAPABILITIES - {"grammar"}))
+    response = await server.chat(response_format={"type": "json_object"})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported")
+    assert not server.engine.requests
+
+
+async def test_slow_schema_times_out(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from decoding.text import grammar
+
+    monkeypatch.setattr(generate, "GRAMMAR_TIMEOUT", 0.1)
+    monkeypatch.setattr(grammar, "build_grammar", lambda *_: time.sleep(1))
+    began = time.perf_counter()
+    response = await server.chat(response_format=schema())
+    assert time.perf_counter() - began < 0.9
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_schema")
+
+
+async def test_slow_schemas_take_few_threads(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, is_over = [], threading.Event()
+
+    def compile_forever(*_: Any) -> str:
+        started.append(1)
+        is_over.wait(10)
+        return "{}"
+
+    monkeypatch.setattr("decoding.text.grammar.build_grammar", compile_forever)
+    monkeypatch.setattr(generate, "GRAMMAR_TIMEOUT", 0.1)
+    responses = await asyncio.gather(*(server.chat(response_format=schema()) for _ in range(5)))
+    is_over.set()
+    assert {response.json()["error"]["code"] for response in responses} == {"invalid_schema"}
+    assert len(started) == 2

@@ -1,0 +1,95 @@
+"""Strategy selection by body, model suffix and server default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import FakeServer, StartServer, image_messages
+from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
+
+
+@pytest.mark.parametrize(
+    ("default", "model", "decoding", "expected"),
+    [
+        ("plain", "tiny", None, "plain"),
+        ("blind", "tiny", None, "blind"),
+        ("blind", "tiny", {"grounding": False}, "blind"),
+        ("blind", "tiny:focus", None, "focus"),
+        ("blind", "tiny:focus+blind", {}, "focus+blind"),
+        ("blind", "tiny", {"strategy": "focus"}, "focus"),
+        ("blind", "tiny", {"strategy": "plain"}, "plain"),
+        ("plain", "tiny:blind", {"strategy": "blind"}, "blind"),
+        ("plain", "tiny:blind", {"blind": {"alpha": 3.0}}, "blind"),
+    ],
+)
+async def test_body_precedes_suffix_precedes_default(
+    start_server: StartServer, default: str, model: str, decoding: Any, expected: str
+) -> None:
+    server = await start_server(strategy=default)
+    response = await server.chat(model=model, decoding=decoding, messages=image_messages())
+    assert response.json()["onlyseen"]["strategy"] == expected
+    assert response.json()["model"] == model
+
+
+@pytest.mark.parametrize(
+    ("model", "decoding", "status", "param", "code"),
+    [
+        ("tiny:blind", {"strategy": "focus"}, 400, "decoding.strategy", None),
+        ("tiny:blind+focus", {"strategy": "focus+blind"}, 400, "decoding.strategy", None),
+        ("tiny:nonsense", None, 404, "model", "model_not_found"),
+        ("tiny:", None, 404, "model", "model_not_found"),
+        ("tiny:blind+", None, 404, "model", "model_not_found"),
+        ("tiny:blind+blind", None, 404, "model", "model_not_found"),
+        ("gpt-4o", None, 404, "model", "model_not_found"),
+        ("", None, 404, "model", "model_not_found"),
+        ("tiny", {"strategy": "nonsense"}, 400, "decoding.strategy", None),
+        ("tiny", {"strategy": ""}, 400, "decoding.strategy", None),
+        ("tiny", {"strategy": "blind+blind"}, 400, "decoding.strategy", None),
+        ("tiny", {"strategy": 3}, 400, "decoding.strategy", None),
+        ("tiny", {"strategy": "blind", "alpha": 1.0}, 400, "decoding.alpha", None),
+        ("tiny", {"strategy": "blind", "blind": {"beta": 1.0}}, 400, "decoding.blind.beta", None),
+        ("tiny", {"strategy": "blind", "blind": {"alpha": "x"}}, 400, "decoding.blind.alpha", None),
+        ("tiny", {"strategy": "blind", "blind": 1}, 400, "decoding.blind", None),
+        ("tiny", {"blind": {"alpha": 1.0}}, 400, "decoding.blind", None),
+        ("tiny", {"grounding": "yes"}, 400, "decoding.grounding", None),
+        ("tiny", [], 400, "decoding", None),
+    ],
+)
+async def test_invalid_selection_is_refused(
+    server: FakeServer, model: str, decoding: Any, status: int, param: str, code: str | None
+) -> None:
+    response = await server.chat(model=model, decoding=decoding, messages=image_messages())
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (status, param, code)
+    assert error["type"] == "invalid_request_error"
+    assert not server.engine.requests
+
+
+async def test_unsupported_strategy_is_refused_with_reason(start_server: StartServer) -> None:
+    server = await start_server(FakeEngine(capabilities=ALL_CAPABILITIES - {"head_scales"}))
+    selections = [("tiny:focus", {}, "model"), ("tiny", {"strategy": "blind+focus"}, "decoding.strategy")]
+    for model, decoding, param in selections:
+        response = await server.chat(model=model, decoding=decoding, messages=image_messages())
+        error = response.json()["error"]
+        assert (response.status_code, error["param"], error["code"]) == (400, param, "unsupported")
+        assert "'focus': it lacks head_scales" in error["message"]
+    assert not server.engine.requests
+
+
+async def test_strategy_that_needs_an_image_refuses_text(server: FakeServer) -> None:
+    response = await server.chat(model="tiny:blind", stream=True)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "messages"
+
+
+async def test_grounding_needs_an_image(server: FakeServer) -> None:
+    response = await server.chat(decoding={"grounding": True})
+    assert response.json()["error"]["param"] == "decoding.grounding"
+
+
+async def test_strategy_states_are_freed(server: FakeServer) -> None:
+    for stream in (False, True):
+        assert (await server.chat(model="tiny:focus", messages=image_messages(), stream=stream)).status_code == 200
+        assert not server.engine.stored_states

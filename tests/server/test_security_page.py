@@ -1,0 +1,106 @@
+"""The limits in SECURITY.md against the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+from h11._connection import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE
+from uvicorn.config import Config
+
+from decoding import registry
+from decoding.matcher import model
+from decoding.text import grammar
+from server import __main__ as main
+from server import state, timed_protocol
+from server.batch import jsonl, store, uploads
+from server.media import fetch, image_structure, images
+from server.middleware import request_body
+from server.routes import batches
+from server.schemas import base, json_bounds
+from server.schemas.chat_request import ChatCompletionRequest
+from server.serving import generate
+from server.settings import Settings
+
+PAGE = Path(__file__).parents[2] / "SECURITY.md"
+MAX_CHOICES = next(
+    bound.le for bound in ChatCompletionRequest.model_fields["n"].metadata if getattr(bound, "le", None) is not None
+)
+FIXED = {
+    "Levels of JSON, in a body or in a line of a batch": json_bounds.MAX_DEPTH,
+    "Members of a JSON object": json_bounds.MAX_MEMBERS,
+    "Bytes of a JSON key": json_bounds.MAX_KEY_BYTES,
+    "Elements of a JSON list": json_bounds.MAX_ELEMENTS,
+    "Values of a JSON document": json_bounds.MAX_VALUES,
+    "Text of a JSON document, without long data URLs": json_bounds.MAX_TEXT_BYTES / 1_000_000,
+    "Messages of a request": base.MAX_MESSAGES,
+    "Content parts of a message": base.MAX_PARTS,
+    "Choices of a request (`n`)": MAX_CHOICES,
+    "Chunks of a body, of fewer than 16 bytes on average": timed_protocol.MAX_TINY_CHUNKS,
+    "Headers of a request": DEFAULT_MAX_INCOMPLETE_EVENT_SIZE / 1024,
+    "Time for the rest of a refused body": request_body.DRAIN_TIMEOUT,
+    "Time for the rest of a body after the response": timed_protocol.LINGER_SECONDS,
+    "Idle time of a connection between requests": main.KEEP_ALIVE,
+    "Pixels of all images of a request": images.MAX_PIXELS / 1_000_000,
+    "Pixels of a WebP or CMYK image": images.MAX_COSTLY_PIXELS / 1_000_000,
+    "Longest side of an image": images.MAX_SIDE,
+    "Ratio of the sides of an image": images.MAX_ASPECT_RATIO,
+    "Scans of a JPEG": image_structure.MAX_SCANS,
+    "Segments of a JPEG": image_structure.MAX_SEGMENTS,
+    "Chunks of metadata of a PNG": image_structure.MAX_METADATA_CHUNKS,
+    "Time for an image URL": fetch.FETCH_TIMEOUT,
+    "Size of the image of a URL": fetch.MAX_BYTES / 1_000_000,
+    "Fetched images that are not decoded, each counted as 10 MB": images.MAX_FETCHED_BYTES / 1_000_000,
+    "Redirects of an image URL": fetch.MAX_REDIRECTS,
+    "Characters of the parameters of a strategy": registry.MAX_PARAMETERS_SIZE,
+    "Characters of a JSON schema": grammar.MAX_CHARACTERS,
+    "Time to compile a JSON schema": generate.GRAMMAR_TIMEOUT,
+    "Time for a client to read one event": generate.SEND_TIMEOUT,
+    "Time for a client to take some bytes of a response": timed_protocol.WRITE_TIMEOUT,
+    "Share of rows for batches": state.BATCH_SHARE,
+    "Fields of an upload, beside its file": uploads.MAX_FIELDS,
+    "Files of a key": store.MAX_FILES,
+    "Batches of a key that are remembered": store.MAX_BATCHES,
+    "Lines of a batch, blank ones included": jsonl.MAX_LINES,
+    "Time of a batch, on the wall clock": batches.COMPLETION_WINDOW / 3600,
+    "Relevance maps in the matcher's cache": model.CACHE_SIZE,
+}
+ROWS = {"Rows in one batch of the transformers engine": "hf", "Rows in one batch of the vLLM engine": "vllm"}
+
+
+def read_limits() -> list[list[str]]:
+    section = PAGE.read_text().partition("## Limits")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    return rows[2:]
+
+
+def read_number(text: str) -> float | None:
+    match = re.match(r"[\d,.]+", text)
+    return float(match[0].replace(",", "")) if match else None
+
+
+def test_limits_are_those_of_the_code() -> None:
+    fixed, by_setting = {}, set()
+    for name, default, setting in read_limits():
+        if setting == "fixed":
+            fixed[name] = read_number(default)
+            continue
+        field = setting.strip("`-").replace("-", "_")
+        by_setting.add(field)
+        value = Settings.model_fields[field].default
+        if name in ROWS:
+            value = Settings(engine=ROWS[name]).resolved_max_rows
+        assert read_number(default) == value, name
+    assert fixed == FIXED
+    limits = {name for name in Settings.model_fields if name.startswith("max_") or name.endswith(("_mb", "_timeout"))}
+    assert limits <= by_setting
+
+
+def test_body_gets_a_second_for_each_100_kb() -> None:
+    assert request_body.MIN_BYTES_PER_SECOND == 100_000
+    assert Config("").h11_max_incomplete_event_size is None  # otherwise the limit on headers is another one
+
+
+def test_engines_with_rows_are_complete() -> None:
+    assert set(ROWS.values()) == set(get_args(Settings.model_fields["engine"].annotation))
