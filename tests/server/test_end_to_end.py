@@ -283,6 +283,7 @@ async def test_concurrent_requests_equal_single_requests(url: str) -> None:
         assert await asyncio.gather(*map(answer, range(8))) == alone
 
 
+@pytest.mark.flaky(reruns=2)  # a busy machine may delay it
 async def test_health_responds_while_engine_works(url: str) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         fields = greedy_request("vcd", n=4, max_tokens=100, ignore_eos=True)

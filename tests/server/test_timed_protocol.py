@@ -135,6 +135,7 @@ def test_body_in_tiny_chunks_is_read(port: int, size: int) -> None:
     assert received.count(b'"chat.completion"') == 2
 
 
+@pytest.mark.flaky(reruns=2)  # a busy machine may delay it
 def test_others_are_served_while_tiny_chunks_arrive(port: int) -> None:
     is_over = threading.Event()
 

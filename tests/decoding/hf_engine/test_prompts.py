@@ -96,6 +96,7 @@ async def test_raw_text_is_encoded_without_a_template(engine: HFEngine) -> None:
     assert (await generate(engine, bare, exact_length(3))).finish.usage.prompt_tokens == len(ids)
 
 
+@pytest.mark.flaky(reruns=2)  # a busy machine may delay it
 async def test_text_far_beyond_the_context_is_not_tokenized(engine: HFEngine) -> None:
     """Previously millions of words blocked the tokenizer, and all other prompts, for half a minute."""
     began = time.perf_counter()

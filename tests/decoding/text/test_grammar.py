@@ -86,6 +86,7 @@ def test_schema_is_accepted(schema: dict[str, Any]) -> None:
     assert json.loads(build_grammar(schema)) == schema | {"x-guidance": SPACING}
 
 
+@pytest.mark.flaky(reruns=2)  # a busy machine may delay it
 @pytest.mark.parametrize("schema", REFUSED, ids=itertools.count())
 def test_schema_is_rejected_quickly(schema: dict[str, Any]) -> None:
     began = time.perf_counter()

@@ -19,6 +19,8 @@ from server.schemas.generation_request import ImageRef
 from server.settings import Settings
 from tests.server.conftest import StartServer, data_url, image_messages
 
+pytestmark = pytest.mark.flaky(reruns=2)  # refusals have a limit in time, and the machine may be busy
+
 PNG = base64.b64decode(data_url().partition(",")[2])
 LOOPBACK, PUBLIC = "127.0.0.1", "93.184.216.34"
 

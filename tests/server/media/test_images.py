@@ -21,6 +21,8 @@ from server.media.images import MAX_PIXELS, ImageCache, content_key, decode_cach
 from server.schemas.generation_request import ImageRef
 from tests.server.conftest import FakeServer, StartServer, data_url, image_messages
 
+pytestmark = pytest.mark.flaky(reruns=2)  # refusals have a limit in time, and the machine may be busy
+
 RED = (255, 0, 0)
 SVG = b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><svg xmlns="http://www.w3.org/2000/svg">&e;</svg>'
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"
