@@ -22,6 +22,7 @@ from server.middleware.auth import ApiKeyMiddleware, ApiKeys
 from server.middleware.http import (
     ErrorMiddleware,
     HeadAsGetMiddleware,
+    PacingMiddleware,
     RequestIdMiddleware,
     SecurityHeadersMiddleware,
 )
@@ -74,6 +75,7 @@ def create_app(
         middleware=[
             *tracing.create_tracing_middleware(settings),
             Middleware(RequestIdMiddleware),
+            Middleware(PacingMiddleware),
             Middleware(SecurityHeadersMiddleware),
             Middleware(ErrorMiddleware),
             Middleware(HeadAsGetMiddleware),
