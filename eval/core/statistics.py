@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from eval.core.metrics import Floats, RatioMetrics, divide_or_nan
@@ -183,13 +182,13 @@ def mcnemar_test(correct: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Mc
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for multiple testing after Holm; nan stays nan."""
-    valid = [index for index, p in enumerate(p_values) if not np.isnan(p)]
-    adjusted = [float("nan")] * len(p_values)
-    if valid:
-        for index, p in zip(valid, multipletests([p_values[i] for i in valid], method="holm")[1], strict=True):
-            adjusted[index] = float(p)
-    return adjusted
+    """Adjust p-values for multiple testing after Holm (1979); nan stays nan."""
+    # statsmodels' multipletests has the same result, but each call runs a full garbage collection: a quarter of a second.
+    values = np.array(p_values, float)
+    order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # nan is sorted to the end
+    scaled = np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1))
+    values[order] = np.minimum(scaled, 1)
+    return [float(value) for value in values]
 
 
 def minimum_detectable_difference(standard_error: float, images: int, *, power: float = 0.8) -> float | None:

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -300,14 +301,16 @@ async def test_health_responds_while_engine_works(url: str) -> None:
 
 async def test_closed_stream_is_aborted_in_engine(url: str) -> None:
     """The queue would be long if the engine finished the 8 long answers of the closed streams."""
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        fields = greedy_request("vcd", max_tokens=400, ignore_eos=True, stream=True)
         for _ in range(8):
-            fields = greedy_request("vcd", max_tokens=400)
-            stream = await client.chat.completions.create(**fields, stream=True, extra_body={"ignore_eos": True})
-            await anext(aiter(stream))
-            await stream.close()
-        answer = await client.chat.completions.create(**greedy_request("plain", max_tokens=2))
-        assert get_receipt(answer)["timings"]["queue"] < 5
+            async with (
+                client.stream("POST", "/v1/chat/completions", json=fields) as response,
+                aclosing(response.aiter_bytes()) as chunks,
+            ):
+                assert b"data: " in await anext(chunks)
+        answer = await client.post("/v1/chat/completions", json=greedy_request("plain", max_tokens=2))
+        assert answer.json()["onlyseen"]["timings"]["queue"] < 5
 
 
 def test_seeded_choices_are_reproducible(client: OpenAI) -> None:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
 
 from eval.core.metrics import Metric, RatioMetrics
 from eval.core.statistics import (
@@ -79,6 +80,13 @@ def test_a_ratio_with_denominator_zero_is_nan() -> None:
 def test_adjust_holm_skips_undefined_p_values() -> None:
     assert adjust_holm([0.01, 0.04, float("nan"), 0.03])[:2] == pytest.approx([0.03, 0.06])
     assert adjust_holm([]) == []
+
+
+def test_adjust_holm_equals_statsmodels() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 3, 7, 20):
+        for values in (rng.random(size), rng.random(size) / size**2, rng.integers(1, 4, size) / 10):
+            assert adjust_holm(list(values)) == pytest.approx(list(multipletests(values, method="holm")[1]))
 
 
 def test_minimum_detectable_difference_follows_the_standard_error() -> None:
