@@ -183,7 +183,7 @@ def mcnemar_test(correct: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Mc
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for multiple testing after Holm (1979); nan stays nan."""
-    # statsmodels' multipletests has the same result, but each call runs a full garbage collection: a quarter of a second.
+    # statsmodels' multipletests gives the same, but runs a full garbage collection per call, a quarter of a second.
     values = np.array(p_values, float)
     order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # nan is sorted to the end
     scaled = np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1))
