@@ -63,7 +63,7 @@ async def test_many_cancelled_requests_leave_nothing_behind(tight_engine: Any) -
 
     async def cancel(number: int) -> None:
         while finished < moments[number]:  # noqa: ASYNC110
-            await asyncio.sleep(rng.uniform(0, 0.1))
+            await asyncio.sleep(rng.uniform(0, 0.02))
         tasks[number].cancel()
 
     tasks = [asyncio.create_task(run(number)) for number in range(REQUESTS)]
@@ -71,7 +71,7 @@ async def test_many_cancelled_requests_leave_nothing_behind(tight_engine: Any) -
     actual = await asyncio.gather(*tasks)
     await wait_until_free(tight_engine)
     cancelled = sum(answer is None for answer in actual)
-    assert cancelled > REQUESTS / 4
+    assert cancelled > REQUESTS / 8
     kept = {number: answer for number, answer in enumerate(actual) if answer is not None}
     period = len(names) * len(PROMPTS)
     for number, answer in kept.items():  # equal requests have equal answers

@@ -170,11 +170,11 @@ def test_dead_engine_core_makes_the_server_unhealthy(server: str) -> None:
 
 
 def is_engine_core(process: Path) -> bool:
-    """Return whether the process is an engine core that this test's server has started."""
+    """Return whether the process is an engine core of this test's server, and not one of this process."""
     try:
         name = (process / "cmdline").read_bytes()
         parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
         grandparent = int((Path("/proc") / str(parent) / "stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, ValueError):
         return False
-    return b"EngineCore" in name and os.getpid() in (parent, grandparent)
+    return b"EngineCore" in name and grandparent == os.getpid()
