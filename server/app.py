@@ -20,12 +20,13 @@ from server.batch.store import BatchStore
 from server.errors import build_router_error
 from server.middleware.auth import ApiKeyMiddleware, ApiKeys
 from server.middleware.http import (
+    PROBE_PATHS,
     ErrorMiddleware,
     HeadAsGetMiddleware,
-    PacingMiddleware,
     RequestIdMiddleware,
     SecurityHeadersMiddleware,
 )
+from server.middleware.pacing import PacingMiddleware
 from server.middleware.request_body import RequestBodyMiddleware
 from server.observability import tracing
 from server.routes import (
@@ -75,7 +76,7 @@ def create_app(
         middleware=[
             *tracing.create_tracing_middleware(settings),
             Middleware(RequestIdMiddleware),
-            Middleware(PacingMiddleware),
+            Middleware(PacingMiddleware, unpaced_paths=PROBE_PATHS),
             Middleware(SecurityHeadersMiddleware),
             Middleware(ErrorMiddleware),
             Middleware(HeadAsGetMiddleware),

@@ -1,8 +1,7 @@
-"""Middleware that every HTTP request passes: request id and log line, pace, errors, HEAD and security headers."""
+"""Middleware that every HTTP request passes: request id and log line, errors, HEAD and security headers."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from uuid import uuid4
@@ -52,24 +51,6 @@ class RequestIdMiddleware:
                 write_log = log.debug if is_probe else log.info
                 seconds = round(time.perf_counter() - start, 4)
                 write_log("response_sent", method=scope["method"], path=scope["path"], status=status, seconds=seconds)
-
-
-class PacingMiddleware:
-    """Starts at most one request in each iteration of the event loop, except requests of probes.
-
-    Hundreds of requests can arrive at one instant. Without a pace, the loop would work on all of them before it reads
-    from another connection. Their deadlines would also end in one iteration.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self._start_lock = asyncio.Lock()  # first come, first served
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in PROBE_PATHS:
-            async with self._start_lock:
-                await asyncio.sleep(0)
-        await self.app(scope, receive, send)
 
 
 class ErrorMiddleware:
