@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from server.process_setup import freeze_heap, raise_file_limit
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def serve(settings: Settings) -> None:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def report_startup(service: Service) -> None:
+        freeze_heap()
         if service.startup_error is None:
             strategy = "agla" if settings.matcher_source else "vcd"
             print(format_banner(url, settings.name, strategy), flush=True)
@@ -99,15 +101,6 @@ def create_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=settings.shutdown_timeout,
         timeout_keep_alive=KEEP_ALIVE,
     )
-
-
-def raise_file_limit() -> None:
-    """Raise the soft limit on open files to the hard one, because every open connection is a file."""
-    with suppress(ImportError, ValueError, OSError):
-        import resource  # not on Windows
-
-        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from server.errors import ServiceUnavailable, build_error_response
 from server.middleware.http import ErrorMiddleware
 from server.observability import logs
 from server.observability.metrics import merge_metrics_pages
+from server.process_setup import freeze_heap
 from server.settings import Settings
 
 log = structlog.get_logger("onlyseen.server")
@@ -108,6 +109,7 @@ class Replica:
         self._service.on_startup_finished = lambda _: startup_finished.set()
         await self._exit_stack.enter_async_context(lifespan(self._app))
         await startup_finished.wait()
+        freeze_heap()
         self.check_health()
 
     async def __del__(self) -> None:
