@@ -1,4 +1,4 @@
-"""One request at a time in each iteration of the event loop, so that the loop reads all connections in between."""
+"""The pace at which requests start."""
 
 from __future__ import annotations
 
@@ -6,18 +6,6 @@ import asyncio
 from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
-
-
-class LoopPacer:
-    """Lets one task pass in each iteration of the event loop, first come, first served."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-
-    async def wait_for_turn(self) -> None:
-        """Wait until no other task passes in this iteration."""
-        async with self._lock:
-            await asyncio.sleep(0)
 
 
 class PacingMiddleware:
@@ -30,9 +18,10 @@ class PacingMiddleware:
     def __init__(self, app: ASGIApp, unpaced_paths: Collection[str] = ()) -> None:
         self.app = app
         self.unpaced_paths = frozenset(unpaced_paths)
-        self._pacer = LoopPacer()
+        self._start_lock = asyncio.Lock()  # first come, first served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self.unpaced_paths:
-            await self._pacer.wait_for_turn()
+            async with self._start_lock:
+                await asyncio.sleep(0)
         await self.app(scope, receive, send)

@@ -10,7 +10,6 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BodyTimeout, BodyTooLarge
-from server.middleware.pacing import LoopPacer
 
 MAX_DISCARDED_BYTES = 256_000_000  # read and dropped, so that a client that is still sending can read the refusal
 DRAIN_TIMEOUT = 5.0  # seconds that a refused client has to finish sending, so that it reads the refusal
@@ -33,21 +32,19 @@ class RequestBodyMiddleware:
         self.limit = limit
         self.timeout = timeout
         self.path_limits = path_limits or {}
-        self._timeout_pacer = LoopPacer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a `receive` that raises `BodyTooLarge` and `BodyTimeout`."""
         limit = self.path_limits.get(scope.get("path", ""), self.limit)
-        await self.app(scope, BoundedBody(receive, limit, self.timeout, self._timeout_pacer).receive, send)
+        await self.app(scope, BoundedBody(receive, limit, self.timeout).receive, send)
 
 
 class BoundedBody:
     """The body of one request. `receive` replaces the server's function of that name."""
 
-    def __init__(self, receive: Receive, limit: int, timeout: float, timeout_pacer: LoopPacer) -> None:
+    def __init__(self, receive: Receive, limit: int, timeout: float) -> None:
         self._receive = receive
         self._limit = limit
-        self._timeout_pacer = timeout_pacer
         self._deadline = asyncio.get_running_loop().time() + timeout
         self._size = 0
         self._is_complete = False
@@ -78,7 +75,6 @@ class BoundedBody:
                 message = await self._receive()
         except TimeoutError:
             if timeout.expired():
-                await self._timeout_pacer.wait_for_turn()  # hundreds of bodies may have the same deadline
                 raise BodyTimeout("The body did not arrive in time.") from None
             raise
         self._size += len(message.get("body", b""))
