@@ -67,7 +67,7 @@ def summarize_run(results: Results) -> dict[str, Any]:
         "greedy": results.greedy,
         "seeds": results.seeds,
         "questions": overall.questions,
-        "pictures": overall.images,
+        "images": overall.images,
         "strategies": {
             row.strategy: {
                 "parameters": arm.parameters,

@@ -1,6 +1,6 @@
 """The results of a run, as written to results.json.
 
-A number without a value is null. Fields with an alias have that key in the file.
+A number without a value is null. The second name of an alias is the key that version 0.1.0 wrote.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, JsonValue
 
 from eval.core.metrics import Metric
 from eval.core.statistics import CONFIDENCE, RESAMPLES, Interval
@@ -20,12 +20,6 @@ def _nan_to_none(value: Any) -> Any:
 
 Number = Annotated[float | None, BeforeValidator(_nan_to_none)]
 Verdict = Literal["better", "worse", "unclear"]
-
-
-class AliasedModel(BaseModel):
-    """A model that is written with its aliases, and built or read with aliases or field names."""
-
-    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
 
 class Estimate(BaseModel):
@@ -95,14 +89,16 @@ class ControlComparison(BaseModel):
     differences: dict[str, Difference]
 
 
-class ScopeResult(AliasedModel):
+class ScopeResult(BaseModel):
     """All strategies in one scope of the task: a split, a subtask, or everything together."""
 
     scope: str
     questions: int
-    images: int = Field(validation_alias="pictures", serialization_alias="pictures")
+    images: int = Field(validation_alias=AliasChoices("images", "pictures"))
     rows: list[StrategyResult]
-    control_comparisons: list[ControlComparison] = Field(validation_alias="matches", serialization_alias="matches")
+    control_comparisons: list[ControlComparison] = Field(
+        validation_alias=AliasChoices("control_comparisons", "matches")
+    )
 
 
 class StrategyCost(BaseModel):
@@ -144,18 +140,18 @@ class MetricColumn(BaseModel):
         )
 
 
-class ArmSummary(AliasedModel):
+class ArmSummary(BaseModel):
     """One arm of the run: its parameters and counts of its answers."""
 
     label: str
     parameters: dict[str, dict[str, JsonValue]]
     branches: int
     controls: list[str]
-    requested: bool = Field(validation_alias="asked_for", serialization_alias="asked_for")
+    requested: bool = Field(validation_alias=AliasChoices("requested", "asked_for"))
     answered: int
     missing: int
     empty: int
-    truncated: int = Field(validation_alias="cut_short", serialization_alias="cut_short")
+    truncated: int = Field(validation_alias=AliasChoices("truncated", "cut_short"))
     notes: dict[str, JsonValue] = {}
 
 
@@ -166,11 +162,11 @@ class TableRow(BaseModel):
     values: list[Number]
 
 
-class ExtraTable(AliasedModel):
+class ExtraTable(BaseModel):
     """Numbers beside the comparison, without intervals and tests."""
 
     title: str
-    headers: list[str] = Field(validation_alias="heads", serialization_alias="heads")
+    headers: list[str] = Field(validation_alias=AliasChoices("headers", "heads"))
     rows: list[TableRow]
     percent: bool = True
 
@@ -220,7 +216,7 @@ class DetectionResult(BaseModel):
     calibration: list[CalibrationBin]
 
 
-class Results(AliasedModel):
+class Results(BaseModel):
     """The content of results.json."""
 
     task: str
@@ -230,8 +226,8 @@ class Results(AliasedModel):
     seeds: list[int | None]
     complete: bool
     columns: list[MetricColumn]
-    arms: list[ArmSummary] = Field(validation_alias="competitors", serialization_alias="competitors")
-    scopes: list[ScopeResult] = Field(validation_alias="parts", serialization_alias="parts")
+    arms: list[ArmSummary] = Field(validation_alias=AliasChoices("arms", "competitors"))
+    scopes: list[ScopeResult] = Field(validation_alias=AliasChoices("scopes", "parts"))
     costs: list[StrategyCost]
     warnings: list[str]
     tables: list[ExtraTable] = []

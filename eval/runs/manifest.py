@@ -7,11 +7,10 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from eval.core.answer_store import StoredAnswer
 from eval.core.hashing import hash_file, hash_json
-from eval.core.results import AliasedModel
 from eval.core.task import BenchmarkQuestion, BenchmarkTask
 from eval.errors import InputError, RunError
 from eval.runs.plan import RunPlan
@@ -20,7 +19,7 @@ MANIFEST_NAME = "manifest.json"
 FORMAT = 1
 
 
-class Manifest(AliasedModel):
+class Manifest(BaseModel):
     """The content of manifest.json.
 
     Attributes:

@@ -1,4 +1,7 @@
-"""The plan of a run: one task, and the same questions and seeds for every arm. manifest.json stores it."""
+"""The plan of a run: one task, and the same questions and seeds for every arm. manifest.json stores it.
+
+The second name of an alias is the key that version 0.1.0 wrote.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from eval.benchmarks.registry import load_task
 from eval.core.dataset import resolve_data_folder
-from eval.core.results import AliasedModel
 from eval.core.task import BenchmarkQuestion, BenchmarkTask, TaskOptions
 from eval.errors import EvaluationError, InputError
 from eval.runs.request import EvalRequest, SamplingSettings, derive_seed
@@ -51,7 +53,7 @@ class Shard(BaseModel):
         return cls(number=int(number), of=int(of))
 
 
-class Arm(AliasedModel):
+class Arm(BaseModel):
     """One arm of the run: a stack that answers all questions. A control is an arm, too.
 
     Attributes:
@@ -64,11 +66,11 @@ class Arm(AliasedModel):
 
     model_config = ConfigDict(frozen=True)
 
-    spec: StackSpec = Field(validation_alias="recipe", serialization_alias="recipe")
-    full_spec: StackSpec = Field(validation_alias="full", serialization_alias="full")
+    spec: StackSpec = Field(validation_alias=AliasChoices("spec", "recipe"))
+    full_spec: StackSpec = Field(validation_alias=AliasChoices("full_spec", "full"))
     branches: int = 0
     controls: tuple[str, ...] = ()
-    requested: bool = Field(default=True, validation_alias="asked_for", serialization_alias="asked_for")
+    requested: bool = Field(default=True, validation_alias=AliasChoices("requested", "asked_for"))
 
     @property
     def label(self) -> str:
@@ -76,7 +78,7 @@ class Arm(AliasedModel):
         return self.spec.label
 
 
-class RunPlan(AliasedModel):
+class RunPlan(BaseModel):
     """All that determines the requests of a run.
 
     Attributes:
@@ -96,7 +98,7 @@ class RunPlan(AliasedModel):
     data: str
     model: str
     weights: str | None = None
-    arms: tuple[Arm, ...] = Field(validation_alias="contenders", serialization_alias="contenders")
+    arms: tuple[Arm, ...] = Field(validation_alias=AliasChoices("arms", "contenders"))
     sampling: SamplingSettings
     seeds: tuple[int, ...] = (0,)
     limit: int | None = None

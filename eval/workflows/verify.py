@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from pydantic import JsonValue, TypeAdapter
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from eval.analysis.evaluate import evaluate
 from eval.core.answer_store import load_answers
 from eval.core.results import Results
+from eval.errors import InputError
 from eval.runs.manifest import Manifest, check_format, package_versions, read_manifest
 from eval.workflows.run_directory import RunDirectory
 
@@ -37,14 +38,23 @@ def verify_run(path: Path, data: str | None = None) -> list[str]:
     answers = chain.from_iterable(table.answers.values())
     current = Manifest.create(plan, task, questions, answers, manifest.server, manifest.strategy_via)
     inputs = [f"{name} changed" for name in manifest.list_changes(current)]
-    stored = ANY_JSON.validate_json(directory.results_file.read_bytes())
-    computed = ANY_JSON.validate_json(Results.model_dump_json(results))
+    stored = _read_results(directory.results_file)
+    computed = ANY_JSON.validate_json(results.model_dump_json())
     numbers = [f"{place}: {old} in results.json, {new} now" for place, old, new in _iter_differences(stored, computed)]
     versions = package_versions()
     changed_packages = [name for name, version in manifest.versions.items() if versions.get(name) != version]
     if numbers and not inputs and changed_packages:
         inputs.append(f"the run was written with other versions of {', '.join(changed_packages)}")
     return inputs + numbers
+
+
+def _read_results(file: Path) -> JsonValue:
+    """Read results.json with the keys of the current version."""
+    try:
+        return ANY_JSON.validate_json(Results.model_validate_json(file.read_bytes()).model_dump_json())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise InputError(f"not results: {first['msg']}", file, None, ".".join(map(str, first["loc"]))) from None
 
 
 def _iter_differences(old: JsonValue, new: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue, JsonValue]]:

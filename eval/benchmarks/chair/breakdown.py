@@ -46,9 +46,9 @@ class CategoryBreakdown:
             "node": self.node,
             "mentions": self.mentions,
             "hallucinated": self.hallucinated,
-            "pictures": self.images,
+            "images": self.images,
             "recalled": self.recalled,
-            "company": dict(self.co_occurring),
+            "co_occurring": dict(self.co_occurring),
             "rate": self.rate,
             "recall": self.recall,
         }

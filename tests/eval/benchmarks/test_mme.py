@@ -56,5 +56,5 @@ def test_a_question_without_its_pair_is_not_counted(tmp_path: Path) -> None:
         ScriptedServer(lambda request: ScriptedReply("No" if "not" in prompt_of(request) else "Yes"))
     ) as server:
         assert invoke_run(server, tmp_path, tmp_path / "run", "--limit", "3", task="mme").exit_code == 0
-    for part in read_results(tmp_path / "run")["parts"]:
-        assert part["rows"][0]["metrics"]["score"]["value"] == 2.0
+    for scope in read_results(tmp_path / "run")["scopes"]:
+        assert scope["rows"][0]["metrics"]["score"]["value"] == 2.0

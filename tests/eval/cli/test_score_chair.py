@@ -61,7 +61,7 @@ def test_fixed_and_breakdown_are_printed(tmp_path: Path, annotations: Path, syno
     assert list(found) == [*KEYS, "fixed", "by_category", "by_position"]
     assert found["fixed"]["mentions"] == 10
     assert found["by_category"][0]["node"] == "cup"
-    assert found["by_category"][0]["company"] == {"bus": 1, "stop sign": 1}
+    assert found["by_category"][0]["co_occurring"] == {"bus": 1, "stop sign": 1}
     assert sum(part["hallucinated"] for part in found["by_position"]) == found["hallucinated_mentions"]
     table = run_process(*line).stdout
     assert table.split()[:2] == ["original", "fixed"]

@@ -54,11 +54,11 @@ def test_a_failed_request_is_reported_and_sent_again_by_the_next_run(
         result = invoke_run(server, data, tmp_path / "run", "--strategies", "agla", "--concurrency", "4")
         assert result.exit_code == 3, output_of(result)
         assert "10 questions have no answer" in output_of(result)
-        missing = {each["label"]: each["missing"] for each in read_results(tmp_path / "run")["competitors"]}
+        missing = {each["label"]: each["missing"] for each in read_results(tmp_path / "run")["arms"]}
         assert missing["plain"] == 0
         assert missing["agla"] > 0
         assert not any("dog" in each for each in map(str, read_stored_answers(tmp_path / "run")))
-        strategies = [row["strategy"] for row in read_results(tmp_path / "run")["parts"][0]["rows"]]
+        strategies = [row["strategy"] for row in read_results(tmp_path / "run")["scopes"][0]["rows"]]
         assert strategies == ["plain", "agla"]
         is_failing, sent = False, len(server.requests)
         assert invoke_run(server, data, tmp_path / "run", "--strategies", "agla").exit_code == 0

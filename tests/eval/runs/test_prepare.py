@@ -15,12 +15,12 @@ def test_matched_controls_are_added_under_sampling(server: ScriptedServer, data:
     result = invoke_run(server, data, tmp_path / "run", "--strategies", "agla:alpha=1.0,vcd", "--temperature", "1")
     assert result.exit_code == 0, output_of(result)
     found = read_results(tmp_path / "run")
-    controls = {each["label"]: each["controls"] for each in found["competitors"]}
+    controls = {each["label"]: each["controls"] for each in found["arms"]}
     assert controls["agla:alpha=1.0"] == ["truncate:beta=0.5", "sharpen:scale=2.0"]
     assert controls["vcd"] == ["truncate"]
     bodies = {json.dumps(each["decoding"]) for each in server.requests}
     assert '{"strategy": "sharpen", "sharpen": {"scale": 2.0}}' in bodies
-    matches = [(match["strategy"], match["control"]) for match in found["parts"][-1]["matches"]]
+    matches = [(match["strategy"], match["control"]) for match in found["scopes"][-1]["control_comparisons"]]
     assert matches == [
         ("agla:alpha=1.0", "truncate:beta=0.5"),
         ("agla:alpha=1.0", "sharpen:scale=2.0"),
@@ -32,7 +32,7 @@ def test_the_greedy_control_is_the_stack_without_the_strategy(
     server: ScriptedServer, data: Path, tmp_path: Path
 ) -> None:
     invoke_run(server, data, tmp_path / "run", "--strategies", "agla,agla+vhr")
-    controls = {each["label"]: each["controls"] for each in read_results(tmp_path / "run")["competitors"]}
+    controls = {each["label"]: each["controls"] for each in read_results(tmp_path / "run")["arms"]}
     assert controls == {"plain": [], "agla": ["plain"], "agla+vhr": ["vhr"], "vhr": []}
 
 

@@ -54,11 +54,11 @@ def test_written_mme_answers_can_be_scored(tmp_path: Path) -> None:
 def test_an_exported_pope_run_has_the_scores_of_the_run(server: ScriptedServer, data: Path, tmp_path: Path) -> None:
     invoke_run(server, data, tmp_path / "run", "--strategies", "agla")
     assert invoke("export", tmp_path / "run", "--strategy", "agla", "--out", tmp_path / "out").exit_code == 0
-    for part in read_results(tmp_path / "run")["parts"][:3]:
-        name = f"{part['scope']}.jsonl"
+    for scope in read_results(tmp_path / "run")["scopes"][:3]:
+        name = f"{scope['scope']}.jsonl"
         files = ("--questions", data / "pope" / name, "--answers", tmp_path / "out" / name)
         scored = json.loads(invoke("score", "pope", *files, "--json").output)
-        values = {key: each["value"] for key, each in part["rows"][1]["metrics"].items()}
+        values = {key: each["value"] for key, each in scope["rows"][1]["metrics"].items()}
         assert values == pytest.approx({key: scored[key] for key in values})
     unknown = invoke("export", tmp_path / "run", "--strategy", "vcd", "--out", tmp_path / "out")
     assert "has no 'vcd'. It has plain, agla." in output_of(unknown)
@@ -76,5 +76,5 @@ def test_an_exported_mme_run_has_the_scores_of_the_run(server: ScriptedServer, t
     assert result.exit_code == 0, output_of(result)
     assert invoke("export", tmp_path / "run", "--strategy", "plain", "--out", tmp_path / "out").exit_code == 0
     scored = json.loads(invoke("score", "mme", "--results", tmp_path / "out", "--json").output)["mme"]
-    for part in read_results(tmp_path / "run")["parts"][:4]:
-        assert 100 * part["rows"][0]["metrics"]["score"]["value"] == pytest.approx(scored[part["scope"]])
+    for scope in read_results(tmp_path / "run")["scopes"][:4]:
+        assert 100 * scope["rows"][0]["metrics"]["score"]["value"] == pytest.approx(scored[scope["scope"]])

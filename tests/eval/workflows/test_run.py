@@ -46,7 +46,7 @@ def test_another_fingerprint_of_the_weights_invalidates_stored_answers(
     server.script = lambda request: ScriptedReply("No")
     invoke_run(server, data, tmp_path / "run")
     assert len(server.requests) == 2 * sent
-    assert {each["metrics"]["yes_ratio"]["value"] for each in read_results(tmp_path / "run")["parts"][-1]["rows"]} == {
+    assert {each["metrics"]["yes_ratio"]["value"] for each in read_results(tmp_path / "run")["scopes"][-1]["rows"]} == {
         0
     }
 
@@ -57,9 +57,9 @@ def test_results_agree_with_the_scorer(server: ScriptedServer, data: Path, tmp_p
     texts = {(answer["question"]): answer["text"] for answer in read_stored_answers(out)}
     rows = [json.loads(line) for line in (data / "pope" / "random.jsonl").read_text().splitlines()]
     expected = compute_score([row["label"] for row in rows], [texts[f"random/{row['question_id']}"] for row in rows])
-    part = read_results(out)["parts"][0]
-    found = {name: estimate["value"] for name, estimate in part["rows"][0]["metrics"].items()}
-    assert part["scope"] == "random"
+    scope = read_results(out)["scopes"][0]
+    found = {name: estimate["value"] for name, estimate in scope["rows"][0]["metrics"].items()}
+    assert scope["scope"] == "random"
     for name in ("accuracy", "f1", "precision", "recall", "yes_ratio"):
         assert found[name] == pytest.approx(getattr(expected, name), abs=1e-12)
 
@@ -75,7 +75,7 @@ def test_seeds_differ_by_question_and_agree_between_strategies(
     assert len(set(seeds["plain"])) == len(seeds["plain"])
     tests = {
         each["test"]
-        for row in read_results(tmp_path / "run")["parts"][0]["rows"]
+        for row in read_results(tmp_path / "run")["scopes"][0]["rows"]
         for each in row["against_plain"].values()
     }
     assert tests == {"exchange"}  # several answers to a question are not independent

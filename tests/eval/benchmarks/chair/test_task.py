@@ -17,7 +17,7 @@ def test_a_run_has_the_scores_of_the_scorer(server: ScriptedServer, data: Path, 
     result = invoke_run(server, data, tmp_path / "run", "--strategies", "vhr", "--variant", "fixed", task="chair")
     assert result.exit_code == 0, output_of(result)
     assert {prompt_of(each) for each in server.requests} == {"Please describe this image in detail."}
-    row = read_results(tmp_path / "run")["parts"][0]["rows"][1]
+    row = read_results(tmp_path / "run")["scopes"][0]["rows"][1]
     assert set(row["metrics"]) == {"chair_s", "chair_i", "recall", "len"}
     assert row["against_plain"]["chair_s"]["test"] == "mcnemar"
     assert row["against_plain"]["chair_i"]["test"] == "exchange"
@@ -28,7 +28,7 @@ def test_a_run_has_the_scores_of_the_scorer(server: ScriptedServer, data: Path, 
     )
     alone = invoke("score", "chair", "--captions", captions, "--annotations", data, "--variant", "fixed", "--json")
     expected = json.loads(alone.output)
-    found = read_results(tmp_path / "run")["parts"][0]["rows"][0]["metrics"]
+    found = read_results(tmp_path / "run")["scopes"][0]["rows"][0]["metrics"]
     assert {name: found[name]["value"] for name in found} == pytest.approx({name: expected[name] for name in found})
     assert not scored.exists()
 
@@ -39,13 +39,13 @@ def test_results_have_tables_by_position_by_object_and_of_fixed(
     out = tmp_path / "run"
     assert invoke_run(server, data, out, "--strategies", "vhr", task="chair").exit_code == 0
     fixed, positions, objects = read_results(out)["tables"]
-    assert fixed["heads"] == ["CHAIR_s", "CHAIR_i", "Recall"]
+    assert fixed["headers"] == ["CHAIR_s", "CHAIR_i", "Recall"]
     assert [row["strategy"] for row in positions["rows"]] == ["plain", "vhr"]
     # The scripted captions name their first object in the second fifth and their second object in the fourth.
     assert [value is None for value in positions["rows"][0]["values"]] == [True, False, True, False, True]
     assert sum(objects["rows"][0]["values"]) > 0
     invoke_run(server, data, tmp_path / "other", "--strategies", "vhr", "--variant", "fixed", task="chair")
-    rows = read_results(tmp_path / "other")["parts"][0]["rows"]
+    rows = read_results(tmp_path / "other")["scopes"][0]["rows"]
     values = [[row["metrics"][name]["value"] for name in ("chair_s", "chair_i", "recall")] for row in rows]
     assert [row["values"] for row in fixed["rows"]] == [pytest.approx(each) for each in values]
     for file in ("report.html", "report.md"):
