@@ -11,7 +11,7 @@ from decoding.engine import Capability
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
 from decoding.pipeline.dry_run import DryRun, dry_run
-from decoding.registry import find_incompatibility, strategies
+from decoding.registry import find_incompatibility, list_strategies
 from decoding.strategy import Step, Strategy
 from decoding.vllm_engine.engine import VllmEngine
 from decoding.vllm_engine.settings import VllmSettings
@@ -23,7 +23,7 @@ def build_summary_table() -> str:
     """Build the table of README.md."""
     head = ("strategy", "method", "paper", "batch rows per step", "extra requests before decoding")
     return format_table(
-        head, [build_summary_row(name, strategy_class) for name, strategy_class in strategies().items()]
+        head, [build_summary_row(name, strategy_class) for name, strategy_class in list_strategies().items()]
     )
 
 
@@ -40,7 +40,9 @@ def build_full_table() -> str:
         "engines",
         "composes with",
     )
-    return format_table(head, [build_full_row(name, strategy_class) for name, strategy_class in strategies().items()])
+    return format_table(
+        head, [build_full_row(name, strategy_class) for name, strategy_class in list_strategies().items()]
+    )
 
 
 def format_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -105,7 +107,7 @@ def describe_support(title: str, run: DryRun, capabilities: frozenset[Capability
 
 def describe_composition(name: str) -> str:
     """Describe the strategies that a strategy composes with."""
-    others = [other for other in strategies() if other != name]
+    others = [other for other in list_strategies() if other != name]
     inside = describe_restriction("inside", others, lambda other: find_incompatibility(other, name) is None)
     outside = describe_restriction("outside", others, lambda other: find_incompatibility(name, other) is None)
     return "; ".join(filter(None, (inside, outside))) or "all"

@@ -67,6 +67,6 @@ DraftEffect = StartDraft | ReadDraft | SendTokens | list[GenerateRequest]
 DraftProgram = Generator[DraftEffect, Any, FinishReason]
 
 
-def text_of(tokens: list[Token] | tuple[Token, ...]) -> str:
+def join_text(tokens: list[Token] | tuple[Token, ...]) -> str:
     """Join the texts of tokens."""
     return "".join(token.text for token in tokens)

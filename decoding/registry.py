@@ -67,7 +67,7 @@ def load_registry() -> Registry:
     return registry
 
 
-def strategies() -> Mapping[str, type[Strategy]]:
+def list_strategies() -> Mapping[str, type[Strategy]]:
     """Return the strategies that could be loaded, sorted by name."""
     return load_registry().strategies
 
@@ -159,8 +159,8 @@ def parse_stack(names: str) -> list[str]:
     """
     stack = names.split("+")
     for name in stack:
-        if name not in strategies():
-            unknown = f"Unknown strategy '{name}'. Known: {', '.join(strategies())}."
+        if name not in list_strategies():
+            unknown = f"Unknown strategy '{name}'. Known: {', '.join(list_strategies())}."
             raise BadRequest(load_registry().broken.get(name, unknown), param="decoding.strategy")
     if len(set(stack)) < len(stack):
         raise BadRequest(f"'{names}' names a strategy twice.", param="decoding.strategy")
@@ -172,7 +172,7 @@ def parse_stack(names: str) -> list[str]:
 
 def build_strategy(name: str, parameters: Any) -> Strategy:
     """Build one strategy from its JSON parameters. A parameter that is not valid raises `BadRequest`."""
-    return parse_parameters(strategies()[name], parameters)
+    return parse_parameters(list_strategies()[name], parameters)
 
 
 def parse_parameters(strategy_class: type[Strategy], parameters: Any) -> Strategy:
@@ -198,7 +198,7 @@ def parse_parameters(strategy_class: type[Strategy], parameters: Any) -> Strateg
 
 def find_incompatibility(outer: str, inner: str) -> str | None:
     """Return the reason why `outer` cannot stand outside `inner`, or None."""
-    return strategies()[inner].incompatible_with(strategies()[outer])
+    return list_strategies()[inner].incompatible_with(list_strategies()[outer])
 
 
 def format_stack(stack: tuple[Strategy, ...]) -> str:

@@ -45,7 +45,7 @@ def render_reference() -> str:
 
     document = openapi.build_document(create_app(Settings()))
     schemas: dict[str, Schema] = document["components"]["schemas"]
-    for name in registry.strategies():  # they have a section of their own
+    for name in registry.list_strategies():  # they have a section of their own
         schemas["Decoding"]["properties"].pop(name, None)
     schemas["Decoding"]["properties"]["strategy"] = {"type": "string", "description": "Names joined by '+'."}
     routes = [
@@ -57,7 +57,7 @@ def render_reference() -> str:
     fields = [render_schema(name, schemas[name]) for name in list_reachable(roots, schemas)]
     parameters = [
         render_schema(name, strategy.model_json_schema() | {"description": registry.get_summary(strategy)})
-        for name, strategy in registry.strategies().items()
+        for name, strategy in registry.list_strategies().items()
         if strategy.model_fields
     ]
     return "\n\n".join(["## Routes", *routes, "## Fields", *fields, "## Parameters of the strategies", *parameters])

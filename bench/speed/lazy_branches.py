@@ -26,7 +26,7 @@ from decoding.hf_engine.settings import HFSettings
 from decoding.outputs import Answer
 from decoding.pipeline.runner import StrategyRunner, collect_answer
 from decoding.plausible_contrast import PlausibleContrast
-from decoding.registry import build, strategies
+from decoding.registry import build, list_strategies
 from decoding.requests import GenerateRequest, ImageInput, Prompt, SamplingParams
 
 QUESTION = "Please describe this image in detail."
@@ -110,7 +110,7 @@ def summarize(strategy: str, concurrency: int, rounds: Sequence[tuple[CaptionCos
 
 async def measure(concurrency: int, num_rounds: int) -> list[LazyCost]:
     """Measure all strategies that have the parameter `lazy`, in a turning order."""
-    names = [name for name, kind in strategies().items() if issubclass(kind, PlausibleContrast)]
+    names = [name for name, kind in list_strategies().items() if issubclass(kind, PlausibleContrast)]
     files = sorted((EMBEDDED / "scenes" / "images").glob("*.png"))[: concurrency * num_rounds]
     images = [ImageInput(Image.open(file).convert("RGB")) for file in files]
     engine = HFEngine(HFSettings(str(EMBEDDED / "model"), matcher=str(EMBEDDED / "matcher"), device="cpu"))

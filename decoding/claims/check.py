@@ -8,8 +8,8 @@ from typing import Any
 from decoding.claims.checks import ClaimChecks
 from decoding.claims.extract import find_claims
 from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
-from decoding.claims.sentences import completes_sentence, sentence_end
-from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, text_of
+from decoding.claims.sentences import completes_sentence, find_sentence_end
+from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
 from decoding.errors import BadRequest
 from decoding.outputs import CheckedClaim
 from decoding.requests import GenerateRequest
@@ -48,8 +48,8 @@ class Check(Strategy):
         reason = None
         while reason is None:
             segment: Segment = yield ReadDraft(completes_sentence(text, start), send=True)
-            text, reason = text + text_of(segment.tokens), segment.reason
-            while (end := sentence_end(text, start)) is not None:
+            text, reason = text + join_text(segment.tokens), segment.reason
+            while (end := find_sentence_end(text, start)) is not None:
                 yield from self._report(checks, text[:end], start)
                 start = end
         yield from self._report(checks, text, start)

@@ -19,24 +19,24 @@ from decoding.claims.noun_phrases import (
     VERB,
     Match,
     Word,
+    find_phrases,
     is_before_noun,
     is_determiner,
     phrase_begin,
-    phrases,
     split_words,
 )
-from decoding.claims.nouns import PLURAL_ONLY, lookup
-from decoding.claims.sentences import sentence_end
-from decoding.claims.words import words as word_list
+from decoding.claims.nouns import PLURAL_ONLY, find_noun
+from decoding.claims.sentences import find_sentence_end
+from decoding.claims.words import load_words
 
-NEGATIONS = word_list("negations")
+NEGATIONS = load_words("negations")
 PHRASE_NEGATIONS = frozenset({"no", "without", "neither", "nor"})
-COMPARISONS = word_list("comparisons")
-CLAUSE_ENDS = word_list("clause_ends") | set(".!?;:,\n")
-NOT_KINDS = word_list("not_kinds")
-FOREIGN = word_list("foreign")
-AMBIGUOUS = word_list("ambiguous")
-MASS = word_list("mass_nouns")
+COMPARISONS = load_words("comparisons")
+CLAUSE_ENDS = load_words("clause_ends") | set(".!?;:,\n")
+NOT_KINDS = load_words("not_kinds")
+FOREIGN = load_words("foreign")
+AMBIGUOUS = load_words("ambiguous")
+MASS = load_words("mass_nouns")
 LIST_STARTS = frozenset("\n:;-•.)")  # tokens before the first word of a list's member
 QUOTATION = re.compile(r"(?<=[\w,:] )(?:[\"“][^\"“”\n]{1,60}[\"”]|'[^'\n]{1,60}'(?=[\s.,;:!?]))")
 NEGATION_REACH = 12  # words
@@ -85,8 +85,8 @@ def find_claims(text: str) -> list[Claim]:
     quotations = [found.span() for found in QUOTATION.finditer(text)]
     claims: list[Claim] = []
     previous: tuple[Claim, int] | None = None  # the claim before, and the index behind its last token
-    for begin, phrase in phrases(words):
-        claim = claim_of(text, words, begin, phrase)
+    for begin, phrase in find_phrases(words):
+        claim = build_claim(text, words, begin, phrase)
         if claim.is_bare and is_count_noun_in_list(words, claim, phrase, previous):
             claim = replace(claim, is_bare=False)
         previous = claim, phrase[-1].last
@@ -101,10 +101,10 @@ def find_claims(text: str) -> list[Claim]:
 
 def iter_sentence_ends(text: str) -> Iterator[int]:
     """Yield the offset behind each sentence of a text, and behind the rest."""
-    end = sentence_end(text)
+    end = find_sentence_end(text)
     while end is not None and end < len(text):
         yield end
-        end = sentence_end(text, end)
+        end = find_sentence_end(text, end)
     yield len(text)
 
 
@@ -146,7 +146,7 @@ def is_negated(words: list[Word], first: int) -> bool:
 
 def is_finite_verb(words: list[Word], at: int) -> bool:
     """Whether a token ends the phrase that `no` or `without` negates."""
-    found = lookup(words[at].lower)
+    found = find_noun(words[at].lower)
     is_verb = found is not None and found[0].verb >= VERB and words[at - 1].lower not in DETERMINERS | {",", "or"}
     return words[at].lower in AUXILIARIES or is_verb
 
@@ -166,12 +166,12 @@ def is_compared(words: list[Word], first: int) -> bool:
     before = words[at - 1].lower if at else ""
     if words[at].lower == "as":  # "such as" gives an example
         return before == "same" or before.endswith(("ed", "es"))
-    found = lookup(before) if before else None
+    found = find_noun(before) if before else None
     is_example = found is not None and found[1] and found[0].verb < VERB
     return words[at].lower != "like" or not is_example  # "items like a lamp" gives an example
 
 
-def claim_of(text: str, words: list[Word], begin: int, phrase: list[Match]) -> Claim:
+def build_claim(text: str, words: list[Word], begin: int, phrase: list[Match]) -> Claim:
     """Make the claim of a noun phrase, with the participle before it.
 
     Args:
@@ -215,4 +215,4 @@ def is_count_noun_in_list(
 
 def is_participle(word: str) -> bool:
     """Whether a word before a noun says what kind of thing it is, as `potted` or `stuffed`."""
-    return word.endswith("ed") and len(word) > 4 and word not in NOT_KINDS and lookup(word) is None
+    return word.endswith("ed") and len(word) > 4 and word not in NOT_KINDS and find_noun(word) is None

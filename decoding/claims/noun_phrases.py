@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from decoding.claims.nouns import LONGEST, Noun, lookup
-from decoding.claims.words import words as word_list
+from decoding.claims.nouns import LONGEST, Noun, find_noun
+from decoding.claims.words import load_words
 
 TOKEN = re.compile(r"['’]s\b|n['’]t\b|[^\W\d_]+?(?=n['’]t\b)|[^\W\d_]+(?:-[^\W\d_]+)*|\d+(?:[.,]\d+)*|\n|[^\s*_`#]")
-SINGULAR = word_list("singular_determiners")
-DETERMINERS = word_list("determiners")
-PREPOSITIONS = word_list("prepositions")
-AUXILIARIES = word_list("auxiliaries")
-PRONOUNS = word_list("pronouns")
-OTHER_WORDS = word_list("other_function_words")
+SINGULAR = load_words("singular_determiners")
+DETERMINERS = load_words("determiners")
+PREPOSITIONS = load_words("prepositions")
+AUXILIARIES = load_words("auxiliaries")
+PRONOUNS = load_words("pronouns")
+OTHER_WORDS = load_words("other_function_words")
 FUNCTION_WORDS = DETERMINERS | PREPOSITIONS | AUXILIARIES | PRONOUNS | OTHER_WORDS
-PORTIONS = word_list("portions")
-DEGREES = word_list("degrees")
+PORTIONS = load_words("portions")
+DEGREES = load_words("degrees")
 MODALS = frozenset({"can", "will", "could"})
 PAST_FORMS = frozenset({"cast", "cut", "hit", "put", "read", "set", "shut", "split", "spread"})  # are base forms, too
 NOUN_OR_ADJECTIVE = 3  # least share of adjectives at which a noun modifies as an adjective does
@@ -65,7 +65,7 @@ def split_words(text: str) -> list[Word]:
     return [Word(found[0], found.start()) for found in TOKEN.finditer(text)]
 
 
-def phrases(words: list[Word]) -> Iterator[tuple[int, list[Match]]]:
+def find_phrases(words: list[Word]) -> Iterator[tuple[int, list[Match]]]:
     """Find the noun phrases that name things.
 
     Adjectives are not part of a phrase, but participles are: a `potted plant` is a kind of plant.
@@ -145,7 +145,7 @@ def noun_at(words: list[Word], at: int, before: Match | None = None) -> Match | 
             continue
         if any(after.start != word.end + 1 for word, after in pairwise(tokens)):
             continue
-        found = lookup(" ".join(token.lower for token in tokens))
+        found = find_noun(" ".join(token.lower for token in tokens))
         if found is None:
             continue
         match = Match(found[0], found[1], at, at + length)
@@ -166,7 +166,7 @@ def is_function_word(words: list[Word], at: int) -> bool:
 
 def is_verb_phrase(words: list[Word], match: Match) -> bool:
     """Whether the last word of an entry is the verb, as in "the bus stops at the corner"."""
-    last = lookup(words[match.last - 1].lower)
+    last = find_noun(words[match.last - 1].lower)
     if not match.is_plural or last is None or last[0].verb < VERB:
         return False
     previous = words[match.first - 1].lower if match.first else ""
@@ -197,7 +197,7 @@ def is_noun_here(words: list[Word], match: Match, before: Match | None) -> bool:
         return noun.verb < 2
     if previous in DETERMINERS or previous.isdigit() or previous == "'s":
         return noun.adjective <= ADJECTIVE or match.is_plural or not precedes_noun(words, match.last)
-    subject = lookup(previous) if previous not in FUNCTION_WORDS and previous else None
+    subject = find_noun(previous) if previous not in FUNCTION_WORDS and previous else None
     if subject is not None and subject[1] and not match.is_plural:  # "pedestrians cross the street"
         return noun.verb < 2
     if previous in AUXILIARIES and noun.text.endswith("ing"):  # "is casting"
@@ -211,7 +211,7 @@ def is_noun_here(words: list[Word], match: Match, before: Match | None) -> bool:
 
 
 def is_adjective_or_no_noun(word: str) -> bool:
-    found = lookup(word)
+    found = find_noun(word)
     return found is None or found[0].adjective >= ADJECTIVE
 
 
@@ -234,7 +234,7 @@ def precedes_noun(words: list[Word], at: int) -> bool:
 
 
 def follows_noun(words: list[Word], at: int) -> bool:
-    return at < len(words) and words[at].is_word and lookup(words[at].lower) is not None
+    return at < len(words) and words[at].is_word and find_noun(words[at].lower) is not None
 
 
 def is_before_noun(word: str) -> bool:
@@ -242,7 +242,7 @@ def is_before_noun(word: str) -> bool:
 
 
 def is_adjective(word: str) -> bool:
-    found = lookup(word)
+    found = find_noun(word)
     return word not in FUNCTION_WORDS and (found is None or found[0].adjective >= ADJECTIVE)
 
 

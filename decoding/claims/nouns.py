@@ -12,13 +12,13 @@ from importlib.resources import files
 
 import inflect
 
-from decoding.claims.words import words
+from decoding.claims.words import load_words
 
 LONGEST = 3  # words of an entry
 
-VISIBLE = words("visible")
-IGNORED = words("ignored") | {"black and white"}
-PLURAL_ONLY = words("plural_only")
+VISIBLE = load_words("visible")
+IGNORED = load_words("ignored") | {"black and white"}
+PLURAL_ONLY = load_words("plural_only")
 CACHED_WORDS = 16_384  # of which the forms are kept; answers may hold any word
 THING = 3  # least concrete share of a noun that names things
 
@@ -49,28 +49,28 @@ class Noun:
 
 
 @cache
-def table() -> dict[str, str]:
+def load_table() -> dict[str, str]:
     """Load the noun table: lemma -> the digits of its entry. To build all entries would take half a second."""
     text = gzip.decompress((files(__package__) / "nouns.txt.gz").read_bytes()).decode()
     return dict.fromkeys(VISIBLE | PLURAL_ONLY, "9000") | dict(line.split("\t") for line in text.splitlines())
 
 
 @lru_cache(CACHED_WORDS)
-def entry(lemma: str) -> Noun | None:
+def get_entry(lemma: str) -> Noun | None:
     """Return the entry of a lemma, or None."""
-    digits = table().get(lemma)
+    digits = load_table().get(lemma)
     return None if digits is None else Noun(lemma, *map(int, digits))
 
 
-def lookup(phrase: str) -> tuple[Noun, bool] | None:
+def find_noun(phrase: str) -> tuple[Noun, bool] | None:
     """Find a word or phrase in the noun table, in the singular or the plural.
 
     Returns:
         The entry and whether `phrase` is its plural; None where there is no entry.
     """
     phrase = phrase.lower()
-    own, single = entry(phrase), singular(phrase)
-    of_single = None if single is None or phrase in PLURAL_ONLY else entry(single)
+    own, single = get_entry(phrase), singularize(phrase)
+    of_single = None if single is None or phrase in PLURAL_ONLY else get_entry(single)
     # A plural with an entry of its own, as `glasses`: the singular wins where it is a thing as well.
     if of_single is not None and (of_single.is_thing or single in IGNORED or own is None or not own.is_thing):
         return of_single, True
@@ -78,14 +78,14 @@ def lookup(phrase: str) -> tuple[Noun, bool] | None:
 
 
 @lru_cache(CACHED_WORDS)
-def singular(phrase: str) -> str | None:
+def singularize(phrase: str) -> str | None:
     """Return the singular of a plural, or None where `phrase` is no plural."""
     if phrase in ("people", "persons"):
         return "person"
     first, _, last = phrase.rpartition(" ")
     if len(last) < 3 or last.endswith(("ss", "us", "is")):
         return None
-    nouns = table()
+    nouns = load_table()
     # Regular endings first: `inflect` reads `bus` as a plural, and knows no names.
     for ending, instead in (("ves", "f"), ("ves", "fe"), ("s", ""), ("ies", "y"), ("es", "")):
         word = last.removesuffix(ending) + instead
@@ -96,7 +96,7 @@ def singular(phrase: str) -> str | None:
 
 
 @lru_cache(CACHED_WORDS)
-def plural(phrase: str) -> str:
+def pluralize(phrase: str) -> str:
     """Return the plural of a noun phrase."""
     return str(_inflect().plural_noun(phrase))
 

@@ -15,11 +15,11 @@ from decoding.claims.noun_phrases import (
     noun_at,
     split_words,
 )
-from decoding.claims.nouns import Noun, lookup
-from decoding.claims.words import words as word_list
+from decoding.claims.nouns import Noun, find_noun
+from decoding.claims.words import load_words
 
-CONNECTIVES = word_list("connectives") | {","}
-VERBS = AUXILIARIES | word_list("verbs")
+CONNECTIVES = load_words("connectives") | {","}
+VERBS = AUXILIARIES | load_words("verbs")
 ARTICLES = frozenset({"a", "an"})
 CLOSING_MARKS = frozenset(".,;:!?)]”")
 # Words that a sentence does not end with. Prepositions as "behind" and "nearby" may stand at the end.
@@ -80,7 +80,7 @@ def find_list_comma(words: list[Word]) -> int | None:
         word.lower not in FUNCTION_WORDS or is_determiner(word.lower) or word.lower in allowed for word in member
     )
     is_behind_verb = any(word.lower in VERBS for word in words[:comma])
-    begins = bool(member) and (is_determiner(member[0].lower) or lookup(member[0].lower) is not None)
+    begins = bool(member) and (is_determiner(member[0].lower) or find_noun(member[0].lower) is not None)
     return comma if begins and is_noun_phrase and is_behind_verb else None
 
 
@@ -98,7 +98,7 @@ def find_plural_verb(words: list[Word]) -> int | None:
 def noun_before(words: list[Word], at: int) -> Noun | None:
     """Return the noun that ends right before a token. A participle as `holding` is none."""
     word = words[at - 1]
-    found = lookup(word.lower) if word.is_word and word.lower not in FUNCTION_WORDS else None
+    found = find_noun(word.lower) if word.is_word and word.lower not in FUNCTION_WORDS else None
     if found is None or found[0].verb >= VERB or (found[0].text.endswith("ing") and not found[0].is_thing):
         return None
     return found[0]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from decoding.claims.words import words
+from decoding.claims.words import load_words
 
-ABBREVIATIONS = words("abbreviations")
+ABBREVIATIONS = load_words("abbreviations")
 END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s)|\n+|[。！？]")
 
 
-def sentence_end(text: str, start: int = 0) -> int | None:
+def find_sentence_end(text: str, start: int = 0) -> int | None:
     """Find the end of the first sentence.
 
     Args:
@@ -39,6 +39,6 @@ def completes_sentence(text: str, start: int = 0) -> Callable[[str], bool]:
     """Return a condition for `ReadDraft`: whether what follows completes the sentence that begins at `start`."""
 
     def is_complete(following: str) -> bool:
-        return sentence_end(text + following, start) is not None
+        return find_sentence_end(text + following, start) is not None
 
     return is_complete

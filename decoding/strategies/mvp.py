@@ -95,7 +95,7 @@ class MVP(Strategy):
                     sampling = replace(continuation, seed=seed + len(paths), forced_token_ids=(token.id,))
                     paths.append((weight * q, GenerateRequest(view, sampling)))
         ends: list[Answer] = yield [path for _, path in paths]
-        for (worth, _), conclusion in zip(paths, map(conclude, ends), strict=True):
+        for (worth, _), conclusion in zip(paths, map(extract_vote, ends), strict=True):
             if conclusion is not None:
                 word, certainty = conclusion
                 votes[word] += worth * certainty
@@ -117,7 +117,7 @@ def find_answer(token: str) -> str | None:
     return word if word in ANSWERS else None
 
 
-def conclude(path: Answer) -> tuple[str, float] | None:
+def extract_vote(path: Answer) -> tuple[str, float] | None:
     """Return the first answer in a path's text with its certainty, or None."""
     found = ANSWER.search(path.text)
     if found is None:

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from decoding.claims.checks import ClaimChecks
 from decoding.claims.extract import Claim, find_claims
-from decoding.claims.nouns import plural
+from decoding.claims.nouns import pluralize
 from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
 from decoding.claims.rewriting import is_well_formed, shorten_sentence
-from decoding.claims.sentences import completes_sentence, sentence_end
-from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, text_of
+from decoding.claims.sentences import completes_sentence, find_sentence_end
+from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
 from decoding.errors import BadRequest
 from decoding.outputs import NO_TOKEN, CheckedClaim, FinishReason, Token
 from decoding.requests import GenerateRequest
@@ -148,18 +148,18 @@ class Verification:
 
     def _read_sentence(self) -> Generator[DraftEffect, Any, int]:
         """Read until a sentence is complete. Return the offset of its end in the pending text."""
-        pending = text_of(self.pending)
-        while self.reason is None and sentence_end(pending) is None:
+        pending = join_text(self.pending)
+        while self.reason is None and find_sentence_end(pending) is None:
             segment: Segment = yield ReadDraft(completes_sentence(pending))
             self.pending += segment.tokens
             self.reason = segment.reason
-            pending = text_of(self.pending)
-        end = sentence_end(pending)
+            pending = join_text(self.pending)
+        end = find_sentence_end(pending)
         return len(pending) if end is None else end
 
     def _check(self, end: int) -> Generator[DraftEffect, Any, list[Claim]]:
         """Check the claims of the pending sentence, and return them."""
-        text = self.text + text_of(self.pending)[:end]
+        text = self.text + join_text(self.pending)[:end]
         claims = [claim for claim in find_claims(text) if claim.start >= len(self.text)]
         if requests := self.checks.requests(claims):
             self.checks.add(claims, (yield requests))
@@ -172,7 +172,7 @@ class Verification:
         """Whether the text that the model has generated in place of a failed phrase is English."""
         if self.changed_from is None:
             return True
-        return is_well_formed(text_of(self.pending)[:end], self.changed_from - len(self.text))
+        return is_well_formed(join_text(self.pending)[:end], self.changed_from - len(self.text))
 
     def _find_repetition(self, claims: list[Claim]) -> Claim | None:
         """Return the claim that stands in place of a failed one, where the answer names its thing elsewhere, too."""
@@ -187,8 +187,8 @@ class Verification:
         """Cut the sentence off at an offset of the answer, rule the rejected phrases out, and start a draft there."""
         self._rule_out(rejected)
         self.cut |= dict.fromkeys(rejected)
-        self.pending = self.pending[: tokens_before(self.pending, start - len(self.text))]
-        kept = text_of(self.pending)
+        self.pending = self.pending[: count_tokens_before(self.pending, start - len(self.text))]
+        kept = join_text(self.pending)
         self.changed_from = len(self.text) + len(kept)
         self.is_rewritten |= not kept.strip()
         yield from self._start()
@@ -196,7 +196,7 @@ class Verification:
     def _rule_out(self, rejected: list[Claim]) -> None:
         """Rule rejected phrases out. One that is only repeated is ruled out for this sentence."""
         for claim in rejected:
-            forms = dict.fromkeys(spellings(claim.noun))
+            forms = dict.fromkeys(list_spellings(claim.noun))
             if self._fails(claim):
                 self.ruled_out |= forms
             else:
@@ -218,7 +218,7 @@ class Verification:
         if self.changed_from is not None and not is_well_formed:
             starts.append(self.changed_from)
         start = min(starts)
-        shorter = self._shorten(text_of(self.pending)[:end], start - offset)
+        shorter = self._shorten(join_text(self.pending)[:end], start - offset)
         if shorter is not None:
             self._rule_out(rejected)
             self.cut |= dict.fromkeys(rejected)
@@ -253,14 +253,14 @@ class Verification:
             The finish reason of an answer that ends here.
         """
         offset = len(self.text)
-        count = tokens_before(self.pending, common_length(text_of(self.pending), shorter))
+        count = count_tokens_before(self.pending, count_common_characters(join_text(self.pending), shorter))
         stop = find_stop(self.text + shorter, offset, self.sampling.stop)
         if len(self.prefix) + count < self.sampling.min_tokens:
             stop = None
         if stop is not None:
             shorter = shorter[: max(0, stop - offset)]
-            count = tokens_before(self.pending, common_length(text_of(self.pending), shorter))
-        rest = shorter[len(text_of(self.pending[:count])) :]
+            count = count_tokens_before(self.pending, count_common_characters(join_text(self.pending), shorter))
+        rest = shorter[len(join_text(self.pending[:count])) :]
         self.pending = [*self.pending[:count], Token(NO_TOKEN, rest)]
         claims = [claim for claim in find_claims(self.text + shorter) if claim.start >= offset]
         yield from self._send(len(shorter), claims, start)
@@ -282,8 +282,8 @@ class Verification:
         Yields:
             The sentence with its claims.
         """
-        count = tokens_up_to(self.pending, end)
-        if self.reason is not None and not text_of(self.pending[count:]).strip():
+        count = count_tokens_up_to(self.pending, end)
+        if self.reason is not None and not join_text(self.pending[count:]).strip():
             count = len(self.pending)  # the tokens that end the answer
         sent, self.pending = self.pending[:count], self.pending[count:]
         dropped = [claim for claim in self.cut if dropped_from is not None and claim.phrase_start >= dropped_from]
@@ -292,10 +292,10 @@ class Verification:
             *(self._report(claim, "kept") for claim in claims),
             *(self._report(claim, "dropped") for claim in dropped),
         )
-        self.text += text_of(sent)
+        self.text += join_text(sent)
         self.prefix += [token.text if token.id == NO_TOKEN else token.id for token in sent]
         self.nouns |= {claim.noun for claim in claims}
-        self.sentences.add(text_of(sent).strip())
+        self.sentences.add(join_text(sent).strip())
         self._begin_sentence()
         yield SendTokens(tuple(sent), report)
 
@@ -306,7 +306,7 @@ class Verification:
         yield StartDraft(prefix, tuple(self.ruled_out | self.repeated))
 
     def _is_repeated(self, end: int) -> bool:
-        sentence = text_of(self.pending)[:end].strip()
+        sentence = join_text(self.pending)[:end].strip()
         return bool(sentence) and sentence in self.sentences
 
     def _report_dropped(self) -> Generator[DraftEffect, Any, None]:
@@ -326,9 +326,9 @@ class Verification:
         )
 
 
-def spellings(noun: str) -> list[str]:
+def list_spellings(noun: str) -> list[str]:
     """Return the forms of a noun phrase that are ruled out: singular, plural, and both with a capital letter."""
-    forms = [noun, plural(noun)]
+    forms = [noun, pluralize(noun)]
     return list(dict.fromkeys([*forms, *(form[0].upper() + form[1:] for form in forms)]))
 
 
@@ -338,14 +338,14 @@ def find_stop(text: str, start: int, stop: tuple[str, ...]) -> int | None:
     return min((at for at in found if at >= 0), default=None)
 
 
-def common_length(first: str, second: str) -> int:
+def count_common_characters(first: str, second: str) -> int:
     """Count the characters with which both texts begin."""
     return next(
         (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
 
 
-def tokens_before(tokens: list[Token], offset: int) -> int:
+def count_tokens_before(tokens: list[Token], offset: int) -> int:
     """Count the tokens whose text lies before an offset as a whole."""
     length = 0
     for count, token in enumerate(tokens):
@@ -355,7 +355,7 @@ def tokens_before(tokens: list[Token], offset: int) -> int:
     return len(tokens)
 
 
-def tokens_up_to(tokens: list[Token], offset: int) -> int:
+def count_tokens_up_to(tokens: list[Token], offset: int) -> int:
     """Count the tokens that are needed to cover the text up to an offset."""
     length = 0
     for count, token in enumerate(tokens):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from decoding.errors import Unsupported
-from decoding.registry import strategies
+from decoding.registry import list_strategies
 from decoding.requests import MAIN
 from decoding.strategy import Strategy
 
@@ -38,7 +38,7 @@ class StrategySpec:
         Raises:
             Unsupported: the class is not registered.
         """
-        if strategies().get(strategy.name) is not type(strategy):
+        if list_strategies().get(strategy.name) is not type(strategy):
             raise Unsupported(
                 f"Strategy '{strategy.name}' is not registered: the vLLM engine finds strategies by name."
             )
@@ -46,7 +46,7 @@ class StrategySpec:
 
     def build(self) -> Strategy:
         """Build the strategy."""
-        return strategies()[self.name].model_validate_json(self.parameters)
+        return list_strategies()[self.name].model_validate_json(self.parameters)
 
 
 @dataclass(frozen=True, slots=True)

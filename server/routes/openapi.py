@@ -66,7 +66,7 @@ def build_model_pattern(name: str) -> str:
     """Build the regular expression of the served model's name, with or without strategies as its suffix."""
     from decoding import registry
 
-    strategies = "|".join(registry.strategies())
+    strategies = "|".join(registry.list_strategies())
     escaped = re.sub(r"([^\w/-])", r"\\\1", name)
     return rf"^{escaped}(:({strategies})(\+({strategies}))*)?$"
 

@@ -63,7 +63,7 @@ async def describe_strategies(service: Service) -> list[StrategyInfo]:
 def describe_all(engine: str, capabilities: frozenset[str]) -> list[StrategyInfo]:
     from decoding import registry
 
-    return [describe_strategy(strategy, engine, capabilities) for strategy in registry.strategies().values()]
+    return [describe_strategy(strategy, engine, capabilities) for strategy in registry.list_strategies().values()]
 
 
 def describe_strategy(strategy: type[Strategy], engine: str, capabilities: frozenset[str]) -> StrategyInfo:

@@ -76,7 +76,7 @@ class Decoding(StrictModel):
 
         reference = handler(core_schema)
         schema = handler.resolve_ref_schema(reference)
-        known = registry.strategies()
+        known = registry.list_strategies()
         schema["additionalProperties"] = False
         for name, strategy in known.items():
             schema["properties"][name] = handler(strategy.__pydantic_core_schema__)

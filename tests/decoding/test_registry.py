@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from decoding import registry
 from decoding.errors import BadRequest
-from decoding.registry import GROUP, build, format_stack, strategies
+from decoding.registry import GROUP, build, format_stack, list_strategies
 from decoding.strategies.agla import AGLA
 from decoding.strategies.plain import Plain
 from decoding.strategies.vhr import VHR
@@ -62,8 +62,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
 
 
 def test_own_strategies_are_entry_points() -> None:
-    assert set(strategies()) >= PUBLISHED
-    assert all(kind.name == name for name, kind in strategies().items())
+    assert set(list_strategies()) >= PUBLISHED
+    assert all(kind.name == name for name, kind in list_strategies().items())
 
 
 def test_stack_is_built_outermost_first() -> None:
@@ -110,13 +110,13 @@ def test_strategy_of_another_package_is_found(installed: list[EntryPoint]) -> No
         entry_point("agla", "decoding.strategies.agla:AGLA"),
         entry_point("agla", "decoding.strategies.agla:AGLA", group="some.other.group"),
     ]
-    assert list(strategies()) == ["agla", "vhr"]
+    assert list(list_strategies()) == ["agla", "vhr"]
 
 
 def test_entry_point_may_be_listed_twice(installed: list[EntryPoint]) -> None:
     """An editable install leaves its metadata in two places on the path."""
     installed += [entry_point("plain", "decoding.strategies.plain:Plain")] * 2
-    assert list(strategies()) == ["plain"]
+    assert list(list_strategies()) == ["plain"]
 
 
 def test_name_of_two_packages_is_refused(installed: list[EntryPoint]) -> None:
@@ -126,7 +126,7 @@ def test_name_of_two_packages_is_refused(installed: list[EntryPoint]) -> None:
         entry_point("plain", f"{__name__}:Impostor", "impostor"),
         entry_point("vhr", "decoding.strategies.vhr:VHR", "onlyseen"),
     ]
-    assert list(strategies()) == ["vhr"]
+    assert list(list_strategies()) == ["vhr"]
     with pytest.raises(BadRequest, match="of package 'impostor' and 'onlyseen' cannot be loaded: several classes"):
         build("plain", {})
 
@@ -148,7 +148,7 @@ def test_broken_entry_point_is_skipped_and_named(
 ) -> None:
     installed += [entry_point(name, value, "broken-package"), entry_point("vhr", "decoding.strategies.vhr:VHR")]
     with capture_logs() as logs:
-        assert list(strategies()) == ["vhr"]
+        assert list(list_strategies()) == ["vhr"]
     (event,) = logs
     assert (event["log_level"], event["strategy"], event["package"]) == ("warning", name, "'broken-package'")
     assert reason in event["reason"]
@@ -171,7 +171,7 @@ def test_parameter_of_another_type_is_refused(value: object) -> None:
     "value", ["é" * 9_000_000, ["é" * 30] * 1000, {"é" * 900: {"é" * 19_200: 1}}, [10**4000] * 6], ids=lambda _: ""
 )
 def test_large_parameters_are_refused_before_they_are_read(value: Any) -> None:
-    strategies()  # loads the packages
+    list_strategies()  # loads the packages
     started_at = time.thread_time()
     with pytest.raises(BadRequest, match="more than 20000 characters") as refused:
         build("vcd", {"vcd": {"alpha": value}})

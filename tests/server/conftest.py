@@ -55,7 +55,7 @@ class FakeServer:
 
 @pytest.fixture(autouse=True)
 def _use_fake_strategies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "strategies", lambda: FAKE_STRATEGIES)
+    monkeypatch.setattr(registry, "list_strategies", lambda: FAKE_STRATEGIES)
 
 
 @pytest.fixture(autouse=True)

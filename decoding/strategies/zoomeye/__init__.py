@@ -12,7 +12,7 @@ from pydantic import Field
 from decoding.image_ops import Box
 from decoding.requests import Answer, GenerateRequest
 from decoding.strategies.zoomeye.crop_tree import FAMILIES, CropTree, answerable_question, confidence
-from decoding.strategies.zoomeye.cues import find_cues, is_all_cue, singular
+from decoding.strategies.zoomeye.cues import find_cues, is_all_cue, singularize
 from decoding.strategy import Effect, Program, Strategy
 
 ALL_CUE_DEPTH = 2  # to which a cue of type 2 is searched for
@@ -86,7 +86,7 @@ class ZoomEye(Strategy):
         cues = yield from find_cues(request.prompt, self.cues)
         is_thorough = len(cues) > 1 or any(map(is_all_cue, cues))
         goals = [
-            f"What is the appearance of the {singular(cue)}?" if is_thorough else request.prompt.question
+            f"What is the appearance of the {singularize(cue)}?" if is_thorough else request.prompt.question
             for cue in cues
         ]
         if thresholds.shows_whole and len(cues) > 1:
@@ -96,7 +96,7 @@ class ZoomEye(Strategy):
         found: list[Box] = []
         for cue, goal in zip(cues, goals, strict=True):
             if is_all_cue(cue):
-                found += yield from self.find_all(tree, singular(cue))
+                found += yield from self.find_all(tree, singularize(cue))
             else:
                 found += yield from self.find_one(tree, cue, goal, is_thorough)
         return request.replace(prompt=tree.view(Box.around(found))) if found else request

@@ -79,6 +79,6 @@ def is_all_cue(cue: str) -> bool:
     return cue.lower().startswith(ALL_PREFIX)
 
 
-def singular(cue: str) -> str:
+def singularize(cue: str) -> str:
     """Name one of the objects of a cue of type 2."""
     return cue[len(ALL_PREFIX) :].removesuffix("s") if is_all_cue(cue) else cue

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from decoding.claims.extract import find_claims
-from decoding.claims.nouns import lookup, plural, singular, with_article
+from decoding.claims.nouns import find_noun, pluralize, singularize, with_article
 from decoding.claims.questions import question_for
-from decoding.claims.sentences import sentence_end
+from decoding.claims.sentences import find_sentence_end
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
 UNSEEN_SENTENCES = Path(__file__).with_name("sentences_unseen.txt")
@@ -157,9 +157,9 @@ def test_a_phrase_begins_before_colours_degrees_and_commas(text: str, phrase: st
     [("buses", "bus"), ("knives", "knife"), ("people", "person"), ("horses", "horse"), ("leaves", "leaf")],
 )
 def test_singular_and_plural_are_inverse(plural_form: str, singular_form: str) -> None:
-    assert singular(plural_form) == singular_form
-    assert plural(singular_form) == plural_form
-    assert singular(singular_form) is None
+    assert singularize(plural_form) == singular_form
+    assert pluralize(singular_form) == plural_form
+    assert singularize(singular_form) is None
 
 
 def test_with_article_follows_the_sound() -> None:
@@ -171,7 +171,7 @@ def test_with_article_follows_the_sound() -> None:
 
 
 def test_unknown_words_are_no_nouns() -> None:
-    assert lookup("zzyzx") is None
+    assert find_noun("zzyzx") is None
 
 
 @pytest.mark.parametrize(
@@ -190,5 +190,5 @@ def test_unknown_words_are_no_nouns() -> None:
     ],
 )
 def test_sentence_end_is_found(text: str, sentence: str | None) -> None:
-    end = sentence_end(text)
+    end = find_sentence_end(text)
     assert (None if end is None else text[:end]) == sentence

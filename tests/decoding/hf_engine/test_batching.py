@@ -10,7 +10,7 @@ import pytest
 from decoding.hf_engine.engine import HFEngine
 from decoding.pipeline.runner import StrategyRunner
 from decoding.prompt import Prompt
-from decoding.registry import strategies
+from decoding.registry import list_strategies
 from decoding.requests import GenerateRequest
 from decoding.strategy import Strategy
 from tests.decoding.hf_engine.harness import build_stack, exact_length, make_prompt, wait_until
@@ -36,7 +36,7 @@ COMPANIONS = [
     )
 ]
 NEWCOMERS = [
-    *strategies(),
+    *list_strategies(),
     "avisc+pai",
     "pai+vhr",
     "vcd+vhr",

@@ -3,7 +3,7 @@ import pytest
 from decoding.errors import StrategyFailed
 from decoding.outputs import Answer
 from decoding.pipeline.dry_run import DryRun, dry_run
-from decoding.registry import strategies
+from decoding.registry import list_strategies
 from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest
 from decoding.strategy import Program, Strategy
 
@@ -21,7 +21,7 @@ class ThreeChoices(Strategy):
 
 def test_needs_and_costs_follow_from_the_requests() -> None:
     nothing = DryRun(frozenset(), (), {})
-    found = {name: dry_run(kind()) for name, kind in strategies().items()}
+    found = {name: dry_run(kind()) for name, kind in list_strategies().items()}
     assert found["zoomeye"].needs == {"choices"}
     assert set(found["zoomeye"].extra_requests) == {"answers"}
     expected = {

@@ -14,7 +14,7 @@ from decoding.conformance.samples import Samples, collect_parameter_sets, get_nu
 from decoding.errors import BadRequest
 from decoding.pipeline.program import StrategyProgram
 from decoding.pipeline.runner import StrategyRunner, collect_answer
-from decoding.registry import strategies
+from decoding.registry import list_strategies
 from decoding.requests import GenerateRequest, Prompt
 from decoding.strategy import Strategy
 from tests.decoding.fakes import make_request, random_image
@@ -26,7 +26,7 @@ SAMPLING_ONLY = {"plain", "truncate", "sharpen"}  # keep greedy answers
 CHECKS_ANSWERS = {"verify"}  # changes answers by what they say: the toy model says nothing
 CHANGES_PROMPT = {"vdgd"}  # puts the description into the prompt, whatever the parameters
 
-every_strategy = pytest.mark.parametrize("kind", strategies().values(), ids=strategies().keys())
+every_strategy = pytest.mark.parametrize("kind", list_strategies().values(), ids=list_strategies().keys())
 
 
 @every_strategy

@@ -10,7 +10,7 @@ import pytest
 from decoding.outputs import Answer, FinishInfo, Token, TokenLogprob, Usage
 from decoding.requests import GenerateRequest
 from decoding.strategies.agla import AGLA
-from decoding.strategies.mvp import MVP, conclude
+from decoding.strategies.mvp import MVP, extract_vote
 from decoding.strategies.plain import Plain
 from decoding.strategies.vhr import VHR
 from decoding.strategies.zoomeye import ZoomEye
@@ -104,7 +104,7 @@ def test_requests_for_choices_or_states_are_not_changed() -> None:
 def test_first_whole_word_is_the_answer(
     tokens: list[tuple[str, float, float]], found: tuple[str, float] | None
 ) -> None:
-    concluded = conclude(build_answer(*tokens))
+    concluded = extract_vote(build_answer(*tokens))
     assert concluded == (None if found is None else (found[0], pytest.approx(found[1])))
 
 

@@ -11,7 +11,7 @@ from decoding.errors import BadRequest
 from decoding.outputs import Answer
 from decoding.pipeline.runner import StrategyRunner, collect_answer
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
-from decoding.strategies.verify import Verify, spellings
+from decoding.strategies.verify import Verify, list_spellings
 from tests.decoding.fakes import make_request
 from tests.decoding.scripted import ScriptedEngine
 
@@ -331,5 +331,5 @@ def test_parameters_out_of_bounds_are_refused(parameters: dict[str, Any], field:
 
 
 def test_spellings_include_plural_and_capital() -> None:
-    assert spellings("person") == ["person", "people", "Person", "People"]
-    assert spellings("wine glass") == ["wine glass", "wine glasses", "Wine glass", "Wine glasses"]
+    assert list_spellings("person") == ["person", "people", "Person", "People"]
+    assert list_spellings("wine glass") == ["wine glass", "wine glasses", "Wine glass", "Wine glasses"]

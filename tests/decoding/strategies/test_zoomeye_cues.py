@@ -1,6 +1,6 @@
 import pytest
 
-from decoding.strategies.zoomeye.cues import EXAMPLES, existence_cue, is_all_cue, parse_cues, singular, with_article
+from decoding.strategies.zoomeye.cues import EXAMPLES, existence_cue, is_all_cue, parse_cues, singularize, with_article
 
 
 @pytest.mark.parametrize(
@@ -42,5 +42,5 @@ def test_examples_in_the_prompt_can_be_parsed() -> None:
 
 def test_all_cue_has_a_prefix() -> None:
     assert [is_all_cue(cue) for cue in ("all boats", "All boats", "alligator", "boat")] == [True, True, False, False]
-    assert [singular(cue) for cue in ("all boats", "glass", "all children")] == ["boat", "glass", "children"]
+    assert [singularize(cue) for cue in ("all boats", "glass", "all children")] == ["boat", "glass", "children"]
     assert [with_article(cue) for cue in ("boat", "Umbrella")] == ["a boat", "an Umbrella"]

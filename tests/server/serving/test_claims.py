@@ -42,7 +42,7 @@ VERIFIED = [
 
 @pytest.fixture(autouse=True)
 def _use_verify(monkeypatch: pytest.MonkeyPatch, _use_fake_strategies: None) -> None:
-    monkeypatch.setattr(registry, "strategies", lambda: FAKE_STRATEGIES | {"verify": Verify})
+    monkeypatch.setattr(registry, "list_strategies", lambda: FAKE_STRATEGIES | {"verify": Verify})
 
 
 def make_engine(**fields: Any) -> FakeEngine:

@@ -13,7 +13,7 @@ from PIL import Image
 from decoding.hf_engine.engine import HFEngine
 from decoding.outputs import Answer
 from decoding.plausible_contrast import PlausibleContrast
-from decoding.registry import strategies
+from decoding.registry import list_strategies
 from decoding.requests import ImageInput, Prompt
 from decoding.sampling_params import SamplingParams
 from decoding.strategy import Strategy
@@ -53,7 +53,7 @@ def count_passes(answer: Answer) -> int:
 
 
 def test_every_contrast_with_a_cut_on_the_main_row_has_the_option() -> None:
-    assert [name for name, kind in strategies().items() if issubclass(kind, PlausibleContrast)] == list(CONTRASTS)
+    assert [name for name, kind in list_strategies().items() if issubclass(kind, PlausibleContrast)] == list(CONTRASTS)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)

@@ -10,18 +10,18 @@ import pytest
 
 from decoding.errors import BadRequest
 from decoding.hf_engine.engine import HFEngine
-from decoding.registry import build, find_incompatibility, strategies
+from decoding.registry import build, find_incompatibility, list_strategies
 from tests.decoding.hf_engine.harness import build_stack, exact_length, make_prompt, run_strategies
 
 PROMPT = make_prompt(seed=1, text="Is there a cat in the image?")
 LENGTH = 4
 TokenLogprobs = list[tuple[int, float]]  # tokens with their log-probabilities
 
-every_outer = pytest.mark.parametrize("outer", strategies())
+every_outer = pytest.mark.parametrize("outer", list_strategies())
 
 
 def list_inner(outer: str) -> list[str]:
-    return [name for name in strategies() if name != outer]
+    return [name for name in list_strategies() if name != outer]
 
 
 def list_compatible(outer: str) -> list[str]:
@@ -59,7 +59,7 @@ async def test_neutral_inner_strategy_equals_the_outer_one_alone(outer: str, eng
     """VDGD changes the prompt, whatever its parameters."""
     inner = [name for name in list_compatible(outer) if name != "vdgd"]
     (alone,) = await run_all(engine, [(outer, {})])
-    pairs = [(f"{outer}+{name}", {name: dict(strategies()[name].neutral or {})}) for name in inner]
+    pairs = [(f"{outer}+{name}", {name: dict(list_strategies()[name].neutral or {})}) for name in inner]
     for (names, _), tokens in zip(pairs, await run_all(engine, pairs), strict=True):
         assert [token for token, _ in tokens] == [token for token, _ in alone], names
 
@@ -75,5 +75,5 @@ def test_incompatible_pairs_are_rejected_before_they_run(outer: str) -> None:
 
 
 def test_few_pairs_are_incompatible() -> None:
-    pairs = [(outer, inner) for outer in strategies() for inner in list_inner(outer)]
+    pairs = [(outer, inner) for outer in list_strategies() for inner in list_inner(outer)]
     assert sum(find_incompatibility(*pair) is not None for pair in pairs) < len(pairs) / 4

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from decoding.claims.extract import Claim, find_claims
-from decoding.claims.nouns import plural
+from decoding.claims.nouns import pluralize
 from decoding.claims.questions import question_for
 from decoding.claims.rewriting import is_well_formed, shorten_sentence
-from decoding.claims.sentences import sentence_end
+from decoding.claims.sentences import find_sentence_end
 from decoding.hf_engine.engine import HFEngine
 from decoding.outputs import Answer
 from decoding.pipeline.runner import StrategyRunner, collect_answer
@@ -55,7 +55,7 @@ class NaiveVerify:
         draft = self.generate(accepted, ruled_out)
         while True:
             text, start = self.decode(draft), len(self.decode(accepted))
-            end = sentence_end(text, start)
+            end = find_sentence_end(text, start)
             is_last = end is None
             end = len(text) if end is None else end
             sentence = text[start:end].strip()
@@ -120,7 +120,7 @@ class NaiveVerify:
                 return accepted
 
     def list_forms(self, claim: Claim) -> list[str]:
-        both = [claim.noun, plural(claim.noun)]
+        both = [claim.noun, pluralize(claim.noun)]
         return [*both, *(form[0].upper() + form[1:] for form in both)]
 
     def generate(self, prefix: list[int], ruled_out: list[str]) -> list[int]:

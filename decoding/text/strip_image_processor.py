@@ -26,10 +26,10 @@ def save_memory(image_processor: Any) -> None:
     """
     if getattr(image_processor, "backend", None) == "pil":
         base = type(image_processor)
-        image_processor.__class__ = type(base.__name__, (SavesMemory, base), {})
+        image_processor.__class__ = type(base.__name__, (StripImageProcessorMixin, base), {})
 
 
-class SavesMemory:
+class StripImageProcessorMixin:
     """Mixin for image processors of the PIL backend."""
 
     def process_image(self, image: Any, *args: Any, **options: Any) -> Any:
@@ -45,7 +45,7 @@ class SavesMemory:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 3 or image[0].size < MIN_PIXELS:
             return super().resize(image, *args, **options)  # type: ignore[misc]
         channels = (image[channel : channel + 1] for channel in range(3))
-        return np.concatenate([super(SavesMemory, self).resize(one, *args, **options) for one in channels])  # type: ignore[misc]
+        return np.concatenate([super(StripImageProcessorMixin, self).resize(one, *args, **options) for one in channels])  # type: ignore[misc]
 
 
 def to_array(image: Image.Image) -> NDArray[np.uint8]:
