@@ -181,7 +181,16 @@ def alpha_schedule() -> Tensor:
 
 
 def diffuse(pixels: Tensor, step: int, generator: torch.Generator) -> Tensor:
-    """Compute sqrt(alpha_t) x + sqrt(1 - alpha_t) eps. The noise is drawn on the CPU, so that devices agree."""
+    """Compute sqrt(alpha_t) x + sqrt(1 - alpha_t) eps. The noise is drawn on the CPU, so that devices agree.
+
+    Args:
+        pixels: x, of any shape.
+        step: t, from 0 to 999.
+        generator: Generator of eps.
+
+    Returns:
+        Noised pixels in the shape and dtype of x.
+    """
     alpha = alpha_schedule()[step].item()
     noise = torch.randn(pixels.shape, generator=generator).to(pixels)
     return math.sqrt(alpha) * pixels + math.sqrt(1 - alpha) * noise

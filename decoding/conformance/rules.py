@@ -326,7 +326,7 @@ def check_batch(strategy_class: type[Strategy]) -> Problems:
 
 
 def compare_rows(hook: str, batch: Tensor, rows: list[Tensor]) -> Problems:
-    """Compare the result of a batch with the results of its rows."""
+    """Compare the result of a batch, [rows, *shape], with the results of its rows, each [*shape]."""
     expected = torch.stack(rows)
     if batch.shape != expected.shape:
         yield f"`{hook}` returned {list(batch.shape)} instead of {list(expected.shape)} for a batch"

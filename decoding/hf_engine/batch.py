@@ -14,7 +14,7 @@ from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.prefill import PrefillOutputs, get_head_scales
 from decoding.hf_engine.request import EngineRequest
 from decoding.hf_engine.sampler import sample_tokens
-from decoding.hf_engine.taps.heads import LayerScales
+from decoding.hf_engine.taps.head_tap import LayerScales
 from decoding.hf_engine.taps.pass_hook_runner import PassHookRunner
 from decoding.outputs import Token
 from decoding.pipeline.logits_hooks import CHANGED, Failures, HookResults, LogitsHookRunner

@@ -251,7 +251,7 @@ class EngineRequest:
 
 
 def are_equal(one: Tensor | None, other: Tensor | None) -> bool:
-    """Compare tensors of one shape, or None."""
+    """Return whether two head scales, each [layers, heads] or None, are equal."""
     return torch.equal(one, other) if one is not None and other is not None else one is other
 
 

@@ -66,7 +66,15 @@ def attribute_errors(strategy: Strategy) -> Iterator[None]:
 
 
 def call_logits(strategy: Strategy, step: Step) -> Tensor:
-    """Call one `logits` hook."""
+    """Call one `logits` hook.
+
+    Args:
+        strategy: The strategy.
+        step: The step, with scores [..., vocab].
+
+    Returns:
+        The result of the hook. [..., vocab] is expected, and `check_layout` checks it.
+    """
     with attribute_errors(strategy):
         return strategy.logits(step)
 
@@ -135,7 +143,15 @@ def select_branch_names(strategy: Strategy, branches: Iterable[str]) -> list[str
 
 
 def select_branches(strategy: Strategy, branches: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Select the branches of one strategy, under the names that it gave them."""
+    """Select the branches of one strategy.
+
+    Args:
+        strategy: The strategy.
+        branches: Qualified name -> [..., vocab] logits.
+
+    Returns:
+        Name that the strategy gave the branch -> [..., vocab] logits.
+    """
     return {name.removeprefix(f"{strategy.name}/"): branches[name] for name in select_branch_names(strategy, branches)}
 
 

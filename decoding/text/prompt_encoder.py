@@ -205,11 +205,12 @@ class PromptEncoder:
         """Compute how many entries of the pixels, along the family's image axis, belong to each image.
 
         Args:
-            extras: Outputs of the processor for a prompt.
+            extras: Outputs of the processor for a prompt, with `pixel_values` of [entries, ...], or [1, entries, ...]
+                if the image axis is 1. Some families have `image_grid_thw`, [images, 3], too.
             images: The images of that prompt.
 
         Returns:
-            A size for each image.
+            [images] sizes, whose sum is the number of entries.
         """
         axis = self.family.image_axis
         if "image_grid_thw" in extras:

@@ -19,7 +19,7 @@ from decoding.hf_engine.model.network import get_base_model, load_network
 from decoding.hf_engine.settings import HFSettings
 from decoding.hf_engine.taps.attention import AttentionTap
 from decoding.hf_engine.taps.early_exit import EarlyExitTap
-from decoding.hf_engine.taps.heads import HeadObserver, HeadTap, LayerScales
+from decoding.hf_engine.taps.head_tap import HeadObserver, HeadTap, LayerScales
 from decoding.hf_engine.taps.token_pruning import TokenPruningTap
 from decoding.hf_engine.taps.vision_attention import VisionAttentionTap
 from decoding.text.model_families import ModelFamily, get_family, get_max_model_len
@@ -268,7 +268,14 @@ def build_chunk_mask(past: Sequence[int], chunk: int, window: int | None, dtype:
 
 
 def pad_to_common_shape(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Pad tensors with 0 at the ends of all dimensions but the first, to one shape."""
+    """Pad tensors with 0 at the ends of all dimensions but the first, to one shape.
+
+    Args:
+        parts: Tensors [n, ...] with the same number of dimensions. Each has its own sizes.
+
+    Returns:
+        The tensors. Each has its own n. Every other size is the largest among the tensors.
+    """
     target = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
     return [
         nn.functional.pad(

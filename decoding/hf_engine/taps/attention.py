@@ -94,7 +94,13 @@ class AttentionTap:
         return mask.masked_fill(hidden, torch.finfo(dtype).min)
 
     def rewrite_rows(self, layer: int, output: Tensor, inputs: AttentionInputs) -> None:
-        """Write the edited rows into `output`, [rows, tokens, heads, head_dim]."""
+        """Write the edited rows into `output`.
+
+        Args:
+            layer: Number of the layer.
+            output: [rows, tokens, heads, head_dim] of the attention. It is changed.
+            inputs: Inputs of the attention.
+        """
         device = output.device
         for edit in self._edits:
             home = edit.newest.device  # the first device of a model that is split over several
@@ -152,7 +158,19 @@ class AttentionInputs:
 def attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Run SDPA and the module's tap, with the signature of transformers' attention functions."""
+    """Run SDPA and the module's tap, with the signature of transformers' attention functions.
+
+    Args:
+        module: The attention layer.
+        query: [rows, heads, tokens, head_dim].
+        key: [rows, kv heads, keys, head_dim].
+        value: [rows, kv heads, keys, head_dim].
+        attention_mask: [rows, 1, tokens, keys], or None, as in `AttentionInputs`.
+        **kwargs: Further arguments of transformers, with `scaling`.
+
+    Returns:
+        [rows, tokens, heads, head_dim], and None in place of the attention weights.
+    """
     tap, layer = module.attention_tap  # type: ignore[misc]
     mask = tap.mask_keys(layer, attention_mask, query.dtype)
     output, _ = sdpa_attention_forward(module, query, key, value, mask, **kwargs)

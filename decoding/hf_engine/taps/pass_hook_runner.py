@@ -155,7 +155,15 @@ class PassHookRunner:
 
 
 def to_row_index(rows: Sequence[int], device: torch.device) -> slice | Tensor:
-    """Convert row numbers to an index: a slice if they are evenly spaced, because it copies no keys and values."""
+    """Convert row numbers to an index.
+
+    Args:
+        rows: At least one row of the pass, ascending.
+        device: Device of a tensor.
+
+    Returns:
+        A slice if the rows are evenly spaced, because it copies no keys and values. Else a tensor [len(rows)].
+    """
     stride = rows[1] - rows[0] if len(rows) > 1 else 1
     spaced = range(rows[0], rows[-1] + 1, stride)
     return slice(spaced.start, spaced.stop, stride) if list(spaced) == list(rows) else torch.tensor(rows, device=device)

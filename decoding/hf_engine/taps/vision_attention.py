@@ -37,10 +37,16 @@ class VisionAttentionTap:
             self._captured, self._config._attn_implementation = [], implementation
 
     def mask_keys(self, layer: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Return the mask as it is."""
+        """Return the mask, [images, 1, tokens, tokens] or None, as it is."""
         return mask
 
     def rewrite_rows(self, layer: int, output: Tensor, inputs: AttentionInputs) -> None:
-        """Record the class token's attention. `output` stays as it is."""
+        """Record the class token's attention to the patches, [images, heads, patches].
+
+        Args:
+            layer: Number of the layer.
+            output: [images, tokens, heads, head_dim] of the attention. It stays as it is.
+            inputs: Inputs of the attention, with the class token before the patches.
+        """
         scores = multiply_by_head(inputs.query[:, :, :1], inputs.key.mT)[:, :, 0] * inputs.scaling
         self._captured.append(scores.softmax(-1, dtype=torch.float32)[..., 1:])

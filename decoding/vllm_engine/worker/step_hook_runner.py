@@ -13,7 +13,7 @@ from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
 
 
 class LayerTap(Protocol):
-    """Hooks that act between the layers of the model."""
+    """Taps between the layers of the model."""
 
     def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None: ...
 

@@ -127,7 +127,7 @@ def test_claims_of_usual_descriptions_are_found(text: str, things: list[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "asked"),
+    ("text", "questions"),
     [
         ("There is a laptop, keyboard, and mouse.", ["a laptop", "a keyboard", "a mouse"]),
         ("There is a bowl of soup, bread and a fork.", ["a bowl", "soup", "bread", "a fork"]),
@@ -135,8 +135,8 @@ def test_claims_of_usual_descriptions_are_found(text: str, things: list[str]) ->
         ("The water is calm, and a man wears sunglasses.", ["water", "a man", "a sunglasses"]),
     ],
 )
-def test_questions_have_articles_of_count_nouns(text: str, asked: list[str]) -> None:
-    assert [question_for(claim, "{claim}") for claim in find_claims(text)] == asked
+def test_questions_have_articles_of_count_nouns(text: str, questions: list[str]) -> None:
+    assert [question_for(claim, "{claim}") for claim in find_claims(text)] == questions
 
 
 @pytest.mark.parametrize(

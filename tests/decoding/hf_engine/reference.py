@@ -51,7 +51,7 @@ class EncodedPrompt:
     """An encoded prompt."""
 
     ids: Tensor  # [length]
-    pixels: Tensor | None  # [pictures, 3, side, side]
+    pixels: Tensor | None  # [images, 3, side, side]
 
 
 @dataclass
@@ -161,7 +161,7 @@ class Reference:
             for message in prompt.messages
         ]
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        images = [picture.visible for picture in prompt.images]
+        images = [image.visible for image in prompt.images]
         inputs = self.processor(text=text, images=images or None, return_tensors="pt")
         return EncodedPrompt(inputs["input_ids"][0], inputs.get("pixel_values"))
 
@@ -238,8 +238,8 @@ class Reference:
         return replace(encoded, pixels=math.sqrt(left) * encoded.pixels + math.sqrt(1 - left) * noise)
 
     def mask_irrelevant(self, text: str) -> Callable[[ImageInput], ImageInput]:
-        def masked(picture: ImageInput) -> ImageInput:
-            relevance_map = self.relevance(picture, text)
+        def masked(image: ImageInput) -> ImageInput:
+            relevance_map = self.relevance(image, text)
             relevance = interpolate(relevance_map)
             descending = np.sort(relevance, axis=None)[::-1]
             threshold = descending[
@@ -249,7 +249,7 @@ class Reference:
                     * min(1 - relevance_map.similarity / 2, 1 - 1e-5)
                 )
             ]
-            pixels = np.array(picture.visible)
+            pixels = np.array(image.visible)
             for y, row in enumerate(pixels):
                 for x in range(len(row)):
                     at = (
@@ -258,7 +258,7 @@ class Reference:
                     )
                     if relevance[at] < threshold:
                         row[x] = 0
-            return picture.with_image(Image.fromarray(pixels))
+            return image.with_image(Image.fromarray(pixels))
 
         return masked
 
@@ -312,21 +312,23 @@ class Reference:
         own, config._attn_implementation = config._attn_implementation, "eager"
         out = self.model(input_ids=encoded.ids[None], pixel_values=encoded.pixels, output_attentions=True)
         config._attn_implementation = own
-        picture = (encoded.ids == self.model.config.image_token_id).nonzero().flatten().tolist()
-        drawn = np.stack([layer[0, :, -1, picture].mean(0).numpy() for layer in out.attentions])  # [layers, tokens]
+        image_tokens = (encoded.ids == self.model.config.image_token_id).nonzero().flatten().tolist()
+        attention = np.stack(
+            [layer[0, :, -1, image_tokens].mean(0).numpy() for layer in out.attentions]
+        )  # [layers, tokens]
         if isinstance(strategy, SID):
-            kept = np.argsort(drawn[strategy.layer - 1])[: int(strategy.kept * len(picture))]
+            kept = np.argsort(attention[strategy.layer - 1])[: int(strategy.kept * len(image_tokens))]
             first = strategy.layer
         else:
-            shares = drawn.sum(1) / drawn.sum()
+            shares = attention.sum(1) / attention.sum()
             aware_layers, held = [], 0.0
             for layer in np.argsort(-shares):
                 if held < strategy.gamma:
                     aware_layers.append(layer)
                 held += shares[layer]
-            mean = drawn[aware_layers].mean(0)
+            mean = attention[aware_layers].mean(0)
             kept, first = np.flatnonzero(mean >= mean.mean() + strategy.deviations * mean.std()), 0
-        dropped = [place for number, place in enumerate(picture) if number not in kept]
+        dropped = [place for number, place in enumerate(image_tokens) if number not in kept]
         return dict.fromkeys(range(first, len(self.layers)), dropped)
 
     def describe(self, inner: Sequence[Strategy], prompt: Prompt, vdgd: VDGD) -> tuple[Prompt, list[Tensor]]:

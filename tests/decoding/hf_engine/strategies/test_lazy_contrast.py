@@ -93,7 +93,9 @@ async def test_answers_in_a_batch_equal_those_alone(either: HFEngine) -> None:
         assert_equal(lazy, eager)
 
 
-async def test_branches_sleep_where_nothing_passes_the_cut_beside_the_likeliest_token(engine: HFEngine) -> None:
+async def test_lazy_branches_do_not_run_where_nothing_passes_the_cut_beside_the_likeliest_token(
+    engine: HFEngine,
+) -> None:
     (strategy,) = build_stack("vcd", vcd={"lazy": True, "beta": 1})
     found, _ = await run_strategies(engine, (strategy,), make_prompt(), exact_length(LENGTH))
     plain, _ = await run_strategies(engine, "plain", make_prompt(), exact_length(LENGTH))

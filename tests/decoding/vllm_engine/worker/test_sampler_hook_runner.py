@@ -1,0 +1,237 @@
+"""The strategies' hooks around the sampler. No vLLM is needed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+import torch
+from torch import Tensor
+
+from decoding.logits_ops import contrast, mask_logits, plausibility_mask
+from decoding.registry import load_registry
+from decoding.requests import MAIN
+from decoding.strategies.vcd import VCD
+from decoding.strategy import Step
+from decoding.vllm_engine.member import Member, StateUpdate, StrategySpec
+from decoding.vllm_engine.worker.sampler_hook_runner import SamplerHookRunner
+from decoding.vllm_engine.worker.state_store import StateStore
+from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
+from tests.decoding.hf_engine.harness import build_stack
+
+VOCAB = 50
+
+
+def new_hooks() -> SamplerHookRunner:
+    return SamplerHookRunner(StateStore(1 << 20), torch.device("cpu"))
+
+
+def build_specs(names: str, **parameters: Any) -> tuple[StrategySpec, ...]:
+    return tuple(StrategySpec.of(strategy) for strategy in build_stack(names, **parameters))
+
+
+def vcd_gang(gang: str, **vcd: Any) -> dict[str, Member]:
+    main = Member(gang, MAIN, 2, stack=build_specs("vcd", vcd=vcd), branches=("vcd/noisy",))
+    return {MAIN: main, "vcd/noisy": Member(gang, "vcd/noisy", 2)}
+
+
+def rows(*members: Member | None, is_sampling: list[bool] | None = None, generated: int = 0) -> StepRows:
+    count = len(members)
+    return StepRows(
+        request_ids=[f"row-{number}" for number in range(count)],
+        members={number: member for number, member in enumerate(members) if member is not None},
+        token_starts=np.arange(count + 1),
+        num_computed_tokens=np.full(count, 10),
+        num_generated_tokens=np.full(count, generated),
+        token_ids=np.zeros((count, 10 + generated), dtype=np.int64),
+        num_tokens=np.full(count, 10 + generated),
+        is_sampling=np.array(is_sampling or [True] * count),
+    )
+
+
+def random_logits(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def contrast_by_hand(main: Tensor, noisy: Tensor, alpha: float) -> Tensor:
+    return mask_logits(contrast(main, noisy, alpha), plausibility_mask(main, VCD().beta))
+
+
+def test_gangs_of_several_strategies_and_other_requests_share_a_batch() -> None:
+    first, second, other = vcd_gang("one"), vcd_gang("two"), vcd_gang("other", alpha=0.5)
+    cut = Member("cut", MAIN, 1, stack=build_specs("truncate"))
+    step = rows(
+        first["vcd/noisy"], second[MAIN], None, other[MAIN], first[MAIN], second["vcd/noisy"], other["vcd/noisy"], cut
+    )
+    given, token_info = random_logits(8), TokenInfo()
+    mixed = new_hooks().before_sampling(step, given.clone(), token_info)
+    assert torch.equal(mixed[4], contrast_by_hand(given[4], given[0], 1.0))
+    assert torch.equal(mixed[1], contrast_by_hand(given[1], given[5], 1.0))
+    assert torch.equal(mixed[3], contrast_by_hand(given[3], given[6], 0.5))
+    assert torch.equal(mixed[7], mask_logits(given[7], plausibility_mask(given[7], 0.1)))
+    for untouched in (0, 2, 5, 6):
+        assert torch.equal(mixed[untouched], given[untouched])
+
+
+def test_gangs_that_differ_in_parameters_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    gangs = [vcd_gang(str(n), alpha=n / 8, beta=n / 20, noise_seed=n) for n in range(8)]
+    calls, call_logits = list[Step](), VCD.logits
+
+    def record_call(strategy: VCD, step: Step) -> Tensor:
+        calls.append(step)
+        return call_logits(strategy, step)
+
+    monkeypatch.setattr(VCD, "logits", record_call)
+    given = random_logits(16)
+    mixed = new_hooks().before_sampling(
+        rows(*(member for gang in gangs for member in gang.values())), given.clone(), {}
+    )
+    assert len(calls) == 1
+    for n in range(8):
+        main, noisy = given[2 * n], given[2 * n + 1]
+        assert torch.equal(mixed[2 * n], mask_logits(contrast(main, noisy, n / 8), plausibility_mask(main, n / 20)))
+
+
+def test_branches_take_the_main_rows_token() -> None:
+    first, second = vcd_gang("one"), vcd_gang("two")
+    step = rows(first["vcd/noisy"], None, second[MAIN], first[MAIN], second["vcd/noisy"])
+    hooks, token_info = new_hooks(), TokenInfo()
+    hooks.before_sampling(step, random_logits(5), token_info)
+    sampled = torch.tensor([[10], [11], [12], [13], [14]], dtype=torch.int32)
+    hooks.after_sampling(step, sampled, token_info)
+    assert sampled.flatten().tolist() == [13, 11, 12, 13, 12]
+    assert set(token_info) == {"row-2", "row-3"}
+
+
+def test_incomplete_gang_is_left_alone() -> None:
+    first = vcd_gang("one")
+    step = rows(first[MAIN], first["vcd/noisy"], is_sampling=[True, False])
+    hooks, given, token_info = new_hooks(), random_logits(2), TokenInfo()
+    assert torch.equal(hooks.before_sampling(step, given.clone(), token_info), given)
+    sampled = torch.tensor([[1], [2]])
+    hooks.after_sampling(step, sampled, token_info)
+    assert sampled.flatten().tolist() == [1, 2]
+    assert not token_info
+
+
+def test_rows_may_move_between_steps() -> None:
+    first, second, hooks = vcd_gang("one"), vcd_gang("two"), new_hooks()
+    hooks.before_sampling(
+        rows(first[MAIN], first["vcd/noisy"], second[MAIN], second["vcd/noisy"]), random_logits(4), {}
+    )
+    moved = rows(second["vcd/noisy"], second[MAIN])
+    given = random_logits(2, seed=1)
+    assert torch.equal(hooks.before_sampling(moved, given.clone(), {})[1], contrast_by_hand(given[1], given[0], 1.0))
+
+
+def test_forbidden_tokens_stay_forbidden() -> None:
+    first = vcd_gang("one")
+    given = random_logits(2)
+    given[0, 5:] = -math.inf
+    mixed = new_hooks().before_sampling(rows(first[MAIN], first["vcd/noisy"]), given.clone(), {})
+    assert (mixed[0, 5:] == -math.inf).all()
+    assert not mixed.isnan().any()
+
+
+def test_state_update_folds_sampled_steps_only() -> None:
+    (vdgd,) = build_specs("vdgd")
+    member = Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0"))
+    hooks, token_info = new_hooks(), TokenInfo()
+    for step in range(3):
+        given = random_logits(1, seed=step)
+        hooks.before_sampling(rows(member, is_sampling=[step > 0]), given, token_info)
+        hooks.after_sampling(rows(member, is_sampling=[step > 0]), torch.tensor([[3]]), token_info)
+    expected = torch.stack([random_logits(1, seed=step)[0].log_softmax(-1) for step in (1, 2)]).amax(0)
+    assert torch.allclose(hooks.states.get("state-0")["support"], expected)
+    assert not any("error" in note for note in token_info.values())
+
+
+def test_state_that_does_not_fit_fails_its_request() -> None:
+    (vdgd,) = build_specs("vdgd")
+    hooks, token_info = SamplerHookRunner(StateStore(max_bytes=100), torch.device("cpu")), TokenInfo()
+    step = rows(Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0")), None)
+    with structlog.testing.capture_logs():
+        hooks.before_sampling(step, random_logits(2), token_info)
+        hooks.after_sampling(step, torch.tensor([[3], [4]]), token_info)
+    assert token_info["row-0"]["error_code"] == "memory_full"
+    assert len(hooks.states) == hooks.states.num_bytes == 0
+
+
+def test_logits_hook_that_raises_fails_its_own_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    (truncate,) = build_specs("truncate")
+    good, bad = Member("good", MAIN, 1, stack=(truncate,)), vcd_gang("bad")
+
+    def raise_broken(*_: object) -> Tensor:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(VCD, "logits", raise_broken)
+    token_info = TokenInfo()
+    hooks = new_hooks()
+    with structlog.testing.capture_logs():
+        step = rows(good, bad[MAIN], bad["vcd/noisy"])
+        mixed = hooks.before_sampling(step, random_logits(3), token_info).clone()
+        hooks.after_sampling(step, torch.tensor([[3], [4], [5]]), token_info)
+    assert token_info["row-1"] == {
+        "error": "Strategy 'vcd' failed: RuntimeError.",
+        "strategy": "vcd",
+        "problem": "failed: RuntimeError",
+    }
+    assert "error" not in token_info["row-0"]
+    assert (mixed[0] == -math.inf).any()
+
+
+def test_prefix_tokens_are_forced() -> None:
+    member, hooks = Member("g", MAIN, 1, forced_token_ids=(7, 8)), new_hooks()
+    for generated, token in enumerate((7, 8, 3)):
+        token_info, step = TokenInfo(), rows(member, generated=generated)
+        hooks.before_sampling(step, random_logits(1), token_info)
+        sampled = torch.tensor([[3]])
+        hooks.after_sampling(step, sampled, token_info)
+        assert sampled.item() == token
+        assert token_info["row-0"]["logprob"] == pytest.approx(random_logits(1)[0].log_softmax(-1)[token].item())
+
+
+def test_strategy_does_not_receive_lazy_branches_that_it_does_not_need() -> None:
+    """The transformers engine does not run them in such steps. Here they run all the same."""
+    members: list[Member] = []
+    strategies = [build_stack("m3id", m3id={"lazy": True, "beta": beta})[0] for beta in (0.1, 0.2, 0.3)]
+    for gang, m3id in zip("abc", strategies, strict=True):
+        main = Member(gang, MAIN, 2, stack=(StrategySpec.of(m3id),), branches=("m3id/blind",))
+        members += [main, Member(gang, "m3id/blind", 2)]
+    given = random_logits(6) / 3
+    given[0, 7] = 50.0  # certain
+    mixed = new_hooks().before_sampling(rows(*members), given.clone(), {})
+    assert strategies[0].needs_branches(given[::2]).tolist() == [False, True, True]
+    assert mixed[0, 7] == given[0, 7]
+    assert (mixed[0] > -math.inf).sum() == 1
+    for row, m3id in zip((2, 4), strategies[1:], strict=True):
+        shown = Step(given[row], given[row], {"blind": given[row + 1]}, {}, torch.tensor([0]))
+        assert torch.equal(mixed[row], m3id.logits(shown))
+        assert not torch.equal(mixed[row], given[row])
+
+
+class RenamedVCD(VCD):
+    """VCD under another name."""
+
+    name = "renamed"
+
+
+def test_renamed_strategy_reads_its_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(load_registry().strategies, "renamed", RenamedVCD)
+    main = Member("gang", MAIN, 2, stack=(StrategySpec.of(RenamedVCD()),), branches=("renamed/noisy",))
+    given, token_info = random_logits(2), TokenInfo()
+    mixed = new_hooks().before_sampling(rows(main, Member("gang", "renamed/noisy", 2)), given.clone(), token_info)
+    assert torch.equal(mixed[0], contrast_by_hand(given[0], given[1], 1.0))
+    assert not any("error" in info for info in token_info.values())
+
+
+def test_ruled_out_sequences_are_forbidden_where_they_would_be_completed() -> None:
+    member = Member("g", MAIN, 1, ruled_out=((4, 5), (7,)), answer_prefix_length=1)
+    step, given = rows(member), random_logits(1)
+    for last_token, forbidden in ((4, [5, 7]), (3, [7])):
+        step.token_ids[0, -1] = last_token
+        mixed = new_hooks().before_sampling(step, given.clone(), TokenInfo())
+        assert (mixed[0] == -math.inf).nonzero().flatten().tolist() == forbidden
