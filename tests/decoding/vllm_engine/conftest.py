@@ -16,16 +16,16 @@ from tests.decoding.hf_engine.harness import FakeMatcher
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
 
 # vLLM has an environment of its own: `make test-vllm` runs these tests. Files that need no vLLM run everywhere.
-WITHOUT_VLLM = ("test_gangs.py", "test_refusals.py", "test_sampler_hook_runner.py", "test_states.py")
+HERE = Path(__file__).parent
+WITHOUT_VLLM = ("core/test_gangs.py", "test_refusals.py", "test_states.py", "worker/test_sampler_hook_runner.py")
 if find_spec("vllm") is None:
-    collect_ignore = [file.name for file in Path(__file__).parent.glob("test_*.py") if file.name not in WITHOUT_VLLM]
+    collect_ignore = sorted({str(file.relative_to(HERE)) for file in HERE.rglob("test_*.py")} - {*WITHOUT_VLLM})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Allow vLLM's own warnings, and run all tests in one event loop, to which vLLM's sockets belong."""
-    here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents and isinstance(item, pytest.Function) and iscoroutinefunction(item.function):
+        if HERE in item.path.parents and isinstance(item, pytest.Function) and iscoroutinefunction(item.function):
             item.add_marker(pytest.mark.filterwarnings("default"))
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
