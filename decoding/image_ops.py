@@ -1,22 +1,26 @@
-"""Functions that make images from images: relevance masks (AGLA) and crops (ZoomEye)."""
+"""Functions that make images from images: relevance masks (AGLA), crops (ZoomEye) and noise (VCD)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+from torch import Tensor
 
 from decoding.outputs import RelevanceMap
-from decoding.prompt import Frame, ImageInput
+from decoding.prompt import Frame, ImageInput, Noise
 
 BLUR = 0.02  # of the side of the matcher's input
 MAX_KEPT = 1 - 1e-5
 MAX_PADDED_SIDE = 2_048  # pixels; vision towers see far fewer
+DIFFUSION_STEPS = 1000
 PAD_COLOR = (122, 116, 104)  # mean of CLIP's training images, which normalisation maps to 0
 
 
@@ -150,3 +154,45 @@ def draw_frame(image: ImageInput, box: Box, colour: str) -> ImageInput:
     """Draw a frame along the edge of a box."""
     frame = Frame(box.left, box.top, box.right, box.bottom, colour)
     return replace(image if image.frame is None else image.with_image(image.visible), frame=frame)
+
+
+@cache
+def alpha_schedule() -> Tensor:
+    """Compute the share of the signal's variance that is left after each step of VCD's forward diffusion.
+
+    b_i = sigmoid(u_i) (5e-3 - 1e-5) + 1e-5 with u equally spaced on [-6, 6]; alpha_t = prod_{i <= t} (1 - b_i).
+
+    Returns:
+        [1000] shares.
+    """
+    rates = torch.linspace(-6, 6, DIFFUSION_STEPS, dtype=torch.float64).sigmoid() * (5e-3 - 1e-5) + 1e-5
+    return (1 - rates).cumprod(dim=0)
+
+
+def diffuse(pixels: Tensor, step: int, generator: torch.Generator) -> Tensor:
+    """Compute sqrt(alpha_t) x + sqrt(1 - alpha_t) eps. The noise is drawn on the CPU, so that devices agree.
+
+    Args:
+        pixels: x, of any shape.
+        step: t, from 0 to 999.
+        generator: Generator of eps.
+
+    Returns:
+        Noised pixels in the shape and dtype of x.
+    """
+    alpha = alpha_schedule()[step].item()
+    noise = torch.randn(pixels.shape, generator=generator).to(pixels)
+    return math.sqrt(alpha) * pixels + math.sqrt(1 - alpha) * noise
+
+
+def add_noise(pixels: Tensor, noise: Noise) -> Tensor:
+    """Add noise to the normalised pixels of one image.
+
+    Args:
+        pixels: [...], as the processor returns them.
+        noise: Step of the diffusion, and seed.
+
+    Returns:
+        The noised pixels, [...].
+    """
+    return diffuse(pixels, noise.step, torch.Generator().manual_seed(noise.seed))

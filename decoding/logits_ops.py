@@ -1,17 +1,13 @@
-"""Pure functions over [..., vocab] logits, and the noise of visual contrastive decoding.
+"""Pure functions over [..., vocab] logits.
 
 None of them changes its input, widens the dtype of its result, or turns -inf into another value.
 """
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from decoding.prompt import Noise
-
-DIFFUSION_STEPS = 1000
 NUM_TOP_TOKENS = 64  # tokens that are tried before the whole vocabulary is sorted
 
 
@@ -165,45 +161,3 @@ def entropy(p: Tensor) -> Tensor:
     """Compute the entropy, in nats, of [..., vocab] probabilities, as [...]."""
     terms: Tensor = torch.special.entr(p)
     return terms.sum(dim=-1)
-
-
-@cache
-def alpha_schedule() -> Tensor:
-    """Compute the share of the signal's variance that is left after each step of VCD's forward diffusion.
-
-    b_i = sigmoid(u_i) (5e-3 - 1e-5) + 1e-5 with u equally spaced on [-6, 6]; alpha_t = prod_{i <= t} (1 - b_i).
-
-    Returns:
-        [1000] shares.
-    """
-    rates = torch.linspace(-6, 6, DIFFUSION_STEPS, dtype=torch.float64).sigmoid() * (5e-3 - 1e-5) + 1e-5
-    return (1 - rates).cumprod(dim=0)
-
-
-def diffuse(pixels: Tensor, step: int, generator: torch.Generator) -> Tensor:
-    """Compute sqrt(alpha_t) x + sqrt(1 - alpha_t) eps. The noise is drawn on the CPU, so that devices agree.
-
-    Args:
-        pixels: x, of any shape.
-        step: t, from 0 to 999.
-        generator: Generator of eps.
-
-    Returns:
-        Noised pixels in the shape and dtype of x.
-    """
-    alpha = alpha_schedule()[step].item()
-    noise = torch.randn(pixels.shape, generator=generator).to(pixels)
-    return math.sqrt(alpha) * pixels + math.sqrt(1 - alpha) * noise
-
-
-def add_noise(pixels: Tensor, noise: Noise) -> Tensor:
-    """Add noise to the normalised pixels of one image.
-
-    Args:
-        pixels: [...], as the processor returns them.
-        noise: Step of the diffusion, and seed.
-
-    Returns:
-        The noised pixels, [...].
-    """
-    return diffuse(pixels, noise.step, torch.Generator().manual_seed(noise.seed))

@@ -30,7 +30,7 @@ from PIL import Image
 from bench.harness.docs_page import RESULTS, describe_machine
 from bench.harness.models import EMBEDDED
 from bench.quality.claim_signals import claims_of, label_mentions, summarize_interval
-from decoding.claims.check import Check
+from decoding.claims.check_strategy import Check
 from decoding.engine import Engine
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings

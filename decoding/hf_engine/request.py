@@ -18,8 +18,8 @@ from decoding.hf_engine.model.model import Model, PrefillOutput
 from decoding.hf_engine.sampler import SamplerState
 from decoding.outputs import Token
 from decoding.pipeline.composition import attribute_errors, combine_head_scales, select_branch_names
+from decoding.pipeline.grounding import compute_grounding, score_choices
 from decoding.pipeline.logits_hooks import RequestHooks
-from decoding.pipeline.scores import compute_grounding, score_choices
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest
 from decoding.row_reservation import RowReservation

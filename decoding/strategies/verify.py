@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from decoding.claims.checks import ClaimChecks
+from decoding.claims.claim_checker import ClaimChecker
 from decoding.claims.extract import Claim, find_claims
 from decoding.claims.nouns import pluralize
 from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
@@ -96,7 +96,7 @@ class Verification:
     def __init__(self, strategy: Verify, request: GenerateRequest) -> None:
         self.strategy = strategy
         self.sampling = request.sampling
-        self.checks = ClaimChecks(request.prompt, strategy.question, strategy.debias)
+        self.checks = ClaimChecker(request.prompt, strategy.question, strategy.debias)
         self.text = ""  # of what has been sent
         self.prefix: list[int | str] = []  # its tokens
         self.nouns: set[str] = set()  # of its claims

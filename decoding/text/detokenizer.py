@@ -193,7 +193,7 @@ class Detokenizer:
             text, self._held = self._held[: min(ends)], ""
             self._open_ids.clear()
             return text
-        overlap = max((find_overlap(self._held, string) for string in self._stop), default=0)
+        overlap = max((find_stop_prefix(self._held, string) for string in self._stop), default=0)
         text, self._held = self._held[: len(self._held) - overlap], self._held[len(self._held) - overlap :]
         return text
 
@@ -205,7 +205,7 @@ class Detokenizer:
         return text
 
 
-def find_overlap(text: str, string: str) -> int:
+def find_stop_prefix(text: str, string: str) -> int:
     """Return the length of the longest suffix of `text` that is a proper prefix of `string`."""
     return max((n for n in range(1, min(len(text), len(string) - 1) + 1) if string.startswith(text[-n:])), default=0)
 

@@ -12,7 +12,7 @@ from jinja2.exceptions import TemplateError
 from torch import Tensor, nn
 
 from decoding.errors import BadRequest, Unsupported
-from decoding.logits_ops import add_noise
+from decoding.image_ops import add_noise
 from decoding.prompt import ImageInput, Message, Prompt
 from decoding.text.model_families import ModelFamily
 from decoding.text.processor import get_chat_template

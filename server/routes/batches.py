@@ -20,7 +20,7 @@ from server.errors import ErrorBody, NotFound
 from server.middleware.auth import OwnerDep
 from server.schemas.base import StrictModel, validate
 from server.serving.body_budget import read_json_body
-from server.serving.generate import parse_in_thread
+from server.serving.respond import parse_in_thread
 from server.state import ServiceDep
 
 router = APIRouter(prefix="/v1/batches", responses={404: {"model": ErrorBody}})

@@ -35,8 +35,8 @@ from server.schemas.response import (
     to_completion_usage,
 )
 from server.serving.admission import AdmissionDep
-from server.serving.generate import ParsedRequest, respond
 from server.serving.generation import Generation
+from server.serving.respond import ParsedRequest, respond
 
 
 class ChatLogprobs(chat_completion.ChoiceLogprobs):

@@ -18,7 +18,7 @@ from server.schemas.completion_request import PromptText
 from server.schemas.generation_request import NormalizedRequest
 from server.schemas.response import dump_json
 from server.serving.body_budget import read_json_body
-from server.serving.generate import check_length, parse_in_thread
+from server.serving.respond import check_length, parse_in_thread
 from server.serving.strategy_selection import parse_model_suffix
 from server.state import Service, ServiceDep
 

@@ -72,7 +72,7 @@ class Decoding(StrictModel):
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Add the parameters of each registered strategy as a field, and the options of `check`."""
         from decoding import registry
-        from decoding.claims.check import Check
+        from decoding.claims.check_strategy import Check
 
         reference = handler(core_schema)
         schema = handler.resolve_ref_schema(reference)

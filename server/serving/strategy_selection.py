@@ -60,7 +60,7 @@ def resolve_check(decoding: Decoding, stack: tuple[Strategy, ...]) -> Strategy |
     if not decoding.wants_check:
         return None
     from decoding import registry
-    from decoding.claims.check import Check
+    from decoding.claims.check_strategy import Check
 
     options = decoding.check if isinstance(decoding.check, dict) else {}
     check = registry.parse_parameters(Check, options)

@@ -8,17 +8,13 @@ from torch import Tensor
 
 from decoding.logits_ops import (
     add,
-    add_noise,
-    alpha_schedule,
     contrast,
-    diffuse,
     mask_logits,
     plausibility_mask,
     scale,
     subtract,
     top_p_mask,
 )
-from decoding.prompt import Noise
 
 OUT = -torch.inf
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -141,47 +137,3 @@ def test_weight_per_row_equals_a_number(dtype: torch.dtype) -> None:
     for mixture in (contrast, add, subtract, lambda z, _, weight: scale(z, weight)):
         rows = [mixture(*row) for row in zip(one, other, weights, strict=True)]
         assert torch.equal(mixture(one, other, column), torch.stack(rows))
-
-
-@pytest.mark.parametrize(
-    ("step", "alpha", "signal", "noise"),
-    [
-        (0, 0.999978, 0.99999, 0.00473),
-        (100, 0.996589, 0.99829, 0.05841),
-        (200, 0.987795, 0.99388, 0.11048),
-        (300, 0.962329, 0.98098, 0.19409),
-        (500, 0.744799, 0.86302, 0.50517),
-        (700, 0.351266, 0.59268, 0.80544),
-        (900, 0.133143, 0.36489, 0.93105),
-        (999, 0.081249, 0.28504, 0.95851),
-    ],
-)
-def test_diffusion_equals_the_published_schedule(step: int, alpha: float, signal: float, noise: float) -> None:
-    assert alpha_schedule()[step].item() == pytest.approx(alpha, abs=6e-7)
-    pixels = torch.full((200, 200), 3.0)
-    after = diffuse(pixels, step, torch.Generator().manual_seed(0))
-    assert after.mean().item() == pytest.approx(3 * signal, abs=0.02)
-    assert after.std().item() == pytest.approx(noise, rel=0.02)
-
-
-def test_schedule_has_1000_steps() -> None:
-    assert alpha_schedule().shape == (1000,)
-    assert (alpha_schedule().diff() < 0).all()
-
-
-@every_dtype
-def test_noise_follows_from_its_seed(dtype: torch.dtype) -> None:
-    pixels = torch.randn(3, 8, 8).to(dtype)
-    before = pixels.clone()
-    one, again, other = (add_noise(pixels, Noise(500, seed)) for seed in (4, 4, 5))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-    assert one.dtype == dtype
-    assert torch.equal(pixels, before)
-
-
-def test_noise_does_not_use_the_global_generator() -> None:
-    """Otherwise a request with noise would change the samples of others."""
-    state = torch.get_rng_state()
-    add_noise(torch.zeros(3, 4, 4), Noise(999, 1))
-    assert torch.equal(torch.get_rng_state(), state)

@@ -20,7 +20,7 @@ from server.middleware import request_body
 from server.routes import batches
 from server.schemas import base, json_bounds
 from server.schemas.chat_request import ChatCompletionRequest
-from server.serving import generate
+from server.serving import respond
 from server.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "SECURITY.md"
@@ -55,8 +55,8 @@ FIXED = {
     "Redirects of an image URL": fetch.MAX_REDIRECTS,
     "Characters of the parameters of a strategy": registry.MAX_PARAMETERS_SIZE,
     "Characters of a JSON schema": grammar.MAX_CHARACTERS,
-    "Time to compile a JSON schema": generate.GRAMMAR_TIMEOUT,
-    "Time for a client to read one event": generate.SEND_TIMEOUT,
+    "Time to compile a JSON schema": respond.GRAMMAR_TIMEOUT,
+    "Time for a client to read one event": respond.SEND_TIMEOUT,
     "Time for a client to take some bytes of a response": timed_protocol.WRITE_TIMEOUT,
     "Share of rows for batches": state.BATCH_SHARE,
     "Fields of an upload, beside its file": uploads.MAX_FIELDS,

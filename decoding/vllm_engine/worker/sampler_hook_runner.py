@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from decoding.pipeline.composition import attribute_errors
+from decoding.pipeline.grounding import compute_grounding, score_choices
 from decoding.pipeline.logits_hooks import CHANGED, HookResults, LogitsHookRunner, RequestHooks, to_index
-from decoding.pipeline.scores import compute_grounding, score_choices
 from decoding.requests import MAIN
 from decoding.strategy import Activations, Strategy
 from decoding.text.prompt_encoder import AnswerStart

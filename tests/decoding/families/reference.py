@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from decoding.logits_ops import add_noise
+from decoding.image_ops import add_noise
 from decoding.prompt import ImageInput, Noise, Prompt
 from decoding.text.model_families import get_family
 from decoding.text.processor import load_processor

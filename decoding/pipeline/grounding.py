@@ -1,4 +1,4 @@
-"""Values of the scores of one step that both engines report."""
+"""Grounding of tokens, and log-probabilities of scored choices, as both engines report them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ NO = ("No", "no")
 MAX_LOG_ODDS = 50.0
 
 
-class ClaimChecks:
+class ClaimChecker:
     """Probabilities of the claims of one answer. Equal questions are put once.
 
     Attributes:

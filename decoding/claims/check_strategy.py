@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from decoding.claims.checks import ClaimChecks
+from decoding.claims.claim_checker import ClaimChecker
 from decoding.claims.extract import find_claims
 from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
 from decoding.claims.sentences import completes_sentence, find_sentence_end
@@ -43,7 +43,7 @@ class Check(Strategy):
         """
         if not request.prompt.images:
             raise BadRequest("decoding.check needs an image: add an image_url part.", param="decoding.check")
-        checks, text, start = ClaimChecks(request.prompt, self.question, self.debias), "", 0
+        checks, text, start = ClaimChecker(request.prompt, self.question, self.debias), "", 0
         yield StartDraft()
         reason = None
         while reason is None:
@@ -55,7 +55,7 @@ class Check(Strategy):
         yield from self._report(checks, text, start)
         return reason
 
-    def _report(self, checks: ClaimChecks, text: str, start: int) -> Generator[DraftEffect, Any, None]:
+    def _report(self, checks: ClaimChecker, text: str, start: int) -> Generator[DraftEffect, Any, None]:
         """Check and send the claims of a sentence, which begins at an offset of the text and ends with it."""
         claims = [claim for claim in find_claims(text) if claim.start >= start]
         if requests := checks.requests(claims):

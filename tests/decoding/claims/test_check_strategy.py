@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from decoding.claims.check import Check
+from decoding.claims.check_strategy import Check
 from decoding.errors import BadRequest
 from decoding.outputs import Answer, FinishInfo, Token, Usage
 from decoding.pipeline.runner import StrategyRunner, collect_answer
