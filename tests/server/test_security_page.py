@@ -70,7 +70,7 @@ ROWS = {"Rows in one batch of the transformers engine": "hf", "Rows in one batch
 
 
 def read_limits() -> list[list[str]]:
-    section = PAGE.read_text().partition("## Limits")[2].partition("\n## ")[0]
+    section = PAGE.read_text().partition("\n## Limits\n")[2].partition("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
     return rows[2:]
 
