@@ -214,7 +214,7 @@ class BaseEngine(ABC):
         return {name: self.encoder.encode(prompt) for name, prompt in prompts.items()}
 
     def _encode_request(self, request: GenerateRequest, start: AnswerStart) -> dict[str, ModelInputs]:
-        """Encode the main prompt and the branches, each with the answer prefix behind it."""
+        """Encode the main prompt and the branches, each followed by the answer prefix."""
         prompts = self._encode_prompts({MAIN: request.prompt, **request.branches})
         return {name: prompt.with_tokens(start.ids) for name, prompt in prompts.items()}
 
@@ -272,7 +272,7 @@ class BaseEngine(ABC):
             yield reservation
 
     async def _encode(self, work: Callable[[], Result]) -> Result:
-        """Run work in the encode thread. If it fails and the request is not at fault, `EngineFailed` is raised.
+        """Run work in the encode thread. An unexpected failure becomes `EngineFailed`.
 
         Returns:
             The result of the work.

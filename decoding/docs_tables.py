@@ -114,7 +114,7 @@ def describe_composition(name: str) -> str:
 
 
 def describe_restriction(position: str, others: list[str], is_compatible: Callable[[str], bool]) -> str:
-    """Describe the strategies that can or cannot stand at a position, whichever list is shorter."""
+    """Describe the strategies that can or cannot be at a position, whichever list is shorter."""
     yes, no = [each for each in others if is_compatible(each)], [each for each in others if not is_compatible(each)]
     if not no:
         return ""

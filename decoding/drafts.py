@@ -22,7 +22,7 @@ class StartDraft:
 
     Attributes:
         prefix: What the answer begins with: token ids, and texts that the engine encodes. It is not generated again.
-        ruled_out: Phrases that the answer must not contain behind the prefix.
+        ruled_out: Phrases that the answer must not contain after the prefix.
     """
 
     prefix: tuple[int | str, ...] = ()

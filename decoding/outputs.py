@@ -71,10 +71,10 @@ class CheckedClaim:
     Attributes:
         text: The phrase, as the answer has it.
         start: Offset of its first character in the answer, by code point; None where the answer does not have it.
-        end: Offset behind its last character; None where the answer does not have it.
-        question: The question that was put to the model.
+        end: Offset after its last character; None where the answer does not have it.
+        question: The question to the model.
         probability: P(yes) among the spellings of yes and no.
-        action: What `verify` did with the phrase; None where it was only checked.
+        action: Action of `verify` on the phrase. None if it was only checked.
     """
 
     text: str

@@ -93,8 +93,8 @@ class ImageInput:
 def apply_mask(image: Image, mask: Image) -> Image:
     """Return a copy of an image that is black where a mask, scaled to its size, is false.
 
-    The mask is scaled to the width at once, and to the height in strips: for each row of the result, Pillow's own
-    scaling of row numbers gives the row of the mask.
+    The mask is scaled to the width at once, and to the height in strips. Pillow's own scaling of row numbers gives the
+    row of the mask for each row of the result.
     """
     width, height = image.size
     rows_of_mask = np.asarray(mask.resize((width, mask.height), Resampling.NEAREST))

@@ -51,7 +51,7 @@ class GenerateRequest:
     owner: Strategy | None = None  # strategy whose `update_state` is called
     grounding_branch: str | None = None  # branch against which each token's grounding is measured
     answer_prefix: tuple[int | str, ...] = ()  # the answer begins with these token ids and texts; they are not output
-    ruled_out: tuple[str, ...] = ()  # phrases that the answer must not contain behind `answer_prefix`
+    ruled_out: tuple[str, ...] = ()  # phrases that the answer must not contain after `answer_prefix`
     cache_salt: str | None = None  # set by the runner: no cache is shared with requests of another salt
     bypasses_queue_limit: bool = False  # a part of an accepted request waits in a full queue too
 

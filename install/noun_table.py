@@ -1,10 +1,10 @@
 """Write `decoding/claims/nouns.txt.gz`, the noun table of the claim extractor, from WordNet 3.0.
 
-Debian's package `wordnet-base` has the database: `apt install wordnet-base`, then `python -m install.noun_table`.
-A line of the table is a lemma and four digits. From 0 to 9: how often it is a concrete noun among its noun senses, how
-often it is a verb rather than a noun, and how often it is an adjective rather than a noun. The last is 1 where it names
-a place rather than a thing. Frequencies are WordNet's
-counts of senses in tagged text. The licence allows copies that carry its notice (`decoding/claims/WORDNET_LICENSE`).
+Debian's package `wordnet-base` has the database: `apt install wordnet-base`, then `python -m install.noun_table`. A
+line of the table is a lemma and four digits. The first three are shares from 0 to 9: of concrete nouns among its noun
+senses, of verbs against nouns, and of adjectives against nouns. The last is 1 where it names a place rather than a
+thing. Frequencies are WordNet's counts of senses in tagged text. The licence allows copies that carry its notice
+(`decoding/claims/WORDNET_LICENSE`).
 """
 
 from __future__ import annotations

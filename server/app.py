@@ -154,7 +154,7 @@ async def start_service(service: Service, runner: BatchRunner) -> None:
 
 
 async def handle_router_error(_: Request, error: Exception) -> Response:
-    """Answer what FastAPI's router refuses with OpenAI's error body."""
+    """Convert errors of FastAPI's router to OpenAI's error body."""
     if isinstance(error, HTTPException):
         return JSONResponse(build_router_error(error.status_code).model_dump(), error.status_code, error.headers)
     param = str(error.errors()[0]["loc"][-1]) if isinstance(error, RequestValidationError) else None

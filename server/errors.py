@@ -1,9 +1,9 @@
 """Errors of the server, and their form in OpenAI's error body.
 
-A message may repeat short parts of the request: names of fields, models and strategies, a special token, and the value
-that a library refuses (pydantic, llguidance, vLLM, the model's processor). Unknown names of fields are cut to 64
-characters. A message never holds a traceback or a path of the server. An exception that is not the project's own gets a
-fixed message.
+A message may repeat short parts of the request: names of fields, models and strategies, and a special token. It may
+also repeat the value that a library refuses (pydantic, llguidance, vLLM, the model's processor). Unknown names of
+fields are cut to 64 characters. A message never holds a traceback or a path of the server. An exception that is not the
+project's own gets a fixed message.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class Proxy:
                 message = await anext(messages)
                 await send(message)
         except RayActorError as error:
-            error_response = build_error_response(ServiceUnavailable("The replica that answered died."))
+            error_response = build_error_response(ServiceUnavailable("The replica failed during the response."))
             log.error("replica_died_during_stream", code=error_response.body.error.code, exc_info=error)
             event = f"event: error\ndata: {error_response.to_json()}\n\n".encode()
             await send({"type": "http.response.body", "body": event})
@@ -237,7 +237,7 @@ class Proxy:
             except BaseException:
                 messages.cancel()
                 raise
-        raise ServiceUnavailable("Every replica that had this request died.")
+        raise ServiceUnavailable("All replicas failed on this request.")
 
 
 def remove_request_id(start: Message) -> Message:

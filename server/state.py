@@ -101,7 +101,7 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """The engine, dead or alive.
+        """The engine, also after it has stopped.
 
         Raises:
             ServiceUnavailable: It is not warm yet, or has failed to start.
@@ -114,10 +114,10 @@ class Service:
 
     @property
     def ready_engine(self) -> Engine:
-        """The engine, warm and alive.
+        """The running engine.
 
         Raises:
-            ServiceUnavailable: It is dead.
+            ServiceUnavailable: It is not warm yet, has failed to start, or has stopped.
         """
         if not self.engine.is_alive:
             raise ServiceUnavailable("The engine has stopped.")

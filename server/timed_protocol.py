@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with what it lacks: deadlines for the client, and bounds on the work of one callback."""
+"""uvicorn's HTTP protocol with deadlines for clients and bounds on the work of each callback."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class BoundedConnection(h11.Connection):
 
 
 class GatedFlowControl(FlowControl):
-    """Reads nothing while the gate is closed, whatever uvicorn wants."""
+    """Reads nothing while the gate is closed, even if uvicorn resumes it."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__(transport)

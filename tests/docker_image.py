@@ -27,7 +27,7 @@ OFFLINE_PIP = {
 
 @dataclass(frozen=True)
 class DockerImage:
-    """The text of a Dockerfile, and the folder that stands for the root of the file system."""
+    """The text of a Dockerfile, and the folder that replaces the root of the file system."""
 
     text: str
     folder: Path

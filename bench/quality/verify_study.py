@@ -377,7 +377,7 @@ async def measure_arms(
 async def measure_signals(
     engine: HFEngine, images: Sequence[ImageInput], scorer: SceneScorer, check: Check
 ) -> dict[str, Any]:
-    """Describe all images greedily by plain decoding, and measure how well each signal tells invented mentions."""
+    """Describe all images greedily by plain decoding, and measure how well each signal separates invented mentions."""
     captions = await describe_all(engine, "plain", images, check=check, grounding=True)
     scores = scorer.score([caption.answer.text for caption in captions])
     mentions: list[LabelledMention] = []

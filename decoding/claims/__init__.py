@@ -1,1 +1,1 @@
-"""Find the things that an answer names, so that the model can be asked about each."""
+"""Find the things that an answer names, and check each with a question to the model."""

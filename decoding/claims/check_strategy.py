@@ -19,7 +19,7 @@ from decoding.strategy import Strategy
 class Check(Strategy):
     """Check each thing that the answer names with a question to the model, sentence by sentence.
 
-    It stands outside the stack of a request. The tokens are those of the stack, and they are not held back.
+    It is outside the stack of a request. The tokens are those of the stack, and they are not held back.
     """
 
     name = "check"

@@ -1,6 +1,6 @@
-"""Check the claims of an answer with questions to the model: one forward pass a claim, behind the cached image.
+"""Check the claims of an answer with questions to the model: one forward pass a claim, after the cached image.
 
-Source: the question is POPE's (arXiv:2305.10355). Questions are put without the answer, as in chain-of-verification
+Source: the question is POPE's (arXiv:2305.10355). Questions are sent without the answer, as in chain-of-verification
 (arXiv:2309.11495): a model that reads its own answer repeats it.
 """
 
@@ -21,7 +21,7 @@ MAX_LOG_ODDS = 50.0
 
 
 class ClaimChecker:
-    """Probabilities of the claims of one answer. Equal questions are put once.
+    """Probabilities of the claims of one answer. Equal questions are sent once.
 
     Attributes:
         wording: The question, with `{claim}` for the phrase and its article.

@@ -47,12 +47,12 @@ class Claim:
     """A noun phrase that states that something is in the image.
 
     Attributes:
-        text: The phrase as it stands in the answer, without article and adjectives.
+        text: The phrase as it is in the answer, without article and adjectives.
         start: Offset of its first character in the answer, by code point.
-        end: Offset behind its last character.
+        end: Offset after its last character.
         noun: The phrase in the singular, lower case.
         is_plural: Whether the answer has it in the plural.
-        is_bare: Whether a question has it without an article, as `rice`. It is a mass noun, or it stands in the answer
+        is_bare: Whether a question has it without an article, as `rice`. It is a mass noun, or it is in the answer
             without article, number and possessive.
         phrase_start: Offset at which the noun phrase begins, with its article and adjectives.
     """
@@ -84,7 +84,7 @@ def find_claims(text: str) -> list[Claim]:
     is_english_sentence = [is_english(words[first:last]) for first, last in pairwise(bounds)]
     quotations = [found.span() for found in QUOTATION.finditer(text)]
     claims: list[Claim] = []
-    previous: tuple[Claim, int] | None = None  # the claim before, and the index behind its last token
+    previous: tuple[Claim, int] | None = None  # the claim before, and the index after its last token
     for begin, phrase in find_phrases(words):
         claim = build_claim(text, words, begin, phrase)
         if claim.is_bare and is_count_noun_in_list(words, claim, phrase, previous):
@@ -100,7 +100,7 @@ def find_claims(text: str) -> list[Claim]:
 
 
 def iter_sentence_ends(text: str) -> Iterator[int]:
-    """Yield the offset behind each sentence of a text, and behind the rest."""
+    """Yield the offset after each sentence of a text, and after the rest."""
     end = find_sentence_end(text)
     while end is not None and end < len(text):
         yield end
@@ -124,7 +124,7 @@ def is_english(words: list[Word]) -> bool | None:
 
 
 def is_negated(words: list[Word], first: int) -> bool:
-    """Whether the phrase that begins at a token stands behind a negation in the same clause."""
+    """Whether the phrase that begins at a token follows a negation in the same clause."""
     for at in range(first - 1, max(-1, first - NEGATION_REACH), -1):
         word = words[at].lower
         if word in NEGATIONS:
@@ -157,7 +157,7 @@ def is_list(words: list[Word], comma: int, first: int) -> bool:
 
 
 def is_compared(words: list[Word], first: int) -> bool:
-    """Whether the phrase is only what something looks like."""
+    """Whether the phrase only describes an appearance, as in "looks like a boat"."""
     at = first - 1
     while at >= 0 and words[at].lower not in COMPARISONS and is_before_noun(words[at].lower):
         at -= 1
@@ -214,5 +214,5 @@ def is_count_noun_in_list(
 
 
 def is_participle(word: str) -> bool:
-    """Whether a word before a noun says what kind of thing it is, as `potted` or `stuffed`."""
+    """Whether a word before a noun denotes a kind of thing, as `potted` or `stuffed`."""
     return word.endswith("ed") and len(word) > 4 and word not in NOT_KINDS and find_noun(word) is None

@@ -41,7 +41,7 @@ class Word:
 
     @property
     def end(self) -> int:
-        """Offset behind the token."""
+        """Offset after the token."""
         return self.start + len(self.text)
 
     @property
@@ -57,7 +57,7 @@ class Match:
     noun: Noun
     is_plural: bool
     first: int
-    last: int  # index behind its last token
+    last: int  # index after its last token
 
 
 def split_words(text: str) -> list[Word]:
@@ -159,7 +159,7 @@ def noun_at(words: list[Word], at: int, before: Match | None = None) -> Match | 
 
 
 def is_function_word(words: list[Word], at: int) -> bool:
-    """Whether a token is a function word. Behind an article, `can` is a noun."""
+    """Whether a token is a function word. After an article, `can` is a noun."""
     is_modal_noun = words[at].lower in MODALS and at > 0 and words[at - 1].lower in SINGULAR | {"the"}
     return words[at].lower in FUNCTION_WORDS and not is_modal_noun
 
@@ -185,7 +185,7 @@ def is_noun_here(words: list[Word], match: Match, before: Match | None) -> bool:
     previous = words[match.first - 1].lower if match.first else ""
     following = words[match.last].lower if match.last < len(words) else ""
     if before is not None and not before.is_plural and not match.is_plural and follows_article(words, before.first):
-        # No verb: that would be "sinks" behind "a stainless steel".
+        # No verb: that would be "sinks" after "a stainless steel".
         return not noun.text.endswith("ing") and (noun.text not in PAST_FORMS or following not in FUNCTION_WORDS)
     if before is not None:  # "a man walks", "the bus stops": a verb; "a bus stop": a noun
         if noun.text.endswith("ing") and not noun.is_thing:
@@ -205,7 +205,7 @@ def is_noun_here(words: list[Word], match: Match, before: Match | None) -> bool:
     if noun.verb >= VERB:
         if following in AUXILIARIES or (following in (",", "and") and match.is_plural):
             return True
-        # Behind an adjective or a preposition; behind a noun or at the beginning it is rather a verb.
+        # After an adjective or a preposition; after a noun or at the beginning it is rather a verb.
         return bool(previous) and previous not in OTHER_WORDS - {"and", "or"} and is_adjective_or_no_noun(previous)
     return True
 
@@ -216,7 +216,7 @@ def is_adjective_or_no_noun(word: str) -> bool:
 
 
 def is_adjective_here(words: list[Word], match: Match) -> bool:
-    """Whether a noun that is mostly an adjective is one here: in the singular and not right behind a determiner."""
+    """Whether a noun that is mostly an adjective is one here: in the singular and not directly after a determiner."""
     previous = words[match.first - 1].lower if match.first else ""
     return match.noun.adjective > ADJECTIVE and not match.is_plural and previous not in DETERMINERS
 
@@ -227,7 +227,7 @@ def follows_article(words: list[Word], first: int) -> bool:
 
 
 def precedes_noun(words: list[Word], at: int) -> bool:
-    """Whether a noun follows from a token on, behind more adjectives and commas: "a small, brown dog"."""
+    """Whether a noun follows from a token on, after more adjectives and commas: "a small, brown dog"."""
     while at + 1 < len(words) and (words[at].text == "," or (words[at].is_word and is_adjective(words[at].lower))):
         at += 1
     return at < len(words) and words[at].lower not in FUNCTION_WORDS and follows_noun(words, at)

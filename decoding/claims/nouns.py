@@ -103,7 +103,7 @@ def pluralize(phrase: str) -> str:
 
 @lru_cache(CACHED_WORDS)
 def with_article(phrase: str) -> str:
-    """Return the noun phrase behind `a` or `an`."""
+    """Return the noun phrase after `a` or `an`."""
     return str(_inflect().a(phrase))
 
 

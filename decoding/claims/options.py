@@ -26,7 +26,7 @@ def check_wording(question: str) -> str:
     if question.count(PLACEHOLDER) != 1:
         raise ValueError(f"must contain {PLACEHOLDER} once, in the place of the phrase and its article")
     if any(bracket in question for bracket in SPECIAL_TOKEN_BRACKETS):
-        raise ValueError(f"must not contain any of {' '.join(SPECIAL_TOKEN_BRACKETS)}: special tokens of models do")
+        raise ValueError(f"must not contain any of {' '.join(SPECIAL_TOKEN_BRACKETS)}, which special tokens contain")
     return question
 
 

@@ -9,10 +9,10 @@ DEFAULT_QUESTION = "Is there {claim} in the image?"  # POPE's wording (arXiv:230
 
 
 def question_for(claim: Claim, wording: str = DEFAULT_QUESTION) -> str:
-    """Ask about a claim.
+    """Build the question about a claim.
 
     Args:
-        claim: The claim. Its plural is asked about in the singular: `two people` are there only if a person is.
+        claim: The claim. A plural becomes singular in the question: `two people` are there only if a person is.
         wording: The question with `{claim}` in the place of the phrase and its article.
 
     Returns:

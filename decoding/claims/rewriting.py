@@ -22,15 +22,15 @@ CONNECTIVES = load_words("connectives") | {","}
 VERBS = AUXILIARIES | load_words("verbs")
 ARTICLES = frozenset({"a", "an"})
 CLOSING_MARKS = frozenset(".,;:!?)]”")
-# Words that a sentence does not end with. Prepositions as "behind" and "nearby" may stand at the end.
+# Words that a sentence does not end with. Prepositions as "behind" and "nearby" may be at the end.
 OPEN_ENDS = frozenset({"a", "an", "and", "at", "but", "for", "from", "in", "into", "of", "or", "the", "to", "with"})
 
 
 def shorten_sentence(sentence: str, phrase_start: int) -> str | None:
     """End a sentence before a noun phrase that is left out.
 
-    Only connecting words may stand between the last noun phrase that stays and the one that is left out, and a verb
-    must stand before. The list that stays gets its "and", and "there are" becomes "there is" before a single thing.
+    Only connecting words may be between the last noun phrase that stays and the one that is left out, and a verb
+    must be before. The list that stays gets its "and", and "there are" becomes "there is" before a single thing.
     "There are also a dog, a cat and a bus." is "There are also a dog and a cat." without the bus. Without the cat it is
     "There is also a dog."
 
@@ -136,7 +136,7 @@ def is_well_formed(sentence: str, changed_from: int) -> bool:
 
 
 def is_well_placed(words: list[Word], at: int) -> bool:
-    """Whether a token may stand where it does, by the rules of `is_well_formed`."""
+    """Whether a token may be at its position, by the rules of `is_well_formed`."""
     word = words[at]
     before = words[at - 1] if at else None
     if word.lower in ARTICLES | {"the"} and before is not None and before.lower in ARTICLES | {"the"}:

@@ -41,7 +41,7 @@ class CannedDrafts:
         """Run the text side.
 
         Returns:
-            Its effects, with the `Segment` that each `ReadDraft` has read behind it, and its outcome. The outcome is
+            Its effects, with the `Segment` that each `ReadDraft` has read after it, and its outcome. The outcome is
             None if the text side does not end.
         """
         program, reply = start_program(strategy, GenerateRequest(Prompt.of(QUESTION, create_blank_image()))), None

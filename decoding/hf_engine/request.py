@@ -124,7 +124,7 @@ class EngineRequest:
 
         Args:
             source: The request.
-            inputs: Its prompts, encoded, with the answer prefix behind each of them.
+            inputs: Its prompts, encoded, each followed by the answer prefix.
             states: Owner -> its state.
             model: The model.
             token_text: Text of the model's tokens.

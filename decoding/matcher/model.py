@@ -95,8 +95,8 @@ class Matcher:
     def grad_cam(self, tokens: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
         """Compute the relevance of each patch.
 
-        With C the cross-attention probabilities of the block and G the gradient of the match logit with respect to
-        them, the relevance is C max(G, 0), averaged over the heads and over the tokens between [ENC] and [SEP].
+        C are the cross-attention probabilities of the block. G is the gradient of the match logit with respect to C.
+        The relevance is C max(G, 0), averaged over the heads and over the tokens between [ENC] and [SEP].
 
         Args:
             tokens: [texts, tokens] ids.

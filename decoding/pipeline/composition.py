@@ -84,7 +84,7 @@ def check_layout(strategy: Strategy, after: Tensor, before: Tensor) -> Tensor:
 
     Args:
         strategy: The strategy whose `logits` hook returned `after`.
-        after: Scores behind the hook. [..., vocab] is expected.
+        after: Scores after the hook. [..., vocab] is expected.
         before: Scores before the hook, [..., vocab].
 
     Returns:

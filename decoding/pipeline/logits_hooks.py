@@ -1,7 +1,7 @@
 """Call the `needs_branches` and `logits` hooks of a batch, once per group of requests that can share the call.
 
-Both engines use this runner. Each engine knows which row of its logits belongs to which prompt; the runner knows which
-requests share a hook call, which failure belongs to which request, and whether the scores can be sampled from.
+Both engines use this runner. An engine maps prompts to rows of its logits. The runner groups requests that share a hook
+call, maps failures to requests, and checks that the scores can be sampled from.
 """
 
 from __future__ import annotations

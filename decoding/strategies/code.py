@@ -21,14 +21,14 @@ class CODE(Strategy):
     """z_f = (1 + alpha k) z - alpha k z_d where p(w) >= beta D max p, -inf elsewhere, with k = 1 - D.
 
     z_d, [vocab], comes from a prompt with the model's own description in place of the image. The description holds
-    content of the image and invented content. Its disagreement with the image about the next token sets the strength of
-    the contrast and of the cut: D = 1/2 sum_w log2(|p(w) - p_d(w)|^a + 1) (p(w) + p_d(w)), between 0 and 1, with p and
-    p_d the softmax of the two. Where they agree, D is small: the contrast is strong and the cut weak.
+    content of the image and invented content. Its disagreement D with the image about the next token sets the strength
+    of the contrast and of the cut. D = 1/2 sum_w log2(|p(w) - p_d(w)|^a + 1) (p(w) + p_d(w)), between 0 and 1. p and
+    p_d are the softmax of z and z_d. Where they agree, D is small: the contrast is strong and the cut weak.
 
     Source: Kim et al., NeurIPS 2024, arXiv:2406.01920.
 
     Deviations from the official code:
-    - a is 0.7, the default of its command line. The function behind that falls back to 0.2.
+    - a is 0.7, the default of its command line. The function that it calls falls back to 0.2.
     - alpha and beta, which scale the two dynamic terms, are additions. At 1 they are the paper's method. The code reads
       a beta as well and never uses it.
     - The code puts a BOS token in the image's place. Here the image is removed.

@@ -29,7 +29,7 @@ class DoLa(Strategy):
       two distributions. Both choose the same layer in 152 of 200 random steps.
     - Early states go through the final norm first, as the last one does. `normed` false takes the raw state, as the
       code does. The choice changes answers.
-    - z stands for log p. The difference is one number per row, and alpha, 1 in the paper, can turn the contrast off.
+    - z is log p. The difference is one number per row, and alpha, 1 in the paper, can turn the contrast off.
     - The code applies a repetition penalty of 1.2 by default. Here the request's own penalty applies, which is 1 by
       default.
     """

@@ -19,12 +19,13 @@ class PAINT(Strategy):
     s are the attention scores of the newest token before the softmax, [heads, keys], in the layers from number
     `first_layer` on. The kind of a patch follows from the attention of the vision tower's class token, summed over
     heads. Local patches are the `ratio` with the most attention in the first layer. Summary patches are those whose
-    share in the last layer but one exceeds Q3 + 1.5 (Q3 - Q1); the tower stores global content of the image there.
+    share in the last layer but one exceeds Q3 + 1.5 (Q3 - Q1). The tower stores global content of the image there.
     Summary patches are not local. Other patches stay as they are.
 
     `modulation` "sensitive" is the head-specific modulation that the paper announces. It multiplies alpha and beta by
-    the visual sensitivity of each head: |A(with image) - A(without)| at the last position of the prompt over the mean
-    of its layer, where A is the head's output before the output projection. It probes one prompt more.
+    the visual sensitivity of each head, and probes one prompt more. The sensitivity is |A(with image) - A(without)| at
+    the last position of the prompt, divided by the mean of the layer. A is the head's output before the output
+    projection.
 
     The transformers engine computes the edited query row next to SDPA, as for `pai`. It holds no attention matrix.
 

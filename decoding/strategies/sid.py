@@ -17,9 +17,9 @@ class SID(PlausibleContrast):
     """z_f = (1 + alpha) z - alpha z_least where p(w) >= beta max p, -inf elsewhere.
 
     z_least comes from the same prompt. From layer number `layer` on, its branch keeps only the share `kept` of the
-    image tokens: those that the last token of the prompt attends to least in the layer before, by the mean over its
-    heads ([image tokens]). The few tokens that are left carry vague content, which brings out the influence of the
-    language.
+    image tokens. These are the tokens that the last token of the prompt attends to least. The attention is that of the
+    layer before, as the mean over its heads ([image tokens]). The few tokens that are left carry vague content, which
+    brings out the influence of the language.
 
     The branch drops tokens: from `layer` on, the pass over its prompt has no rows for them. This equals a mask over
     their keys, because no remaining token attends to them. The choice costs no pass of its own. Up to `layer` the

@@ -24,8 +24,8 @@ class VDGD(Strategy):
     """z(w) <- -reduce_j KL(onehot_w || P_j) for the tokens w of a plausible set S, -inf elsewhere.
 
     P_1 ... P_N, each [vocab], are the distributions from which the tokens of the model's own description of the image
-    were drawn. The divergence of a one-hot is -log P_j(w), so that the distribution of the answer has a closed form
-    over S: `min` P(w) ~ max_j P_j(w), `mean` P(w) ~ (prod_j P_j(w))^(1/N), `sum` P(w) ~ prod_j P_j(w). The state is one
+    were drawn. The divergence of a one-hot is -log P_j(w). So the distribution of the answer has a closed form over S:
+    `min` P(w) ~ max_j P_j(w), `mean` P(w) ~ (prod_j P_j(w))^(1/N), `sum` P(w) ~ prod_j P_j(w). The state is one
     [vocab] vector, whatever the length of the description. The answer's own logits matter only through S: the `top_p`
     nucleus at `temperature`, or the tokens with p(w) >= beta max p.
 
@@ -60,7 +60,7 @@ class VDGD(Strategy):
         Field(
             min_length=1,
             max_length=4096,
-            description="Prompt of the description; {question} stands for the user's question.",
+            description="Prompt of the description; {question} is replaced by the user's question.",
         ),
         TEXT_SIDE,
     ] = DESCRIBE

@@ -26,17 +26,17 @@ class Verify(Strategy):
     """Send a sentence only when the model confirms each thing that it names.
 
     The answer is generated sentence by sentence. For each new claim of a sentence, the model answers "Is there a
-    {claim} in the image?", in one forward pass behind the cached image:
+    {claim} in the image?", in one forward pass after the cached image:
 
         p = P(yes) / (P(yes) + P(no)),    log-odds(p) = log-odds with the image - debias * log-odds without it
 
-    A sentence whose claims all have p >= threshold is sent. Otherwise the first noun phrase that fails is cut off, all
-    failed phrases are ruled out for the rest of the answer, and the sentence is generated again from there, at most
-    `tries` times. A phrase that the answer contains already fails in place of another, too, and is ruled out for that
+    A sentence whose claims all have p >= threshold is sent. Otherwise the first noun phrase that fails is cut off, and
+    the sentence is generated again from there, at most `tries` times. All failed phrases are ruled out for the rest of
+    the answer. A phrase that the answer contains already fails in place of another, too, and is ruled out for that
     sentence. After the last try, or where the new text is no English, the phrase is left out: the sentence ends before
     it where English allows that. Else the sentence is generated once more from its beginning. If that fails, too, the
     sentence is dropped and the answer ends. An answer also ends when it repeats one of its sentences after a phrase was
-    ruled out. It does not end before `min_tokens`, or with `ignore_eos`: a sentence that fails is then sent.
+    ruled out. It does not end before `min_tokens`, or with `ignore_eos`. A sentence that fails is then sent.
 
     A phrase is ruled out by its first token, unless that has fewer than three letters. So "traffic light" also rules
     out "traffic sign". With only its last token forbidden, the model would complete "traffic" with nonsense.
@@ -45,9 +45,9 @@ class Verify(Strategy):
 
     Answers without an image, without claims, or of one word are those of the inner strategies, token for token.
 
-    Source: no paper. Parts of it were published: retrospective resampling with trained confidence tokens (REVERSE,
-    arXiv:2504.13169), questions back and forth (LogicCheckGPT, arXiv:2402.11622), correction by external detectors
-    (Woodpecker, arXiv:2310.16045), and questions without the draft (chain-of-verification, arXiv:2309.11495).
+    Source: no paper. Parts of it were published. REVERSE (arXiv:2504.13169) resamples retrospectively, with trained
+    confidence tokens. LogicCheckGPT (arXiv:2402.11622) sends questions back and forth. Woodpecker (arXiv:2310.16045)
+    corrects by external detectors. Chain-of-verification (arXiv:2309.11495) sends questions without the draft.
     """
 
     name = "verify"
@@ -138,12 +138,12 @@ class Verification:
     def _begin_sentence(self) -> None:
         self.tries = self.strategy.tries
         self.is_rewritten = False  # the sentence was generated again from its beginning
-        self.changed_from: int | None = None  # offset in the answer behind which the sentence was generated again
-        self.repeated: dict[str, None] = {}  # forms of nouns of the answer that stood in place of a failed one
+        self.changed_from: int | None = None  # offset in the answer after which the sentence was generated again
+        self.repeated: dict[str, None] = {}  # forms of nouns of the answer that replaced a failed one
         self.cut: dict[Claim, None] = {}  # claims of earlier attempts at the sentence, which were cut off
 
     def _may_end(self) -> bool:
-        """Whether the answer may end behind what has been sent."""
+        """Whether the answer may end after what has been sent."""
         return len(self.prefix) >= self.sampling.min_tokens and not self.sampling.ignore_eos
 
     def _read_sentence(self) -> Generator[DraftEffect, Any, int]:
@@ -175,7 +175,7 @@ class Verification:
         return is_well_formed(join_text(self.pending)[:end], self.changed_from - len(self.text))
 
     def _find_repetition(self, claims: list[Claim]) -> Claim | None:
-        """Return the claim that stands in place of a failed one, where the answer names its thing elsewhere, too."""
+        """Return the claim that replaces a failed one, where the answer names its thing elsewhere, too."""
         if self.changed_from is None:
             return None
         new = next((claim for claim in claims if claim.end > self.changed_from), None)
@@ -244,7 +244,7 @@ class Verification:
         return None if names_nothing_new else sentence[:indent] + shorter
 
     def _send_shorter(self, shorter: str, start: int) -> Generator[DraftEffect, Any, FinishReason | None]:
-        """Send a shorter sentence, up to a stop string that its new end completes, and start a draft behind it.
+        """Send a shorter sentence, up to a stop string that its new end completes, and start a draft after it.
 
         Yields:
             The sentence, and a draft.
@@ -277,7 +277,7 @@ class Verification:
         Args:
             end: Offset of its end in the pending text.
             claims: Its claims.
-            dropped_from: Offset in the answer behind which phrases that were cut off have no replacement.
+            dropped_from: Offset in the answer after which phrases that were cut off have no replacement.
 
         Yields:
             The sentence with its claims.
@@ -300,7 +300,7 @@ class Verification:
         yield SendTokens(tuple(sent), report)
 
     def _start(self) -> Generator[DraftEffect, Any, None]:
-        """Start a draft behind what has been sent and what is pending."""
+        """Start a draft after the sent and the pending tokens."""
         self.reason = None
         prefix = (*self.prefix, *(token.id for token in self.pending))
         yield StartDraft(prefix, tuple(self.ruled_out | self.repeated))
@@ -333,7 +333,7 @@ def list_spellings(noun: str) -> list[str]:
 
 
 def find_stop(text: str, start: int, stop: tuple[str, ...]) -> int | None:
-    """Return the first offset of a stop string that ends behind `start`; None where there is none."""
+    """Return the first offset of a stop string that ends after `start`; None where there is none."""
     found = [text.find(string, max(0, start - len(string) + 1)) for string in stop]
     return min((at for at in found if at >= 0), default=None)
 

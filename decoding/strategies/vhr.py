@@ -16,8 +16,8 @@ CORRECTION = {"population": 0, "sample": 1}
 class VHR(Strategy):
     """A_{l,i} <- alpha A_{l,i} for the heads i of layer l whose output the image changes most.
 
-    A_{l,i}, [head_dim], is the output of a query head before the output projection, at the last position of the prompt,
-    and VHD_{l,i} = |A_{l,i}(with image) - A_{l,i}(without)|, with the image tokens taken out of the prompt (Eq. 4).
+    A_{l,i}, [head_dim], is the output of a query head before the output projection, at the last position of the prompt.
+    VHD_{l,i} = |A_{l,i}(with image) - A_{l,i}(without)|, with the image tokens taken out of the prompt (Eq. 4).
     Heads above the median of their layer are reinforced (Eq. 7). First VHD_{l,i} is set to 0 where both it and
     |A_{l,i}(without)|^2 exceed mean + deviation of their layer, because such heads have large outputs without an image
     too (Eq. 6). The heads are chosen once, layer by layer in a single pass, so that a layer receives the outputs of

@@ -32,7 +32,7 @@ def load_processor(model: str, family: ModelFamily) -> Any:
     except ImportError as error:
         raise Unsupported(f"The model's processor needs a package that is not installed: {error}") from error
     if family.has_chat_template and get_chat_template(processor) is None:
-        raise Unsupported("The checkpoint has no chat template, so messages cannot be put to this model.")
+        raise Unsupported("The checkpoint has no chat template, so this model accepts no messages.")
     save_memory(processor.image_processor)
     keep_results(processor.image_processor)
     return processor

@@ -17,7 +17,7 @@ from decoding.prompt import ImageInput, Message, Prompt
 from decoding.text.model_families import ModelFamily
 from decoding.text.processor import get_chat_template
 
-PREFIX_CONTEXT = 8  # tokens of an answer that a text is encoded behind
+PREFIX_CONTEXT = 8  # tokens of an answer that a text is encoded after
 CACHED_CHOICES = 1024  # choices whose first tokens are kept
 MIN_LETTERS = 3  # of a token that is forbidden by itself
 
@@ -27,7 +27,7 @@ class ModelInputs:
     """One encoded prompt.
 
     Attributes:
-        ids: [length] token ids. The image token stands at each position of an image.
+        ids: [length] token ids. The image token is at each position of an image.
         extras: Pixels and related tensors, under the names of the model's forward arguments.
     """
 
@@ -65,7 +65,7 @@ class AnswerStart:
 
     Attributes:
         ids: Tokens with which the answer begins.
-        ruled_out: Token sequences that must not occur behind them.
+        ruled_out: Token sequences that must not occur after them.
     """
 
     ids: tuple[int, ...] = ()
@@ -159,9 +159,9 @@ class PromptEncoder:
         return AnswerStart(tuple(self.encode_answer_prefix(prefix)), tuple(sorted(sequences)))
 
     def encode_answer_prefix(self, prefix: Sequence[int | str]) -> list[int]:
-        """Encode what an answer begins with.
+        """Encode the prefix of an answer.
 
-        A text is encoded behind the tokens before it, so that it gets no space that is not its own.
+        A text is encoded after the tokens before it, so that it gets no space that is not its own.
 
         Args:
             prefix: Token ids and texts.
@@ -185,9 +185,9 @@ class PromptEncoder:
     def encode_phrase(self, phrase: str) -> list[tuple[int, ...]]:
         """Return the token sequences that a phrase begins with, with and without a space before it.
 
-        A sequence is the phrase's first token. If that has fewer than `MIN_LETTERS` letters, it is the whole phrase:
-        to forbid the last token only would leave the rest of the phrase, which the model completes with nonsense, and
-        to forbid a token as short as `a` would forbid most words.
+        A sequence is the phrase's first token, or the whole phrase if that token has fewer than `MIN_LETTERS` letters.
+        To forbid a token as short as `a` would forbid most words. To forbid the last token only would leave the rest of
+        the phrase, which the model completes with nonsense.
         """
         encodings = {tuple(self._ids(text)) for text in (phrase, f" {phrase}")}
         starts = {

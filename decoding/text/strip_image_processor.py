@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-MIN_PIXELS = 2_000_000  # of an image that is worth the effort
+MIN_PIXELS = 2_000_000  # least size of an image that is processed in strips
 STRIP_PIXELS = 1 << 20
 
 

@@ -237,7 +237,7 @@ class VllmEngine(BaseEngine):
         encoder, checkpoint = self.encoder, self.checkpoint
         inputs = self._encode_request(request, start)
         first_tokens = {choice: encoder.find_first_tokens(choice).tolist() for choice in request.choices}
-        if request.sampling.grammar is not None:  # vLLM notices too late that no token begins an answer
+        if request.sampling.grammar is not None:  # vLLM reports only after scheduling that no token begins
             checkpoint.grammars.compile(request.sampling.grammar)
         return build_members(
             request, inputs, self._create_gang_id(), first_tokens, checkpoint.eos_token_ids, updated_state, start

@@ -61,8 +61,8 @@ def compute_grad_cam(
 def evaluate_matcher(folder: Path, dataset: SceneDataset, batch: int = 64) -> dict[str, Any]:
     """Evaluate the matcher on POPE's questions.
 
-    Measured are the accuracy of the match logit, the fraction of relevance inside the boxes of present objects, the
-    fraction of the image that the boxes cover, and the cosines that decide how much AGLA masks.
+    The figures are the accuracy of the match logit, and the fraction of relevance inside the boxes of present objects.
+    With them come the fraction of the image that the boxes cover, and the cosines that decide how much AGLA masks.
 
     Args:
         folder: Folder of the matcher.

@@ -44,7 +44,7 @@ class DetailsModel(FinishModel):
         """Learn number, grid cell and colour at the word of the named category and where the answer begins.
 
         Args:
-            hidden: Hidden states behind each layer, [rows, length, WIDTH].
+            hidden: Hidden states after each layer, [rows, length, WIDTH].
             batch: The packs. Its `attributes` are [rows, length, 3], -1 for unknown values.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Packing of many independent question-answer pairs about one scene behind one copy of its image tokens."""
+"""Packing of many independent question-answer pairs about one scene after one copy of its image tokens."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""How well the check, grounding and log-probability tell invented mentions of a caption from real ones.
+"""How well the check, grounding and log-probability separate invented mentions of a caption from real ones.
 
 CHAIR's labels are the truth: a mention is invented if its object is not in the image. Images are resampled, because
 mentions of one image are not independent.
@@ -28,7 +28,7 @@ BINS = 10  # of the calibration
 
 @dataclass(frozen=True)
 class LabelledMention:
-    """An object that a caption mentions, with the signals that may tell whether it is invented.
+    """An object that a caption mentions, with the signals that may indicate that it is invented.
 
     Attributes:
         image: Index of the image.

@@ -172,7 +172,7 @@ class ExtraTable(BaseModel):
 
 
 class SignalResult(BaseModel):
-    """How well a signal tells invented mentions from real ones.
+    """How well a signal separates invented mentions from real ones.
 
     Attributes:
         auroc: Area under the ROC curve.

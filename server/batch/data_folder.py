@@ -82,7 +82,7 @@ class DataFolder:
             raise DataFolderError(f"data_dir: {self.path} cannot be used: {error.strerror}.") from error
 
     def count_files(self, owners: Mapping[str, str] | None) -> list[str]:
-        """Count the stored files, and remove those without an owner, which nobody could delete.
+        """Count the stored files, and remove those without an owner, which no API key can delete.
 
         Args:
             owners: File id -> owner. If they are not known, no file is removed, and all count for the owner "".

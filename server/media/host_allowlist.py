@@ -74,7 +74,7 @@ def parse_target(url: str) -> Target:
 
 
 class HostAllowlist:
-    """The hosts that an operator allows. `host` stands for ports 80 and 443, `host:port` for that port alone."""
+    """The hosts that an operator allows. `host` means ports 80 and 443, `host:port` for that port alone."""
 
     def __init__(self, hosts: Iterable[str]) -> None:
         self._endpoints = {endpoint for host in hosts for endpoint in parse_endpoints(host)}

@@ -66,7 +66,7 @@ def check_jpeg(content: bytes) -> None:
 
 
 def search(pattern: re.Pattern[bytes], content: bytes, start: int) -> int | None:
-    """Return the position of the first match of a pattern of at most two bytes, at or behind `start`."""
+    """Return the position of the first match of a pattern of at most two bytes, at or after `start`."""
     for position in range(start, len(content), SEARCH_BYTES):
         if found := pattern.search(content, position, position + SEARCH_BYTES + 1):
             return found.start()

@@ -1,4 +1,4 @@
-"""Prometheus metrics: vLLM's names behind the prefix `onlyseen_`, by strategy."""
+"""Prometheus metrics: vLLM's names after the prefix `onlyseen_`, by strategy."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from server.schemas.json_bounds import INVALID_JSON
 MAX_PARTS = 2048  # content parts of one message
 MAX_MESSAGES = 1024
 STRING_SLICE = 262_144  # bytes of a long string that are decoded in one call
-# A piece of a JSON string that ends behind a character: not within an escape, nor within a pair of surrogates.
+# A piece of a JSON string that ends after a character: not within an escape, nor within a pair of surrogates.
 WHOLE_CHARACTERS = re.compile(rb"(?:[^\\]++|\\u[dD][89abAB]..\\u....|\\u(?![dD][89abAB])....|\\[^u])*+", re.DOTALL)
 
 # Why a field of OpenAI's is not supported.
@@ -98,7 +98,7 @@ def decode_string(body: bytes | bytearray, start: int, end: int) -> str:
 
     Args:
         body: The document.
-        start: Start of the string, behind its quote.
+        start: Start of the string, after its quote.
         end: End of the string, before its quote.
 
     Returns:

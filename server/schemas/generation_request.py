@@ -20,7 +20,7 @@ from server.schemas.base import STRING_OR_ARRAY, StrictModel
 
 DEFAULT_SAMPLING = SamplingParams(temperature=1.0)  # OpenAI's defaults; an engine's temperature 0 is greedy
 SEED_LIMIT = 1 << 63
-MIN_TOP_P = 1e-9  # stands for 0, since an engine needs a positive top_p
+MIN_TOP_P = 1e-9  # replaces 0, since an engine needs a positive top_p
 MIN_TEMPERATURE = 1e-5  # a lower temperature counts as 0: scores divided by it overflow
 SHARED_SAMPLING_FIELDS = (
     "min_tokens",

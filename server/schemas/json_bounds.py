@@ -100,7 +100,7 @@ class JsonBoundsScanner:
         self._string_start, self._head = start, None if is_key else b""
 
     def _skip_string(self, data: bytes, position: int, end: int, offset: int) -> int:
-        """Return the position behind the closing quote, or `end`."""
+        """Return the position after the closing quote, or `end`."""
         start = position
         if self._ends_in_escape and position < end:
             position, self._ends_in_escape = position + 1, False

@@ -26,11 +26,11 @@ class ClaimEntry(BaseModel):
     start: int | None = Field(
         description="Offset of its first character in the answer, in code points. null if the answer does not have it."
     )
-    end: int | None = Field(description="Offset behind its last character, likewise.")
-    question: str = Field(description="The question that the server put to the model.")
+    end: int | None = Field(description="Offset after its last character, likewise.")
+    question: str = Field(description="The question that the server sent to the model.")
     probability: float = Field(description="P(yes) / (P(yes) + P(no)) of the question.")
     action: Literal["kept", "replaced", "dropped"] | None = Field(
-        default=None, description="What the strategy verify did with the phrase. Absent with other strategies."
+        default=None, description="Action of the strategy verify on the phrase. Absent with other strategies."
     )
     choice: int | None = Field(default=None, description="Index of the choice. Absent if there is only one.")
 

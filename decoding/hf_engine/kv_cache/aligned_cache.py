@@ -211,7 +211,7 @@ def copy_buffer(old: Tensor, row_capacity: int, rows: int, first: int, width: in
         rows: Rows in use.
         first: First column in use.
         width: Number of columns in use.
-        next_column: Column of the new buffer behind the copied ones.
+        next_column: Column of the new buffer after the copied ones.
 
     Returns:
         The new buffer, [row_capacity, heads, next_column + HEADROOM, head_dim].

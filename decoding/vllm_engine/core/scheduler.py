@@ -92,7 +92,7 @@ class GangScheduler(GangLifecycle):
         return [tuple(unit) for unit in units.values()]
 
     def _is_ready(self, unit: Unit) -> bool:
-        """Return whether all members run and stand before their last known token. True without a gang."""
+        """Return whether all members run and are before their last known token. True without a gang."""
         gang = self.gangs.get_gang(unit[0].request_id)
         return gang is None or (len(unit) == gang.size and all(count_unrun_tokens(request) == 1 for request in unit))
 
@@ -178,7 +178,7 @@ class GangScheduler(GangLifecycle):
             self.waiting = whole_queue
 
     def _select_schedulable(self, queue: Any, examined: list[VllmRequest], free: int) -> list[VllmRequest]:
-        """Select waiting requests, first come, first served: a gang without room blocks those behind it.
+        """Select waiting requests, first come, first served: a gang without room blocks those after it.
 
         Args:
             queue: vLLM's queue, from which examined requests are removed.

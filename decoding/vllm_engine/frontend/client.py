@@ -28,7 +28,7 @@ class VllmEngineRequest:
 class OutputCollector:
     """The outputs of one engine request, in order.
 
-    It stands in for vLLM's RequestOutputCollector, which merges outputs that wait and loses the information about their
+    It replaces vLLM's RequestOutputCollector, which merges outputs that wait and loses the information about their
     tokens.
     """
 

@@ -59,7 +59,7 @@ class ProbeCapture:
 
 
 def find_probes(rows: StepRows) -> Iterator[tuple[ProbeSpec, dict[str, int]]]:
-    """Find the probes all of whose prompts run whole in this step. The scheduler sees to it that every probe does.
+    """Find the probes all of whose prompts run whole in this step. The scheduler ensures that.
 
     Args:
         rows: Rows of the step.

@@ -23,7 +23,7 @@ NLTK_PACKAGES = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
 NounExtractor = Callable[[str], list[str]]
 SimilarityTest = Callable[[str, str], bool]
 IndexedWord = tuple[str, int]
-"""A word, and the index of the annotated object that it stands for."""
+"""A word, and the index of the annotated object that it names."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AmberVocabulary:
     """AMBER's vocabulary.
 
     Attributes:
-        associated: Words that stand for each object, from `relation.json`.
+        associated: Words that name each object, from `relation.json`.
         safe: Words that never count as hallucinations, from `safe_words.txt`.
     """
 
@@ -60,11 +60,11 @@ class AmberVocabulary:
 
     @property
     def all_words(self) -> frozenset[str]:
-        """All objects and all words that stand for them."""
+        """All objects and all words that name them."""
         return frozenset(self.associated).union(*self.associated.values())
 
     def expand(self, answer: AmberAnswer, key: str) -> list[IndexedWord]:
-        """List the words that stand for the objects under a key of an annotation.
+        """List the words that name the objects under a key of an annotation.
 
         An object without an entry in relation.json raises `InputError`.
 

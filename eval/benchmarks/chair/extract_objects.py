@@ -142,7 +142,7 @@ def build_fixed_extractor(vocabulary: ObjectVocabulary) -> Extractor:
         A function from a caption to its objects.
     """
     nodes = {" ".join(word.lower().split()): node for word, node in vocabulary.items()}
-    # Double words may stand for another word (a baby bear is a bear), or for no object.
+    # Double words may mean another word (a baby bear is a bear), or for no object.
     phrases = {**{pair: nodes.get(word) for pair, word in DOUBLE_WORDS.items()}, **nodes}
     parts = {part for phrase in phrases for part in phrase.split()}
 

@@ -17,7 +17,7 @@ class ObjectVocabulary(dict[str, str]):
     """Word to category ("node").
 
     A line of the file is a category and its synonyms, separated by a comma and a space. The file is parsed like in the
-    official script: two spaces after a comma give a word that nothing can match, and a word on two lines belongs to
+    official script. Two spaces after a comma give a word that nothing can match. A word on two lines belongs to
     the later one.
     """
 

@@ -1,8 +1,12 @@
 """Five parsers of yes/no answers. On long answers their numbers differ by tens of points.
 
-Each reproduces the code of its source, with its errors: `official` is evaluate.py of AoiDragon/POPE, `opera` is
-pope_eval.py of shikiw/OPERA, `vcd` is eval_pope.py of DAMO-NLP-SG/VCD, `lmms-eval` is its tasks/pope/utils.py,
-`vlmevalkit` is its utils/yorn.py without a judge model.
+Each reproduces the code of its source, with its errors:
+
+- `official`: evaluate.py of AoiDragon/POPE;
+- `opera`: pope_eval.py of shikiw/OPERA;
+- `vcd`: eval_pope.py of DAMO-NLP-SG/VCD;
+- `lmms-eval`: its tasks/pope/utils.py;
+- `vlmevalkit`: its utils/yorn.py, without a judge model.
 """
 
 from __future__ import annotations

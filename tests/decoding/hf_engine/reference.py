@@ -90,7 +90,7 @@ class Reference:
             length: Tokens of the answer, its prefix included.
             ends: Stop where the model ends its answer.
             prefix: Tokens with which the answer begins.
-            ruled_out: Token sequences that the answer must not contain behind its prefix.
+            ruled_out: Token sequences that the answer must not contain after its prefix.
 
         Returns:
             The tokens of the answer, with their log-probabilities and logits.

@@ -23,7 +23,7 @@ from tests.decoding.toy import ToyEngine
 LARGE_IMAGE = random_image(size=(400, 300))  # large enough to be cut into crops
 WITHOUT_IMAGES = {"plain", "truncate", "sharpen", "verify"}  # accept prompts without an image
 SAMPLING_ONLY = {"plain", "truncate", "sharpen"}  # keep greedy answers
-CHECKS_ANSWERS = {"verify"}  # changes answers by what they say: the toy model says nothing
+CHECKS_ANSWERS = {"verify"}  # changes answers by their claims: those of the toy model have none
 CHANGES_PROMPT = {"vdgd"}  # puts the description into the prompt, whatever the parameters
 
 every_strategy = pytest.mark.parametrize("kind", list_strategies().values(), ids=list_strategies().keys())

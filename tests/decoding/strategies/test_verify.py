@@ -71,7 +71,7 @@ async def test_a_failed_phrase_is_cut_off_and_ruled_out() -> None:
     assert answer.text == "The image shows a park with a dog. There is a bird. A kite can be seen."
     assert engine.drafts[1].ruled_out == ("cat", "cats", "Cat", "Cats")
     assert list_claims(answer) == [("dog", "kept"), ("cat", "replaced"), ("bird", "kept"), ("kite", "kept")]
-    assert len(engine.checked_questions) == len(set(engine.checked_questions)), "equal questions are put once"
+    assert len(engine.checked_questions) == len(set(engine.checked_questions)), "equal questions are sent once"
 
 
 async def test_all_failed_phrases_of_a_sentence_are_ruled_out_at_once() -> None:

@@ -47,7 +47,7 @@ async def test_batch_waits_while_its_results_cannot_be_written(start_server: Sta
 
 
 @pytest.mark.parametrize("change", [{"status": "cancelling"}, {"expires_at": 1}])
-async def test_batch_that_ends_on_a_full_disk_keeps_the_answers_in_hand(
+async def test_batch_that_ends_on_a_full_disk_keeps_answers_that_are_not_yet_stored(
     start_server: StartServer, fsync: FaultyCalls, change: dict[str, Any]
 ) -> None:
     server = await start_server(batch_requests=2)
@@ -89,7 +89,7 @@ async def test_input_of_a_cancelling_batch_can_be_deleted(start_server: StartSer
     assert (await wait_for_status(server, batch)).status == "cancelled"
 
 
-async def test_answer_in_hand_survives_a_dead_engine(
+async def test_answer_that_is_not_yet_stored_survives_a_dead_engine(
     start_server: StartServer, fsync: FaultyCalls, log_entries: list[EventDict]
 ) -> None:
     server = await start_server(batch_requests=2)
