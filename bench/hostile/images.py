@@ -93,6 +93,13 @@ def build_chunk_flood(seed: int) -> str:
     return encode_image_url(png(8, 8, *[text] * 300_000, pixels=bytes(8 * 25)))
 
 
+def build_inflating_texts(seed: int) -> str:
+    """Build a PNG with 60 compressed texts, each of a million characters of four bytes in Python."""
+    text = zlib.compress(("\U0001f600" + chr(97 + seed) * 1_000_000).encode())
+    texts = [chunk(b"iTXt", b"%d\0\1\0\0\0" % number + text) for number in range(60)]
+    return encode_image_url(png(8, 8, *texts, pixels=bytes(8 * 25)))
+
+
 IMAGES: dict[str, Callable[[int], str]] = {  # name -> the image of a seed
     "PNG bomb of 20000 x 20000": lambda seed: encode_image_url(png(20_000, 20_000, pixels=bytes([seed]) * 10**6)),
     "PNG header of 65535 x 65535": lambda seed: encode_image_url(png(65_535, 65_535, pixels=bytes([seed]))),
@@ -100,6 +107,7 @@ IMAGES: dict[str, Callable[[int], str]] = {  # name -> the image of a seed
     "60 MB in a PNG's text": build_text_bomb,
     "1,000,000 comments in a JPEG": build_segment_flood,
     "300,000 texts in a PNG": build_chunk_flood,
+    "60 compressed texts in a PNG": build_inflating_texts,
     "1 x 25,000,000": lambda seed: draw("RGB", (1, 25_000_000), seed),
     "25,000,000 x 1": lambda seed: draw("RGB", (25_000_000, 1), seed),
     "16,384 x 164": lambda seed: draw("RGB", (16_384, 164), seed),

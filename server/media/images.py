@@ -22,7 +22,7 @@ from decoding.prompt import ImageInput
 from server.media.fetch import FETCH_FAILED, MAX_BYTES, ImageFetcher
 from server.media.host_allowlist import HostAllowlist
 from server.media.image_memory import ImageLease, ImageMemory
-from server.media.image_structure import TooManyParts, check_parts
+from server.media.image_structure import TooManyParts, check_parts, drop_texts
 from server.serving.fair_queue import FairQueue
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -335,7 +335,7 @@ def open_image(content: bytes, param: str, max_pixels: int = MAX_PIXELS) -> Imag
     """
     with convert_errors(param):
         check_parts(content)
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(drop_texts(content)), formats=FORMATS)
         if image.width * image.height > min(max_pixels, get_max_pixels(image)):
             raise BadRequest(TOO_LARGE, param=param, code="image_too_large")
         if min(image.size) < 1:
