@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             le=1,
-            description="share of rows, queue, body memory and storage that one of several API keys may hold",
+            description="share of rows, queue, memory and storage that one of several API keys may hold",
         ),
     ] = 0.5
     otlp_endpoint: Annotated[

@@ -46,9 +46,7 @@ class Service:
 
     def __init__(self, settings: Settings, create_engine: Callable[[Settings], Engine]) -> None:
         self.settings = settings
-        self.image_loader = ImageLoader(
-            settings.allowed_image_hosts(), settings.image_cache_mb * 1_000_000, settings.image_memory_mb * 1_000_000
-        )
+        self.image_loader = create_image_loader(settings)
         self.metrics = Metrics(self.image_loader.cache)
         self.created_at = int(time.time())
         self.parse_limiter = anyio.CapacityLimiter(PARSE_THREADS)
@@ -143,6 +141,17 @@ class Service:
         from decoding.pipeline.runner import StrategyRunner
 
         return StrategyRunner(stack, self.ready_engine, cache_salt=cache_salt)
+
+
+def create_image_loader(settings: Settings) -> ImageLoader:
+    """Create the loader of images. With two or more API keys that share no caches, each has a share of its memory."""
+    has_shares = len(settings.load_api_keys()) > 1 and not settings.share_caches
+    return ImageLoader(
+        settings.allowed_image_hosts(),
+        settings.image_cache_mb * 1_000_000,
+        settings.image_memory_mb * 1_000_000,
+        owner_share=settings.key_share if has_shares else 1.0,
+    )
 
 
 def create_fair_queue(settings: Settings) -> FairQueue | None:

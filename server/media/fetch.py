@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 from urllib.parse import urljoin
 
 import anyio
@@ -15,7 +17,11 @@ from server.media.host_allowlist import AddressRefused, HostAllowlist, parse_tar
 
 FETCH_TIMEOUT = 5.0  # seconds for the whole fetch, redirects included
 MAX_BYTES = 10_000_000
-MAX_PARTS = 20_000  # chunks of a body; more of them would only cost time
+MAX_SMALL_PARTS = 2_000  # chunks of a body beside one for each `PART_BYTES`; more of them would only cost time
+PART_BYTES = 16
+READ_BYTES = (
+    4096  # that are parsed before other tasks run. They can hold hundreds of chunks or of informational responses
+)
 MAX_REDIRECTS = 3
 HEADERS = [("user-agent", "onlyseen"), ("accept", "image/*"), ("accept-encoding", "identity")]
 FETCH_FAILED = "The image cannot be fetched: its address is not allowed, or does not return an image in time."
@@ -82,7 +88,7 @@ class ImageFetcher:
 
 
 async def read_bounded(response: httpcore.Response) -> bytes:
-    """Read a body of at most `MAX_BYTES`, in at most `MAX_PARTS` parts.
+    """Read a body of at most `MAX_BYTES`, whose parts are not too many for its size.
 
     Returns:
         The body.
@@ -94,9 +100,37 @@ async def read_bounded(response: httpcore.Response) -> bytes:
     async for chunk in response.aiter_stream():
         content += chunk
         parts += 1
-        if len(content) > MAX_BYTES or parts > MAX_PARTS:
+        if len(content) > MAX_BYTES or parts > MAX_SMALL_PARTS + len(content) // PART_BYTES:
             raise AddressRefused
     return bytes(content)
+
+
+class ShortReadStream(httpcore.AsyncNetworkStream):
+    """A connection that returns few bytes at a time, and lets other tasks run before each read."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        await asyncio.sleep(0)
+        return await self._stream.read(min(max_bytes, READ_BYTES), timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        return ShortReadStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 class AllowlistBackend(httpcore.AsyncNetworkBackend):
@@ -120,10 +154,12 @@ class AllowlistBackend(httpcore.AsyncNetworkBackend):
         self._allowed.check_addresses(host, port, addresses)
         for address in addresses[:-1]:
             try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+                stream = await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+                return ShortReadStream(stream)
             except httpcore.ConnectError:
                 continue
-        return await self._network.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+        stream = await self._network.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+        return ShortReadStream(stream)
 
 
 async def resolve_host(host: str, port: int) -> list[str]:

@@ -14,8 +14,14 @@ class ImageMemory:
     more than there is runs while no other holds any.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._queue = FairQueue(max_bytes)
+    def __init__(self, max_bytes: int, max_owner_bytes: int | None = None) -> None:
+        """Create the memory.
+
+        Args:
+            max_bytes: Bytes of all images.
+            max_owner_bytes: Bytes of the images of one API key; None: no bound of its own.
+        """
+        self._queue = FairQueue(max_bytes, max_owner_bytes)
 
     def lease(self, owner: str | None) -> ImageLease:
         """Return a lease, without bytes, for the images of a request. `owner` separates API keys."""
@@ -40,7 +46,7 @@ class ImageLease:
 
     def fits(self, size: int) -> bool:
         """Return whether `reserve` would not wait."""
-        return self._queue.is_free(size)
+        return self._queue.is_free(self._owner, size)
 
     async def reserve(self, size: int) -> None:
         """Wait for `size` bytes. Call it once."""

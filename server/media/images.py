@@ -52,13 +52,27 @@ class ImageLoader:
     """Decodes images in a few threads, never on the event loop, and fetches them from allowed hosts."""
 
     def __init__(
-        self, hosts: Iterable[str] = (), cache_bytes: int = 0, memory_bytes: int = 256_000_000, threads: int = 4
+        self,
+        hosts: Iterable[str] = (),
+        cache_bytes: int = 0,
+        memory_bytes: int = 256_000_000,
+        threads: int = 4,
+        owner_share: float = 1.0,
     ) -> None:
+        """Create a loader.
+
+        Args:
+            hosts: Hosts from which images may be fetched.
+            cache_bytes: Bytes of the cache of decoded images.
+            memory_bytes: Bytes of the decoded images of all requests.
+            threads: Threads that decode.
+            owner_share: Part of the memory, for decoded and for fetched images, that one API key may hold.
+        """
         self.limiter = anyio.CapacityLimiter(threads)
         self.fetcher = ImageFetcher(HostAllowlist(hosts))
         self.cache = ImageCache(cache_bytes)
-        self.memory = ImageMemory(memory_bytes)
-        self.fetch_memory = FairQueue(MAX_FETCHED_BYTES)
+        self.memory = ImageMemory(memory_bytes, int(owner_share * memory_bytes))
+        self.fetch_memory = FairQueue(MAX_FETCHED_BYTES, int(owner_share * MAX_FETCHED_BYTES))
 
     async def load(
         self, sources: Sequence[ImageSource], lease: ImageLease, cache_salt: str | None = None

@@ -61,9 +61,12 @@ class FairQueue:
         finally:
             self.release(owner, held)
 
-    def is_free(self, rows: int) -> bool:
+    def is_free(self, owner: str, rows: int) -> bool:
         """Return whether `acquire` would not wait."""
-        return not self._waiting and self._held.total() + min(rows, self._rows) <= self._rows
+        rows = min(rows, self._rows)
+        held = self._held[owner]
+        has_share = not held or held + rows <= self._max_owner_rows
+        return not self._waiting and has_share and self._held.total() + rows <= self._rows
 
     def release(self, owner: str, rows: int) -> None:
         """Hand back rows."""

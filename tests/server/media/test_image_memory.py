@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import pytest
 from PIL import Image
+from pydantic import SecretStr
 
 from decoding.errors import BadRequest
 from server.media.image_memory import ImageMemory
 from server.media.images import ImageLoader
+from server.settings import Settings
+from server.state import create_image_loader
 from tests.server.conftest import StartServer, data_url, image_messages
 
 LARGE = data_url(Image.new("RGB", (500, 500), "red"))  # 1 MB decoded, and 2.5 MB while it is decoded
@@ -82,3 +85,29 @@ async def test_every_route_hands_the_memory_back(start_server: StartServer) -> N
         assert memory.lease(None).fits(1_000_000)
     await server.http.post("/tokenize", json={"model": "tiny", "messages": image_messages(LARGE)})
     assert memory.lease(None).fits(1_000_000)
+
+
+async def test_key_holds_no_more_than_its_share() -> None:
+    loader = ImageLoader(memory_bytes=8_000_000, owner_share=0.5)
+    leases = [loader.memory.lease("a") for _ in range(5)]
+    tasks = [asyncio.create_task(loader.load([Source(LARGE)], lease)) for lease in leases]
+    await asyncio.sleep(0.3)
+    assert sum(lease.bytes for lease in leases) <= 4_000_000
+    with loader.memory.lease("b") as other:
+        await asyncio.wait_for(loader.load([Source(LARGE), Source(LARGE)], other), 5)
+    for task, lease in zip(tasks, leases, strict=True):
+        await task
+        lease.release()
+
+
+async def test_service_gives_each_of_two_keys_its_share() -> None:
+    for keys, share_caches, share in (
+        ("a,b", False, 4_000_000),
+        ("a", False, 8_000_000),
+        ("a,b", True, 8_000_000),
+    ):
+        settings = Settings(api_keys=SecretStr(keys), image_memory_mb=8, key_share=0.5, share_caches=share_caches)
+        memory = create_image_loader(settings).memory
+        await memory.lease("a").reserve(1)
+        assert memory.lease("a").fits(share - 1)
+        assert not memory.lease("a").fits(share)
