@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from uuid import uuid4
 
+import orjson
 from openai.types import BatchError
 from pydantic import Field
 from pydantic_core import from_json
@@ -108,7 +108,7 @@ def validate_file(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, 
     return count, errors
 
 
-def format_answer(line: BatchLine, body: str) -> bytes:
+def format_answer(line: BatchLine, body: bytes) -> bytes:
     """Format the output line of an answered request.
 
     Args:
@@ -118,7 +118,7 @@ def format_answer(line: BatchLine, body: str) -> bytes:
     Returns:
         The line with its line break.
     """
-    return format_result(line, 200, json.loads(body))
+    return format_result(line, 200, orjson.Fragment(body))
 
 
 def format_error(line: BatchLine, error: BaseException) -> bytes:
@@ -134,7 +134,7 @@ def format_result(line: BatchLine, status: int, body: Any) -> bytes:
         "response": {"status_code": status, "request_id": uuid4().hex, "body": body},
         "error": None,
     }
-    return json.dumps(result, ensure_ascii=False).encode() + b"\n"
+    return orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def recover_finished_ids(path: Path, known_ids: Set[str] = frozenset()) -> set[str]:

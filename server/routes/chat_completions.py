@@ -8,6 +8,7 @@ from time import time
 from typing import Any
 from uuid import uuid4
 
+import orjson
 from fastapi import APIRouter, Request
 from openai.types.chat import (
     ChatCompletion,
@@ -32,7 +33,9 @@ from server.schemas.response import (
     build_event,
     build_openapi_responses,
     dump_json,
+    join_entries,
     to_completion_usage,
+    to_json_fields,
 )
 from server.serving.admission import AdmissionDep
 from server.serving.generation import Generation
@@ -92,10 +95,15 @@ class ChatCompletionFormatter:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time()))
 
-    def format_full(self, tokens: list[list[Token]], generation: Generation) -> str:
+    async def format_full(self, generation: Generation) -> bytes:
+        texts: list[list[str]] = [[] for _ in range(generation.choices)]
+        entries: list[list[bytes]] = [[] for _ in range(generation.choices)]
+        async for choice, token in generation.stream_tokens():
+            texts[choice].append(token.text)
+            entries[choice] += self.logprobs.dump_token(token)
         choices = [
-            self._build_choice(index, choice_tokens, generation.finish_infos[index].reason)
-            for index, choice_tokens in enumerate(tokens)
+            self._build_choice(index, "".join(text), generation.finish_infos[index].reason)
+            for index, text in enumerate(texts)
         ]
         document = ChatCompletionResponse(
             id=self.id,
@@ -106,7 +114,11 @@ class ChatCompletionFormatter:
             usage=to_completion_usage(generation.usage),
             onlyseen=generation.receipt,
         )
-        return dump_json(document)
+        fields = to_json_fields(document)
+        if self.logprobs.enabled:
+            for choice_fields, choice_entries in zip(fields["choices"], entries, strict=True):
+                choice_fields["logprobs"]["content"] = join_entries(choice_entries)
+        return orjson.dumps(fields)
 
     async def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
         async for chunk in self._stream_chunks(generation):
@@ -140,13 +152,12 @@ class ChatCompletionFormatter:
             if token.finish is not None:
                 yield self._build_chunk(build_empty_chunk_choice(choice, token.finish.reason))
 
-    def _build_choice(self, index: int, tokens: list[Token], reason: FinishReason) -> ChatChoice:
-        entries = [entry for token in tokens for entry in self.logprobs.format_token(token)]
-        text = "".join(token.text for token in tokens)
+    def _build_choice(self, index: int, text: str, reason: FinishReason) -> ChatChoice:
+        """Build a choice whose log-probabilities, if enabled, are empty."""
         return ChatChoice(
             index=index,
             message=ChatCompletionMessage(role="assistant", content=text, refusal=None),
-            logprobs=ChatLogprobs(content=entries, refusal=None) if self.logprobs.enabled else None,
+            logprobs=ChatLogprobs(content=[], refusal=None) if self.logprobs.enabled else None,
             finish_reason=reason,
         )
 

@@ -9,6 +9,7 @@ from time import time
 from typing import Any
 from uuid import uuid4
 
+import orjson
 from fastapi import APIRouter, Request
 from openai.types import Completion, CompletionChoice
 from openai.types.completion_choice import Logprobs
@@ -27,7 +28,9 @@ from server.schemas.response import (
     get_chosen_logprob,
     get_finite_logprob,
     has_logprob,
+    join_entries,
     to_completion_usage,
+    to_json_fields,
 )
 from server.serving.admission import AdmissionDep
 from server.serving.generation import Generation
@@ -70,11 +73,31 @@ class CompletionFormatter:
     id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time()))
 
-    def format_full(self, tokens: list[list[Token]], generation: Generation) -> str:
-        choices = [self._build_choice(index, choice_tokens, 0) for index, choice_tokens in enumerate(tokens)]
+    async def format_full(self, generation: Generation) -> bytes:
+        texts: list[list[str]] = [[] for _ in range(generation.choices)]
+        offsets = [0] * generation.choices
+        logprobs = [LogprobLists() for _ in range(generation.choices)]
+        async for choice, token in generation.stream_tokens():
+            texts[choice].append(token.text)
+            if self.logprobs:
+                logprobs[choice].add(format_logprobs([token], offsets[choice]))
+            offsets[choice] += len(token.text)
+        choices = [
+            TextCompletionChoice(
+                index=index,
+                text="".join(text),
+                logprobs=None,
+                finish_reason=generation.finish_infos[index].reason,
+            )
+            for index, text in enumerate(texts)
+        ]
         document = self._build_document(*choices)
         document.usage, document.onlyseen = to_completion_usage(generation.usage), generation.receipt
-        return dump_json(document)
+        fields = to_json_fields(document)
+        if self.logprobs:
+            for choice_fields, lists in zip(fields["choices"], logprobs, strict=True):
+                choice_fields["logprobs"] = lists.to_json_fields()
+        return orjson.dumps(fields)
 
     async def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
         offsets: dict[int, int] = {}  # characters sent of each choice
@@ -119,6 +142,22 @@ class CompletionFormatter:
             logprobs=format_logprobs(tokens, offset) if self.logprobs else None,
             finish_reason=finish.reason if finish else None,
         )
+
+
+class LogprobLists:
+    """OpenAI's parallel lists of log-probabilities for a full response, as JSON, to which tokens are added."""
+
+    def __init__(self) -> None:
+        self._lists: dict[str, list[bytes]] = {name: [] for name in Logprobs.model_fields}
+
+    def add(self, logprobs: Logprobs) -> None:
+        """Add the lists of further tokens."""
+        for name, items in self._lists.items():
+            items += map(orjson.dumps, getattr(logprobs, name))
+
+    def to_json_fields(self) -> dict[str, orjson.Fragment]:
+        """Return the lists by name."""
+        return {name: join_entries(items) for name, items in self._lists.items()}
 
 
 def format_logprobs(tokens: list[Token], offset: int) -> Logprobs:

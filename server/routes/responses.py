@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
@@ -10,15 +9,15 @@ from itertools import count
 from typing import Any
 from uuid import uuid4
 
+import orjson
 from fastapi import APIRouter, Request
 from openai.types.responses import Response as OpenAIResponse
 from openai.types.responses import ResponseOutputMessage, ResponseOutputText
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails, ResponseUsage
-from pydantic import BaseModel
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
-from decoding.outputs import FinishReason, Token
+from decoding.outputs import FinishReason
 from decoding.sampling_params import SamplingParams
 from server.errors import ErrorResponse
 from server.schemas.response import (
@@ -27,6 +26,8 @@ from server.schemas.response import (
     Receipt,
     build_event,
     build_openapi_responses,
+    join_entries,
+    to_json_fields,
 )
 from server.schemas.responses_request import ResponsesRequest, parse_responses_request
 from server.serving.admission import AdmissionDep
@@ -71,32 +72,38 @@ class ResponsesFormatter:
     created: float = field(default_factory=time.time)
     sequence_numbers: Iterator[int] = field(default_factory=count)
 
-    def format_full(self, tokens: list[list[Token]], generation: Generation) -> str:
-        text = "".join(token.text for token in tokens[0])
-        document = self._build_finished(text, self._format_logprobs(tokens[0]), generation)
-        return document.model_dump_json(by_alias=True, exclude_unset=True)
+    async def format_full(self, generation: Generation) -> bytes:
+        text, entries = list[str](), list[bytes]()
+        async for _, token in generation.stream_tokens():
+            text.append(token.text)
+            entries += self.logprobs.dump_token(token)
+        return orjson.dumps(self._build_finished("".join(text), join_entries(entries), generation))
 
     async def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
-        in_progress = dump(self._build_document("in_progress"))
+        in_progress = to_json_fields(self._build_document("in_progress"))
         yield self._build_event("response.created", response=in_progress)
         yield self._build_event("response.in_progress", response=in_progress)
-        item = dump(self._build_message("in_progress"))
+        item = to_json_fields(self._build_message("in_progress"))
         yield self._build_event("response.output_item.added", output_index=0, item=item)
-        yield self._build_text_event("response.content_part.added", part=dump(build_text_part("", [])))
-        text, logprobs = "", list[dict[str, Any]]()
+        yield self._build_text_event("response.content_part.added", part=to_json_fields(build_text_part("")))
+        texts, all_entries = list[str](), list[bytes]()
         async for _, token in generation.stream_tokens():
-            entries = self._format_logprobs([token])
-            text, logprobs = text + token.text, logprobs + entries
+            entries = self.logprobs.dump_token(token)
+            texts.append(token.text)
+            all_entries += entries
             if token.text or entries:
-                yield self._build_text_event("response.output_text.delta", delta=token.text, logprobs=entries)
+                delta = {"delta": token.text, "logprobs": join_entries(entries)}
+                yield self._build_text_event("response.output_text.delta", **delta)
             if token.claims:
-                update = dump(ClaimsUpdate(claims=generation.to_claim_entries(0, token)))
+                update = to_json_fields(ClaimsUpdate(claims=generation.to_claim_entries(0, token)))
                 yield self._build_text_event("response.output_text.delta", delta="", logprobs=[], onlyseen=update)
-        yield self._build_text_event("response.output_text.done", text=text, logprobs=logprobs)
-        yield self._build_text_event("response.content_part.done", part=dump(build_text_part(text, logprobs)))
+        text, logprobs = "".join(texts), join_entries(all_entries)
         document = self._build_finished(text, logprobs, generation)
-        yield self._build_event("response.output_item.done", output_index=0, item=dump(document.output[0]))
-        yield self._build_event(f"response.{document.status}", response=dump(document))
+        (item,) = document["output"]
+        yield self._build_text_event("response.output_text.done", text=text, logprobs=logprobs)
+        yield self._build_text_event("response.content_part.done", part=item["content"][0])
+        yield self._build_event("response.output_item.done", output_index=0, item=item)
+        yield self._build_event(f"response.{document['status']}", response=document)
 
     def format_error(self, error: ErrorResponse) -> ServerSentEvent:
         detail = error.body.error
@@ -104,22 +111,25 @@ class ResponsesFormatter:
 
     def _build_event(self, type: str, **fields: Any) -> ServerSentEvent:
         data = {"type": type, "sequence_number": next(self.sequence_numbers), **fields}
-        return build_event(json.dumps(data, ensure_ascii=False, separators=(",", ":")), type)
+        return build_event(orjson.dumps(data).decode(), type)
 
     def _build_text_event(self, type: str, **fields: Any) -> ServerSentEvent:
         return self._build_event(type, item_id=self.message_id, output_index=0, content_index=0, **fields)
 
-    def _build_finished(self, text: str, logprobs: list[dict[str, Any]], generation: Generation) -> ResponsesResponse:
+    def _build_finished(self, text: str, logprobs: orjson.Fragment, generation: Generation) -> dict[str, Any]:
         reason: FinishReason = generation.finish_infos[0].reason
         status = "completed" if reason == "stop" else "incomplete"
-        return self._build_document(
+        document = self._build_document(
             status,
-            output=[self._build_message(status, build_text_part(text, logprobs))],
+            output=[self._build_message(status, build_text_part(text))],
             incomplete_details=None if reason == "stop" else {"reason": "max_output_tokens"},
             completed_at=time.time() if reason == "stop" else None,
             usage=build_usage(generation),
             onlyseen=generation.receipt,
         )
+        fields = to_json_fields(document)
+        fields["output"][0]["content"][0]["logprobs"] = logprobs
+        return fields
 
     def _build_document(self, status: str, **fields: Any) -> ResponsesResponse:
         """Build the response; a field that the request omits has the value that the server used."""
@@ -158,14 +168,9 @@ class ResponsesFormatter:
             {"id": self.message_id, "type": "message", "role": "assistant", "status": status, "content": list(parts)}
         )
 
-    def _format_logprobs(self, tokens: list[Token]) -> list[dict[str, Any]]:
-        return [entry.model_dump(exclude_unset=True) for token in tokens for entry in self.logprobs.format_token(token)]
 
-
-def build_text_part(text: str, logprobs: list[dict[str, Any]]) -> ResponseOutputText:
-    return ResponseOutputText.model_validate(
-        {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
-    )
+def build_text_part(text: str) -> ResponseOutputText:
+    return ResponseOutputText.model_validate({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
 
 
 def dump_format(request: ResponsesRequest) -> dict[str, Any]:
@@ -182,7 +187,3 @@ def build_usage(generation: Generation) -> ResponseUsage:
         output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
     )
-
-
-def dump(document: BaseModel) -> dict[str, Any]:
-    return document.model_dump(mode="json", by_alias=True, exclude_unset=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
 from openai.types.chat import ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_usage import CompletionUsage
@@ -112,6 +113,17 @@ class LogprobFormatter:
             entry.changed = token.changed
         return [entry]
 
+    def dump_token(self, token: Token) -> list[bytes]:
+        """Format the token's entry as JSON.
+
+        A full response keeps these bytes. As objects, the entries of a long answer take hundreds of megabytes, and
+        seconds of the event loop at its end.
+
+        Returns:
+            One entry, or none as `format_token`.
+        """
+        return [dump_json(entry).encode() for entry in self.format_token(token)]
+
 
 def has_logprob(token: Token) -> bool:
     """Return whether a token has an entry in the log-probabilities.
@@ -175,6 +187,16 @@ def to_completion_usage(usage: Usage) -> CompletionUsage:
 def dump_json(document: BaseModel) -> str:
     """Dump the fields that were set, including those set to null."""
     return document.model_dump_json(exclude_unset=True)
+
+
+def to_json_fields(document: BaseModel) -> dict[str, Any]:
+    """Convert a document to JSON values, without fields that were not set."""
+    return document.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def join_entries(entries: Sequence[bytes]) -> orjson.Fragment:
+    """Join JSON values to a list, which `orjson.dumps` copies without parsing it."""
+    return orjson.Fragment(b"[" + b",".join(entries) + b"]")
 
 
 def build_event(data: str, name: str | None = None) -> ServerSentEvent:

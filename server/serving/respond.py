@@ -19,7 +19,6 @@ from starlette.types import Receive, Scope, Send
 
 from decoding.engine import Engine
 from decoding.errors import BadRequest, Unsupported
-from decoding.outputs import Token
 from decoding.requests import GenerateRequest
 from server.errors import ErrorResponse, build_error_response
 from server.media.image_memory import ImageLease
@@ -44,12 +43,10 @@ GRAMMAR_TIMEOUT = 4.0  # seconds to compile a schema
 class ResponseFormatter(Protocol):
     """Writes the responses of one route, for one request."""
 
-    def format_full(self, tokens: list[list[Token]], generation: Generation) -> str:
-        """Write the full response as JSON.
+    async def format_full(self, generation: Generation) -> bytes:
+        """Write the full response as JSON, when all tokens of the generation have arrived.
 
-        Args:
-            tokens: all tokens of each choice.
-            generation: the finished generation.
+        Log-probabilities are formatted token by token, because those of a long answer take seconds.
         """
         ...
 
@@ -118,19 +115,16 @@ async def build_full_response(parsed: ParsedRequest, admission: Admission) -> Re
     return Response(await generate_json(parsed, admission.service, admission), media_type="application/json")
 
 
-async def generate_json(parsed: ParsedRequest, service: Service, admission: Admission | None = None) -> str:
+async def generate_json(parsed: ParsedRequest, service: Service, admission: Admission | None = None) -> bytes:
     """Generate the full response as JSON. A line of a batch has no admission, because it holds rows already."""
     generation = await start_generation(parsed, service, admission)
     try:
-        tokens: list[list[Token]] = [[] for _ in range(generation.choices)]
-        async for choice, token in generation.stream_tokens():
-            tokens[choice].append(token)
-        return parsed.formatter.format_full(tokens, generation)
+        return await parsed.formatter.format_full(generation)
     finally:
         await generation.close()
 
 
-async def generate_batch_json(parsed: ParsedRequest, service: Service, owner: str) -> str:
+async def generate_batch_json(parsed: ParsedRequest, service: Service, owner: str) -> bytes:
     """Generate the full response to a line of a batch, when rows are free for batches and for its key.
 
     Args:
