@@ -8,6 +8,7 @@ from typing import BinaryIO, cast
 
 import anyio
 from anyio.to_thread import run_sync
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -18,6 +19,8 @@ from server.errors import BodyTimeout, BodyTooLarge, StorageFull, StoreFailed
 from server.middleware.request_body import DRAIN_TIMEOUT
 
 MAX_FIELDS = 8
+MAX_FIELD_BYTES = 1024
+CHARSETS = (b"utf-8", b"utf8", b"us-ascii", b"ascii")
 
 
 class Upload:
@@ -47,7 +50,7 @@ class Upload:
             if (declared := parse_length(request.headers)) <= max_bytes:  # otherwise reading the body raises
                 self._folder.check_fits(self._file.owner, declared)
             return await UploadParser(request.headers, stream, self._file).parse()
-        except MultiPartException:
+        except (MultiPartException, UnicodeError):
             raise BadRequest("The body must be a form with one file.") from None
         except (StorageFull, StoreFailed):
             with suppress(BodyTimeout, BodyTooLarge, ClientDisconnect), anyio.move_on_after(DRAIN_TIMEOUT):
@@ -91,11 +94,27 @@ class UploadParser(MultiPartParser):
     """Starlette's parser, with the file in the data folder and not in the folder for temporary files."""
 
     def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], file: PartialFile) -> None:
-        super().__init__(headers, stream, max_files=1, max_fields=MAX_FIELDS)
+        super().__init__(headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
         self._file = ParsedFile(file)
 
+    async def parse(self) -> FormData:
+        """Read the form.
+
+        Returns:
+            The fields of the form.
+
+        Raises:
+            BadRequest: The form is not in UTF-8.
+        """
+        _, options = parse_options_header(self.headers["content-type"])
+        # The base class decodes with any codec of Python. Some take quadratic time, and others raise.
+        if options.get(b"charset", CHARSETS[0]).lower() not in CHARSETS:
+            raise BadRequest("The charset of Content-Type must be utf-8.")
+        return await super().parse()
+
     def on_headers_finished(self) -> None:
-        """Replace the temporary file that the base class has opened."""
+        """Replace the temporary file that the base class has opened, and decode as UTF-8 what is declared as ASCII."""
+        self._charset = "utf-8"
         super().on_headers_finished()
         if (file := self._current_part.file) is not None:
             file.file.close()

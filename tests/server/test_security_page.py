@@ -60,6 +60,7 @@ FIXED = {
     "Time for a client to take some bytes of a response": timed_protocol.WRITE_TIMEOUT,
     "Share of rows for batches": state.BATCH_SHARE,
     "Fields of an upload, beside its file": uploads.MAX_FIELDS,
+    "Bytes of a field of an upload": uploads.MAX_FIELD_BYTES,
     "Files of a key": store.MAX_FILES,
     "Batches of a key that are remembered": store.MAX_BATCHES,
     "Lines of a batch, blank ones included": jsonl.MAX_LINES,

@@ -1,9 +1,10 @@
-"""Headers of the parts of an uploaded form."""
+"""Headers, charset and fields of an uploaded form."""
 
 from __future__ import annotations
 
 import pytest
 
+from server.batch import uploads
 from tests.server.conftest import FakeServer
 from tests.server.interpreter_holds import measure_longest_hold
 
@@ -25,3 +26,35 @@ async def test_large_headers_of_a_part_are_refused(server: FakeServer, header: b
         "The body must be a form with one file.",
     )
     assert hold.seconds < 0.25
+
+
+PURPOSE = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+
+
+@pytest.mark.parametrize("charset", ["punycode", "undefined", "idna", "utf-7", "utf-16", "latin-1", "unknown", ""])
+async def test_charset_other_than_utf8_is_refused(server: FakeServer, charset: str) -> None:
+    field = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n' + b"b" * 60_000 + b"-" + b"a" * 60_000
+    file = b'\r\n--x\r\nContent-Disposition: form-data; name="file"; filename="xn--a+2AA-"\r\n\r\na\r\n--x--\r\n'
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    with measure_longest_hold() as hold:
+        response = await server.http.post("/v1/files", content=field + file, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "The charset of Content-Type must be utf-8."
+    assert hold.seconds < 0.25
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "us-ascii"])
+async def test_form_is_decoded_as_utf8(server: FakeServer, charset: str) -> None:
+    file = '--x\r\nContent-Disposition: form-data; name="file"; filename="é"\r\n\r\na\r\n--x--\r\n'.encode()
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    response = await server.http.post("/v1/files", content=PURPOSE + file, headers=headers)
+    assert (response.status_code, response.json()["filename"]) == (200, "é")
+
+
+async def test_long_field_is_refused(server: FakeServer) -> None:
+    for size, message in (
+        (uploads.MAX_FIELD_BYTES, "The purpose must be 'batch'."),
+        (uploads.MAX_FIELD_BYTES + 1, "The body must be a form with one file."),
+    ):
+        response = await server.http.post("/v1/files", files={"file": b"a"}, data={"purpose": "x" * size})
+        assert (response.status_code, response.json()["error"]["message"]) == (400, message)
