@@ -1,16 +1,25 @@
-"""Pages of lists, in OpenAI's form."""
+"""Pages of lists, in OpenAI's form, bounded in bytes and in the number that is in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Annotated, Any, Protocol
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import BaseModel
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from decoding.errors import Overloaded
+from server.middleware.auth import OwnerDep
+from server.state import ServiceDep
 
 LimitParam = Annotated[int, Query(ge=1, le=100)]
 AfterParam = Annotated[str | None, Query(max_length=64, description="Id of the last item of the previous page.")]
+
+MAX_PAGE_BYTES = 1_000_000  # of the documents of a page with two or more items
+MAX_WAITING_PAGES = 256  # requests of one owner for pages that wait while others are built or sent
+PART_BYTES = 1 << 16  # of a page that is sent at once
 
 
 class HasId(Protocol):
@@ -19,28 +28,61 @@ class HasId(Protocol):
     id: str
 
 
-Item = TypeVar("Item", bound=HasId)
+class PageResponse(Response):
+    """A page that is sent in parts, so that it leaves the memory at the pace of its client.
+
+    A response in one part ends at once, and its bytes wait in the buffer of the connection.
+    """
+
+    media_type = "application/json"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(self.body), PART_BYTES):
+            part = self.body[start : start + PART_BYTES]
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def wait_for_page_slot(service: ServiceDep, owner: OwnerDep) -> AsyncGenerator[None, None]:
+    """Wait until one more page may be in memory. It may until the client has read the page.
+
+    Raises:
+        Overloaded: `MAX_WAITING_PAGES` requests of the owner wait.
+    """
+    if service.page_queue.count_waiting(owner) >= MAX_WAITING_PAGES:
+        raise Overloaded("Too many lists are requested at once; try again in a moment.", code="too_many_lists")
+    async with service.page_queue.hold(owner, 1):
+        yield
+
+
+PageSlot = Depends(wait_for_page_slot)
 
 
 def build_page(
     page_class: type[BaseModel], documents: Sequence[str], limit: int, parse: Callable[[str], HasId]
-) -> Response:
+) -> PageResponse:
     """Build the response with one page of a list. Slow for large documents: call it in a thread.
 
     Args:
         page_class: Class of the page, with the fields `data`, `has_more`, `first_id` and `last_id`.
         documents: JSON of the items, and of one more if the list goes on.
-        limit: Largest number of items on the page.
+        limit: Largest number of items on the page. A page of more than `MAX_PAGE_BYTES` has fewer, and at least one.
         parse: Parses a document.
 
     Returns:
         The response.
     """
-    items = [parse(document) for document in documents[:limit]]
+    items, size = list[HasId](), 0
+    for document in documents[:limit]:
+        size += len(document.encode())
+        if items and size > MAX_PAGE_BYTES:
+            break
+        items.append(parse(document))
     fields: dict[str, Any] = {
         "data": items,
-        "has_more": len(documents) > limit,
+        "has_more": len(documents) > len(items),
         "first_id": items[0].id if items else None,
         "last_id": items[-1].id if items else None,
     }
-    return Response(page_class.model_validate(fields).model_dump_json(), media_type="application/json")
+    return PageResponse(page_class.model_validate(fields).model_dump_json())

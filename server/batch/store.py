@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from decoding.errors import BadRequest, Overloaded
 from server.batch.data_folder import FILE_PREFIX, DataFolder, DataFolderError, store_errors
+from server.batch.pagination import MAX_PAGE_BYTES
 from server.batch.uploads import Upload
 from server.errors import NotFound, StorageFull, StoreFailed
 
@@ -36,14 +37,18 @@ INDEXES = """
 CREATE INDEX IF NOT EXISTS files_of_owner ON files (owner);
 CREATE INDEX IF NOT EXISTS batches_of_owner ON batches (owner, status);
 """
-LIST_NEWEST_FIRST = """
-SELECT document FROM files WHERE owner = ?1 AND (?2 IS NULL OR json_extract(document, '$.purpose') = ?2)
-AND (?3 IS NULL OR rowid < (SELECT rowid FROM files WHERE id = ?3 AND owner = ?1)) ORDER BY rowid DESC LIMIT ?4
+# The documents of one page and the next one. A page ends at `MAX_PAGE_BYTES`, so no later document is read.
+PAGE_QUERY = """
+SELECT document FROM (
+    SELECT document, ROW_NUMBER() OVER page AS number, SUM(size) OVER page - size AS size_before FROM (
+        SELECT document, rowid AS position, LENGTH(CAST(document AS BLOB)) AS size FROM {table}
+        WHERE owner = ?1 AND {condition}
+        AND (?2 IS NULL OR rowid {after} (SELECT rowid FROM {table} WHERE id = ?2 AND owner = ?1))
+        ORDER BY rowid {order} LIMIT ?3
+    ) WINDOW page AS (ORDER BY position {order} ROWS UNBOUNDED PRECEDING)
+) WHERE number <= 2 OR size_before <= {max_bytes} ORDER BY number
 """
-LIST_OLDEST_FIRST = """
-SELECT document FROM files WHERE owner = ?1 AND (?2 IS NULL OR json_extract(document, '$.purpose') = ?2)
-AND (?3 IS NULL OR rowid > (SELECT rowid FROM files WHERE id = ?3 AND owner = ?1)) ORDER BY rowid ASC LIMIT ?4
-"""
+HAS_PURPOSE = "(?4 IS NULL OR json_extract(document, '$.purpose') = ?4)"
 UNFINISHED_STATUSES = ("validating", "in_progress", "cancelling")
 READING_STATUSES = ("validating", "in_progress")  # statuses in which a batch reads its input file
 MAX_FILES = 10_000  # of one owner; the results of its batches may add to them
@@ -205,7 +210,7 @@ class BatchStore:
         *,
         is_ascending: bool = False,
     ) -> list[str]:
-        """Return documents of an owner's files.
+        """Return documents of an owner's files, at most one beyond `MAX_PAGE_BYTES`.
 
         Args:
             owner: The owner.
@@ -217,8 +222,8 @@ class BatchStore:
         Returns:
             JSON of `FileObject`.
         """
-        query = LIST_OLDEST_FIRST if is_ascending else LIST_NEWEST_FIRST
-        return await self._select(query, (owner, purpose, after, limit))
+        query = build_page_query("files", HAS_PURPOSE, is_ascending=is_ascending)
+        return await self._select(query, (owner, after, limit, purpose))
 
     async def delete_file(self, owner: str, file_id: str) -> None:
         """Delete a file with its content. The content goes first, because the database cannot change on a full disk.
@@ -300,7 +305,7 @@ class BatchStore:
         return Batch.model_validate_json(documents[0])
 
     async def list_batches(self, owner: str, limit: int, after: str | None = None) -> list[str]:
-        """Return documents of an owner's batches, newest first.
+        """Return documents of an owner's batches, newest first, and at most one beyond `MAX_PAGE_BYTES`.
 
         Args:
             owner: The owner.
@@ -310,12 +315,7 @@ class BatchStore:
         Returns:
             JSON of `Batch`.
         """
-        query = (
-            "SELECT document FROM batches WHERE owner = ?1 "
-            "AND (?2 IS NULL OR rowid < (SELECT rowid FROM batches WHERE id = ?2 AND owner = ?1)) "
-            "ORDER BY rowid DESC LIMIT ?3"
-        )
-        return await self._select(query, (owner, after, limit))
+        return await self._select(build_page_query("batches", "TRUE", is_ascending=False), (owner, after, limit))
 
     async def list_unfinished_owners(self) -> list[str]:
         """Return the owners of unfinished batches, those with the oldest batch first."""
@@ -335,6 +335,12 @@ class BatchStore:
         """Execute a statement and return the number of changed rows."""
         with store_errors():
             return (await self.connection.execute(query, tuple(values))).rowcount
+
+
+def build_page_query(table: str, condition: str, *, is_ascending: bool) -> str:
+    """Build the query for the documents of a page and the next one."""
+    after, order = (">", "ASC") if is_ascending else ("<", "DESC")
+    return PAGE_QUERY.format(table=table, condition=condition, after=after, order=order, max_bytes=MAX_PAGE_BYTES)
 
 
 def get_result_file_ids(batch_id: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from anyio.to_thread import run_sync
@@ -13,12 +13,12 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from decoding.errors import BadRequest
-from server.batch.pagination import AfterParam, LimitParam, build_page
+from server.batch.pagination import AfterParam, LimitParam, PageSlot, build_page
 from server.batch.runner import RunnerDep
 from server.batch.store import UNFINISHED_STATUSES, StoreDep
 from server.errors import ErrorBody, NotFound
 from server.middleware.auth import OwnerDep
-from server.schemas.base import StrictModel, validate
+from server.schemas.base import Metadata, StrictModel, validate
 from server.serving.body_budget import read_json_body
 from server.serving.respond import parse_in_thread
 from server.state import ServiceDep
@@ -32,7 +32,7 @@ class BatchRequest(StrictModel):
     input_file_id: str = Field(max_length=64)
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
 
 
 class BatchList(BaseModel):
@@ -87,7 +87,7 @@ async def create_batch(
     return batch
 
 
-@router.get("", response_model=BatchList)
+@router.get("", response_model=BatchList, dependencies=[PageSlot])
 async def list_batches(
     store: StoreDep, runner: RunnerDep, owner: OwnerDep, limit: LimitParam = 20, after: AfterParam = None
 ) -> Response:

@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 
 from decoding.errors import BadRequest
 from server.batch.data_folder import store_errors
-from server.batch.pagination import AfterParam, LimitParam, build_page
+from server.batch.pagination import AfterParam, LimitParam, PageSlot, build_page
 from server.batch.store import StoreDep
 from server.batch.uploads import open_upload
 from server.errors import ErrorBody, NotFound, UnsupportedMediaType
@@ -85,7 +85,7 @@ async def upload_file(request: Request, service: ServiceDep, store: StoreDep, ow
         return await store.add_upload(owner, upload, (file.filename or "file")[:256])
 
 
-@router.get("", response_model=FileList)
+@router.get("", response_model=FileList, dependencies=[PageSlot])
 async def list_files(
     store: StoreDep,
     owner: OwnerDep,

@@ -16,6 +16,7 @@ from server.schemas.base import (
     NO_STORE,
     NO_TOOLS,
     STRING_OR_ARRAY,
+    Metadata,
     StrictModel,
     reject_unsupported,
     validate,
@@ -125,9 +126,7 @@ class ResponsesRequest(StrictModel):
     text: TextConfig | None = Field(default=None, description="The format of the answer.")
     include: Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=1, fail_fast=True)] | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description=f"Needs {LOGPROBS} in include.")
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = Field(
-        default=None, description="Repeated in the response."
-    )
+    metadata: Metadata | None = Field(default=None, description="Repeated in the response.")
     stream: bool | None = Field(default=None, description="Default false. OpenAI's events, as server-sent events.")
     user: str | None = Field(default=None, max_length=256, description="Written to the log.")
 

@@ -68,6 +68,10 @@ class FairQueue:
         has_share = not held or held + rows <= self._max_owner_rows
         return not self._waiting and has_share and self._held.total() + rows <= self._rows
 
+    def count_waiting(self, owner: str) -> int:
+        """Count the requests of a key that wait."""
+        return len(self._waiting.get(owner, ()))
+
     def release(self, owner: str, rows: int) -> None:
         """Hand back rows."""
         self._held[owner] -= rows

@@ -14,7 +14,7 @@ from decoding.matcher import model
 from decoding.text import grammar
 from server import __main__ as main
 from server import state, timed_protocol
-from server.batch import jsonl, store, uploads
+from server.batch import jsonl, pagination, store, uploads
 from server.media import fetch, image_structure, images
 from server.middleware import request_body
 from server.routes import batches
@@ -63,6 +63,9 @@ FIXED = {
     "Bytes of a field of an upload": uploads.MAX_FIELD_BYTES,
     "Files of a key": store.MAX_FILES,
     "Batches of a key that are remembered": store.MAX_BATCHES,
+    "Page of files or batches, beyond its first item": pagination.MAX_PAGE_BYTES / 1_000_000,
+    "Pages of files and batches in memory": state.PAGES,
+    "Requests of a key that wait for a page": pagination.MAX_WAITING_PAGES,
     "Lines of a batch, blank ones included": jsonl.MAX_LINES,
     "Time of a batch, on the wall clock": batches.COMPLETION_WINDOW / 3600,
     "Relevance maps in the matcher's cache": model.CACHE_SIZE,
