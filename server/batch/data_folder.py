@@ -23,6 +23,7 @@ from server.middleware.request_body import MIN_BYTES_PER_SECOND
 LOCK_NAME = "server.lock"
 FILE_PREFIX = "file-"
 UPLOAD_PREFIX = "upload-"
+LOST_NAME = "lost"
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 STALL_SECONDS = 2.0  # that an upload may be behind `MIN_BYTES_PER_SECOND` before it is the first to be dropped
 STORAGE_FULL = "The server's storage is full: delete files first."
@@ -107,6 +108,28 @@ class DataFolder:
         with self._counter_lock:
             self._used = used
         return removed
+
+    def move_files(self) -> list[str]:
+        """Move all stored files into the subfolder `lost`, which does not count.
+
+        Returns:
+            The ids of the files.
+
+        Raises:
+            DataFolderError: A file cannot be moved.
+        """
+        lost, moved = self.path / LOST_NAME, list[str]()
+        try:
+            for path in self.path.glob(f"{FILE_PREFIX}*"):
+                lost.mkdir(exist_ok=True)
+                path.rename(lost / path.name)
+                moved.append(path.name)
+            if moved:
+                sync_folder(lost)
+                sync_folder(self.path)
+        except OSError as error:
+            raise DataFolderError(f"data_dir: {self.path} cannot be used: {error.strerror}.") from error
+        return moved
 
     def close(self) -> None:
         """Release the lock, and remove a temporary folder."""

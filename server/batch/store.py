@@ -20,7 +20,7 @@ from openai.types import Batch, FileObject
 from pydantic import BaseModel
 
 from decoding.errors import BadRequest, Overloaded
-from server.batch.data_folder import FILE_PREFIX, DataFolder, DataFolderError, store_errors
+from server.batch.data_folder import FILE_PREFIX, LOST_NAME, DataFolder, DataFolderError, store_errors
 from server.batch.pagination import MAX_PAGE_BYTES
 from server.batch.uploads import Upload
 from server.errors import NotFound, StorageFull, StoreFailed
@@ -95,11 +95,20 @@ class BatchStore:
     async def _count_files(self) -> None:
         try:
             owners = await self._list_owners()
+            is_empty = await self._is_empty()
         except sqlite3.Error as error:  # a database that fails now may work later
             log.error("file_owners_not_found", exc_info=error)
-            owners = None
+            owners, is_empty = None, False
+        if is_empty and (moved := await run_sync(self.folder.move_files)):
+            folder = str(self.folder.path / LOST_NAME)
+            log.error("files_without_database_moved", folder=folder, files=moved[:100], number=len(moved))
         if removed := await run_sync(self.folder.count_files, owners):
             log.warning("files_without_owner_removed", files=removed[:100], number=len(removed))
+
+    async def _is_empty(self) -> bool:
+        """Return whether the database has no file and no batch, because it is new or its content is lost."""
+        query = "SELECT id FROM files UNION ALL SELECT id FROM batches LIMIT 1"
+        return not list(await self.connection.execute_fetchall(query))
 
     async def _list_owners(self) -> dict[str, str]:
         """Return the owners of the files that are registered, or that are results of unfinished batches."""

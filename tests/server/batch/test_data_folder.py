@@ -10,10 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 from openai import AsyncOpenAI, NotFoundError
+from structlog.typing import EventDict
 
 from server.batch.data_folder import DataFolder, DataFolderError
 from server.batch.store import BatchStore
 from tests.server.batch.faults import LINES
+from tests.server.batch.test_batches import create_batch, stop, wait_for_status
 from tests.server.conftest import StartServer
 from tests.server.fakes import FakeEngine
 
@@ -43,6 +45,40 @@ def test_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataFolderError, match=r"data_dir: .*/file/data cannot be used: Not a directory"):
         DataFolder(tmp_path / "file" / "data", 1000).open()
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("file-*")}
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+async def test_lost_database_leaves_the_files(
+    start_server: StartServer, tmp_path: Path, is_removed: bool, log_entries: list[EventDict]
+) -> None:
+    first = await start_server(data_dir=tmp_path, max_data_mb=1)
+    batch = await wait_for_status(first, await create_batch(first, *LINES))
+    contents = read_files(tmp_path)
+    await stop(first)
+    assert {batch.input_file_id, batch.output_file_id} <= set(contents)
+    database = tmp_path / "batches.sqlite3"
+    saved = database.read_bytes()
+    if is_removed:
+        database.unlink()
+    else:
+        os.truncate(database, 0)
+    second = await start_server(data_dir=tmp_path, max_data_mb=1)
+    assert read_files(tmp_path / "lost") == contents
+    (entry,) = (entry for entry in log_entries if entry["event"] == "files_without_database_moved")
+    assert (entry["folder"], set(entry["files"])) == (str(tmp_path / "lost"), set(contents))
+    assert await second.openai.files.create(file=("a", b"x" * 999_000), purpose="batch")  # lost files do not count
+    await stop(second)
+
+    database.write_bytes(saved)
+    for name in contents:
+        (tmp_path / "lost" / name).rename(tmp_path / name)
+    restored = await start_server(data_dir=tmp_path, max_data_mb=1)
+    assert batch.output_file_id is not None
+    assert (await restored.openai.files.content(batch.output_file_id)).content == contents[batch.output_file_id]
 
 
 async def test_use_of_another_owners_file_is_not_revealed(start_server: StartServer) -> None:
