@@ -52,6 +52,7 @@ class Service:
         self.created_at = int(time.time())
         self.parse_limiter = anyio.CapacityLimiter(PARSE_THREADS)
         self.large_parse_limiter = anyio.CapacityLimiter(1)
+        self.strategies_limiter = anyio.CapacityLimiter(1)  # the first request describes the strategies for the others
         self.grammar_executor = ThreadPoolExecutor(GRAMMAR_THREADS)
         self.body_budget = create_body_budget(settings)
         self.is_draining = False  # after a stop signal: running requests finish, new ones are refused

@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from anyio.to_thread import run_sync
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,6 +32,7 @@ class Metrics:
 
     def __init__(self, image_cache: ImageCache) -> None:
         self.registry = CollectorRegistry()
+        self._page: asyncio.Task[bytes] | None = None  # the page that is being built
         self._labels: set[str] = set()
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their first token.")
         self.running = self._gauge("num_requests_running", "Requests between their first token and their last.")
@@ -59,6 +61,24 @@ class Metrics:
         }.items():
             gauge = Gauge(f"onlyseen_image_cache_{name}", text, registry=self.registry)
             gauge.set_function(partial(getattr, image_cache, name))
+
+    async def build_page(self, engine: Engine | None) -> bytes:
+        """Build the page in a thread, once for all requests that arrive meanwhile.
+
+        Args:
+            engine: The engine whose counters are read, or None to show the previous ones.
+
+        Returns:
+            The page in Prometheus' text format.
+        """
+        if self._page is None or self._page.done():
+            self._page = asyncio.create_task(self._build_page(engine))
+        return await asyncio.shield(self._page)  # a request that is cancelled leaves the page to the others
+
+    async def _build_page(self, engine: Engine | None) -> bytes:
+        if engine is not None:
+            await self.engine_counters.refresh(engine)
+        return await run_sync(generate_latest, self.registry)
 
     def track_request(self, strategy: str) -> RequestMetrics:
         """Start the metrics of a request.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -28,6 +28,6 @@ async def get_version() -> Version:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(service: ServiceDep) -> Response:
     """Return the metrics in Prometheus' text format."""
-    if service.is_startup_finished and service.is_alive:
-        await service.metrics.engine_counters.refresh(service.engine)
-    return Response(generate_latest(service.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+    is_running = service.is_startup_finished and service.is_alive
+    page = await service.metrics.build_page(service.engine if is_running else None)
+    return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})

@@ -29,7 +29,8 @@ router = APIRouter()
 @router.get("/v1/models")
 async def list_models(service: ServiceDep) -> ModelList:
     """List the model with each strategy that the engine can run. A combination such as `agla+vhr` works unlisted."""
-    runnable = [strategy.name for strategy in await describe_strategies(service) if strategy.engines[0].runs]
+    strategies = (await describe_strategies(service)).strategies
+    runnable = [strategy.name for strategy in strategies if strategy.engines[0].runs]
     return ModelList(data=[build_model(service, suffix) for suffix in (None, *runnable)])
 
 

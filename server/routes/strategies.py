@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, JsonValue
+from starlette.responses import Response
 
 from decoding.pipeline.capabilities import describe_missing
 from server.serving.strategy_selection import try_dry_run
@@ -48,22 +51,39 @@ class StrategyList(BaseModel):
 router = APIRouter()
 
 
-@router.get("/v1/strategies")
-async def list_strategies(service: ServiceDep) -> StrategyList:
+@router.get("/v1/strategies", response_model=StrategyList)
+async def list_strategies(service: ServiceDep) -> Response:
     """List the values of `decoding.strategy`. Names joined by '+' combine strategies, outermost first."""
-    return StrategyList(data=await describe_strategies(service))
+    return Response((await describe_strategies(service)).page, media_type="application/json")
 
 
-async def describe_strategies(service: Service) -> list[StrategyInfo]:
-    """Describe all strategies, sorted by name, in a thread: their dry runs edit an image."""
-    engine = service.ready_engine
-    return await run_sync(describe_all, service.settings.engine, frozenset[str](engine.capabilities))
+@dataclass(frozen=True, slots=True)
+class StrategyPage:
+    """The strategies, and the body of the response that lists them."""
+
+    strategies: tuple[StrategyInfo, ...]
+    page: bytes
 
 
-def describe_all(engine: str, capabilities: frozenset[str]) -> list[StrategyInfo]:
+async def describe_strategies(service: Service) -> StrategyPage:
+    """Describe all strategies, sorted by name, in a thread: their dry runs edit an image. The result is kept."""
     from decoding import registry
 
-    return [describe_strategy(strategy, engine, capabilities) for strategy in registry.list_strategies().values()]
+    engine = service.ready_engine
+    strategies = tuple(registry.list_strategies().values())
+    return await run_sync(
+        describe_all,
+        strategies,
+        service.settings.engine,
+        frozenset[str](engine.capabilities),
+        limiter=service.strategies_limiter,
+    )
+
+
+@cache
+def describe_all(strategies: tuple[type[Strategy], ...], engine: str, capabilities: frozenset[str]) -> StrategyPage:
+    data = [describe_strategy(strategy, engine, capabilities) for strategy in strategies]
+    return StrategyPage(tuple(data), StrategyList(data=data).model_dump_json().encode())
 
 
 def describe_strategy(strategy: type[Strategy], engine: str, capabilities: frozenset[str]) -> StrategyInfo:
