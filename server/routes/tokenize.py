@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +12,15 @@ from starlette.responses import Response
 
 from decoding.errors import BadRequest, Unsupported
 from decoding.sampling_params import SamplingParams
-from server.middleware.auth import OwnerDep
 from server.schemas.base import StrictModel, validate
 from server.schemas.chat_request import ChatMessages, to_turns
 from server.schemas.completion_request import PromptText
 from server.schemas.generation_request import NormalizedRequest
 from server.schemas.response import dump_json
-from server.serving.body_budget import read_json_body
-from server.serving.respond import check_length, parse_in_thread
+from server.serving.admission import Admission, AdmissionDep
+from server.serving.generation import enforce_deadline
+from server.serving.respond import check_length, parse_in_thread, run_until_disconnect
 from server.serving.strategy_selection import parse_model_suffix
-from server.state import Service, ServiceDep
 
 
 class TokenizeRequest(StrictModel):
@@ -52,19 +52,20 @@ router = APIRouter()
 
 
 @router.post("/tokenize", responses={200: {"model": TokenizeResponse}}, response_class=Response)
-async def tokenize(request: Request, service: ServiceDep, owner: OwnerDep) -> Response:
+async def tokenize(request: Request, admission: AdmissionDep) -> Response:
     """Tokenize a prompt. A prompt that leaves no room for an answer is refused, as by the other routes."""
-    async with read_json_body(request, service.body_budget, owner) as body:
-        normalized = (await parse_in_thread(body, parse_tokenize_request, service)).normalize()
-        return await tokenize_request(replace(normalized, cache_salt=service.build_cache_salt(owner)), service)
+    service = admission.service
+    normalized = (await parse_in_thread(admission.body, parse_tokenize_request, service)).normalize()
+    normalized = replace(normalized, cache_salt=service.build_cache_salt(admission.owner))
+    return await run_until_disconnect(request, tokenize_request(normalized, admission))
 
 
-async def tokenize_request(normalized: NormalizedRequest, service: Service) -> Response:
-    """Tokenize the prompt of a request.
+async def tokenize_request(normalized: NormalizedRequest, admission: Admission) -> Response:
+    """Tokenize the prompt of a request, when a row is free for its key.
 
     Args:
         normalized: The request. It has one prompt.
-        service: The server's state.
+        admission: The admitted request.
 
     Returns:
         A `TokenizeResponse` as JSON.
@@ -72,16 +73,19 @@ async def tokenize_request(normalized: NormalizedRequest, service: Service) -> R
     Raises:
         Unsupported: the engine has no tokenizer.
     """
-    engine = service.ready_engine
+    service, engine = admission.service, admission.service.ready_engine
+    deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
     parse_model_suffix(normalized.model, service.settings.name)
     if "tokens" not in engine.capabilities:
         raise Unsupported("This engine has no tokenizer route.")
-    with normalized.rename_error_params():
-        check_length(normalized, engine)
-        with service.image_loader.memory.lease(normalized.cache_salt) as lease:
-            (prompt,) = await normalized.build_prompts(service.image_loader, service.settings.max_images, lease)
-            ids = await engine.tokenize(prompt)
-            del prompt
+    async with enforce_deadline(deadline):
+        with normalized.rename_error_params():
+            check_length(normalized, engine)
+            with service.image_loader.memory.lease(normalized.cache_salt) as lease:
+                (prompt,) = await normalized.build_prompts(service.image_loader, service.settings.max_images, lease)
+                await admission.wait_for_turn(lambda: 1)
+                ids = await engine.tokenize(prompt)
+                del prompt
     response = TokenizeResponse(count=len(ids), max_model_len=engine.card.max_model_len, tokens=ids)
     return Response(dump_json(response), media_type="application/json")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import httpx
 import pytest
 
 from decoding.errors import BadRequest
 from decoding.requests import Prompt
-from tests.server.conftest import FakeServer, StartServer, image_messages
+from tests.server.conftest import FakeServer, StartServer, image_messages, wait_until
 from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
 
 
@@ -51,6 +53,52 @@ async def test_engine_error_names_the_sent_field(start_server: StartServer, fiel
     server = await start_server(RefusingEngine())
     response = await server.http.post("/tokenize", json={"model": "tiny"} | fields)
     assert [response.json()["error"]["param"]] == list(fields)
+
+
+class WaitingEngine(FakeEngine):
+    """Tokenizes when `is_free` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_free = asyncio.Event()
+        self.prompts: list[str] = []
+
+    async def tokenize(self, prompt: Prompt) -> list[int]:
+        self.prompts.append(prompt.messages[0].text)
+        await self.is_free.wait()
+        return await super().tokenize(prompt)
+
+
+def send_prompt(server: FakeServer, text: str, key: str = "none") -> asyncio.Task[httpx.Response]:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": text}]}
+    headers = {"authorization": f"Bearer {key}"}
+    return asyncio.create_task(server.http.post("/tokenize", json=body, headers=headers))
+
+
+async def test_requests_are_limited_to_rows_and_queue(start_server: StartServer) -> None:
+    engine = WaitingEngine()
+    server = await start_server(engine, max_rows=1, max_waiting=1)
+    admitted = [send_prompt(server, "a") for _ in range(2)]
+    await wait_until(lambda: len(engine.prompts) == 2)
+    refused = await asyncio.wait_for(send_prompt(server, "a"), 5)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert refused.headers["retry-after"] == "1"
+    assert (await server.chat()).status_code == 429
+    engine.is_free.set()
+    assert {response.status_code for response in await asyncio.gather(*admitted)} == {200}
+    assert (await send_prompt(server, "a")).status_code == 200
+
+
+async def test_keys_take_turns(start_server: StartServer) -> None:
+    engine = WaitingEngine()
+    server = await start_server(engine, api_keys="one,other", max_rows=2, max_waiting=8)
+    requests = [send_prompt(server, "one", "one") for _ in range(3)]
+    await wait_until(lambda: server.app.state.service.active_requests == 3)
+    requests.append(send_prompt(server, "other", "other"))
+    await wait_until(lambda: "other" in engine.prompts)
+    assert engine.prompts == ["one", "other"]
+    engine.is_free.set()
+    assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
 
 
 async def test_engine_without_tokenizer_is_unsupported(start_server: StartServer) -> None:
