@@ -1,4 +1,4 @@
-"""Large bodies of every shape on every JSON route, alone and eight at once."""
+"""Large bodies of every shape on every JSON route, alone and eight at once, and small bodies that cost much."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ RESPONSES_START = b'{"model": "onlyseen-tiny", "input": [{"role": "user", "conte
 PART = b'{"type": "text", "text": "a"},'
 IMAGE_START = b'[{"type": "image_url", "image_url": {"url": "data:image/png;base64,'
 PARALLEL = 8
+LONG = {"model": "onlyseen-tiny", "n": 8, "max_tokens": 1900, "ignore_eos": True}  # answers that fill the context
+LARGE_ANSWERS = {
+    "chat: 8 long answers with 20 log-probabilities per token": (
+        CHAT,
+        LONG | {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 20},
+    ),
+    "completions: 8 long answers with 5 log-probabilities per token": (
+        "/v1/completions",
+        LONG | {"prompt": "a", "logprobs": 5},
+    ),
+}
+UPLOAD_TYPE = "multipart/form-data; boundary=b; charset=punycode"
+UPLOAD = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n%s\r\n--b--\r\n'
 
 
 def repeat(unit: bytes, start: bytes = b"", end: bytes = b"") -> bytes:
@@ -79,7 +92,9 @@ def build_bodies() -> dict[str, tuple[str, Callable[[], bytes]]]:
     }
 
 
-async def post(port: int, path: str, content: bytes, key: str | None = None) -> str:
+async def post(
+    port: int, path: str, content: bytes, key: str | None = None, content_type: str = "application/json"
+) -> str:
     """Post a body.
 
     Args:
@@ -87,12 +102,13 @@ async def post(port: int, path: str, content: bytes, key: str | None = None) -> 
         path: Path of the route.
         content: The body.
         key: An API key.
+        content_type: Type of the body.
 
     Returns:
         The status and the error code, or "closed".
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nConnection: close\r\n"
     head += f"Authorization: Bearer {key}\r\n" if key else ""
     try:
         writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(content))
@@ -129,3 +145,19 @@ async def attack_with_bodies(server: ServerProcess, table: AttackTable) -> None:
             with measure_cost(server) as cost:
                 answers = await asyncio.gather(*(post(server.port, path, content) for _ in range(count)))
             table.add(name, count, count_outcomes(answers), cost=cost)
+    await attack_with_small_bodies(server, table)
+
+
+async def attack_with_small_bodies(server: ServerProcess, table: AttackTable) -> None:
+    """Request large answers, which also fill the KV cache, and upload a field whose charset is slow to decode."""
+    attacks = {
+        name: (path, json.dumps(body).encode(), "application/json") for name, (path, body) in LARGE_ANSWERS.items()
+    }
+    field = b"b" * 520_000 + b"-" + b"a" * 520_000
+    attacks["upload: field in punycode"] = ("/v1/files", UPLOAD % field, UPLOAD_TYPE)
+    for name, (path, content, content_type) in attacks.items():
+        if not table.wants(name):
+            continue
+        with measure_cost(server) as cost:
+            answer = await post(server.port, path, content, content_type=content_type)
+        table.add(name, 1, answer, cost=cost)

@@ -13,6 +13,7 @@ import orjson
 from fastapi import APIRouter, Request
 from openai.types import Completion, CompletionChoice
 from openai.types.completion_choice import Logprobs
+from pydantic_core import to_json
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
@@ -153,7 +154,7 @@ class LogprobLists:
     def add(self, logprobs: Logprobs) -> None:
         """Add the lists of further tokens."""
         for name, items in self._lists.items():
-            items += map(orjson.dumps, getattr(logprobs, name))
+            items += map(to_json, getattr(logprobs, name))  # orjson.dumps would return 4 kB for each
 
     def to_json_fields(self) -> dict[str, orjson.Fragment]:
         """Return the lists by name."""
