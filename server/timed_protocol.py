@@ -11,7 +11,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LINGER_SECONDS = 5.0  # after a response, for the rest of a body that the application has not read
-WRITE_TIMEOUT = 60.0  # seconds in which a client must take some bytes of what waits for it
+WRITE_TIMEOUT = 60.0  # seconds in which a client must take `MIN_TAKEN_BYTES` of what waits for it, or all of it
+MIN_TAKEN_BYTES = 65_536
 FIRST_EVENTS = 20  # h11 events handled at once when data arrives, about 0.2 ms; a usual request has three
 QUEUED_EVENTS = 50  # h11 events of one waiting connection that are handled in one iteration of the event loop
 TINY_CHUNK = 16  # bytes
@@ -170,7 +171,7 @@ class TimedH11Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _watch_writing(self) -> None:
-        """Close the connection later if its client has taken none of the bytes that wait now."""
+        """Close the connection later if its client has taken too few of the bytes that wait now."""
         size = self.transport.get_write_buffer_size()
         is_stable = self.flow.write_paused or self.cycle.response_complete  # the application adds nothing
         if size and is_stable and self._write_timer is None:
@@ -183,7 +184,7 @@ class TimedH11Protocol(H11Protocol):
 
     def _check_writing(self, size: int, cycle: object) -> None:
         self._write_timer = None
-        if cycle is self.cycle and self.transport.get_write_buffer_size() >= size:
+        if cycle is self.cycle and self.transport.get_write_buffer_size() > max(size - MIN_TAKEN_BYTES, 0):
             self.transport.abort()
         else:
             self._watch_writing()

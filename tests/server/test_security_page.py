@@ -57,7 +57,7 @@ FIXED = {
     "Characters of a JSON schema": grammar.MAX_CHARACTERS,
     "Time to compile a JSON schema": respond.GRAMMAR_TIMEOUT,
     "Time for a client to read one event": respond.SEND_TIMEOUT,
-    "Time for a client to take some bytes of a response": timed_protocol.WRITE_TIMEOUT,
+    "Time for a client to take 64 kB of a response, or its rest": timed_protocol.WRITE_TIMEOUT,
     "Share of rows for batches": state.BATCH_SHARE,
     "Fields of an upload, beside its file": uploads.MAX_FIELDS,
     "Bytes of a field of an upload": uploads.MAX_FIELD_BYTES,

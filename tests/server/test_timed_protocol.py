@@ -171,14 +171,25 @@ async def test_client_that_takes_nothing_is_disconnected(monkeypatch: pytest.Mon
     monkeypatch.setattr(timed_protocol, "WRITE_TIMEOUT", 0.05)
     protocol = build_protocol(Recorder())
     transport = protocol.transport
-    transport.get_write_buffer_size.return_value = 1000
+    transport.get_write_buffer_size.return_value = 1_000_000
     protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    for size in (900, 800):
+    for size in (900_000, 800_000):
         await asyncio.sleep(0.03)
         transport.get_write_buffer_size.return_value = size
         await asyncio.sleep(0.03)
         transport.abort.assert_not_called()
     await asyncio.sleep(0.15)
+    transport.abort.assert_called_once()
+
+
+async def test_client_that_takes_a_byte_at_a_time_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timed_protocol, "WRITE_TIMEOUT", 0.05)
+    protocol = build_protocol(Recorder())
+    transport = protocol.transport
+    transport.get_write_buffer_size.return_value = 1_000_000
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    transport.get_write_buffer_size.return_value = 999_999
+    await asyncio.sleep(0.1)
     transport.abort.assert_called_once()
 
 
