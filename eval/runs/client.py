@@ -21,6 +21,7 @@ from eval.runs.strategy_catalog import StrategyCatalog, parse_catalog
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})  # and all from 500 on
 MAX_WAIT = 60.0  # seconds between two attempts, even if Retry-After is longer
 MAX_MESSAGE_LENGTH = 300  # characters of a server's message in an error
+MAX_RESPONSE_BYTES = 64_000_000  # decoded; also an endless or highly compressed body ends here
 FINISH_REASONS = frozenset({None, "stop", "length"})
 
 
@@ -144,7 +145,8 @@ class EvalClient:
 
     async def _send(self, method: str, path: str, body: dict[str, JsonValue] | None = None) -> dict[str, Any]:
         try:
-            response = await self.http.request(method, path, json=body)
+            async with self.http.stream(method, path, json=body) as stream:
+                response = await read_bounded(stream)
         except httpx.TimeoutException:
             raise ServerUnavailable(f"no response from {self.base_url} within {self.timeout:g} s") from None
         except httpx.DecodingError as error:
@@ -166,6 +168,27 @@ class EvalClient:
         if not isinstance(document, dict):
             raise InvalidResponse("the response is not a JSON object")
         return document
+
+
+async def read_bounded(stream: httpx.Response) -> httpx.Response:
+    """Read a streamed response of at most `MAX_RESPONSE_BYTES`.
+
+    Args:
+        stream: The response, of which only the head has arrived.
+
+    Returns:
+        The response with its decoded body.
+
+    Raises:
+        InvalidResponse: The body is larger.
+    """
+    content = bytearray()
+    async for part in stream.aiter_bytes(1 << 16):
+        content += part
+        if len(content) > MAX_RESPONSE_BYTES:
+            raise InvalidResponse(f"the response is larger than {MAX_RESPONSE_BYTES // 1_000_000} MB")
+    headers = [(name, value) for name, value in stream.headers.raw if name.lower() != b"content-encoding"]
+    return httpx.Response(stream.status_code, headers=headers, content=bytes(content))
 
 
 def api_root(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tests.eval.fake_server import ScriptedReply, ScriptedServer, prompt_of, sta
         ScriptedReply(raw=b"\\ud800", status=400, headers={"content-type": "text/plain; charset=unicode_escape"}),
         ScriptedReply(raw=b'{"error": {"message": "\\ud800"}}', status=400),
         ScriptedReply(raw=b"1" * 5000),
+        ScriptedReply(raw=gzip.compress(b" " * 70_000_000), headers={"content-encoding": "gzip"}),
         ScriptedReply("busy", status=429, headers={"retry-after": "nan"}),
         ScriptedReply("Yes", finish="content_filter"),
         ScriptedReply("Yes", receipt={"strategy": "vhr", "parameters": {}}),
