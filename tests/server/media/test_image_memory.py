@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from decoding.errors import BadRequest
-from server.media.image_memory import ImageMemory
+from server.media.image_memory import ImageLease, ImageMemory
 from server.media.images import ImageLoader
 from server.settings import Settings
 from server.state import create_image_loader
@@ -90,14 +90,20 @@ async def test_every_route_hands_the_memory_back(start_server: StartServer) -> N
 async def test_key_holds_no_more_than_its_share() -> None:
     loader = ImageLoader(memory_bytes=8_000_000, owner_share=0.5)
     leases = [loader.memory.lease("a") for _ in range(5)]
-    tasks = [asyncio.create_task(loader.load([Source(LARGE)], lease)) for lease in leases]
+    may_release = asyncio.Event()
+
+    async def load(lease: ImageLease) -> None:
+        with lease:
+            await loader.load([Source(LARGE)], lease)
+            await may_release.wait()
+
+    tasks = [asyncio.create_task(load(lease)) for lease in leases]
     await asyncio.sleep(0.3)
     assert sum(lease.bytes for lease in leases) <= 4_000_000
     with loader.memory.lease("b") as other:
-        await asyncio.wait_for(loader.load([Source(LARGE), Source(LARGE)], other), 5)
-    for task, lease in zip(tasks, leases, strict=True):
-        await task
-        lease.release()
+        await asyncio.wait_for(loader.load([Source(LARGE), Source(LARGE)], other), 10)
+    may_release.set()
+    await asyncio.wait_for(asyncio.gather(*tasks), 10)
 
 
 async def test_service_gives_each_of_two_keys_its_share() -> None:
