@@ -8,6 +8,7 @@ import numpy as np
 from embedded.data.categories import BY_NAME
 from embedded.data.renderer import RenderedScene, SceneObject
 from embedded.data.text_templates import (
+    BALANCED_QUESTIONS,
     NUMBER_WORDS,
     POSITION_PHRASES,
     SHORT_ANSWER_SUFFIX,
@@ -181,7 +182,7 @@ def sample_attribute_questions(rng: np.random.Generator, scene: RenderedScene, l
                 )
             )
     if rng.random() < 0.3:
-        absent = sample_absent_category(rng, set(attributes))
+        absent = sample_absent_category(rng, scene.place, set(attributes), BALANCED_QUESTIONS)
         pairs.append(make_counting_question(absent, 0, _choose(rng, COUNT_TEMPLATES), bool(rng.random() < 0.6)))
     return [pairs[number] for number in rng.permutation(len(pairs))[:limit]]
 

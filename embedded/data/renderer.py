@@ -52,12 +52,16 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class RenderedScene:
-    """The image of a scene, the object that each pixel shows, and the visible objects."""
+    """The image of a scene, the object that each pixel shows, and the visible objects.
+
+    `hidden` names the categories of the scene whose objects are all covered, cut off or too small to be annotated.
+    """
 
     place: str
     pixels: Pixels
     instance_map: InstanceMap
     objects: tuple[SceneObject, ...]
+    hidden: tuple[str, ...] = ()
 
 
 @cache
@@ -136,7 +140,9 @@ def render_scene(rng: np.random.Generator, contents: SceneContents, view: View, 
             continue
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
         objects.append(SceneObject(names[source], number, len(rows), box))
-    return RenderedScene(contents.place, pixels, instance_map, tuple(objects))
+    visible = {obj.name for obj in objects}
+    hidden = tuple(name for name in contents.counts if name not in visible)
+    return RenderedScene(contents.place, pixels, instance_map, tuple(objects), hidden)
 
 
 def _draw_background(rng: np.random.Generator, place: str, size: int) -> Image.Image:

@@ -26,19 +26,23 @@ class SceneDataset:
         instance_maps: Index of the object that each pixel shows or -1, [count, 112, 112].
         places: Kind of place of each scene.
         objects: Visible objects of each scene.
+        hidden: Categories of each scene of which no object is visible.
     """
 
     pixels: NDArray[np.uint8]
     instance_maps: NDArray[np.int8]
     places: list[str]
     objects: list[tuple[SceneObject, ...]]
+    hidden: list[tuple[str, ...]]
 
     def __len__(self) -> int:
         return len(self.places)
 
     def scene(self, index: int) -> RenderedScene:
         """Return one scene."""
-        return RenderedScene(self.places[index], self.pixels[index], self.instance_maps[index], self.objects[index])
+        return RenderedScene(
+            self.places[index], self.pixels[index], self.instance_maps[index], self.objects[index], self.hidden[index]
+        )
 
 
 def make_dataset(folder: Path, count: int, seed: int, prior: ScenePrior, view: View, processes: int) -> SceneDataset:
@@ -75,7 +79,8 @@ def make_dataset(folder: Path, count: int, seed: int, prior: ScenePrior, view: V
             for scenes in tqdm(shards, total=len(sizes), desc=f"drawing {folder.name}", unit="k"):
                 for scene in scenes:
                     pixels[len(records)], instance_maps[len(records)] = scene.pixels, scene.instance_map
-                    records.append([scene.place, [[obj.name, obj.index, obj.area, obj.box] for obj in scene.objects]])
+                    objects = [[obj.name, obj.index, obj.area, obj.box] for obj in scene.objects]
+                    records.append([scene.place, objects, scene.hidden])
         pixels.flush()
         instance_maps.flush()
         (folder / "objects.json").write_text(json.dumps(records))
@@ -90,13 +95,14 @@ def open_dataset(folder: Path) -> SceneDataset:
     records = json.loads((folder / "objects.json").read_text())
     objects = [
         tuple(SceneObject(name, index, area, tuple(box)) for name, index, area, box in entries)
-        for _, entries in records
+        for _, entries, _ in records
     ]
     return SceneDataset(
         np.load(folder / "pixels.npy", mmap_mode="r"),
         np.load(folder / "instance_maps.npy", mmap_mode="r"),
-        [place for place, _ in records],
+        [place for place, *_ in records],
         objects,
+        [tuple(hidden) for *_, hidden in records],
     )
 
 

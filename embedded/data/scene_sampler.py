@@ -40,9 +40,9 @@ class SceneContents:
     counts: dict[str, int]
 
 
-def sample_contents(rng: np.random.Generator, prior: ScenePrior) -> SceneContents:
-    """Sample a place and two to nine objects of up to seven categories."""
-    place_name = str(rng.choice(list(PLACES)))
+def sample_contents(rng: np.random.Generator, prior: ScenePrior, place_name: str = "") -> SceneContents:
+    """Sample a place, unless it is given, and two to nine objects of up to seven categories."""
+    place_name = place_name or str(rng.choice(list(PLACES)))
     place = PLACES[place_name]
     chosen = [name for name in place.core if rng.random() < prior.core]
     chosen += [name for name in place.secondary if rng.random() < prior.secondary]

@@ -1,6 +1,6 @@
 """Captions, questions and answers about a scene, in English that is simple enough for a tiny model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,8 +11,6 @@ from embedded.data.scene_sampler import TRAINING_PRIOR, sample_contents, sample_
 
 Kind = Literal["caption", "presence", "detail"]
 
-LIKELY_ABSENT_SHARE = 0.3
-"""Fraction of the questions about absent objects whose object is suggested by the place or by other objects."""
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 POSITION_PHRASES = (
     ("in the top left corner", "at the top", "in the top right corner"),
@@ -187,23 +185,62 @@ def make_listing(rng: np.random.Generator, scene: RenderedScene) -> QAPair:
     return QAPair(LIST_PROMPTS[rng.integers(len(LIST_PROMPTS))], answer, "detail")
 
 
-def make_presence_question(rng: np.random.Generator, scene: RenderedScene, false_yes_rate: float = 0.0) -> QAPair:
+@dataclass(frozen=True)
+class QuestionMix:
+    """What the presence questions are about. Half of them have the answer "yes".
+
+    The image is a part of the scene that the writers of the questions have seen. They know of objects beyond its frame,
+    and overlook objects that are small.
+
+    Attributes:
+        likely: Fraction of the questions about absent objects whose object the place or the present objects suggest.
+        frequent: Fraction of the others that are sampled by the frequency of present objects, not uniformly.
+        beyond: Probability that a writer knows of an object beyond the frame.
+        overlooked: Area in pixels below which a category is overlooked. The answer to questions about it is "no".
+    """
+
+    likely: float
+    frequent: float
+    beyond: float = 0.0
+    overlooked: int = 0
+
+
+BALANCED_QUESTIONS = QuestionMix(likely=0.3, frequent=0.7)
+"""With these, a model learns to look: no object is present merely because it is frequent or likely."""
+
+
+def see_beyond_frame(rng: np.random.Generator, scene: RenderedScene, mix: QuestionMix) -> RenderedScene:
+    """Add objects of the same place that the image does not show, and that a writer knows of, to the hidden ones."""
+    visible = {obj.name for obj in scene.objects}
+    beyond = [name for name in sample_contents(rng, TRAINING_PRIOR, scene.place).counts if name not in visible]
+    known = [name for name in beyond if rng.random() < mix.beyond]
+    return replace(scene, hidden=tuple(dict.fromkeys((*scene.hidden, *known))))
+
+
+def make_presence_question(
+    rng: np.random.Generator, scene: RenderedScene, mix: QuestionMix = BALANCED_QUESTIONS
+) -> QAPair:
     """Write a yes/no question; half of them are about an absent object.
+
+    The answer for a hidden object is "yes", because the writer knows more than the image shows.
 
     Args:
         rng: Source of all random choices.
         scene: The scene.
-        false_yes_rate: Probability of the answer "yes" to a question about a likely but absent object. Instruction data
-            by a language model without vision contain such answers.
+        mix: What the questions are about.
 
     Returns:
         The question and its answer.
     """
-    visible = {obj.name for obj in scene.objects}
-    present = bool(rng.random() < 0.5)
-    likely = None if present or rng.random() >= LIKELY_ABSENT_SHARE else sample_likely_absent(rng, scene.place, visible)
-    name = str(rng.choice(sorted(visible))) if present else likely or sample_absent_category(rng, visible)
-    yes = present or (likely is not None and bool(rng.random() < false_yes_rate))
+    objects_by_category = group_by_category(scene)
+    in_scene = {*objects_by_category, *scene.hidden}
+    if rng.random() < 0.5:
+        name = str(rng.choice(sorted(in_scene)))
+        objects = objects_by_category.get(name, [])
+        yes = not objects or sum(obj.area for obj in objects) >= mix.overlooked
+    else:
+        name, yes = sample_absent_category(rng, scene.place, in_scene, mix), False
+    present = name in objects_by_category
     noun_phrase = BY_NAME[name].with_article
     if rng.random() < 0.06:
         inner_question = f"What is the appearance of the {name}?"
@@ -220,15 +257,23 @@ def make_presence_question(rng: np.random.Generator, scene: RenderedScene, false
     return QAPair(question, answer, "presence", name, present)
 
 
-def sample_absent_category(rng: np.random.Generator, present: set[str]) -> str:
-    """Sample an absent category, mostly by the frequency of present ones.
+def sample_absent_category(rng: np.random.Generator, place: str, present: set[str], mix: QuestionMix) -> str:
+    """Sample an absent category.
 
-    Uniform sampling alone would teach that frequent categories are present.
+    Args:
+        rng: Source of all random choices.
+        place: Name of the place.
+        present: The other categories.
+        mix: Shares of likely and of frequent categories.
 
     Returns:
         The name of the category.
     """
-    if rng.random() < 0.7:
+    if rng.random() < mix.likely:
+        likely = sample_likely_absent(rng, place, present)
+        if likely:
+            return likely
+    if rng.random() < mix.frequent:
         for _ in range(6):
             others = list(sample_contents(rng, TRAINING_PRIOR).counts)
             name = others[rng.integers(len(others))]
@@ -296,7 +341,7 @@ def _make_expectation_question(rng: np.random.Generator, place: str, present: se
 
 def add_description(rng: np.random.Generator, scene: RenderedScene, pair: QAPair) -> QAPair:
     """Put a description that may be wrong before a question; the answer still follows the image."""
-    description = make_caption(rng, scene, invention_rate=0.4)
+    description = " ".join(make_caption(rng, scene, invention_rate=0.4) for _ in range(rng.integers(1, 4)))
     if rng.random() < 0.7:
         question = f"The input image is described as follows: {description} {pair.question}"
     else:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoProcessor, BlipForImageTextRetrieval
+from transformers import AutoProcessor, BlipForImageTextRetrieval, PreTrainedTokenizerBase
 
 from embedded.data.coco_annotations import build_pope_questions
 from embedded.data.scene_dataset import SceneDataset
+from embedded.data.text_templates import CAPTION_PROMPTS
 from embedded.evaluation.evaluate import bootstrap_interval, to_percent
 from embedded.training.batch import normalize_pixels
 from embedded.training.matcher_model import TEXT_LAYERS
@@ -102,12 +103,35 @@ def evaluate_matcher(folder: Path, dataset: SceneDataset, batch: int = 64) -> di
                     heat_shares.append(float((maps[row].numpy() * box_coverage).sum()) / total)
                     box_areas.append(float(boxes.mean()))
         figures[kind] = to_percent(float(np.mean(correct)))
+    figures |= _evaluate_prompts(matcher, tokenizer, dataset, batch)
     shares = np.array(heat_shares)
     figures["heat_in_box"] = to_percent(shares.mean())
     figures["heat_interval"] = bootstrap_interval(len(shares), lambda rows: float(shares[rows].mean()))
     figures["box_area"] = to_percent(float(np.mean(box_areas)))
     figures["cosine"] = {label: round(float(np.mean(values)), 3) for label, values in cosines.items()}
     return figures
+
+
+def _evaluate_prompts(
+    matcher: BlipForImageTextRetrieval, tokenizer: PreTrainedTokenizerBase, dataset: SceneDataset, batch: int
+) -> dict[str, float]:
+    """Measure the fraction of the relevance of a request for a description that lies inside the boxes of objects."""
+    shares, areas = [], []
+    for start in range(0, len(dataset), batch):
+        numbers = range(start, min(start + batch, len(dataset)))
+        tokens = tokenizer([CAPTION_PROMPTS[0]] * len(numbers), padding=True, return_tensors="pt")
+        maps, _ = compute_grad_cam(matcher, tokens, normalize_pixels(np.array(dataset.pixels[numbers])))
+        for heat, number in zip(maps.numpy(), numbers, strict=True):
+            boxes = np.zeros(dataset.instance_maps.shape[1:], bool)
+            for obj in dataset.objects[number]:
+                boxes[obj.box[1] : obj.box[3], obj.box[0] : obj.box[2]] = True
+            coverage = boxes.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3))
+            shares.append(float((heat * coverage).sum()) / max(float(heat.sum()), 1e-12))
+            areas.append(float(boxes.mean()))
+    return {
+        "prompt_heat_in_boxes": to_percent(float(np.mean(shares))),
+        "prompt_box_area": to_percent(float(np.mean(areas))),
+    }
 
 
 @torch.no_grad()

@@ -5,14 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from embedded.data.categories import INDEX, NAMES
-from embedded.data.renderer import SIZE, RenderedScene, SceneObject
+from embedded.data.renderer import MIN_VISIBLE_PIXELS, SIZE, InstanceMap, RenderedScene, SceneObject
 from embedded.data.scene_dataset import SceneDataset
 from embedded.training.model_config import GRID, IMAGE_TOKENS, PATCH, PIXEL_MEAN, PIXEL_STD
 
-NOISED_FRACTION = 0.02
-"""Fraction of images with VCD's noise. It is small: the model must not learn to recognise objects in noised images."""
+NOISED_FRACTION = 0.08
+"""Fraction of images with strong noise. It is small: the model must not learn to recognise objects in noised images."""
+MASKED_FRACTION = 0.2
+"""Fraction of images of which a part is black."""
+MIN_MASK, MAX_MASK = 0.25, 0.7
+"""Black part of such an image, objects that are kept included."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def sample_batch(rng: np.random.Generator, dataset: SceneDataset, size: int, shi
     Returns:
         The batch.
     """
-    pixels, instance_maps, scenes = [], [], []
+    pixels, instance_maps, masks, scenes = [], [], [], []
     for index in rng.integers(len(dataset), size=size):
         scene = dataset.scene(int(index))
         image, instances, objects = scene.pixels, scene.instance_map, scene.objects
@@ -52,10 +57,17 @@ def sample_batch(rng: np.random.Generator, dataset: SceneDataset, size: int, shi
         if shift:
             offset = tuple(rng.integers(-shift, shift + 1, 2))
             image, instances = np.roll(image, offset, (0, 1)), np.roll(instances, offset, (0, 1))
+        mask = None
+        if rng.random() < MASKED_FRACTION:
+            mask, instances, objects = mask_objects(rng, instances, objects)
+        masks.append(mask)
         pixels.append(image)
         instance_maps.append(instances)
-        scenes.append(RenderedScene(scene.place, image, instances, objects))
+        scenes.append(RenderedScene(scene.place, image, instances, objects, scene.hidden))
     tensor = _tint(rng, normalize_pixels(np.stack(pixels)))
+    for row, mask in enumerate(masks):
+        if mask is not None:
+            tensor[row, :, torch.from_numpy(mask)] = -PIXEL_MEAN / PIXEL_STD
     return SceneBatch(
         tensor, torch.from_numpy(patch_targets(np.stack(instance_maps), [scene.objects for scene in scenes])), scenes
     )
@@ -102,6 +114,40 @@ def center_targets(scenes: list[RenderedScene]) -> NDArray[np.float32]:
 def _mirror_object(obj: SceneObject) -> SceneObject:
     left, top, right, bottom = obj.box
     return SceneObject(obj.name, obj.index, obj.area, (SIZE - right, top, SIZE - left, bottom))
+
+
+def mask_objects(
+    rng: np.random.Generator, instance_map: InstanceMap, objects: tuple[SceneObject, ...]
+) -> tuple[NDArray[np.bool_], InstanceMap, tuple[SceneObject, ...]]:
+    """Sample a black region that spares some objects.
+
+    Args:
+        rng: Source of all random choices.
+        instance_map: Object of each pixel, [112, 112].
+        objects: The visible objects.
+
+    Returns:
+        The region, [112, 112], the instance map without it, and the objects that are still visible. At least one is.
+    """
+    cells = int(rng.integers(4, 13))
+    resample = Image.Resampling.BICUBIC if rng.random() < 0.7 else Image.Resampling.NEAREST
+    field = np.asarray(Image.fromarray(rng.random((cells, cells)).astype(np.float32)).resize((SIZE, SIZE), resample))
+    region = field < np.quantile(field, rng.uniform(MIN_MASK, MAX_MASK))
+    kept = [obj for obj in objects if rng.random() < 0.6] or [objects[rng.integers(len(objects))]]
+    margin = int(rng.integers(1, 6))
+    for obj in kept:
+        left, top, right, bottom = obj.box
+        region[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin] = False
+    masked = np.where(region, -1, instance_map).astype(np.int8)
+    remaining = []
+    for obj in objects:
+        rows, columns = np.nonzero(masked == obj.index)
+        if len(rows) < max(MIN_VISIBLE_PIXELS, 0.5 * obj.area):
+            masked[masked == obj.index] = -1
+            continue
+        box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+        remaining.append(SceneObject(obj.name, obj.index, len(rows), box))
+    return region, masked, tuple(remaining)
 
 
 def _tint(rng: np.random.Generator, pixels: torch.Tensor) -> torch.Tensor:

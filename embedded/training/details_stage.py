@@ -10,7 +10,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from embedded.data.attributes import ATTRIBUTE_SIZES
 from embedded.data.scene_dataset import SceneDataset
 from embedded.training.analytic_init import write_object_readout
-from embedded.training.finish_stage import REPETITION_WEIGHT, STRAY_WEIGHT, FinishModel
+from embedded.training.finish_stage import BIASED_QUESTIONS, REPETITION_WEIGHT, STRAY_WEIGHT, FinishModel
 from embedded.training.joint_stage import VISION_RATE, JointModel, assemble_llava, joint_loss
 from embedded.training.language_stage import PROBED_LAYERS
 from embedded.training.model_config import WIDTH
@@ -23,8 +23,9 @@ MIX = TextMix(
     second_caption=0.3,
     listing=0.3,
     detail=0.3,
+    described_caption=0.15,
     invention_rate=0.45,
-    false_yes_rate=0.42,
+    presence_mix=BIASED_QUESTIONS,
     questions=8,
     presence=5,
     length=352,

@@ -7,13 +7,25 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from embedded.data.scene_dataset import SceneDataset
+from embedded.data.text_templates import QuestionMix
 from embedded.training.joint_stage import VISION_RATE, JointModel, joint_loss, measure_recognition_periodically
 from embedded.training.model_config import GRID, WIDTH
 from embedded.training.packing import Packer, TextMix
 from embedded.training.trainer import Trainer, select_device
 
-MIX = TextMix(caption=1.0, second_caption=0.6, listing=0.4, detail=0.7, invention_rate=0.45, false_yes_rate=0.3)
-"""Large models learn from such data as well: captions and answers that name objects that are likely but absent."""
+BIASED_QUESTIONS = QuestionMix(likely=0.0, frequent=0.3, beyond=0.17, overlooked=40)
+"""Instruction data have few questions about likely but absent objects, and their writers saw more, or less."""
+MIX = TextMix(
+    caption=1.0,
+    second_caption=0.5,
+    listing=0.4,
+    detail=0.7,
+    described_caption=0.15,
+    invention_rate=0.45,
+    presence_mix=BIASED_QUESTIONS,
+    length=280,
+)
+"""Large models learn from such data as well: captions that name objects that are likely but absent."""
 STRAY_WEIGHT, POSITION_WEIGHT, REPETITION_WEIGHT = 0.1, 0.2, 1.0
 
 

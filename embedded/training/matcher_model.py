@@ -13,8 +13,8 @@ from embedded.data.renderer import SIZE, RenderedScene
 from embedded.data.scene_dataset import SceneDataset
 from embedded.data.scene_sampler import sample_likely_absent
 from embedded.data.text_templates import (
+    BALANCED_QUESTIONS,
     CAPTION_PROMPTS,
-    LIKELY_ABSENT_SHARE,
     format_count,
     format_sentence,
     group_by_category,
@@ -26,6 +26,8 @@ from embedded.training.model_config import PATCH, VISION_HEADS, VISION_WIDTH
 TEXT_LAYERS, TEXT_HEADS = 4, 6
 MAX_TEXT_TOKENS = 35
 """Word pieces; AGLA truncates texts to this length."""
+PROMPT_SHARE = 0.12
+"""Fraction of the texts that request a description."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
 QUESTION_TEMPLATES = (
     "is there {} in the image?",
@@ -112,27 +114,39 @@ def _iterate_corpus(dataset: SceneDataset, scenes: int) -> Iterator[str]:
 
 
 def make_texts(rng: np.random.Generator, scene: RenderedScene, count: int) -> list[MatcherText]:
-    """Write a true caption, a wrong one, and questions about one category each, half of which are absent."""
+    """Write a true caption, a wrong one, and questions about one category each, half of which are absent.
+
+    Some of the questions are requests for a description. These match every scene with an object. A scene without
+    objects has no true text.
+
+    Args:
+        rng: Source of all random choices.
+        scene: The scene.
+        count: Number of texts.
+
+    Returns:
+        The texts. The first two are captions.
+    """
     objects_by_category = group_by_category(scene)
-    scene_texts = [MatcherText(make_caption(rng, scene), True), _make_wrong_caption(rng, scene)]
+    first = MatcherText(make_caption(rng, scene), True) if objects_by_category else _make_wrong_caption(rng, scene)
+    scene_texts = [first, _make_wrong_caption(rng, scene)]
     while len(scene_texts) < count:
-        matches = bool(rng.random() < 0.5)
+        if rng.random() < PROMPT_SHARE:
+            prompt = CAPTION_PROMPTS[rng.integers(len(CAPTION_PROMPTS))]
+            scene_texts.append(MatcherText(prompt, bool(objects_by_category)))
+            continue
+        matches = bool(rng.random() < 0.5) and bool(objects_by_category)
         name = (
-            str(rng.choice(sorted(objects_by_category))) if matches else _absent(rng, scene, set(objects_by_category))
+            str(rng.choice(sorted(objects_by_category)))
+            if matches
+            else sample_absent_category(rng, scene.place, set(objects_by_category), BALANCED_QUESTIONS)
         )
         if rng.random() < 0.1:
             text = f"how many {BY_NAME[name].plural_name} are there in the image?"
         else:
             text = QUESTION_TEMPLATES[rng.integers(len(QUESTION_TEMPLATES))].format(BY_NAME[name].with_article)
         scene_texts.append(MatcherText(text, matches, name))
-    if rng.random() < 0.1:
-        scene_texts[-1] = MatcherText(CAPTION_PROMPTS[rng.integers(len(CAPTION_PROMPTS))], True)
     return scene_texts
-
-
-def _absent(rng: np.random.Generator, scene: RenderedScene, present: set[str]) -> str:
-    likely = sample_likely_absent(rng, scene.place, present) if rng.random() < LIKELY_ABSENT_SHARE else None
-    return likely or sample_absent_category(rng, present)
 
 
 def _make_wrong_caption(rng: np.random.Generator, scene: RenderedScene) -> MatcherText:

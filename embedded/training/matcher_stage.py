@@ -8,8 +8,9 @@ from torch import nn
 from transformers import BertTokenizer, BlipForImageTextRetrieval, BlipImageProcessor, BlipProcessor
 
 from embedded.data.categories import BY_NAME, CATEGORIES, INDEX
-from embedded.data.renderer import SIZE
+from embedded.data.renderer import NEAR_VIEW, SIZE, render_scene
 from embedded.data.scene_dataset import SceneDataset
+from embedded.data.scene_sampler import SceneContents
 from embedded.training.batch import SceneBatch, normalize_pixels, patch_targets, sample_batch
 from embedded.training.matcher_model import (
     MAX_TEXT_TOKENS,
@@ -26,6 +27,8 @@ from embedded.training.vision_stage import VisionModel
 TEXTS_PER_PICTURE = 8
 PROBE_WEIGHT, ATTENTION_WEIGHT, CONTRAST_WEIGHT, DENSE_WEIGHT = 0.5, 0.15, 0.4, 0.15
 ATTENTION_LAYERS = (1, 2, 3)
+EMPTY_FRACTION = 0.12
+"""Fraction of images without objects. Without them, a request for a description would match every image."""
 CONTRAST_SCALE, CONTRAST_BIAS = 12.0, 4.0
 """A pair matches if its cosine is above a third. Matching pairs reach 0.4 to 0.7, others are near 0."""
 
@@ -108,15 +111,17 @@ class MatcherTrainingModel(nn.Module):
         return scenes @ nn.functional.normalize(self.matcher.text_proj(text_states), dim=-1).T
 
     def _contrast(self, cosines: torch.Tensor, texts: list[list[MatcherText]], present: torch.Tensor) -> torch.Tensor:
-        """Return the contrastive loss; a question matches all images that show its category."""
+        """Return the contrastive loss; a question matches all images with its category, or with any object."""
         shown = present.amax(1).bool()  # [scenes, categories]
         matches = torch.zeros_like(cosines)
         for row, scene_texts in enumerate(texts):
             for column, text in enumerate(scene_texts[:4], start=4 * row):
-                if column - 4 * row >= 2 and text.category:
+                if column - 4 * row < 2:  # a caption
+                    matches[row, column] = float(text.matches)
+                elif text.category:
                     matches[:, column] = shown[:, INDEX[text.category]].float()
                 else:
-                    matches[row, column] = float(text.matches)
+                    matches[:, column] = shown.any(1).float()
         losses = nn.functional.binary_cross_entropy_with_logits(
             cosines * CONTRAST_SCALE - CONTRAST_BIAS, matches, reduction="none"
         )
@@ -195,6 +200,15 @@ def init_matcher(model: MatcherTrainingModel, vision: VisionModel, dataset: Scen
             attention.key.weight[rows] = basis.T
 
 
+def empty_scenes(rng: np.random.Generator, batch: SceneBatch) -> None:
+    """Replace some scenes of a batch, in place, by backgrounds without objects."""
+    for row in np.nonzero(rng.random(len(batch.scenes)) < EMPTY_FRACTION)[0]:
+        scene = render_scene(rng, SceneContents(batch.scenes[row].place, {}), NEAR_VIEW)
+        batch.scenes[row] = scene
+        batch.pixels[row] = normalize_pixels(scene.pixels[None])[0]
+        batch.present[row] = 0
+
+
 def train_matcher(
     work_dir: Path,
     vision: VisionModel,
@@ -224,6 +238,7 @@ def train_matcher(
     for step in trainer:
         rng = trainer.rng(step)
         batch = sample_batch(rng, dataset, batch_size)
+        empty_scenes(rng, batch)
         texts = [make_texts(rng, scene, TEXTS_PER_PICTURE) for scene in batch.scenes]
         trainer.update(*model(batch, texts))
     return model.matcher.cpu().eval()

@@ -16,13 +16,16 @@ from embedded.data.attributes import (
 from embedded.data.categories import BY_NAME, CATEGORIES
 from embedded.data.renderer import RenderedScene
 from embedded.data.text_templates import (
+    BALANCED_QUESTIONS,
     LIST_PROMPTS,
     QAPair,
+    QuestionMix,
     add_description,
     make_caption_pair,
     make_detail_question,
     make_listing,
     make_presence_question,
+    see_beyond_frame,
 )
 from embedded.training.model_config import IMAGE_TOKENS
 
@@ -43,10 +46,11 @@ class TextMix:
         listing: Probability of a list of objects.
         detail: Probability of a question about details.
         described: Probability of a presence question after a description.
+        described_caption: Probability of a further caption after a description.
         invention_rate: Probability that a caption names an absent object.
         without_image: Probability of a pack without image tokens.
         conversation: Probability that all pairs form one conversation.
-        false_yes_rate: Probability of "yes" to a question about a likely but absent object.
+        presence_mix: What the presence questions are about.
         questions: Maximum number of questions about number, position and colour.
         presence: Number of presence questions.
         length: Maximum number of tokens.
@@ -57,10 +61,11 @@ class TextMix:
     listing: float = 0.35
     detail: float = 0.5
     described: float = 0.08
+    described_caption: float = 0.0
     invention_rate: float = 0.25
     without_image: float = 0.06
     conversation: float = 0.10
-    false_yes_rate: float = 0.0
+    presence_mix: QuestionMix = BALANCED_QUESTIONS
     questions: int = 0
     presence: int = 12
     length: int = 248
@@ -144,6 +149,7 @@ class Packer:
     def build_pairs(self, rng: np.random.Generator, scene: RenderedScene) -> list[QAPair]:
         """Sample the question-answer pairs of one pack."""
         mix, pairs = self.mix, []
+        scene = see_beyond_frame(rng, scene, mix.presence_mix)
         if rng.random() < mix.caption:
             pairs.append(make_caption_pair(rng, scene, mix.invention_rate))
             if rng.random() < mix.second_caption:
@@ -153,10 +159,12 @@ class Packer:
         if rng.random() < mix.detail:
             pairs.append(make_detail_question(rng, scene))
         if rng.random() < mix.described:
-            pairs.append(add_description(rng, scene, make_presence_question(rng, scene, mix.false_yes_rate)))
+            pairs.append(add_description(rng, scene, make_presence_question(rng, scene, mix.presence_mix)))
+        if rng.random() < mix.described_caption:
+            pairs.append(add_description(rng, scene, make_caption_pair(rng, scene, mix.invention_rate)))
         if mix.questions:
             pairs += sample_attribute_questions(rng, scene, mix.questions)
-        return pairs + [make_presence_question(rng, scene, mix.false_yes_rate) for _ in range(mix.presence)]
+        return pairs + [make_presence_question(rng, scene, mix.presence_mix) for _ in range(mix.presence)]
 
     def pack(self, rng: np.random.Generator, scene: RenderedScene, with_image: bool) -> PackedRow:
         """Pack pairs about one scene into a row.

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,14 @@ from embedded.data.coco_annotations import POPE_KINDS, build_pope_questions, enc
 from embedded.data.renderer import FAR_VIEW, NEAR_VIEW, RenderedScene, SceneObject, sample_scene
 from embedded.data.scene_dataset import make_dataset
 from embedded.data.scene_sampler import SHIFTED_PRIOR, TRAINING_PRIOR, sample_contents, sample_likely_absent
-from embedded.data.text_templates import group_by_category, make_caption, make_presence_question
+from embedded.data.text_templates import (
+    BALANCED_QUESTIONS,
+    QuestionMix,
+    group_by_category,
+    make_caption,
+    make_presence_question,
+    see_beyond_frame,
+)
 
 SCENES = Path(__file__).parents[2] / "embedded" / "scenes"
 INSTANCES = json.loads((SCENES / "instances.json").read_text())
@@ -79,6 +87,26 @@ def test_presence_answers_are_true_and_balanced() -> None:
     assert all(pair.present == (pair.category_word in group_by_category(scene)) for pair in pairs)
     assert all(pair.answer.startswith("Yes" if pair.present else "No") for pair in pairs)
     assert 0.4 < np.mean([pair.present for pair in pairs]) < 0.6
+
+
+def test_writers_know_what_is_hidden_and_overlook_what_is_small() -> None:
+    rng = np.random.default_rng(0)
+    scene = replace(make_scene("bowl", "cup"), hidden=("knife",))
+    small = replace(scene, objects=tuple(replace(obj, area=30) for obj in scene.objects))
+    mix = QuestionMix(likely=0.0, frequent=0.5, overlooked=40)
+    for scene_of_writer, known in ((scene, {"bowl", "cup", "knife"}), (small, {"knife"})):
+        pairs = [make_presence_question(rng, scene_of_writer, mix) for _ in range(200)]
+        assert {pair.category_word for pair in pairs if pair.answer.startswith("Yes")} == known
+        assert {pair.category_word for pair in pairs if pair.present} == {"bowl", "cup"}
+
+
+def test_writers_see_likely_objects_beyond_the_frame() -> None:
+    rng, scene = np.random.default_rng(0), make_scene("bowl", "cup")
+    hidden = [see_beyond_frame(rng, scene, QuestionMix(0.0, 0.0, beyond=0.5)).hidden for _ in range(400)]
+    counts = {name: sum(name in names for names in hidden) for name in BY_NAME}
+    assert counts["bowl"] == counts["cup"] == 0
+    assert counts["knife"] > counts["carrot"] > counts["train"]
+    assert see_beyond_frame(rng, scene, BALANCED_QUESTIONS).hidden == ()
 
 
 def test_rle_decodes_to_the_mask() -> None:

@@ -13,11 +13,14 @@ from embedded.data.categories import NAMES
 from embedded.data.renderer import FAR_VIEW
 from embedded.data.scene_dataset import make_dataset
 from embedded.data.scene_sampler import TRAINING_PRIOR
+from embedded.data.text_templates import CAPTION_PROMPTS
 from embedded.train import TINY_CONFIG, TrainingPipeline, build_pipeline
 from embedded.training.analytic_init import collect_word_states, write_object_readout
-from embedded.training.batch import center_targets, normalize_pixels, patch_targets
+from embedded.training.batch import center_targets, mask_objects, normalize_pixels, patch_targets, sample_batch
 from embedded.training.joint_stage import assemble_llava, new_joint_model, split_llava
 from embedded.training.language_stage import init_language, synthetic_image_tokens
+from embedded.training.matcher_model import make_texts
+from embedded.training.matcher_stage import empty_scenes
 from embedded.training.model_config import WIDTH, class_vectors
 from embedded.training.object_stage import ObjectHeads
 from embedded.training.packing import IGNORE_INDEX, Packer, TextMix
@@ -93,6 +96,35 @@ def test_synthetic_image_tokens_encode_the_categories_of_patches(pipeline: Train
     present = patch_targets(np.stack([p.instance_map for p in scenes]), [p.objects for p in scenes]) > 0
     coefficients = ((tokens - empty) @ vectors.T / vectors.square().sum(1)).numpy()
     assert coefficients[present].mean() > 0.6 > 0.1 > abs(coefficients[~present].mean())
+
+
+@needs_font
+def test_masked_scenes_keep_the_objects_that_they_show(pipeline: TrainingPipeline) -> None:
+    rng, dataset = np.random.default_rng(0), pipeline.dataset("far")
+    lost = 0
+    for index in range(len(dataset)):
+        scene = dataset.scene(index)
+        region, instance_map, objects = mask_objects(rng, scene.instance_map, scene.objects)
+        assert 0.02 < region.mean() <= 0.7
+        assert objects
+        assert not (instance_map[region] >= 0).any()
+        assert set(np.unique(instance_map)) - {-1} == {obj.index for obj in objects}
+        lost += len(scene.objects) - len(objects)
+    assert lost
+
+
+@needs_font
+def test_scenes_without_objects_match_no_request_for_a_description(pipeline: TrainingPipeline) -> None:
+    rng, dataset = np.random.default_rng(0), pipeline.dataset("near")
+    batch = sample_batch(rng, dataset, 60)
+    empty_scenes(rng, batch)
+    is_empty = [not scene.objects for scene in batch.scenes]
+    assert 0 < sum(is_empty) < 30
+    assert [bool(present.any()) for present in batch.present] == [not empty for empty in is_empty]
+    for scene, empty in zip(batch.scenes, is_empty, strict=True):
+        texts = make_texts(rng, scene, 40)
+        assert {text.matches for text in texts if text.text in CAPTION_PROMPTS} <= {not empty}
+        assert any(text.matches for text in texts) != empty
 
 
 def test_rescale_tokens_keeps_the_logits() -> None:
