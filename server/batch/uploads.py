@@ -49,14 +49,18 @@ class Upload:
         try:
             if (declared := parse_length(request.headers)) <= max_bytes:  # otherwise reading the body raises
                 self._folder.check_fits(self._file.owner, declared)
-            return await UploadParser(request.headers, stream, self._file).parse()
-        except (MultiPartException, UnicodeError):
-            raise BadRequest("The body must be a form with one file.") from None
-        except (StorageFull, StoreFailed):
+            return await self._parse(request.headers, stream)
+        except (BadRequest, StorageFull, StoreFailed):
             with suppress(BodyTimeout, BodyTooLarge, ClientDisconnect), anyio.move_on_after(DRAIN_TIMEOUT):
                 async for _ in stream:  # a client that is still sending reads the refusal
                     pass
             raise
+
+    async def _parse(self, headers: Headers, stream: AsyncGenerator[bytes, None]) -> FormData:
+        try:
+            return await UploadParser(headers, stream, self._file).parse()
+        except (MultiPartException, UnicodeError):
+            raise BadRequest("The body must be a form with one file.") from None
 
     def publish(self, file_id: str) -> None:
         """Sync the file and move it to its place. Slow: call it in a thread.

@@ -119,9 +119,12 @@ class TestBrowser:
 
     def test_escape_stops_both_columns(self, page: Page) -> None:
         page.get_by_label("vcd.alpha").fill("")
+        page.route("**/v1/chat/completions", lambda _: None)  # a fast server would answer before Escape
         page.locator("#question").press("Enter")
         page.keyboard.press("Escape")
         expect(page.get_by_role("alert")).to_have_text(["Stopped.", "Stopped."])
+        page.unroute("**/v1/chat/completions")
+        expect(page.get_by_role("button", name="Run both")).to_be_enabled()
 
     def test_phone_has_no_horizontal_scroll(self, page: Page) -> None:
         page.set_viewport_size({"width": 360, "height": 640})
