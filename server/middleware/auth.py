@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from decoding.errors import OnlySeenError
 from server.errors import Forbidden, RateLimited, Unauthorized
+from server.middleware.http import PROBE_PATHS
 from server.middleware.request_body import drain_body
 from server.settings import Settings
 
-OPEN_PATHS = ("/health", "/ready")
 METRICS_PATH = "/metrics"
 METRICS_FORBIDDEN = (
     "The metrics count the requests of several API keys. They need the key of --metrics-key, which is not set."
@@ -111,11 +111,11 @@ class ApiKeyMiddleware:
         Args:
             app: The next application.
             keys: The known keys.
-            open_paths: Paths that need no key, in addition to `OPEN_PATHS`.
+            open_paths: Paths that need no key, in addition to `PROBE_PATHS`.
         """
         self.app = app
         self.keys = keys
-        self.open_paths = frozenset((*OPEN_PATHS, *open_paths))
+        self.open_paths = frozenset((*PROBE_PATHS, *open_paths))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self.open_paths and self.keys.needs_key(scope["path"]):
