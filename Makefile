@@ -31,7 +31,7 @@ install-vllm: .venv-vllm/installed
 	touch $@
 
 test-vllm: install-vllm
-	.venv-vllm/bin/pytest $(VLLM_TESTS)
+	.venv-vllm/bin/pytest --maxfail 10 $(VLLM_TESTS)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -15,8 +15,22 @@ def register() -> None:
     """Patch vLLM's engine core and model runner, if our engine has started this process."""
     if os.environ.get(ENABLE_VARIABLE) != "1":
         return
+    # First: vLLM's functions read the backend where they are defined.
+    avoid_cpp_compiler()
     from decoding.vllm_engine.core import report
     from decoding.vllm_engine.worker import model_runner_patch
 
     report.install()
     model_runner_patch.install()
+
+
+def avoid_cpp_compiler() -> None:
+    """Run the small functions that vLLM compiles apart from the model without compiling them, on a CPU.
+
+    Inductor needs a C++ compiler there, whose absence or failure would end the engine core at the first request that
+    reaches such a function: one with log-probabilities. It would also hold all requests back while it compiles.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        current_platform.simple_compile_backend = "eager"

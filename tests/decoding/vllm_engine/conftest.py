@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -50,6 +50,14 @@ async def start_engine(**settings: Any) -> Any:
     await engine.start()
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hidden_compiler() -> Iterator[None]:
+    """Hide the C++ compiler from the engines: only a compiled model needs one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", "/hidden/compiler")
+        yield
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
