@@ -247,7 +247,7 @@ class BaseEngine(ABC):
             The reservation.
         """
         # "heads" may be captured wherever a probe can run.
-        require_capabilities(probe.owner, {"probe", *probe.capture} - {"heads"}, self.capabilities)
+        require_capabilities(probe.strategy, {"probe", *probe.capture} - {"heads"}, self.capabilities)
         with self._reserve_rows(len(probe.prompts)) as reservation:
             yield reservation
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from decoding.strategy import PER_ROW, TEXT_SIDE
+from decoding.tensor_hooks import PER_ROW, TEXT_SIDE
 
 Plausibility = Annotated[
     float, Field(ge=0, le=1, description="Minimum probability, relative to the likeliest token."), PER_ROW

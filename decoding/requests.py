@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from decoding.outputs import Answer, RelevanceMap, StateHandle
 from decoding.prompt import ImageInput, Message, Noise, Prompt
 from decoding.sampling_params import SamplingParams
-
-if TYPE_CHECKING:
-    from decoding.strategy import Strategy
+from decoding.tensor_hooks import TensorHooks
 
 __all__ = [
     "MAIN",
@@ -36,19 +34,21 @@ class GenerateRequest:
     """Generate an answer to `prompt`.
 
     A strategy sets the fields from `prompt` to `update_state`, with names of its own choice. The runner calls
-    `with_owner` on each request of a strategy. It turns the branch name "noisy" of the strategy `vcd` into "vcd/noisy",
-    so that strategies of one stack do not collide. Engines get qualified names only.
+    `with_strategy` on each request of a strategy. It turns the branch name "noisy" of the strategy `vcd` into
+    "vcd/noisy", so that strategies of one stack do not collide. Engines get qualified names only.
     """
 
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    branches: Mapping[str, Prompt] = field(default_factory=dict)  # "name", or "owner/name" once qualified -> prompt
-    state: StateHandle | None = None  # the strategy's own, until `with_owner` moves it to `states`
+    branches: Mapping[str, Prompt] = field(default_factory=dict)  # "name", or "strategy/name" once qualified -> prompt
+    state: StateHandle | None = None  # the strategy's own, until `with_strategy` moves it to `states`
     choices: tuple[str, ...] = ()  # if not empty: one forward pass, no tokens, and `Answer.choices` is filled
-    update_state: bool = False  # fold the raw logits of every step into `Answer.state`, by the owner's `update_state`
-    states: Mapping[str, StateHandle] = field(default_factory=dict)  # owner -> state that its hooks receive
-    stack: tuple[Strategy, ...] = ()  # strategies whose tensor hooks act on the request, outermost first
-    owner: Strategy | None = None  # strategy whose `update_state` is called
+    update_state: bool = (
+        False  # fold the raw logits of every step into `Answer.state`, by the strategy's `update_state`
+    )
+    states: Mapping[str, StateHandle] = field(default_factory=dict)  # strategy -> state that its hooks receive
+    stack: tuple[TensorHooks, ...] = ()  # strategies whose tensor hooks act on the request, outermost first
+    strategy: TensorHooks | None = None  # strategy whose `update_state` is called
     grounding_branch: str | None = None  # branch against which each token's grounding is measured
     answer_prefix: tuple[int | str, ...] = ()  # the answer begins with these token ids and texts; they are not output
     ruled_out: tuple[str, ...] = ()  # phrases that the answer must not contain after `answer_prefix`
@@ -56,17 +56,17 @@ class GenerateRequest:
     bypasses_queue_limit: bool = False  # a part of an accepted request waits in a full queue too
 
     @property
-    def state_updater(self) -> Strategy | None:
+    def state_updater(self) -> TensorHooks | None:
         """The strategy that folds this request's logits into a state, or None.
 
         Raises:
-            ValueError: `update_state` is set and the request has no owner.
+            ValueError: `update_state` is set and the request has no strategy.
         """
         if not self.update_state:
             return None
-        if self.owner is None:
-            raise ValueError("`update_state` needs an owner: see `with_owner`")
-        return self.owner
+        if self.strategy is None:
+            raise ValueError("`update_state` needs a strategy: see `with_strategy`")
+        return self.strategy
 
     def replace(self, **changes: Any) -> GenerateRequest:
         """Return a copy with some fields changed."""
@@ -89,16 +89,16 @@ class GenerateRequest:
         """Pass a state to the tensor hooks of the strategy that makes the request."""
         return replace(self, state=state)
 
-    def with_owner(self, owner: Strategy) -> GenerateRequest:
-        """Qualify the names that `owner` has added. Names of outer strategies are qualified already."""
+    def with_strategy(self, strategy: TensorHooks) -> GenerateRequest:
+        """Qualify the names that `strategy` has added. Names of outer strategies are qualified already."""
         return replace(
             self,
             branches={
-                name if "/" in name else f"{owner.name}/{name}": prompt for name, prompt in self.branches.items()
+                name if "/" in name else f"{strategy.name}/{name}": prompt for name, prompt in self.branches.items()
             },
             state=None,
-            states=self.states if self.state is None else {**self.states, owner.name: self.state},
-            owner=(self.owner or owner) if self.update_state else None,
+            states=self.states if self.state is None else {**self.states, strategy.name: self.state},
+            strategy=(self.strategy or strategy) if self.update_state else None,
         )
 
 
@@ -115,23 +115,23 @@ class ProbeRequest:
     main: str
     capture: frozenset[Literal["heads", "attention", "vision"]] = frozenset({"heads"})
     layerwise: bool = False
-    assigned_owner: Strategy | None = None  # set by the runner
+    assigned_strategy: TensorHooks | None = None  # set by the runner
     cache_salt: str | None = None  # set by the runner, as in `GenerateRequest`
 
     @property
-    def owner(self) -> Strategy:
+    def strategy(self) -> TensorHooks:
         """The strategy whose `update_state` and `head_scales` are called.
 
         Raises:
-            ValueError: the request has no owner.
+            ValueError: the request has no strategy.
         """
-        if self.assigned_owner is None:
-            raise ValueError("a probe needs an owner: see `with_owner`")
-        return self.assigned_owner
+        if self.assigned_strategy is None:
+            raise ValueError("a probe needs a strategy: see `with_strategy`")
+        return self.assigned_strategy
 
-    def with_owner(self, owner: Strategy) -> ProbeRequest:
+    def with_strategy(self, strategy: TensorHooks) -> ProbeRequest:
         """Set the strategy that makes the request."""
-        return replace(self, assigned_owner=owner)
+        return replace(self, assigned_strategy=strategy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from decoding.pipeline.composition import batch_stacks, check_layout, find_inval
 from decoding.pipeline.dry_run import QUESTION, create_blank_image, fake_reply, run_program
 from decoding.pipeline.program import Finished, StrategyProgram, start_program
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt
-from decoding.strategy import PER_ROW, TEXT_SIDE, AttentionKeys, Strategy
+from decoding.strategy import PER_ROW, TEXT_SIDE, AttentionKeys, Strategy, TensorHooks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SEEDS = range(4)
@@ -89,7 +89,7 @@ def describe_failure(error: StrategyFailed) -> str:
     return f"{error.message} ({error.__cause__})" if error.__cause__ else error.message
 
 
-def call(strategy: Strategy, hook: str, *arguments: Any) -> Any:
+def call(strategy: TensorHooks, hook: str, *arguments: Any) -> Any:
     """Call a hook.
 
     Returns:

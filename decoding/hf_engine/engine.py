@@ -109,7 +109,7 @@ class HFEngine(BaseEngine):
             The tokens of the answer.
         """
         with self._reserve_request(request) as reservation:
-            states = {owner: self._states[state.handle] for owner, state in request.states.items()}
+            states = {strategy: self._states[state.handle] for strategy, state in request.states.items()}
             prepared, answer_start, dropped = await self._prepare_start(request)
             engine_request = await self._encode(lambda: self._build_request(prepared, states, answer_start))
             handle = RequestHandle(engine_request, reservation, asyncio.get_running_loop())

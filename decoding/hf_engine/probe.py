@@ -14,7 +14,7 @@ from decoding.hf_engine.request import StoredState
 from decoding.hf_engine.taps.attention import AttentionEdit
 from decoding.pipeline.composition import attribute_errors
 from decoding.requests import ProbeRequest
-from decoding.strategy import Activations, Tensors
+from decoding.tensor_hooks import Activations, Tensors
 from decoding.text.prompt_encoder import ModelInputs
 
 
@@ -41,9 +41,9 @@ def run_probe(probe: ProbeRequest, prompts: Mapping[str, ModelInputs], model: Mo
         vision = split_by_prompt(vision_attention, prompts) if vision_attention else {}
         heads = {name: outputs[row, newest[row]].to(model.device) for row, name in enumerate(names)}
         activations = Activations(heads, layer, model.num_layers, vision, dict(attention))
-        with attribute_errors(probe.owner):
-            state = probe.owner.update_state(state, activations)
-            scales = probe.owner.head_scales(state) if probe.layerwise else None
+        with attribute_errors(probe.strategy):
+            state = probe.strategy.update_state(state, activations)
+            scales = probe.strategy.head_scales(state) if probe.layerwise else None
         if scales is None:
             return outputs
         outputs = outputs.clone()
@@ -61,10 +61,10 @@ def run_probe(probe: ProbeRequest, prompts: Mapping[str, ModelInputs], model: Mo
     edits = [edit] if "attention" in probe.capture else []
     with capture_vision_attention(probe, model) as vision_attention, model.attention_tap.edit(edits):
         outputs = model.prefill_observed([prompts[name] for name in names], observe_heads)
-    with attribute_errors(probe.owner):
-        scales = probe.owner.head_scales(state)
+    with attribute_errors(probe.strategy):
+        scales = probe.strategy.head_scales(state)
     is_scaled_later = scales is not None and not probe.layerwise
-    if is_scaled_later or "edit_attention_scores" in probe.owner.hooks():  # the KV states were computed without
+    if is_scaled_later or "edit_attention_scores" in probe.strategy.hooks():  # the KV states were computed without
         return StoredState(state)
     output = replace(outputs[main], key_values=outputs[main].clone_key_values())
     return StoredState(state, probe.prompts[probe.main], output, scales)

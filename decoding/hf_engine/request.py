@@ -23,7 +23,7 @@ from decoding.pipeline.logits_hooks import RequestHooks
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest
 from decoding.row_reservation import RowReservation
-from decoding.strategy import Activations, EarlyExits, Tensors
+from decoding.tensor_hooks import Activations, EarlyExits, Tensors
 from decoding.text.detokenizer import OutputProcessor, RankedTokens, TokenText
 from decoding.text.grammar_mask import GrammarCompiler
 from decoding.text.prompt_encoder import AnswerStart, ModelInputs
@@ -137,7 +137,9 @@ class EngineRequest:
         self.inputs = inputs
         self.answer_start = answer_start
         self.output_ids = list(answer_start.ids)
-        self.hooks = RequestHooks.of(stack, source.branches, {owner: state.tensors for owner, state in states.items()})
+        self.hooks = RequestHooks.of(
+            stack, source.branches, {strategy: state.tensors for strategy, state in states.items()}
+        )
         # Strategies as JSON, because one with a list among its parameters has no hash.
         self.stack_key = tuple((type(strategy), strategy.model_dump_json()) for strategy in stack)
         scales = combine_head_scales(stack, self.hooks.states, (model.num_layers, model.head_tap.num_heads))

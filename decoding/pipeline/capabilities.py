@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import TYPE_CHECKING
 
 from decoding.errors import Unsupported
-
-if TYPE_CHECKING:
-    from decoding.strategy import Strategy
+from decoding.tensor_hooks import TensorHooks
 
 REASONS = {
     "relevance": "the server has no image-text matcher; start it with --matcher",
@@ -26,7 +23,7 @@ def describe_missing(needs: Sequence[str]) -> str:
     return ": ".join([f"it lacks {', '.join(needs)}", *filter(None, ["; ".join(reasons)])])
 
 
-def require_capabilities(strategy: Strategy, needs: Set[str], capabilities: Set[str]) -> None:
+def require_capabilities(strategy: TensorHooks, needs: Set[str], capabilities: Set[str]) -> None:
     """Check that an engine has the capabilities that a strategy needs.
 
     Raises:
@@ -37,7 +34,7 @@ def require_capabilities(strategy: Strategy, needs: Set[str], capabilities: Set[
         raise Unsupported(message, param="decoding.strategy", code="unsupported")
 
 
-def require_hooks(stack: Sequence[Strategy], capabilities: Set[str]) -> None:
+def require_hooks(stack: Sequence[TensorHooks], capabilities: Set[str]) -> None:
     """Check that an engine runs all tensor hooks of a stack, and raise `Unsupported` otherwise."""
     for strategy in stack:
         # An engine without lazy branches runs them in every step, which does not change the output.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from decoding.errors import OnlySeenError, StrategyFailed
-from decoding.strategy import PER_ROW, Step, Strategy, Tensors
+from decoding.tensor_hooks import PER_ROW, Step, TensorHooks, Tensors
 
 
 def apply_logits_hooks(
-    stack: Sequence[Strategy],
+    stack: Sequence[TensorHooks],
     raw: Tensor,
     branches: Mapping[str, Tensor],
     states: Mapping[str, Tensors],
@@ -26,7 +26,7 @@ def apply_logits_hooks(
     Args:
         stack: Strategies, outermost first.
         raw: [..., vocab] logits of the main rows.
-        branches: "owner/name" -> [..., vocab] logits of the branches.
+        branches: "strategy/name" -> [..., vocab] logits of the branches.
         states: Owner -> its state, each tensor [..., *shape].
         position: [..., 1] tokens generated so far.
         early_logits: Owner -> [..., exits, vocab] logits after the layers of its `early_exit_layers`.
@@ -46,7 +46,7 @@ def apply_logits_hooks(
 
 
 @contextmanager
-def attribute_errors(strategy: Strategy) -> Iterator[None]:
+def attribute_errors(strategy: TensorHooks) -> Iterator[None]:
     """Turn exceptions of a hook into `StrategyFailed`, which names the strategy.
 
     Yields:
@@ -65,7 +65,7 @@ def attribute_errors(strategy: Strategy) -> Iterator[None]:
         raise StrategyFailed(strategy.name, f"failed: {type(error).__name__}") from error
 
 
-def call_logits(strategy: Strategy, step: Step) -> Tensor:
+def call_logits(strategy: TensorHooks, step: Step) -> Tensor:
     """Call one `logits` hook.
 
     Args:
@@ -79,7 +79,7 @@ def call_logits(strategy: Strategy, step: Step) -> Tensor:
         return strategy.logits(step)
 
 
-def check_layout(strategy: Strategy, after: Tensor, before: Tensor) -> Tensor:
+def check_layout(strategy: TensorHooks, after: Tensor, before: Tensor) -> Tensor:
     """Return `after` if its shape, dtype and device are those of `before`.
 
     Args:
@@ -113,7 +113,7 @@ def find_invalid_values(scores: Tensor) -> str | None:
 
 
 def find_invalid_strategy(
-    stack: Sequence[Strategy],
+    stack: Sequence[TensorHooks],
     raw: Tensor,
     branches: Mapping[str, Tensor],
     states: Mapping[str, Tensors],
@@ -137,12 +137,12 @@ def find_invalid_strategy(
     return None
 
 
-def select_branch_names(strategy: Strategy, branches: Iterable[str]) -> list[str]:
-    """Select the branches of a strategy, among names of the form "owner/name"."""
+def select_branch_names(strategy: TensorHooks, branches: Iterable[str]) -> list[str]:
+    """Select the branches of a strategy, among names of the form "strategy/name"."""
     return [name for name in branches if name.startswith(f"{strategy.name}/")]
 
 
-def select_branches(strategy: Strategy, branches: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def select_branches(strategy: TensorHooks, branches: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Select the branches of one strategy.
 
     Args:
@@ -155,12 +155,12 @@ def select_branches(strategy: Strategy, branches: Mapping[str, Tensor]) -> dict[
     return {name.removeprefix(f"{strategy.name}/"): branches[name] for name in select_branch_names(strategy, branches)}
 
 
-def batch_stacks(stacks: Sequence[Sequence[Strategy]], device: torch.device) -> tuple[Strategy, ...]:
+def batch_stacks(stacks: Sequence[Sequence[TensorHooks]], device: torch.device) -> tuple[TensorHooks, ...]:
     """Merge stacks with equal batch keys, one per row, into one stack for all rows."""
     return tuple(batch_parameters(rows, device) for rows in zip(*stacks, strict=True))
 
 
-def batch_parameters(rows: Sequence[Strategy], device: torch.device) -> Strategy:
+def batch_parameters(rows: Sequence[TensorHooks], device: torch.device) -> TensorHooks:
     """Merge strategies with equal batch keys. `PER_ROW` parameters that differ become float64 tensors [rows, 1]."""
     columns: dict[str, Tensor] = {}
     for name in rows[0].marked_fields(PER_ROW):
@@ -171,7 +171,7 @@ def batch_parameters(rows: Sequence[Strategy], device: torch.device) -> Strategy
 
 
 def combine_head_scales(
-    stack: Sequence[Strategy], states: Mapping[str, Tensors], shape: tuple[int, int]
+    stack: Sequence[TensorHooks], states: Mapping[str, Tensors], shape: tuple[int, int]
 ) -> Tensor | None:
     """Multiply the head scales of all strategies of a stack.
 

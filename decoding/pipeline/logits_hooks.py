@@ -24,7 +24,7 @@ from decoding.pipeline.composition import (
     find_invalid_values,
     select_branch_names,
 )
-from decoding.strategy import Strategy, Tensors
+from decoding.tensor_hooks import TensorHooks, Tensors
 
 Failures = dict[int, Exception]  # number of a request -> what one of its hooks raised
 
@@ -38,19 +38,19 @@ INVALID = 2  # the scores cannot be sampled from
 class RequestHooks:
     """The strategies of one request and what their tensor hooks receive. Instances compare by identity."""
 
-    stack: tuple[Strategy, ...]  # outermost first
-    states: Mapping[str, Tensors]  # owner -> its state
+    stack: tuple[TensorHooks, ...]  # outermost first
+    states: Mapping[str, Tensors]  # strategy -> its state
     batch_key: object  # requests with equal keys share hook calls
     branches: frozenset[str]  # branches that the `logits` hooks receive
     lazy_branches: frozenset[str]  # branches that run only at steps that need them
 
     @classmethod
-    def of(cls, stack: Sequence[Strategy], branches: Iterable[str], states: Mapping[str, Tensors]) -> RequestHooks:
+    def of(cls, stack: Sequence[TensorHooks], branches: Iterable[str], states: Mapping[str, Tensors]) -> RequestHooks:
         """Derive the batch key and the branches.
 
         Args:
             stack: Strategies, outermost first.
-            branches: Names of all branches of the request, "owner/name".
+            branches: Names of all branches of the request, "strategy/name".
             states: Owner -> its state.
 
         Returns:
@@ -59,7 +59,7 @@ class RequestHooks:
         branches = sorted(branches)
         keys = tuple(strategy.batch_key() for strategy in stack)
         shapes = tuple(
-            (owner, name, tensor.shape) for owner in sorted(states) for name, tensor in states[owner].items()
+            (strategy, name, tensor.shape) for strategy in sorted(states) for name, tensor in states[strategy].items()
         )
         used = frozenset(
             name for each in stack if "logits" in each.hooks() for name in select_branch_names(each, branches)
@@ -80,24 +80,26 @@ class HookInputs:
 
     raw: Tensor  # [n, vocab]
     branches: Mapping[str, Tensor]  # name -> [n, vocab]
-    states: Mapping[str, Tensors]  # owner -> name -> [n, *shape]
+    states: Mapping[str, Tensors]  # strategy -> name -> [n, *shape]
     position: Tensor  # [n, 1] tokens generated so far
-    early_logits: Mapping[str, Tensor]  # owner -> [n, exits, vocab]
+    early_logits: Mapping[str, Tensor]  # strategy -> [n, exits, vocab]
 
     def row(self, number: int) -> HookInputs:
         """Select one request, and keep the batch dimension."""
         one = slice(number, number + 1)
-        states = {owner: {name: tensor[one] for name, tensor in own.items()} for owner, own in self.states.items()}
+        states = {
+            strategy: {name: tensor[one] for name, tensor in own.items()} for strategy, own in self.states.items()
+        }
         branches, early_logits = (
             {name: logits[one] for name, logits in by_name.items()} for by_name in (self.branches, self.early_logits)
         )
         return HookInputs(self.raw[one], branches, states, self.position[one], early_logits)
 
-    def apply(self, stack: Sequence[Strategy]) -> Tensor:
+    def apply(self, stack: Sequence[TensorHooks]) -> Tensor:
         """Return the [n, vocab] scores after the `logits` hooks of the stack."""
         return apply_logits_hooks(stack, self.raw, self.branches, self.states, self.position, self.early_logits)
 
-    def find_failure(self, stack: Sequence[Strategy]) -> Exception:
+    def find_failure(self, stack: Sequence[TensorHooks]) -> Exception:
         """Find out why the scores are invalid. The hooks run again, strategy by strategy."""
         if (problem := find_invalid_values(self.raw)) is not None:
             return EngineFailed(f"The model {problem}.")
@@ -116,8 +118,8 @@ class HookBatch:
     requests: tuple[RequestHooks, ...]
     index: Tensor | None  # [n] the numbers on the device; None if the batch is the whole step
     branches: Mapping[str, Tensor]  # name -> [n] rows of the step's logits
-    stack: tuple[Strategy, ...]  # one stack for all requests
-    states: Mapping[str, Tensors]  # owner -> name -> [n, *shape]
+    stack: tuple[TensorHooks, ...]  # one stack for all requests
+    states: Mapping[str, Tensors]  # strategy -> name -> [n, *shape]
 
     def inputs(
         self, raw: Tensor, logits: Tensor, position: Tensor, early_logits: Sequence[Mapping[str, Tensor]] | None
@@ -128,7 +130,7 @@ class HookBatch:
             raw: Logits of the main rows of the step, [requests, vocab].
             logits: Logits of all rows of the step, [rows, vocab].
             position: Number of tokens that each answer has, [requests, 1].
-            early_logits: For each request, owner -> [exits, vocab].
+            early_logits: For each request, strategy -> [exits, vocab].
 
         Returns:
             The inputs of the n requests of this batch: raw [n, vocab], branches [n, vocab] each, position [n, 1].
@@ -139,7 +141,7 @@ class HookBatch:
             {name: logits[rows] for name, rows in self.branches.items()},
             self.states,
             position if self.index is None else position[self.index],
-            {owner: torch.stack([own[owner] for own in early]) for owner in early[0]},
+            {strategy: torch.stack([own[strategy] for own in early]) for strategy in early[0]},
         )
 
 
@@ -249,7 +251,7 @@ class LogitsHookRunner:
             raw: [requests, vocab] logits of the main rows, with forbidden tokens at -inf.
             logits: [rows, vocab] logits of all rows.
             position: [requests, 1] tokens generated so far.
-            early_logits: For each request, owner -> [exits, vocab] after the layers of its `early_exit_layers`.
+            early_logits: For each request, strategy -> [exits, vocab] after the layers of its `early_exit_layers`.
 
         Returns:
             The scores of all requests. Those without a `logits` hook keep `raw`.
@@ -305,7 +307,9 @@ def build_batch(
         stack, states = earlier.stack, earlier.states
     else:
         stack = batch_stacks([request.stack for request in members], device)
-        states = {owner: stack_states([request.states[owner] for request in members]) for owner in members[0].states}
+        states = {
+            strategy: stack_states([request.states[strategy] for request in members]) for strategy in members[0].states
+        }
     return HookBatch(
         numbers,
         members,
@@ -329,7 +333,7 @@ def to_index(numbers: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
 
 
-def call_needs_branches(strategy: Strategy, raw: Tensor) -> list[bool]:
+def call_needs_branches(strategy: TensorHooks, raw: Tensor) -> list[bool]:
     """Call one `needs_branches` hook.
 
     Args:

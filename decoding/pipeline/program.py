@@ -26,7 +26,7 @@ class Finished:
 
 
 class StrategyProgram:
-    """A started `Strategy.run`. Its requests get qualified names and their owner here, before an engine sees them."""
+    """A started `Strategy.run`. Its requests get qualified names and their strategy before an engine sees them."""
 
     def __init__(self, strategy: Strategy, request: GenerateRequest) -> None:
         self.strategy = strategy
@@ -73,16 +73,16 @@ class StrategyProgram:
 
     def _qualify_effect(self, effect: Any) -> Any:
         if isinstance(effect, GenerateRequest | ProbeRequest):
-            return effect.with_owner(self.strategy)
+            return effect.with_strategy(self.strategy)
         if isinstance(effect, RelevanceRequest):
             return effect
         if isinstance(effect, list) and all(isinstance(each, GenerateRequest) for each in effect):
-            return [each.with_owner(self.strategy) for each in effect]
+            return [each.with_strategy(self.strategy) for each in effect]
         raise StrategyFailed(self.strategy.name, f"yielded {type(effect).__name__} instead of a request")
 
     def _qualify_outcome(self, outcome: Any) -> Any:
         if isinstance(outcome, GenerateRequest):
-            return outcome.with_owner(self.strategy)
+            return outcome.with_strategy(self.strategy)
         if isinstance(outcome, Answer):
             return outcome
         raise StrategyFailed(

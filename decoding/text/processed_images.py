@@ -44,12 +44,12 @@ class ProcessedImages:
     def __len__(self) -> int:
         return len(self._results)
 
-    def get_or_process(self, process: Any, owner: Any, images: Any, *args: Any, **options: Any) -> Any:
+    def get_or_process(self, process: Any, instance: Any, images: Any, *args: Any, **options: Any) -> Any:
         """Return the result for image objects.
 
         Args:
             process: Computes it.
-            owner: First argument of `process`.
+            instance: First argument of `process`.
             images: Images of Pillow, in lists of any depth.
             args: More arguments.
             options: Keyword arguments.
@@ -59,13 +59,13 @@ class ProcessedImages:
         """
         objects = list(flatten(images))
         if not all(isinstance(image, Image.Image) for image in objects):
-            return process(owner, images, *args, **options)
+            return process(instance, images, *args, **options)
         key = (describe_nesting(images), repr(args), repr(sorted(options.items())))
         stored = self._results.get(key)
         if stored is not None and all(ref() is image for ref, image in zip(stored[2], objects, strict=True)):
             self._results.move_to_end(key)
             return copy.copy(stored[0])
-        result = process(owner, images, *args, **options)
+        result = process(instance, images, *args, **options)
         self._store(key, result, objects)
         return copy.copy(result)
 

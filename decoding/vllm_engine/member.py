@@ -13,7 +13,7 @@ from typing import Any
 from decoding.errors import Unsupported
 from decoding.registry import list_strategies
 from decoding.requests import MAIN
-from decoding.strategy import Strategy
+from decoding.tensor_hooks import TensorHooks
 
 EXTRA_ARGS_KEY = "onlyseen"  # in vLLM's SamplingParams.extra_args
 
@@ -26,7 +26,7 @@ class StrategySpec:
     parameters: str  # JSON
 
     @classmethod
-    def of(cls, strategy: Strategy) -> StrategySpec:
+    def of(cls, strategy: TensorHooks) -> StrategySpec:
         """Describe a strategy.
 
         Args:
@@ -44,7 +44,7 @@ class StrategySpec:
             )
         return cls(strategy.name, strategy.model_dump_json())
 
-    def build(self) -> Strategy:
+    def build(self) -> TensorHooks:
         """Build the strategy."""
         return list_strategies()[self.name].model_validate_json(self.parameters)
 
@@ -59,9 +59,9 @@ class StateUpdate:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSpec:
-    """The gang is a probe: `owner.update_state` folds the activations of its last prompt tokens into `handle`."""
+    """The gang is a probe: `strategy.update_state` folds the activations of its last prompt tokens into `handle`."""
 
-    owner: StrategySpec
+    strategy: StrategySpec
     main: str  # name of the prompt that the head scales act on
     layerwise: bool
     handle: str
@@ -77,7 +77,7 @@ class Member:
     is_single_step: bool = False  # all prompts of the gang run in one step, uncut
     stack: tuple[StrategySpec, ...] = ()  # outermost first
     branches: tuple[str, ...] = ()
-    states: Mapping[str, str] = field(default_factory=dict)  # owner -> handle
+    states: Mapping[str, str] = field(default_factory=dict)  # strategy -> handle
     choices: Mapping[str, Sequence[int]] = field(default_factory=dict)  # choice -> tokens with which it can begin
     forced_token_ids: tuple[int, ...] = ()  # forced first tokens of the answer
     answer_prefix_length: int = 0  # last tokens of the prompt that belong to the answer
@@ -118,6 +118,6 @@ class Member:
                 "eos_token_ids": tuple(fields["eos_token_ids"]),
                 "ruled_out": tuple(map(tuple, fields["ruled_out"])),
                 "state_update": update and StateUpdate(StrategySpec(**update["strategy"]), update["handle"]),
-                "probe": probe and ProbeSpec(**probe | {"owner": StrategySpec(**probe["owner"])}),
+                "probe": probe and ProbeSpec(**probe | {"strategy": StrategySpec(**probe["strategy"])}),
             }
         )

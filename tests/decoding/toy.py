@@ -65,7 +65,7 @@ class ToyEngine(RecordingEngine):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
         self.history.append(request)
-        states = {owner: self.tensors[state] for owner, state in request.states.items()}
+        states = {strategy: self.tensors[state] for strategy, state in request.states.items()}
         factors = self.factors(request.stack, states)
         tokens: list[int] = []
         updated: Tensors = {}
@@ -122,7 +122,7 @@ class ToyEngine(RecordingEngine):
         for layer in range(LAYERS):
             attention = {name: output[layer, :, :IMAGE_KEYS].softmax(-1) for name, output in outputs.items()}
             heads = {name: output[layer] for name, output in outputs.items()}
-            state = probe.owner.update_state(
+            state = probe.strategy.update_state(
                 state, Activations(heads, layer, LAYERS, self.draw_vision_attention(probe), attention)
             )
         return self.store_state(state), Usage()
@@ -130,9 +130,9 @@ class ToyEngine(RecordingEngine):
     def find_kept_tokens(
         self, stack: tuple[Strategy, ...], branch: str, states: Mapping[str, Tensors]
     ) -> Tensor | None:
-        """Return the [layers, image tokens] mask of a branch, from its owner."""
-        owners = [strategy for strategy in stack if branch.startswith(f"{strategy.name}/")]
-        return owners[0].keep_image_tokens(states.get(owners[0].name, {})) if owners else None
+        """Return the [layers, image tokens] mask of a branch, from its strategy."""
+        named = [strategy for strategy in stack if branch.startswith(f"{strategy.name}/")]
+        return named[0].keep_image_tokens(states.get(named[0].name, {})) if named else None
 
     def draw_vision_attention(self, probe: ProbeRequest) -> Tensors:
         """Draw attention of the vision tower: prompt name -> [tower layers, images, heads, patches]."""

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.strategy import EarlyExits
+from decoding.tensor_hooks import EarlyExits
 
-ExitsByRow = Mapping[int, Mapping[str, EarlyExits]]  # row of a pass -> owner -> its early exits
-EarlyLogits = dict[int, dict[str, Tensor]]  # row -> owner -> [exits, vocab], float32
+ExitsByRow = Mapping[int, Mapping[str, EarlyExits]]  # row of a pass -> strategy -> its early exits
+EarlyLogits = dict[int, dict[str, Tensor]]  # row -> strategy -> [exits, vocab], float32
 
 
 class EarlyExitTap:
@@ -28,7 +28,7 @@ class EarlyExitTap:
         """Capture early logits during a pass.
 
         Args:
-            exits: Early exits by row and owner.
+            exits: Early exits by row and strategy.
             newest: For each row, the position in the pass of its newest token.
 
         Yields:
@@ -39,7 +39,7 @@ class EarlyExitTap:
             yield early_logits
             return
         captured: dict[tuple[int, int], Tensor] = {}  # row, layers passed -> [width]
-        wanted = [(row, owner, own) for row, owners in exits.items() for owner, own in owners.items()]
+        wanted = [(row, strategy, own) for row, by_strategy in exits.items() for strategy, own in by_strategy.items()]
 
         def build_tap(depth: int) -> Callable[..., None]:
             rows = {row for row, _, own in wanted if depth in own.layers}
@@ -59,8 +59,8 @@ class EarlyExitTap:
         hidden = [captured[row, depth].to(self._norm.weight.device) for row, _, own in wanted for depth in own.layers]
         is_normed = [own.normed for _, _, own in wanted for _ in own.layers]
         logits = torch.split(self._project(torch.stack(hidden), is_normed), [len(own.layers) for _, _, own in wanted])
-        for (row, owner, _), own_logits in zip(wanted, logits, strict=True):
-            early_logits.setdefault(row, {})[owner] = own_logits
+        for (row, strategy, _), own_logits in zip(wanted, logits, strict=True):
+            early_logits.setdefault(row, {})[strategy] = own_logits
 
     def _project(self, hidden: Tensor, is_normed: Sequence[bool]) -> Tensor:
         """Multiply with the head once for all exits: [exits, width] -> [exits, vocab]."""

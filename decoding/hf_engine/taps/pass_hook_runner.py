@@ -18,7 +18,7 @@ from decoding.hf_engine.taps.early_exit import EarlyLogits
 from decoding.pipeline.composition import attribute_errors
 from decoding.pipeline.logits_hooks import stack_states
 from decoding.requests import MAIN
-from decoding.strategy import AttentionKeys, Strategy, Tensors
+from decoding.tensor_hooks import AttentionKeys, TensorHooks, Tensors
 
 PromptOffsets = Mapping[int, tuple[int, int]]  # row -> keys of the pass before and after those of the row's prompt
 
@@ -31,7 +31,7 @@ class EditGroup:
         self.requests = requests
         self.num_layers = model.num_layers
         self.index = to_row_index(rows, model.device)
-        self.stack: list[tuple[Strategy, Tensors]] = [  # innermost first
+        self.stack: list[tuple[TensorHooks, Tensors]] = [  # innermost first
             (strategy, stack_states([request.hooks.states.get(strategy.name, {}) for request in requests]))
             for strategy in reversed(requests[0].source.stack)
             if "edit_attention_scores" in strategy.hooks()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decoding.errors import BadRequest
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest, ProbeRequest, StateHandle
-from decoding.strategy import Strategy
+from decoding.tensor_hooks import TensorHooks
 from decoding.text.prompt_encoder import AnswerStart, ModelInputs
 from decoding.vllm_engine.member import Member, ProbeSpec, StateUpdate, StrategySpec
 
@@ -77,7 +77,7 @@ def build_members(
         size=size,
         stack=tuple(StrategySpec.of(strategy) for strategy in request.stack),
         branches=tuple(request.branches),
-        states={owner: state.handle for owner, state in request.states.items()},
+        states={strategy: state.handle for strategy, state in request.states.items()},
         choices=first_tokens,
         forced_token_ids=sampling.forced_token_ids,
         answer_prefix_length=len(answer_start.ids),
@@ -112,14 +112,14 @@ def build_probe_members(
     Returns:
         The members, the main one first.
     """
-    spec = ProbeSpec(StrategySpec.of(probe.owner), probe.main, probe.layerwise, state.handle)
+    spec = ProbeSpec(StrategySpec.of(probe.strategy), probe.main, probe.layerwise, state.handle)
     size = len(probe.prompts)
     main = MemberRequest(
         MAIN,
         probe.prompts[probe.main],
         inputs[probe.main],
         Member(gang, MAIN, size, is_single_step=True, probe=spec),
-        build_cache_salt(probe.cache_salt, (probe.owner,), {probe.owner.name: state}),
+        build_cache_salt(probe.cache_salt, (probe.strategy,), {probe.strategy.name: state}),
         probe.cache_salt,
     )
     others = [
@@ -138,7 +138,7 @@ def build_probe_members(
 
 
 def build_cache_salt(
-    request_salt: str | None, stack: Sequence[Strategy], states: Mapping[str, StateHandle]
+    request_salt: str | None, stack: Sequence[TensorHooks], states: Mapping[str, StateHandle]
 ) -> str | None:
     """Build the salt of the KV cache of a main prompt: the request's salt, and the head scales of its stack.
 

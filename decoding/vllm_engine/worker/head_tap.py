@@ -119,7 +119,7 @@ class GangHeadTap:
     def _combine_scales(self, member: Member) -> Tensor | None:
         """Return the [layers, heads] scales of a row, or None. Branches have no stack, so that they have no scales."""
         stack = tuple(spec.build() for spec in member.stack)
-        states = {owner: self.states.get(handle) for owner, handle in member.states.items()}
+        states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
         layers, _, heads = self.buffers.scales.shape
         return combine_head_scales(stack, states, (layers, heads))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from decoding.pipeline.composition import attribute_errors
-from decoding.strategy import Activations, Tensors
+from decoding.tensor_hooks import Activations, Tensors
 from decoding.vllm_engine.member import ProbeSpec
 from decoding.vllm_engine.worker.step_rows import StepRows
 
@@ -33,7 +33,7 @@ class ProbeCapture:
         self.request_id = rows.request_ids[main]
         self.state: Tensors = {}
         self.failure: Exception | None = None
-        self._owner = spec.owner.build()
+        self._strategy = spec.strategy.build()
         self._last_tokens = {name: int(rows.token_starts[row + 1]) - 1 for name, row in rows_by_name.items()}
         self._main_tokens = slice(int(rows.token_starts[main]), int(rows.token_starts[main + 1]))
 
@@ -48,10 +48,10 @@ class ProbeCapture:
             return
         captured = {name: heads[token].clone() for name, token in self._last_tokens.items()}
         try:
-            with attribute_errors(self._owner):
+            with attribute_errors(self._strategy):
                 activations = Activations(heads=captured, layer=layer, layers=self.layers)
-                self.state = self._owner.update_state(self.state, activations)
-                scales = self._owner.head_scales(self.state) if self.spec.layerwise else None
+                self.state = self._strategy.update_state(self.state, activations)
+                scales = self._strategy.head_scales(self.state) if self.spec.layerwise else None
                 if scales is not None:
                     heads[self._main_tokens] *= scales[layer, :, None].to(heads)
         except Exception as error:  # other requests of the step go on

@@ -16,7 +16,7 @@ from decoding.pipeline.composition import attribute_errors
 from decoding.pipeline.grounding import compute_grounding, score_choices
 from decoding.pipeline.logits_hooks import CHANGED, HookResults, LogitsHookRunner, RequestHooks, to_index
 from decoding.requests import MAIN
-from decoding.strategy import Activations, Strategy
+from decoding.tensor_hooks import Activations, TensorHooks
 from decoding.text.prompt_encoder import AnswerStart
 from decoding.vllm_engine.member import Member, StrategySpec
 from decoding.vllm_engine.worker.state_store import StateStore
@@ -74,7 +74,7 @@ class SamplerHookRunner:
         self._has_lazy_branches = False
         self._main_rows, self._leaders, self._followers = (to_index([], device) for _ in range(3))
         self._pending: PendingStep | None = None
-        self._built: dict[tuple[StrategySpec, ...], tuple[Strategy, ...]] = {}
+        self._built: dict[tuple[StrategySpec, ...], tuple[TensorHooks, ...]] = {}
 
     # Before the sampler
 
@@ -231,10 +231,10 @@ class SamplerHookRunner:
         self._layout = rows.layout
 
     def _build_request_hooks(self, member: Member) -> RequestHooks:
-        states = {owner: self.states.get(handle) for owner, handle in member.states.items()}
+        states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
         return RequestHooks.of(self._build(member.stack), member.branches, states)
 
-    def _build(self, specs: tuple[StrategySpec, ...]) -> tuple[Strategy, ...]:
+    def _build(self, specs: tuple[StrategySpec, ...]) -> tuple[TensorHooks, ...]:
         stack = self._built.get(specs)
         if stack is None:
             if len(self._built) >= MAX_BUILT_STACKS:

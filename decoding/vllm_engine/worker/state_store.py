@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from decoding.errors import Overloaded
-from decoding.strategy import Activations, Strategy, Tensors
+from decoding.tensor_hooks import Activations, TensorHooks, Tensors
 
 MAX_STATE_BYTES = 1 << 30
 STATE_MEMORY_FULL = "The engine holds as many strategy states as it can; try again in a moment."
@@ -56,7 +56,7 @@ def count_bytes(state: Tensors) -> int:
     return sum(tensor.nbytes for tensor in state.values())
 
 
-def measure_updated_state(strategy: Strategy, vocab_size: int) -> int:
+def measure_updated_state(strategy: TensorHooks, vocab_size: int) -> int:
     """Measure a state that a strategy folds from the logits of an answer. The answer's length does not change its size.
 
     Args:

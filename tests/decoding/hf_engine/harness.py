@@ -98,7 +98,7 @@ def make_probe() -> ProbeRequest:
     (vhr,), prompt = build_stack("vhr"), make_prompt()
     return ProbeRequest(
         {"with_image": prompt, "without_image": prompt.without_images()}, main="with_image", layerwise=True
-    ).with_owner(vhr)
+    ).with_strategy(vhr)
 
 
 class FakeMatcher:

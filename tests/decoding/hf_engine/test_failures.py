@@ -162,7 +162,7 @@ async def test_wrong_head_scales_shape_fails_only_its_request(engine: HFEngine) 
 @pytest.mark.parametrize(
     "failing",
     [
-        GenerateRequest(make_prompt(), exact_length(3), update_state=True, owner=Broken()),
+        GenerateRequest(make_prompt(), exact_length(3), update_state=True, strategy=Broken()),
         GenerateRequest(make_prompt(), stack=(Broken(),), choices=("Yes", "No")),
     ],
     ids=["update_state", "choices"],
@@ -241,11 +241,11 @@ async def test_failing_step_fails_running_requests_only(engine: HFEngine, monkey
     await wait_until(lambda: engine.worker.batch.cache.rows == 0)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(batch_module, "sample_tokens"), (AlignedCache, "add_row")])
+@pytest.mark.parametrize(("target", "name"), [(batch_module, "sample_tokens"), (AlignedCache, "add_row")])
 async def test_failing_join_leaves_no_rows(
-    owner: Any, name: str, engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+    target: Any, name: str, engine: HFEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, works = iter(range(100)), getattr(owner, name)
+    calls, works = iter(range(100)), getattr(target, name)
     broken = 0 if name == "choose" else 1
 
     def fail_once(*given: Any) -> Any:
@@ -254,7 +254,7 @@ async def test_failing_join_leaves_no_rows(
         return works(*given)
 
     alone = (await generate(engine, make_prompt(), exact_length(10))).text
-    monkeypatch.setattr(owner, name, fail_once)
+    monkeypatch.setattr(target, name, fail_once)
     async with pause_worker(engine):
         tasks = [asyncio.create_task(generate(engine, make_prompt(seed), exact_length(10))) for seed in range(3)]
         await wait_until(lambda: engine.worker._inbox.qsize() == 3)
@@ -321,11 +321,11 @@ async def test_wrong_shape_fails_its_own_request_only(hook: str, engine: HFEngin
 
 
 async def test_failing_update_state_fails_its_own_request_only(engine: HFEngine) -> None:
-    request = GenerateRequest(make_prompt(4), exact_length(12), update_state=True, owner=FailingStrategy())
+    request = GenerateRequest(make_prompt(4), exact_length(12), update_state=True, strategy=FailingStrategy())
     message = await fail_beside_others(engine, collect_answer(engine.generate(request)))
     assert message == "Strategy 'failing' failed: ZeroDivisionError."
 
 
 async def test_failing_probe_fails_its_own_request_only(engine: HFEngine) -> None:
-    probe = ProbeRequest({"main": make_prompt(4)}, main="main").with_owner(FailingStrategy())
+    probe = ProbeRequest({"main": make_prompt(4)}, main="main").with_strategy(FailingStrategy())
     assert await fail_beside_others(engine, engine.probe(probe)) == "Strategy 'failing' failed: ZeroDivisionError."

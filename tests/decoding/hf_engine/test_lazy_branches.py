@@ -129,7 +129,7 @@ async def test_choices_run_lazy_branches_when_needed(engine: HFEngine, reference
     for most, rows in ((0.0, 1), (1.0, 3)):
         lazy_contrast = LazyContrast(most=most)
         answer = await collect_answer(
-            engine.generate(lazy_contrast.prepare(request).with_owner(lazy_contrast).replace(stack=(lazy_contrast,)))
+            engine.generate(lazy_contrast.prepare(request).with_strategy(lazy_contrast).replace(stack=(lazy_contrast,)))
         )
         assert answer.finish.usage.forward_passes == rows
         z = reference_of_tiny.logits(reference_of_tiny.encode(PROMPT), [], {})

@@ -112,5 +112,5 @@ async def test_choices_are_scored_after_the_strategies(engine: HFEngine) -> None
     request = GenerateRequest(make_prompt(text="Is there a cat?"), choices=("Yes", "No"))
     plain = await collect_answer(engine.generate(request))
     (vcd,) = build_stack("vcd", vcd={"beta": 0})
-    noisy = vcd.prepare(request).with_owner(vcd).replace(stack=(vcd,))
+    noisy = vcd.prepare(request).with_strategy(vcd).replace(stack=(vcd,))
     assert (await collect_answer(engine.generate(noisy))).choices != plain.choices

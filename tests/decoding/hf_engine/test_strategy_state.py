@@ -21,7 +21,7 @@ N = 10
 async def create_state(engine: HFEngine, strategy: VDGD) -> StateHandle:
     state = (
         await collect_answer(
-            engine.generate(GenerateRequest(make_prompt(), exact_length(N), update_state=True, owner=strategy))
+            engine.generate(GenerateRequest(make_prompt(), exact_length(N), update_state=True, strategy=strategy))
         )
     ).state
     assert state is not None
@@ -43,7 +43,7 @@ async def test_state_equals_a_fold_over_all_logits(reduction: str, either: HFEng
 async def test_layerwise_probe_equals_the_reference(late: float, either: HFEngine, reference: Reference) -> None:
     vhr, prompt = VHR(late=late, alpha=3.0), make_prompt(4)
     pair = {"with_image": prompt, "without_image": prompt.without_images()}
-    state, usage = await either.probe(ProbeRequest(pair, main="with_image", layerwise=True).with_owner(vhr))
+    state, usage = await either.probe(ProbeRequest(pair, main="with_image", layerwise=True).with_strategy(vhr))
     read = [reference.encode(one) for one in pair.values()]
     chosen = reference.choose_heads(read[0], read[1], vhr)
     factors = either._states[state.handle].tensors["factors"]
@@ -57,7 +57,7 @@ async def test_probe_stores_only_its_main_prompt(either: HFEngine) -> None:
     """A view would keep the other prompts of the pass in memory."""
     (vhr,) = build_stack("vhr")
     pair = {"with_image": make_prompt(4), "without_image": make_prompt(4).without_images()}
-    state, _ = await either.probe(ProbeRequest(pair, main="with_image", layerwise=True).with_owner(vhr))
+    state, _ = await either.probe(ProbeRequest(pair, main="with_image", layerwise=True).with_strategy(vhr))
     kept = either._states[state.handle].prefill
     assert kept is not None
     assert all(part.untyped_storage().nbytes() == part.nbytes for both in kept.key_values for part in both)
@@ -75,9 +75,9 @@ async def test_head_scales_act_on_other_prompts(either: HFEngine, reference: Ref
     (vhr,) = build_stack("vhr")
     probed, prompt = make_prompt(4), make_prompt(5, text="How many chairs are in the picture?")
     pair = {"with_image": probed, "without_image": probed.without_images()}
-    state, _ = await either.probe(ProbeRequest(pair, main="with_image", layerwise=True).with_owner(vhr))
+    state, _ = await either.probe(ProbeRequest(pair, main="with_image", layerwise=True).with_strategy(vhr))
     answer = await collect_answer(
-        either.generate(GenerateRequest(prompt, exact_length(N), stack=(vhr,)).with_state(state).with_owner(vhr))
+        either.generate(GenerateRequest(prompt, exact_length(N), stack=(vhr,)).with_state(state).with_strategy(vhr))
     )
     either.free_state(state)
     assert isinstance(vhr, VHR)
@@ -97,7 +97,7 @@ async def test_freed_state_is_rejected(engine: HFEngine) -> None:
     with pytest.raises(BadRequest):
         await collect_answer(
             engine.generate(
-                GenerateRequest(make_prompt(), exact_length(N), stack=(vdgd,)).with_state(state).with_owner(vdgd)
+                GenerateRequest(make_prompt(), exact_length(N), stack=(vdgd,)).with_state(state).with_strategy(vdgd)
             )
         )
 
@@ -109,7 +109,7 @@ async def test_state_can_be_freed_while_in_use(engine: HFEngine) -> None:
         state = await create_state(engine, vdgd)
         tokens = []
         async for token in engine.generate(
-            GenerateRequest(make_prompt(), exact_length(N), stack=(vdgd,)).with_state(state).with_owner(vdgd)
+            GenerateRequest(make_prompt(), exact_length(N), stack=(vdgd,)).with_state(state).with_strategy(vdgd)
         ):
             engine.free_state(state)
             tokens.append(token.id)
@@ -123,8 +123,8 @@ async def test_requests_with_and_without_state_share_a_batch(engine: HFEngine) -
     (vhr,) = build_stack("vhr")
     prompt = Prompt.of("Is there a cat?", *make_prompt(1).images)
     pair = {"with_image": prompt, "without_image": prompt.without_images()}
-    state, _ = await engine.probe(ProbeRequest(pair, main="with_image", layerwise=True).with_owner(vhr))
-    request = GenerateRequest(prompt, exact_length(N), stack=(vhr,)).with_state(state).with_owner(vhr)
+    state, _ = await engine.probe(ProbeRequest(pair, main="with_image", layerwise=True).with_strategy(vhr))
+    request = GenerateRequest(prompt, exact_length(N), stack=(vhr,)).with_state(state).with_strategy(vhr)
     reused = await collect_answer(engine.generate(request))
     assert reused.finish.usage.forward_passes == N - 1
     plain = await collect_answer(engine.generate(request.replace(stack=())))

@@ -383,7 +383,7 @@ async def test_names_are_qualified_by_the_strategy_that_adds_them() -> None:
     await run_stack(engine, VCD(), RenamedVDGD(), VHR())
     first, description, second, final = engine.history
     assert isinstance(first, ProbeRequest)
-    assert first.owner == second.owner == VHR()  # type: ignore[union-attr]
+    assert first.strategy == second.strategy == VHR()  # type: ignore[union-attr]
     assert isinstance(description, GenerateRequest)
     assert isinstance(description.state_updater, RenamedVDGD)
     assert isinstance(final, GenerateRequest)
@@ -400,12 +400,12 @@ def test_branch_name_with_a_slash_is_refused(name: str) -> None:
         request.with_branch(name, request.prompt)
 
 
-def test_request_without_owner_is_refused() -> None:
+def test_request_without_strategy_is_refused() -> None:
     prompt = make_request().prompt
-    with pytest.raises(ValueError, match="needs an owner"):
+    with pytest.raises(ValueError, match="needs a strategy"):
         _ = GenerateRequest(prompt, update_state=True).state_updater
-    with pytest.raises(ValueError, match="needs an owner"):
-        _ = ProbeRequest({"main": prompt}, main="main").owner
+    with pytest.raises(ValueError, match="needs a strategy"):
+        _ = ProbeRequest({"main": prompt}, main="main").strategy
 
 
 async def test_request_with_a_state_is_not_drafted() -> None:

@@ -124,7 +124,7 @@ def test_description_request_has_no_branches_of_outer_strategies() -> None:
     outer = (
         make_request()
         .with_branch("other", make_request("other", random_image(3)).prompt)
-        .with_owner(VDGD())
+        .with_strategy(VDGD())
         .replace(choices=("Yes", "No"))
     )
     question, final = run_vdgd(VDGD(), outer.replace(stack=(VDGD(),)), "A cat.")

@@ -74,7 +74,7 @@ async def test_choices_are_scored_in_one_forward_pass(names: str, hf_engine: Any
     async def score_choices(engine: Any) -> Answer:
         request = GenerateRequest(PROMPT, SamplingParams(), choices=("Yes", "No"))
         for strategy in reversed(build_stack(names)):
-            request = strategy.prepare(request).with_owner(strategy).replace(stack=(strategy, *request.stack))
+            request = strategy.prepare(request).with_strategy(strategy).replace(stack=(strategy, *request.stack))
         return await collect_answer(engine.generate(request))
 
     expected, actual = await score_choices(hf_engine), await score_choices(roomy_engine)

@@ -57,8 +57,8 @@ def test_only_large_weights_in_float32_are_packed() -> None:
 
 @pytest.mark.parametrize(("slow", "most"), [("usual", 1), ("packed", 3)])
 def test_few_rows_use_the_faster_kernel(slow: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner, name = {"usual": (nn.functional, "linear"), "packed": (packed_linear, "apply_packed")}[slow]
-    monkeypatch.setattr(owner, name, lambda *_: time.sleep(0.01))
+    target, name = {"usual": (nn.functional, "linear"), "packed": (packed_linear, "apply_packed")}[slow]
+    monkeypatch.setattr(target, name, lambda *_: time.sleep(0.01))
     network = decoder()
     pack_linears(network, nn.Identity())
     assert network["large"].max_default_rows == most

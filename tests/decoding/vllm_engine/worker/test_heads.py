@@ -14,6 +14,7 @@ from decoding.strategies.vhr import VHR
 from tests.decoding.hf_engine.harness import FakeMatcher, build_stack, exact_length, run_strategies
 from tests.decoding.vllm_engine.conftest import EMBEDDED, start_engine
 from tests.decoding.vllm_engine.scenes import generate_all, prompts, token_ids
+from tests.system_packages import require_program
 
 PROMPTS = 24
 TOKENS = 24
@@ -28,7 +29,7 @@ STACKS = {
 
 def make_probe(prompt: Prompt, vhr: VHR) -> ProbeRequest:
     pair = {"with_image": prompt, "without_image": prompt.without_images()}
-    return ProbeRequest(pair, main="with_image", layerwise=True).with_owner(vhr)
+    return ProbeRequest(pair, main="with_image", layerwise=True).with_strategy(vhr)
 
 
 @pytest.mark.parametrize("names", STACKS)
@@ -104,7 +105,7 @@ async def cached_tokens(engine: Any, prompt: Prompt, vhr: VHR) -> list[int]:
                 engine.generate(
                     GenerateRequest(prompt, exact_length(1), stack=(strategy,))
                     .with_state(used_state)
-                    .with_owner(strategy)
+                    .with_strategy(strategy)
                 )
             )
     finally:
@@ -128,7 +129,7 @@ async def test_state_may_be_freed_while_it_is_in_use(roomy_engine: Any) -> None:
         state, _ = await roomy_engine.probe(make_probe(prompt, vhr))
         tokens = []
         async for token in roomy_engine.generate(
-            GenerateRequest(prompt, exact_length(12), stack=(vhr,)).with_state(state).with_owner(vhr)
+            GenerateRequest(prompt, exact_length(12), stack=(vhr,)).with_state(state).with_strategy(vhr)
         ):
             if frees_early:
                 roomy_engine.free_state(state)
@@ -141,7 +142,9 @@ async def test_state_may_be_freed_while_it_is_in_use(roomy_engine: Any) -> None:
     with pytest.raises(BadRequest):
         await collect_answer(
             roomy_engine.generate(
-                GenerateRequest(prompt, exact_length(1), stack=(vhr,)).with_state(StateHandle("gone")).with_owner(vhr)
+                GenerateRequest(prompt, exact_length(1), stack=(vhr,))
+                .with_state(StateHandle("gone"))
+                .with_strategy(vhr)
             )
         )
 
@@ -178,7 +181,7 @@ async def test_probe_that_cannot_run_in_one_step_is_refused(tight_engine: Any) -
     long = Prompt.of("word " * 160, image)
     probe = ProbeRequest(
         {"with_image": long, "without_image": long, "again": long}, main="with_image", layerwise=True
-    ).with_owner(vhr)
+    ).with_strategy(vhr)
     with pytest.raises(BadRequest, match="in one step"):
         await tight_engine.probe(probe)
 
@@ -197,8 +200,9 @@ async def test_probes_run_while_gangs_preempt_each_other(tight_engine: Any, hf_e
     assert counters["alone"] > 0
 
 
-async def test_compiled_model_scales_the_heads(hf_engine: Any) -> None:
+async def test_compiled_model_scales_the_heads(hf_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second engine finds the model in vLLM's cache of compiled models."""
+    monkeypatch.setenv("CXX", require_program("g++", "g++"))
     requests = [
         (strategies, prompt) for prompt in prompts(2) for strategies in (build_stack("plain"), *STACKS.values())
     ]
@@ -230,10 +234,10 @@ async def test_head_scales_that_raise_fail_their_own_request_only(roomy_engine: 
     """The state of a description has no factors."""
     prompt, (vhr,), (vdgd,) = prompts(1)[0], build_stack("vhr"), build_stack("vdgd")
     described = await collect_answer(
-        roomy_engine.generate(GenerateRequest(prompt, exact_length(2), update_state=True, owner=vdgd))
+        roomy_engine.generate(GenerateRequest(prompt, exact_length(2), update_state=True, strategy=vdgd))
     )
     assert described.state is not None
-    broken = GenerateRequest(prompt, exact_length(TOKENS), stack=(vhr,)).with_state(described.state).with_owner(vhr)
+    broken = GenerateRequest(prompt, exact_length(TOKENS), stack=(vhr,)).with_state(described.state).with_strategy(vhr)
     requests = [(STACKS["vhr"], prompt)]
     (neighbour,), failure = await asyncio.gather(
         generate_all(roomy_engine, requests, TOKENS),

@@ -1,0 +1,173 @@
+"""The tensor side of a strategy: pure functions that run next to the model, and the data that they receive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+# Marks of parameters, next to their `Field`. Requests that differ in marked parameters only share hook calls.
+PER_ROW = (
+    "per row"  # a number that only `logits` and `needs_branches` read. Where rows differ, it is a tensor [..., 1].
+)
+TEXT_SIDE = "text side"  # read by `prepare` and `run` only
+
+TENSOR_HOOKS = (
+    "update_state",
+    "logits",
+    "needs_branches",
+    "head_scales",
+    "edit_attention_scores",
+    "keep_image_tokens",
+    "early_exit_layers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decoding step. In the shapes, `...` is nothing for one request, or the batch dimension."""
+
+    scores: Tensor  # [..., vocab] after the strategies inside this one
+    raw: Tensor  # [..., vocab] logits of the main row
+    branches: Mapping[str, Tensor]  # name -> [..., vocab], without branches that this step does not need
+    state: Tensors  # result of this strategy's `update_state`, each [..., *shape]
+    position: Tensor  # [..., 1] tokens generated so far
+    early_logits: Tensor | None = None  # [..., exits, vocab] of the main row, after the layers of `early_exit_layers`
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyExits:
+    """Layers after which the model's head is applied to the hidden state."""
+
+    layers: tuple[int, ...]  # numbers of layers passed; 0 is after the embeddings
+    normed: bool = True  # whether the final norm comes first, as after the last layer
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionKeys:
+    """Keys that the newest token of each row attends to, in one layer."""
+
+    image_token_index: Tensor  # [..., keys] index among the image tokens of the prompt; -1 for text
+    layer: int
+    layers: int
+
+    @property
+    def is_image(self) -> Tensor:
+        """[..., keys] true for image tokens."""
+        return self.image_token_index >= 0
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Input of `update_state`.
+
+    A probe calls the hook once per layer and fills `heads`, `attention` and `vision_attention`, as far as its
+    `capture` names them. A generation request with `update_state` calls it once per token and fills `logits`.
+    """
+
+    heads: Tensors = field(default_factory=dict)  # prompt name -> [heads, head_dim] at the last position, one layer
+    layer: int = 0
+    layers: int = 0
+    vision_attention: Tensors = field(default_factory=dict)  # prompt name -> [tower layers, images, heads, patches]
+    attention: Tensors = field(default_factory=dict)  # prompt name -> [heads, image tokens], of the last token
+    logits: Tensor | None = None  # [vocab] raw logits of one generated token
+
+
+class TensorHooks(BaseModel):
+    """Tensor hooks and the parameters that they read. Engines see a strategy as an object of this class.
+
+    Tensor hooks keep shape, dtype and device, do not modify their inputs, and keep -inf at -inf. `head_scales` and
+    `edit_attention_scores` act on the main row only: `head_scales` at every position, prompt included;
+    `edit_attention_scores` on the query of the newest token.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    name: ClassVar[str]
+
+    def update_state(self, state: Tensors, activations: Activations) -> Tensors:
+        """Fold activations into the state, which is empty at first.
+
+        Args:
+            state: Name -> tensor of any shape, as the last call returned it.
+            activations: Activations of one layer or one token. `Activations` has their shapes.
+
+        Returns:
+            The new state. Its names and shapes must not change between calls.
+
+        Raises:
+            NotImplementedError: the strategy does not override the hook.
+        """
+        raise NotImplementedError(f"{self.name} does not define `update_state`")
+
+    def logits(self, step: Step) -> Tensor:
+        """Return the [..., vocab] scores of one step, called once per generated token."""
+        return step.scores
+
+    def needs_branches(self, raw: Tensor) -> Tensor:
+        """Return [...] true where the step needs the strategy's branches, from the main row's [..., vocab] logits.
+
+        A strategy with this hook has lazy branches, unless `has_lazy_branches` is false. Steps that do not need them do
+        not run them, and `Step.branches` lacks them. Before the next step that needs them, they catch up on the skipped
+        tokens in one pass. An engine may also run them in every step, so that the hook must not change the output.
+        """
+        return torch.ones(raw.shape[:-1], dtype=torch.bool, device=raw.device)
+
+    def has_lazy_branches(self) -> bool:
+        """Return whether the branches run only at steps for which `needs_branches` is true.
+
+        Parameters may decide it. Branches that are not lazy have a row of the batch, without `needs_branches`.
+        """
+        return "needs_branches" in self.hooks()
+
+    def head_scales(self, state: Tensors) -> Tensor | None:
+        """Return [layers, heads] factors of the head outputs before the output projection, or None for all 1."""
+        return None
+
+    def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
+        """Edit the [..., heads, keys] scaled attention scores of the newest token, before mask and softmax."""
+        return scores
+
+    def keep_image_tokens(self, state: Tensors) -> Tensor | None:
+        """Return [layers, image tokens] true where the strategy's branches keep a token, or None for everywhere.
+
+        A token that one layer drops must be dropped by all later layers.
+        """
+        return None
+
+    def early_exit_layers(self, layers: int, tied: bool) -> EarlyExits:
+        """Select the layers of `Step.early_logits`.
+
+        Args:
+            layers: Number of layers of the model.
+            tied: Whether the model's head is its input embedding.
+
+        Returns:
+            The layers, and whether the final norm applies.
+        """
+        return EarlyExits(())
+
+    def batch_key(self) -> tuple[type[TensorHooks], str]:
+        """Return a key that is equal for strategies which share hook calls.
+
+        The parameters are JSON because a list among them has no hash.
+        """
+        return type(self), self.model_dump_json(exclude=self.marked_fields(PER_ROW) | self.marked_fields(TEXT_SIDE))
+
+    @classmethod
+    @cache
+    def marked_fields(cls, mark: str) -> set[str]:
+        """Return the names of the parameters with the mark `PER_ROW` or `TEXT_SIDE`."""
+        return {name for name, parameter in cls.model_fields.items() if mark in parameter.metadata}
+
+    @classmethod
+    @cache
+    def hooks(cls) -> frozenset[str]:
+        """Return the names of the tensor hooks that this class overrides. They are capabilities of an engine."""
+        return frozenset(name for name in TENSOR_HOOKS if getattr(cls, name) is not getattr(TensorHooks, name))
