@@ -32,6 +32,7 @@ class DryRun:
     needs: frozenset[Capability]
     branches: tuple[str, ...]  # of the final request; each is one more batch row per step
     extra_requests: Mapping[str, int]  # "answers", "probed prompts", "relevance maps", "answers about a draft"
+    extra_rows: int = 0  # most batch rows that the extra requests, and a draft beside them, take at a time
     votes: bool = False  # ends with an `Answer` of its own, which cannot be streamed
     reads_drafts: bool = False  # reads its answer, and sends it sentence by sentence
 
@@ -70,9 +71,23 @@ def dry_run(strategy: Strategy) -> DryRun:
         needs=frozenset(needs),
         branches=tuple(name.removeprefix(f"{strategy.name}/") for request in final for name in request.branches),
         extra_requests={label: count for label, count in counts.items() if count},
+        extra_rows=max((count_rows(effect) for effect in effects), default=0) + reads_drafts,
         votes=isinstance(outcome, Answer),
         reads_drafts=reads_drafts,
     )
+
+
+def count_rows(effect: Effect | DraftEffect) -> int:
+    """Return the batch rows that the requests of an effect take while they run."""
+    match effect:
+        case list():
+            return sum(count_rows(request) for request in effect)
+        case GenerateRequest():
+            return 1 + len(effect.branches)
+        case ProbeRequest():
+            return len(effect.prompts)
+        case _:
+            return 0
 
 
 def request_needs(request: GenerateRequest) -> set[Capability]:

@@ -147,9 +147,13 @@ def estimate_line_rows(request: NormalizedRequest, settings: Settings) -> int:
     """Estimate the batch rows of a line. Slow at first: call it in a thread."""
     try:
         stack = resolve_stack(request.model, request.decoding, settings.name, settings.strategy)
+        check = resolve_check(request.decoding, stack)
     except BadRequest:  # refused when it starts
         return 1
-    return estimate_rows(stack, request.choices * max(1, len(request.texts)))
+    choices = request.choices * max(1, len(request.texts))
+    return estimate_rows(
+        stack if check is None else (check, *stack), choices, grounding=bool(request.decoding.grounding)
+    )
 
 
 async def build_stream_response(parsed: ParsedRequest, admission: Admission) -> Response:

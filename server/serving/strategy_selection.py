@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from decoding.strategy import Strategy
 
 log = structlog.get_logger("onlyseen.server")
+
+MAX_DRY_RUNS = 256  # results that are kept; parameters have at most 20,000 characters
 
 
 def resolve_stack(model: str, decoding: Decoding, served_name: str, default: str) -> tuple[Strategy, ...]:
@@ -93,19 +95,46 @@ def parse_model_suffix(model: str, served_name: str) -> str | None:
     return suffix
 
 
-def estimate_rows(stack: Iterable[Strategy], choices: int) -> int:
-    """Estimate the batch rows of a request from dry runs of its strategies. Slow at first: call it in a thread."""
-    results = [try_dry_run(type(strategy)) for strategy in stack]
-    return choices * (1 + sum(len(result.branches) for result in results if result))
+def estimate_rows(stack: Sequence[Strategy], choices: int, *, grounding: bool = False) -> int:
+    """Estimate the batch rows that a request takes at a time, from dry runs of its strategies.
+
+    Slow at first: call it in a thread.
+
+    Args:
+        stack: Strategies, outermost first, a check included.
+        choices: Choices of all prompts.
+        grounding: Whether a branch without the image runs for the grounding.
+
+    Returns:
+        The estimate. A strategy whose requests depend on the image or the answer may take more or fewer rows.
+    """
+    rows, branches = 1, 0
+    for strategy in reversed(stack):
+        result = try_dry_run(type(strategy), strategy.model_dump_json(exclude_defaults=True))
+        if result is None:
+            continue
+        branches += len(result.branches)
+        rows = max(rows * max(1, result.extra_rows), 1 + branches)  # its extra requests run through the inner ones
+        if result.reads_drafts:  # each choice has a draft of its own
+            rows *= choices
+    return max(rows, choices * (1 + branches + grounding))
 
 
-@cache
-def try_dry_run(strategy: type[Strategy]) -> DryRun | None:
-    """Run a strategy with its default parameters on a blank image, or return None if it fails. The result is kept."""
+@lru_cache(MAX_DRY_RUNS)
+def try_dry_run(strategy_class: type[Strategy], parameters: str = "{}") -> DryRun | None:
+    """Run a strategy on a blank image, or return None if it fails. The result is kept.
+
+    Args:
+        strategy_class: Class of the strategy.
+        parameters: Its parameters other than the defaults, as JSON.
+
+    Returns:
+        Its needs and costs.
+    """
     from decoding.pipeline.dry_run import dry_run
 
     try:
-        return dry_run(strategy())
+        return dry_run(strategy_class.model_validate_json(parameters))
     except Exception as error:  # a third-party strategy that fails must not remove the others from the list
-        log.warning("dry_run_failed", strategy=strategy.name, exc_info=error)
+        log.warning("dry_run_failed", strategy=strategy_class.name, exc_info=error)
         return None

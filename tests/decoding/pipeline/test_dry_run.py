@@ -35,27 +35,33 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
             frozenset({"logits", "branches", "keep_image_tokens", "probe", "attention"}),
             ("least",),
             {"probed prompts": 1},
+            extra_rows=1,
         ),
         "avisc": DryRun(
             frozenset({"logits", "branches", "keep_image_tokens", "probe", "attention"}),
             ("blind",),
             {"probed prompts": 1},
+            extra_rows=1,
         ),
-        "paint": DryRun(frozenset({"edit_attention_scores", "probe", "vision"}), (), {"probed prompts": 1}),
+        "paint": DryRun(
+            frozenset({"edit_attention_scores", "probe", "vision"}), (), {"probed prompts": 1}, extra_rows=1
+        ),
         "pai": DryRun(frozenset({"logits", "branches", "edit_attention_scores"}), ("blind",), {}),
         "dola": DryRun(frozenset({"logits", "early_exit_layers"}), (), {}),
         "deco": DryRun(frozenset({"logits", "early_exit_layers"}), (), {}),
         "agla": DryRun(frozenset({"logits", "branches", "relevance"}), ("local",), {"relevance maps": 1}),
-        "vhr": DryRun(frozenset({"head_scales", "probe"}), (), {"probed prompts": 2}),
-        "vdgd": DryRun(frozenset({"logits", "update_state"}), (), {"answers": 1}),
-        "code": DryRun(frozenset({"logits", "branches"}), ("description",), {"answers": 1}),
-        "mvp": DryRun(frozenset({"logprobs", "forced_token_ids"}), (), {"answers": 3 + 3 + 9}, votes=True),
+        "vhr": DryRun(frozenset({"head_scales", "probe"}), (), {"probed prompts": 2}, extra_rows=2),
+        "vdgd": DryRun(frozenset({"logits", "update_state"}), (), {"answers": 1}, extra_rows=1),
+        "code": DryRun(frozenset({"logits", "branches"}), ("description",), {"answers": 1}, extra_rows=1),
+        "mvp": DryRun(
+            frozenset({"logprobs", "forced_token_ids"}), (), {"answers": 3 + 3 + 9}, extra_rows=9, votes=True
+        ),
     }
     assert {name: found[name] for name in expected} == expected
 
 
 def test_requests_of_a_list_are_counted_one_by_one() -> None:
-    assert dry_run(ThreeChoices()) == DryRun(frozenset({"choices"}), (), {"answers": 3}, votes=True)
+    assert dry_run(ThreeChoices()) == DryRun(frozenset({"choices"}), (), {"answers": 3}, extra_rows=3, votes=True)
 
 
 def test_every_effect_has_a_fake_reply() -> None:
@@ -74,7 +80,10 @@ def test_every_effect_has_a_fake_reply() -> None:
             return request.with_state(answer.state)
 
     assert dry_run(Everything()) == DryRun(
-        frozenset({"probe", "relevance", "update_state"}), (), {"answers": 1, "probed prompts": 1, "relevance maps": 1}
+        frozenset({"probe", "relevance", "update_state"}),
+        (),
+        {"answers": 1, "probed prompts": 1, "relevance maps": 1},
+        extra_rows=1,
     )
 
 

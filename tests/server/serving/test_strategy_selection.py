@@ -6,6 +6,15 @@ from typing import Any
 
 import pytest
 
+from decoding.claims.check_strategy import Check
+from decoding.requests import GenerateRequest
+from decoding.strategies.agla import AGLA
+from decoding.strategies.mvp import MVP
+from decoding.strategies.vcd import VCD
+from decoding.strategies.verify import Verify
+from decoding.strategies.vhr import VHR
+from decoding.strategy import Program, Strategy
+from server.serving.strategy_selection import estimate_rows
 from tests.server.conftest import FakeServer, StartServer, image_messages
 from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
 
@@ -93,3 +102,37 @@ async def test_strategy_states_are_freed(server: FakeServer) -> None:
     for stream in (False, True):
         assert (await server.chat(model="tiny:focus", messages=image_messages(), stream=stream)).status_code == 200
         assert not server.engine.stored_states
+
+
+@pytest.mark.parametrize(
+    ("stack", "options", "rows"),
+    [
+        ((), {}, 1),
+        ((), {"choices": 3}, 3),
+        ((), {"choices": 2, "grounding": True}, 4),
+        ((VCD(),), {"choices": 2}, 4),
+        ((AGLA(), VCD()), {}, 3),
+        ((VHR(),), {}, 2),  # both prompts of the probe
+        ((MVP(),), {}, 9),
+        ((MVP(),), {"choices": 2}, 9),  # the votes are taken once for all choices
+        ((MVP(paths=5),), {}, 15),
+        ((MVP(), VCD()), {}, 18),
+        ((Verify(),), {"choices": 2}, 4),  # a draft and a question for each choice
+        ((Check(), VCD()), {}, 4),
+    ],
+)
+def test_rows_are_estimated_from_the_parameters(
+    stack: tuple[Strategy, ...], options: dict[str, Any], rows: int
+) -> None:
+    assert estimate_rows(stack, **{"choices": 1, **options}) == rows
+
+
+def test_rows_of_a_strategy_whose_dry_run_fails_count_as_one() -> None:
+    class Failing(Strategy):
+        name = "failing"
+        paper = "none"
+
+        def run(self, request: GenerateRequest) -> Program:
+            raise ZeroDivisionError
+
+    assert estimate_rows((Failing(), VCD()), choices=1) == 2
