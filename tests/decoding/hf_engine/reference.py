@@ -81,8 +81,9 @@ class Reference:
         ends: bool = False,
         prefix: Sequence[int] = (),
         ruled_out: Sequence[Sequence[int]] = (),
+        seed: int | None = None,
     ) -> Decoded:
-        """Decode greedily.
+        """Decode greedily, or sample at temperature 1.
 
         Args:
             stack: Strategies, outermost first.
@@ -91,6 +92,7 @@ class Reference:
             ends: Stop where the model ends its answer.
             prefix: Tokens with which the answer begins.
             ruled_out: Token sequences that the answer must not contain after its prefix.
+            seed: Seed with which tokens are sampled; None decodes greedily.
 
         Returns:
             The tokens of the answer, with their log-probabilities and logits.
@@ -122,6 +124,7 @@ class Reference:
                 case VDGD():
                     prompt, description = self.describe(stack[depth + 1 :], prompt, strategy)
         main, decoded = self.encode(prompt), Decoded(list(prefix))
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         while len(decoded.tokens) < length:
             z = self.logits(main, decoded.tokens, factors, changes=changes).clone()
             for sequence in ruled_out:
@@ -140,7 +143,11 @@ class Reference:
                     for depth in self.exit_depths(strategy)
                 }
                 scores = apply_rule(strategy, scores, z, branches, early, description)
-            token = int(scores.argmax())
+            if generator is None:
+                token = int(scores.argmax())
+            else:
+                waiting_times = torch.empty(len(scores)).exponential_(generator=generator)
+                token = int((scores.softmax(-1) / waiting_times.double()).argmax())
             decoded.tokens.append(token)
             decoded.logprobs.append(float(scores.log_softmax(-1)[token]))
             decoded.scores.append(scores)

@@ -13,7 +13,7 @@ from decoding.requests import GenerateRequest, SamplingParams
 from decoding.strategies.verify import Verify
 from decoding.strategy import Strategy
 from tests.decoding.hf_engine.harness import build_stack
-from tests.decoding.hf_engine.strategies.test_verify import CASES, load_scene
+from tests.decoding.hf_engine.strategies.test_verify import CASES, SAMPLED_CASES, load_scene
 
 LENGTH = 60
 
@@ -43,6 +43,19 @@ async def test_equals_the_transformers_engine(inner: str, roomy_engine: Any, hf_
         assert one.text == other.text
         assert list_claims(one) == list_claims(other)
         assert one.finish.reason == other.finish.reason
+
+
+async def test_sampled_answers_do_not_depend_on_the_batch(roomy_engine: Any, tight_engine: Any) -> None:
+    cases = [
+        (number, [Verify(threshold=threshold, tries=tries)], seed) for number, threshold, tries, seed in SAMPLED_CASES
+    ]
+    alone = [await run(roomy_engine, stack, number, temperature=1.0, seed=seed) for number, stack, seed in cases]
+    assert any(claim.action for answer in alone for token in answer.tokens for claim in token.claims)
+    for engine in (roomy_engine, tight_engine):
+        batch = await asyncio.gather(
+            *(run(engine, stack, number, temperature=1.0, seed=seed) for number, stack, seed in cases * 2)
+        )
+        assert [answer.text for answer in batch] == [answer.text for answer in alone * 2]
 
 
 async def test_equals_itself_under_preemption(tight_engine: Any, hf_engine: Any) -> None:

@@ -32,17 +32,30 @@ LENGTH = 60
 # Scenes, thresholds and tries for which the loop goes back, cuts sentences short and drops them.
 CASES = [(1, 0.98, 2), (3, 0.5, 2), (7, 0.5, 2), (15, 0.5, 0), (18, 0.5, 2), (28, 0.5, 3), (32, 0.5, 0), (40, 0.97, 0)]
 
+# The same at temperature 1, with seeds.
+SAMPLED_CASES = [(3, 0.9, 2, 2), (3, 0.9, 2, 2**62), (7, 0.9, 2, 1), (15, 0.97, 0, 1), (28, 0.9, 2, 2)]
+SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two drafts
+
 
 class NaiveVerify:
     """The rules of `verify`, on token lists, with full recomputation of every draft and every check."""
 
-    def __init__(self, reference: Reference, inner: Sequence[Strategy], prompt: Prompt, verify: Verify) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        inner: Sequence[Strategy],
+        prompt: Prompt,
+        verify: Verify,
+        seed: int | None = None,
+    ) -> None:
         self.reference = reference
         self.inner = inner
         self.prompt = prompt
         self.verify = verify
         self.tokenizer = reference.processor.tokenizer
         self.eos = self.tokenizer.eos_token_id
+        self.seed = seed
+        self.drafts = 0
         self.events: list[str] = []
 
     def run(self) -> list[int]:
@@ -125,7 +138,11 @@ class NaiveVerify:
 
     def generate(self, prefix: list[int], ruled_out: list[str]) -> list[int]:
         sequences = [sequence for phrase in ruled_out for sequence in self.start_ids(phrase)]
-        decoded = self.reference.decode(self.inner, self.prompt, LENGTH, ends=True, prefix=prefix, ruled_out=sequences)
+        seed = None if self.seed is None else (self.seed + self.drafts * SEED_STEP) % 2**63
+        self.drafts += 1
+        decoded = self.reference.decode(
+            self.inner, self.prompt, LENGTH, ends=True, prefix=prefix, ruled_out=sequences, seed=seed
+        )
         return [token for token in decoded.tokens if token != self.eos]
 
     def start_ids(self, phrase: str) -> list[list[int]]:
@@ -183,6 +200,24 @@ async def test_answer_equals_recomputation(
     assert alone.text == expected
     others = [run_verify(embedded, build_stack("vcd"), load_scene(other)) for other in (11, 12, 13)]
     joined, *_ = await asyncio.gather(run_verify(embedded, [strategy], load_scene(number)), *others)
+    assert joined.text == expected
+
+
+@pytest.mark.parametrize(("number", "threshold", "tries", "seed"), SAMPLED_CASES)
+@pytest.mark.parametrize("inner", ["", "vcd"])
+async def test_sampled_answer_equals_recomputation(
+    inner: str, number: int, threshold: float, tries: int, seed: int, embedded: HFEngine, reference: Reference
+) -> None:
+    strategy, stack = Verify(threshold=threshold, tries=tries), build_stack(inner) if inner else ()
+    naive = NaiveVerify(reference, stack, load_scene(number), strategy, seed)
+    expected = naive.decode(naive.run())
+    if not inner:
+        assert naive.events
+    alone = await run_verify(embedded, [strategy, *stack], load_scene(number), temperature=1.0, seed=seed)
+    assert alone.text == expected
+    others = [run_verify(embedded, build_stack("vcd"), load_scene(other)) for other in (11, 12)]
+    again = run_verify(embedded, [strategy, *stack], load_scene(number), temperature=1.0, seed=seed)
+    joined, *_ = await asyncio.gather(again, *others)
     assert joined.text == expected
 
 
