@@ -21,7 +21,7 @@ NONE = "none"
 
 def build_summary_table() -> str:
     """Build the table of README.md."""
-    head = ("strategy", "method", "paper", "batch rows per step", "extra requests before decoding")
+    head = ("strategy", "method", "paper", "batch rows per step", "extra requests")
     return format_table(
         head, [build_summary_row(name, strategy_class) for name, strategy_class in list_strategies().items()]
     )
@@ -33,7 +33,7 @@ def build_full_table() -> str:
         "strategy",
         "paper",
         "branches",
-        "extra requests before decoding",
+        "extra requests",
         "greedy",
         "sampling",
         "streaming",
@@ -80,7 +80,7 @@ def can_be_lazy(strategy_class: type[Strategy]) -> bool:
 
 
 def describe_extra_requests(run: DryRun) -> str:
-    """Describe the requests before decoding, as in "answers: 1"."""
+    """Describe the extra requests, as in "answers: 1"."""
     return ", ".join(f"{label}: {count}" for label, count in run.extra_requests.items()) or NONE
 
 

@@ -71,7 +71,7 @@ class Strategy(TensorHooks):
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Read the answer while it is generated, and select the tokens for the client. Overridden instead of `run`.
 
-        The hook runs for requests for text only: requests for `choices` pass by the strategy.
+        `stream` runs for requests for text only. Requests for `choices` bypass it.
 
         Yields:
             `StartDraft`, `ReadDraft` (the reply is a `Segment`), `SendTokens`, or a list of generation requests that
@@ -81,7 +81,7 @@ class Strategy(TensorHooks):
             The finish reason of the answer.
 
         Raises:
-            NotImplementedError: the strategy does not override the hook.
+            NotImplementedError: the strategy does not override `stream`.
         """
         raise NotImplementedError(f"{self.name} does not define `stream`")
         yield  # makes this a generator

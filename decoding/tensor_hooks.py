@@ -17,7 +17,7 @@ Tensors = Mapping[str, Tensor]
 PER_ROW = (
     "per row"  # a number that only `logits` and `needs_branches` read. Where rows differ, it is a tensor [..., 1].
 )
-TEXT_SIDE = "text side"  # read by `prepare` and `run` only
+TEXT_SIDE = "text side"  # read by `prepare`, `run` and `stream` only
 
 TENSOR_HOOKS = (
     "update_state",

@@ -1,4 +1,4 @@
-"""Errors that a strategy may raise in `prepare` and `run`."""
+"""Errors that a strategy may raise in `prepare`, `run` and `stream`."""
 
 from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Overloaded, StrategyFailed, Unsupported
 

@@ -84,20 +84,6 @@ def find_imports(source: str, package: str = "") -> set[str]:
     return list_modules(list(ast.walk(ast.parse(source))), package)
 
 
-def find_runtime_imports(source: str, package: str = "") -> set[str]:
-    """Find the modules that a source loads, also inside functions, but not for type checkers alone."""
-    found: list[ast.AST] = []
-    stack: list[ast.AST] = [ast.parse(source)]
-    while stack:
-        node = stack.pop()
-        found.append(node)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            stack += node.orelse
-        else:
-            stack += ast.iter_child_nodes(node)
-    return list_modules(found, package)
-
-
 def list_modules(nodes: list[ast.AST], package: str) -> set[str]:
     """List the absolute names of the modules, and of what is imported from them."""
     found: set[str] = set()
@@ -155,25 +141,11 @@ def test_find_imports_sees_every_form_of_import(source: str, package: str, found
     assert found in find_imports(source, package)
 
 
-@pytest.mark.parametrize(
-    ("source", "is_runtime"),
-    [
-        ("try:\n    import torch\nexcept ImportError:\n    pass", True),
-        ("def f():\n    import torch", True),
-        ("if typing.TYPE_CHECKING:\n    import torch", False),
-        ("if TYPE_CHECKING:\n    pass\nelse:\n    import torch", True),
-    ],
-)
-def test_find_runtime_imports_omits_type_checking(source: str, is_runtime: bool) -> None:
-    assert ("torch" in find_runtime_imports(source)) is is_runtime
-
-
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    """Imports inside functions count: they would only hide a circle."""
+    """Imports inside functions and for the type checker count: they would only hide a circle."""
     modules = {get_module(file): file for file in PRODUCT_SOURCES}
     graph = {
-        module: find_runtime_imports(file.read_text(), get_package(file))
-        & modules.keys() - {module, *list_parents(module)}
+        module: find_imports(file.read_text(), get_package(file)) & modules.keys() - {module, *list_parents(module)}
         for module, file in modules.items()
     }
     try:

@@ -101,8 +101,8 @@ class EngineRequest:
         hooks: Strategies with their states, for the `logits` hooks.
         head_scales: [layers, heads] of the main row.
         edits_attention: Whether a strategy edits attention scores of the main row.
-        early_exits: Owner -> its early exits.
-        early_logits: Owner -> [exits, vocab] at the current step.
+        early_exits: Strategy name -> its early exits.
+        early_logits: Strategy name -> [exits, vocab] at the current step.
         image_token_index: [prompt tokens] number of the image token; -1 at text.
         kept_tokens: Branch -> [layers, prompt tokens] true where the branch sees the token.
         first_tokens: Choice -> ids of tokens that can begin it.
@@ -125,7 +125,7 @@ class EngineRequest:
         Args:
             source: The request.
             inputs: Its prompts, encoded, each followed by the answer prefix.
-            states: Owner -> its state.
+            states: Strategy name -> its state.
             model: The model.
             token_text: Text of the model's tokens.
             grammars: Compiler of grammars.
@@ -265,7 +265,7 @@ def find_early_exits(source: GenerateRequest, model: Model) -> dict[str, EarlyEx
         model: The model.
 
     Returns:
-        Owner -> its early exits, where it has some.
+        Strategy name -> its early exits, where it has some.
 
     Raises:
         BadRequest: The model has no such layer.
@@ -293,7 +293,7 @@ def find_kept_tokens(
     Args:
         source: The request.
         inputs: Its prompts, encoded.
-        states: Owner -> its state.
+        states: Strategy name -> its state.
         model: The model.
 
     Returns:

@@ -27,9 +27,9 @@ def apply_logits_hooks(
         stack: Strategies, outermost first.
         raw: [..., vocab] logits of the main rows.
         branches: "strategy/name" -> [..., vocab] logits of the branches.
-        states: Owner -> its state, each tensor [..., *shape].
+        states: Strategy name -> its state, each tensor [..., *shape].
         position: [..., 1] tokens generated so far.
-        early_logits: Owner -> [..., exits, vocab] logits after the layers of its `early_exit_layers`.
+        early_logits: Strategy name -> [..., exits, vocab] logits after the layers of its `early_exit_layers`.
 
     Returns:
         [..., vocab] scores. `StrategyFailed` names a strategy whose hook raises or does not keep the layout.
@@ -177,7 +177,7 @@ def combine_head_scales(
 
     Args:
         stack: Strategies, outermost first.
-        states: Owner -> its state.
+        states: Strategy name -> its state.
         shape: (layers, heads) of the model.
 
     Returns:

@@ -51,7 +51,7 @@ class RequestHooks:
         Args:
             stack: Strategies, outermost first.
             branches: Names of all branches of the request, "strategy/name".
-            states: Owner -> its state.
+            states: Strategy name -> its state.
 
         Returns:
             The hooks of the request.

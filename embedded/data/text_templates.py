@@ -187,7 +187,7 @@ def make_listing(rng: np.random.Generator, scene: RenderedScene) -> QAPair:
 
 @dataclass(frozen=True)
 class QuestionMix:
-    """What the presence questions are about. Half of them have the answer "yes".
+    """Topics of the presence questions. Half of them have the answer "yes".
 
     The image is a part of the scene that the writers of the questions have seen. They know of objects beyond its frame,
     and overlook objects that are small.

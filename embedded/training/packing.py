@@ -50,7 +50,7 @@ class TextMix:
         invention_rate: Probability that a caption names an absent object.
         without_image: Probability of a pack without image tokens.
         conversation: Probability that all pairs form one conversation.
-        presence_mix: What the presence questions are about.
+        presence_mix: Topics of the presence questions.
         questions: Maximum number of questions about number, position and colour.
         presence: Number of presence questions.
         length: Maximum number of tokens.

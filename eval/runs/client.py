@@ -341,7 +341,7 @@ def _check_receipt(receipt: ResponseReceipt | None, request: EvalRequest) -> Non
         raise InvalidResponse("the completion has no receipt, so its strategy is unknown")
     if receipt.strategy != request.spec.name:
         raise InvalidResponse(f"requested strategy {request.spec.name}, the receipt has {receipt.strategy}")
-    for owner, values in request.full_spec.parameters.items():
+    for strategy, values in request.full_spec.parameters.items():
         for name, value in values.items():
-            if (applied := receipt.parameters.get(owner, {}).get(name)) != value:
-                raise InvalidResponse(f"requested {owner}.{name} = {value}, the receipt has {applied}")
+            if (applied := receipt.parameters.get(strategy, {}).get(name)) != value:
+                raise InvalidResponse(f"requested {strategy}.{name} = {value}, the receipt has {applied}")

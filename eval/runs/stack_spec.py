@@ -21,7 +21,7 @@ def _sort_parameters(parameters: Parameters) -> Parameters:
 class StackSpec(BaseModel):
     """A stack of strategies with the parameters that are set, such as `agla+vhr:agla.alpha=1.0`.
 
-    The parameters of a single strategy need no owner: `agla:alpha=1.0`.
+    The parameters of a single strategy need no prefix: `agla:alpha=1.0`.
 
     Attributes:
         stack: Names of the strategies, outermost first.
@@ -43,8 +43,8 @@ class StackSpec(BaseModel):
         """The stack with parameters, in the form that `parse_specs` reads."""
         single = len(self.stack) == 1
         settings = [
-            f"{key if single else f'{owner}.{key}'}={_format_value(value)}"
-            for owner, values in self.parameters.items()
+            f"{key if single else f'{strategy}.{key}'}={_format_value(value)}"
+            for strategy, values in self.parameters.items()
             for key, value in values.items()
         ]
         return f"{self.name}:{','.join(settings)}" if settings else self.name
@@ -117,7 +117,7 @@ def parse_spec(text: str) -> StackSpec:
         The parsed stack.
 
     Raises:
-        EvaluationError: A name is missing or repeated, or a parameter has no value or another owner.
+        EvaluationError: A name is missing or repeated, or a parameter has no value or names another strategy.
     """
     name, _, settings = text.partition(":")
     stack = tuple(part.strip() for part in name.split("+"))
@@ -128,14 +128,16 @@ def parse_spec(text: str) -> StackSpec:
     parameters: Parameters = {}
     for setting in _split_at_commas(settings):
         key, equals, value = setting.partition("=")
-        owner, dot, field = key.strip().rpartition(".")
+        strategy, dot, field = key.strip().rpartition(".")
         if not equals or not field or (not dot and len(stack) > 1):
             expected = f"{stack[0]}.{key}=..." if len(stack) > 1 else "name=value"
             raise EvaluationError(f"--strategies: '{setting}' in '{text}' must have the form {expected}.")
-        owner = owner if dot else stack[0]
-        if owner not in stack:
-            raise EvaluationError(f"--strategies: '{text}' sets a parameter of '{owner}', which is not in the stack.")
-        parameters.setdefault(owner, {})[field] = _parse_value(value.strip())
+        strategy = strategy if dot else stack[0]
+        if strategy not in stack:
+            raise EvaluationError(
+                f"--strategies: '{text}' sets a parameter of '{strategy}', which is not in the stack."
+            )
+        parameters.setdefault(strategy, {})[field] = _parse_value(value.strip())
     return StackSpec(stack=stack, parameters=parameters)
 
 

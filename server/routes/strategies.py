@@ -23,7 +23,7 @@ class DefaultCost(BaseModel):
     """The cost with default parameters."""
 
     branches: int = Field(description="Batch rows per step, beside the main one.")
-    questions: dict[str, int] = Field(description="Extra requests before the first token, by kind.")
+    questions: dict[str, int] = Field(description="Extra requests, by kind.")
 
 
 class EngineCompatibility(BaseModel):

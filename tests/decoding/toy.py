@@ -22,7 +22,7 @@ KEYS, IMAGE_KEYS = 7, 4  # keys that are attended to, and how many of them belon
 class ToyEngine(RecordingEngine):
     """Attention scores and values are noise drawn from the prompt and the tokens so far.
 
-    The logits are a weighted sum of what the heads make of them, on top of a prior without any
+    The logits are a weighted sum of the head outputs, on top of a prior without any
     attention; after fewer layers, a shorter sum.
     """
 

@@ -33,7 +33,7 @@ class PrefillOutput(KVState):
 
     Attributes:
         logits: [vocab], float32, after the last token.
-        early_logits: Owner -> [exits, vocab], float32.
+        early_logits: Strategy name -> [exits, vocab], float32.
     """
 
     logits: Tensor

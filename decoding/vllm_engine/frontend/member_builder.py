@@ -148,7 +148,7 @@ def build_cache_salt(
     Args:
         request_salt: Salt of the request, which keeps the caches of API keys apart.
         stack: Strategies of the request.
-        states: Owner -> its state.
+        states: Strategy name -> its state.
 
     Returns:
         The salt; that of the request if no strategy scales heads.
