@@ -63,7 +63,7 @@ def serve(settings: Settings) -> None:
         freeze_heap()
         if service.startup_error is None:
             strategy = "agla" if settings.matcher_source else "vcd"
-            print(format_banner(url, settings.name, strategy), flush=True)
+            print(format_banner(url, settings.name, strategy, is_embedded=settings.is_embedded), flush=True)
         else:
             server.should_exit = True
 

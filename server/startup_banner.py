@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from functools import cache
 from pathlib import Path
 
 from server.settings import EMBEDDED_DIR
 
 SAMPLES = EMBEDDED_DIR / "samples"
+SCENES = EMBEDDED_DIR / "scenes" / "instances.json"
+REAL_MODEL_COMMAND = "onlyseen-server --model llava-hf/llava-1.5-7b-hf"
 
 
-def format_banner(url: str, model: str, strategy: str, samples: Path = SAMPLES) -> str:
-    """Format the banner. Its example sends an image of `samples` to `model` with `strategy`."""
-    return f"\nOnlySeen serves {model} at {url}. Try:\n\n{format_curl_example(url, f'{model}:{strategy}', samples)}\n"
+def format_banner(url: str, model: str, strategy: str, *, is_embedded: bool, samples: Path = SAMPLES) -> str:
+    """Format the banner.
+
+    Args:
+        url: Address of the server.
+        model: Name of the model in the API.
+        strategy: Strategy of the example.
+        is_embedded: Whether the model is the embedded one, whose limits the banner then states.
+        samples: Folder of the image that the example sends.
+
+    Returns:
+        The text.
+    """
+    example = format_curl_example(url, f"{model}:{strategy}", samples)
+    notice = f"{describe_embedded_model()} For photographs: {REAL_MODEL_COMMAND}\n" if is_embedded else ""
+    return f"\nOnlySeen serves {model} at {url}.\n{notice}Try:\n\n{example}\n"
+
+
+def describe_embedded_model() -> str:
+    """Describe the limits of the embedded model in one sentence."""
+    return f"This small model is for trials. It knows {len(list_categories())} kinds of pictograms, and no photographs."
+
+
+@cache
+def list_categories() -> tuple[str, ...]:
+    """List the categories that the embedded model knows, from the annotations of its scenes."""
+    return tuple(category["name"] for category in json.loads(SCENES.read_text())["categories"])
 
 
 def format_curl_example(url: str, model: str, samples: Path = SAMPLES) -> str:

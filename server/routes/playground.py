@@ -16,6 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse
 
 from server.settings import EMBEDDED_DIR, Settings
+from server.startup_banner import REAL_MODEL_COMMAND, describe_embedded_model, list_categories
+from server.state import ServiceDep
 
 PAGE = Path(__file__).with_suffix(".html")
 SAMPLES = {file.name: file for file in sorted((EMBEDDED_DIR / "samples").glob("*.png"))}
@@ -25,7 +27,9 @@ router = APIRouter(include_in_schema=False)
 
 def open_paths(settings: Settings) -> tuple[str, ...]:
     """List the paths that need no API key with `--playground open`: a browser cannot send a key to load a page."""
-    return ("/", "/samples", *(f"/samples/{name}" for name in SAMPLES)) if settings.playground == "open" else ()
+    return (
+        ("/", "/notice", "/samples", *(f"/samples/{name}" for name in SAMPLES)) if settings.playground == "open" else ()
+    )
 
 
 @router.get("/")
@@ -33,6 +37,18 @@ async def page() -> HTMLResponse:
     html = PAGE.read_text()
     headers = {"content-security-policy": build_content_security_policy(html), "cache-control": "no-cache"}
     return HTMLResponse(html, headers=headers)
+
+
+@router.get("/notice")
+def notice(service: ServiceDep) -> dict[str, str | list[str]]:
+    """Describe what the embedded model knows. For another model the notice is empty."""
+    if not service.settings.is_embedded:
+        return {}
+    return {
+        "notice": describe_embedded_model(),
+        "categories": list(list_categories()),
+        "command": REAL_MODEL_COMMAND,
+    }
 
 
 @router.get("/samples")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.routes.playground import PAGE
+from server.settings import EMBEDDED_DIR
 from tests.server.conftest import StartServer
 
 KEYS = {"api_keys": "secret"}
@@ -46,7 +47,7 @@ async def test_playground_setting_controls_access(
     start_server: StartServer, settings: dict[str, str], statuses: tuple[int, int]
 ) -> None:
     http = (await start_server(**settings)).http
-    pages = [(await http.get(path)).status_code for path in ("/", "/samples", "/samples/kitchen.png")]
+    pages = [(await http.get(path)).status_code for path in ("/", "/notice", "/samples", "/samples/kitchen.png")]
     assert (set(pages), (await http.get("/v1/models")).status_code) == ({statuses[0]}, statuses[1])
 
 
@@ -57,3 +58,12 @@ async def test_only_samples_are_served(start_server: StartServer, name: str) -> 
 
 def test_page_has_one_script_and_one_style() -> None:
     assert PAGE.read_text().count("<script") == PAGE.read_text().count("<style") == 1
+
+
+async def test_notice_describes_the_embedded_model_only(start_server: StartServer) -> None:
+    other = await start_server(model="some/model")
+    assert (await other.http.get("/notice")).json() == {}
+    embedded = (await (await start_server(model=str(EMBEDDED_DIR / "model"))).http.get("/notice")).json()
+    assert "48 kinds of pictograms" in embedded["notice"]
+    assert {"person", "wine glass"} < set(embedded["categories"])
+    assert len(embedded["categories"]) == 48
