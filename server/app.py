@@ -20,7 +20,7 @@ from server.batch.store import BatchStore
 from server.errors import build_router_error
 from server.middleware.auth import ApiKeyMiddleware, ApiKeys
 from server.middleware.http import (
-    PROBE_PATHS,
+    HEALTH_PATHS,
     ErrorMiddleware,
     HeadAsGetMiddleware,
     RequestIdMiddleware,
@@ -76,7 +76,7 @@ def create_app(
         middleware=[
             *tracing.create_tracing_middleware(settings),
             Middleware(RequestIdMiddleware),
-            Middleware(PacingMiddleware, unpaced_paths=PROBE_PATHS),
+            Middleware(PacingMiddleware, unpaced_paths=HEALTH_PATHS),
             Middleware(SecurityHeadersMiddleware),
             Middleware(ErrorMiddleware),
             Middleware(HeadAsGetMiddleware),

@@ -20,12 +20,12 @@ from collections.abc import Awaitable, Callable
 
 from bench.harness.server_process import ENGINE_FLAGS, ServerProcess
 from bench.hostile.addresses import ALLOWED_HOST, attack_with_resolved_addresses, attack_with_urls
+from bench.hostile.attack_table import AttackTable
 from bench.hostile.batches import attack_with_faults, attack_with_files, attack_with_lines
 from bench.hostile.bodies import CHAT, attack_with_bodies, post
 from bench.hostile.connections import BODY_TIMEOUT, HEADER_TIMEOUT, KEYS, NORMAL, attack_with_connections
 from bench.hostile.images import attack_with_images
 from bench.hostile.keys import attack_caches_of_keys
-from bench.hostile.probe import AttackTable
 
 KINDS = ("bodies", "connections", "images", "addresses", "keys", "batches")
 

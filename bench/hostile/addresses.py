@@ -16,8 +16,8 @@ import httpcore
 
 from bench.harness.chat_requests import build_request
 from bench.harness.server_process import ServerProcess
+from bench.hostile.attack_table import AttackTable, count_outcomes, measure_cost
 from bench.hostile.bodies import CHAT, post
-from bench.hostile.probe import AttackTable, count_outcomes, measure_cost
 from decoding.errors import BadRequest
 from server.media.fetch import ImageFetcher
 from server.media.host_allowlist import HostAllowlist
@@ -100,7 +100,7 @@ async def attack_with_urls(server: ServerProcess, table: AttackTable) -> None:
         table: Gets one row.
     """
     name = "addresses in URLs"
-    if not table.wants(name):
+    if not table.is_selected(name):
         return
     with open_target() as (port, callers), measure_cost(server) as cost:
         bodies = [json.dumps(build_request(url.format(port), max_tokens=1)).encode() for url in URLS]
@@ -159,7 +159,7 @@ def attack_with_resolved_addresses(table: AttackTable) -> None:
         table: Gets a row for each range, and one for public addresses.
     """
     for name, addresses in SPECIAL_ADDRESSES.items():
-        if not table.wants(f"resolved address: {name}"):
+        if not table.is_selected(f"resolved address: {name}"):
             continue
         connections = [asyncio.run(fetch_from(address.split())) for address in addresses]
         outcome = ", ".join(str(addresses[index]) for index, made in enumerate(connections) if made)
@@ -170,7 +170,7 @@ def attack_with_resolved_addresses(table: AttackTable) -> None:
             limit="no connection",
             passed=not outcome,
         )
-    if table.wants("resolved address: public"):
+    if table.is_selected("resolved address: public"):
         connections = [asyncio.run(fetch_from([address])) for address in PUBLIC_ADDRESSES]
         table.add(
             "resolved address: public",

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from bench.harness.server_process import ServerProcess
+from bench.hostile.attack_table import AttackTable, count_outcomes, measure_cost
 from bench.hostile.connections import NORMAL
-from bench.hostile.probe import AttackTable, count_outcomes, measure_cost
 from bench.robustness.batch_faults import CHECKS, ENDED, run_check
 
 SIZE = 100_000_000  # bytes of a file
@@ -115,7 +115,7 @@ def attack_with_files(server: ServerProcess, table: AttackTable) -> None:
     with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client, ThreadPoolExecutor(PARALLEL) as pool:
         for base_name, (build, expected) in FILES.items():
             name = f"file of 100 MB: {base_name}"
-            if not table.wants(name):
+            if not table.is_selected(name):
                 continue
             for count in (1, PARALLEL):
                 with measure_cost(server) as cost:
@@ -132,7 +132,7 @@ def attack_with_lines(server: ServerProcess, table: AttackTable) -> None:
         table: Gets a row.
     """
     name = "batch of 5 lines of 3.9 MB"
-    if not table.wants(name):
+    if not table.is_selected(name):
         return
     text = json.dumps(NORMAL | {"messages": [{"role": "user", "content": "word " * 780_000}]}).encode()
     with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
@@ -149,6 +149,6 @@ def attack_with_faults(table: AttackTable) -> None:
     """
     for base_name, (check, expected) in CHECKS.items():
         name = f"batch store: {base_name}"
-        if table.wants(name):
+        if table.is_selected(name):
             outcome = run_check(check)
             table.add(name, 1, outcome, limit="no answer lost", passed=bool(re.fullmatch(expected, outcome)))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 from bench.harness.server_process import ServerProcess
-from bench.hostile.probe import AttackTable, count_outcomes, measure_cost
+from bench.hostile.attack_table import AttackTable, count_outcomes, measure_cost
 
 SIZE = 18_000_000  # bytes; the limit of the server is 20 MB
 CHAT, RESPONSES, TOKENIZE, BATCHES = "/v1/chat/completions", "/v1/responses", "/tokenize", "/v1/batches"
@@ -138,7 +138,7 @@ async def attack_with_bodies(server: ServerProcess, table: AttackTable) -> None:
         table: Gets a row for each.
     """
     for name, (path, build) in build_bodies().items():
-        if not table.wants(name):
+        if not table.is_selected(name):
             continue
         content = build()
         for count in (1, PARALLEL):
@@ -156,7 +156,7 @@ async def attack_with_small_bodies(server: ServerProcess, table: AttackTable) ->
     field = b"b" * 520_000 + b"-" + b"a" * 520_000
     attacks["upload: field in punycode"] = ("/v1/files", UPLOAD % field, UPLOAD_TYPE)
     for name, (path, content, content_type) in attacks.items():
-        if not table.wants(name):
+        if not table.is_selected(name):
             continue
         with measure_cost(server) as cost:
             answer = await post(server.port, path, content, content_type=content_type)

@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from bench.harness.server_process import ServerProcess
+from bench.hostile.attack_table import NORMAL_LIMIT, AttackTable, measure_cost
 from bench.hostile.bodies import CHAT, post
-from bench.hostile.probe import NORMAL_LIMIT, AttackTable, measure_cost
 
 HEADER_TIMEOUT = BODY_TIMEOUT = 10  # seconds; the attacked server has these settings
 HOLD_TIMEOUT = 6 * BODY_TIMEOUT  # seconds, after which the attack gives up
@@ -21,7 +21,7 @@ KEYS = ("attacker", "victim")
 
 
 @dataclass(frozen=True)
-class Held:
+class ConnectionAttack:
     """One attack.
 
     Attributes:
@@ -35,7 +35,7 @@ class Held:
     drip: bytes = b""
 
 
-def build_attacks(key: str | None) -> dict[str, Held]:
+def build_attacks(key: str | None) -> dict[str, ConnectionAttack]:
     """Return the attacks by name.
 
     Args:
@@ -46,27 +46,29 @@ def build_attacks(key: str | None) -> dict[str, Held]:
     upload = HEAD % (b"/v1/files", b"multipart/form-data; boundary=b", authorization)
     long = json.dumps(LONG).encode()
     attacks = {
-        "silent connections": Held(300, b""),
-        "half headers": Held(1000, head[:60]),
-        "headers, one byte a second": Held(300, head, b"X-Drip: " + b"a" * 60),
-        "bodies of 100 bytes": Held(300, head + b"Content-Length: 5000\r\n\r\n" + b" " * 100),
-        "bodies, one byte a second": Held(300, head + b"Content-Length: 5000\r\n\r\n", b" " * 60),
-        "bodies of 19 MB": Held(60, head + b'Content-Length: 19500000\r\n\r\n{"a": "' + b"A" * 19_000_000),
-        "chunks of one byte": Held(4, head + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 500_000),
-        "idle uploads of 512 MB": Held(8, upload + b"Content-Length: 512000000\r\n\r\n"),
+        "silent connections": ConnectionAttack(300, b""),
+        "half headers": ConnectionAttack(1000, head[:60]),
+        "headers, one byte a second": ConnectionAttack(300, head, b"X-Drip: " + b"a" * 60),
+        "bodies of 100 bytes": ConnectionAttack(300, head + b"Content-Length: 5000\r\n\r\n" + b" " * 100),
+        "bodies, one byte a second": ConnectionAttack(300, head + b"Content-Length: 5000\r\n\r\n", b" " * 60),
+        "bodies of 19 MB": ConnectionAttack(60, head + b'Content-Length: 19500000\r\n\r\n{"a": "' + b"A" * 19_000_000),
+        "chunks of one byte": ConnectionAttack(
+            4, head + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 500_000
+        ),
+        "idle uploads of 512 MB": ConnectionAttack(8, upload + b"Content-Length: 512000000\r\n\r\n"),
     }
     if key:
         request = head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(long) + long
-        attacks["requests of one key, 64 tokens each"] = Held(300, request)
+        attacks["requests of one key, 64 tokens each"] = ConnectionAttack(300, request)
     return attacks
 
 
-async def hold(port: int, held: Held) -> str:
+async def hold(port: int, attack: ConnectionAttack) -> str:
     """Send bytes and wait for the server to end the connection.
 
     Args:
         port: Port of the server.
-        held: The attack.
+        attack: The attack.
 
     Returns:
         The status of the answer, or "closed".
@@ -74,10 +76,10 @@ async def hold(port: int, held: Held) -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def send() -> None:
-        for start in range(0, len(held.content), 1 << 16):
-            writer.write(held.content[start : start + (1 << 16)])
+        for start in range(0, len(attack.content), 1 << 16):
+            writer.write(attack.content[start : start + (1 << 16)])
             await writer.drain()
-        for byte in held.drip:
+        for byte in attack.drip:
             await asyncio.sleep(1)
             writer.write(bytes([byte]))
             await writer.drain()
@@ -103,13 +105,13 @@ async def attack_with_connections(server: ServerProcess, table: AttackTable, *, 
         has_keys: Whether the server has the API keys `KEYS`.
     """
     normal = json.dumps(NORMAL).encode()
-    for base_name, held in build_attacks(KEYS[0] if has_keys else None).items():
+    for base_name, attack in build_attacks(KEYS[0] if has_keys else None).items():
         name = f"{base_name}, with keys" if has_keys else base_name
-        if not table.wants(name):
+        if not table.is_selected(name):
             continue
         with measure_cost(server) as cost:
             started_at = time.perf_counter()
-            tasks = [asyncio.create_task(hold(server.port, held)) for _ in range(held.count)]
+            tasks = [asyncio.create_task(hold(server.port, attack)) for _ in range(attack.count)]
             await asyncio.sleep(2)
             before_normal = time.perf_counter()
             answer = await post(server.port, CHAT, normal, KEYS[1] if has_keys else None)
@@ -125,7 +127,7 @@ async def attack_with_connections(server: ServerProcess, table: AttackTable, *, 
         listed = ", ".join(f"{end} ({number})" for end, number in ends.items())
         table.add(
             name,
-            held.count,
+            attack.count,
             f"normal request: {answer} in {normal_seconds:.2f} s; ended after {seconds:.0f} s: {listed}",
             cost=cost,
             limit=f"normal request {NORMAL_LIMIT:.0f} s, all ended",

@@ -14,8 +14,8 @@ from PIL import Image
 
 from bench.harness.chat_requests import build_request
 from bench.harness.server_process import ServerProcess
+from bench.hostile.attack_table import AttackTable, count_outcomes, measure_cost
 from bench.hostile.bodies import CHAT, post
-from bench.hostile.probe import AttackTable, count_outcomes, measure_cost
 
 PARALLEL = 6
 SIDE = 5000  # 25 megapixels, the limit of the server
@@ -137,7 +137,7 @@ async def attack_with_images(server: ServerProcess, table: AttackTable) -> None:
     """
     for base_name, build in IMAGES.items():
         name = f"image: {base_name}"
-        if not table.wants(name):
+        if not table.is_selected(name):
             continue
         bodies = [json.dumps(build_request(build(seed), max_tokens=1)).encode() for seed in range(PARALLEL + 1)]
         for sent in (bodies[:1], bodies[1:]):

@@ -10,8 +10,8 @@ import httpx
 
 from bench.harness.chat_requests import build_request
 from bench.harness.server_process import ServerProcess
+from bench.hostile.attack_table import AttackTable
 from bench.hostile.images import encode_image_url, png
-from bench.hostile.probe import AttackTable
 
 TRIALS = 80
 CALIBRATION = 12  # images that the attacker sends twice
@@ -75,7 +75,7 @@ def attack_caches_of_keys(table: AttackTable, engine: str) -> None:
         engine: The engine of the servers.
     """
     for name, flags in (("caches of each key", ()), ("control: shared caches", ("--share-caches",))):
-        if not table.wants(name):
+        if not table.is_selected(name):
             continue
         with (
             ServerProcess("--api-keys", ",".join(KEYS), *flags, engine=engine) as server,

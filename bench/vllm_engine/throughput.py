@@ -82,15 +82,15 @@ class Measurements:
             self.tasks[name] = task
             self.timings.setdefault(name, []).append(side.run(task))
 
-    def rates(self, name: str, rate: RateFunction = TaskTiming.tokens_per_second) -> list[float]:
+    def list_rates(self, name: str, rate: RateFunction = TaskTiming.tokens_per_second) -> list[float]:
         """Return a rate of every round."""
         return [rate(timing, self.tasks[name]) for timing in self.timings[name]]
 
-    def rows(self, name: str) -> float:
+    def mean_rows(self, name: str) -> float:
         """Return the mean number of rows of a request."""
         return statistics.mean(timing.rows for timing in self.timings[name])
 
-    def scheduling(self, name: str) -> list[float]:
+    def list_scheduling_times(self, name: str) -> list[float]:
         """Return the scheduler's time per step of every round."""
         return [timing.scheduling for timing in self.timings[name]]
 
@@ -98,24 +98,26 @@ class Measurements:
 def summarize(measurements: Measurements) -> dict[str, Any]:
     """Compute all ratios."""
 
-    def over(name: str, other: str, rate: RateFunction = TaskTiming.tokens_per_second) -> dict[str, float]:
-        return asdict(Ratio.of(measurements.rates(name, rate), measurements.rates(other, rate)))
+    def compare_rates(name: str, other: str, rate: RateFunction = TaskTiming.tokens_per_second) -> dict[str, float]:
+        return asdict(Ratio.of(measurements.list_rates(name, rate), measurements.list_rates(other, rate)))
 
     processor_rate = TaskTiming.tokens_per_processor_second
     return {
-        "plain_over_bare": {n: over(f"plain {n}", f"bare plain {n}") for n in CONCURRENCIES},
-        "plain_over_bare_processor": {n: over(f"plain {n}", f"bare plain {n}", processor_rate) for n in CONCURRENCIES},
-        "beside_gangs_over_bare": over("beside gangs", "bare beside plain"),
-        "beside_gangs_over_plain": over("beside gangs", "beside plain"),
+        "plain_over_bare": {n: compare_rates(f"plain {n}", f"bare plain {n}") for n in CONCURRENCIES},
+        "plain_over_bare_processor": {
+            n: compare_rates(f"plain {n}", f"bare plain {n}", processor_rate) for n in CONCURRENCIES
+        },
+        "beside_gangs_over_bare": compare_rates("beside gangs", "bare beside plain"),
+        "beside_gangs_over_plain": compare_rates("beside gangs", "beside plain"),
         "over_plain": [
             {
                 "strategy": strategy,
                 "at_once": n,
-                "rows": measurements.rows(f"{strategy} {n}"),
-                "answer": over(f"{strategy} {n}", f"plain {n}"),
-                "processor": over(f"{strategy} {n}", f"plain {n}", processor_rate),
-                "whole": over(f"{strategy} {n}", f"plain {n}", TaskTiming.total_tokens_per_second),
-                "tokens_a_second": round(statistics.median(measurements.rates(f"{strategy} {n}")), 1),
+                "rows": measurements.mean_rows(f"{strategy} {n}"),
+                "answer": compare_rates(f"{strategy} {n}", f"plain {n}"),
+                "processor": compare_rates(f"{strategy} {n}", f"plain {n}", processor_rate),
+                "whole": compare_rates(f"{strategy} {n}", f"plain {n}", TaskTiming.total_tokens_per_second),
+                "tokens_a_second": round(statistics.median(measurements.list_rates(f"{strategy} {n}")), 1),
             }
             for strategy in STRATEGIES
             for n in CONCURRENCIES
@@ -124,9 +126,11 @@ def summarize(measurements: Measurements) -> dict[str, Any]:
             {
                 "rows": count,
                 "requests": requests,
-                "microseconds": round(1e6 * statistics.median(measurements.scheduling(name))),
-                "stock_microseconds": round(1e6 * statistics.median(measurements.scheduling(stock))),
-                "over_stock": asdict(Ratio.of(measurements.scheduling(name), measurements.scheduling(stock))),
+                "microseconds": round(1e6 * statistics.median(measurements.list_scheduling_times(name))),
+                "stock_microseconds": round(1e6 * statistics.median(measurements.list_scheduling_times(stock))),
+                "over_stock": asdict(
+                    Ratio.of(measurements.list_scheduling_times(name), measurements.list_scheduling_times(stock))
+                ),
             }
             for requests, name, stock, count in (
                 ("32 plain", "plain 32", "bare plain 32", 32),

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from decoding.conformance.canned_drafts import MAX_EFFECTS, CannedDrafts, list_sent_tokens
+from decoding.conformance.fake_drafts import MAX_EFFECTS, FakeDrafts, list_sent_tokens
 from decoding.conformance.samples import (
     HEADS,
     IMAGE_TOKENS,
@@ -31,7 +31,7 @@ from decoding.errors import OnlySeenError, StrategyFailed
 from decoding.outputs import NO_TOKEN
 from decoding.pipeline.composition import batch_stacks, check_layout, find_invalid_values
 from decoding.pipeline.dry_run import QUESTION, create_blank_image, fake_reply, run_program
-from decoding.pipeline.program import Finished, StrategyProgram, start_program
+from decoding.pipeline.program import ProgramResult, StrategyProgram, start_program
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt
 from decoding.strategy import PER_ROW, TEXT_SIDE, AttentionKeys, Strategy, TensorHooks
 
@@ -184,7 +184,7 @@ def check_text_side(strategy_class: type[Strategy]) -> Problems:
         )
         for _ in range(yields):
             effect = program.advance(reply)
-            if isinstance(effect, Finished):
+            if isinstance(effect, ProgramResult):
                 is_finished = True
                 break
             reply = fake_reply(effect)
@@ -207,7 +207,7 @@ def check_stream(strategy_class: type[Strategy]) -> Problems:
         return
     for favoured in ("first", "last"):
         case = f"where the {favoured} choice is the likeliest"
-        runs = [CannedDrafts(favoured == "first").run(strategy_class()) for _ in range(2)]
+        runs = [FakeDrafts(favoured == "first").run(strategy_class()) for _ in range(2)]
         if not have_equal_effects(*runs):
             yield f"`stream` has other effects in a second run with equal drafts, {case}"
         effects, outcome = runs[0]

@@ -11,7 +11,7 @@ from typing import Any
 from decoding.drafts import ReadDraft, Segment, SendTokens, StartDraft
 from decoding.errors import EngineFailed, StrategyFailed, Unsupported
 from decoding.outputs import NO_TOKEN, Answer, FinishInfo, FinishReason, RequestStats, Token, Usage
-from decoding.pipeline.program import Finished, StreamProgram, advance_program
+from decoding.pipeline.program import ProgramResult, StreamProgram, advance_program
 from decoding.requests import GenerateRequest
 from decoding.strategy import Strategy
 
@@ -134,7 +134,7 @@ class DraftRunner:
         program = StreamProgram(self._outcome.strategy, self._outcome.request)
         reply: Segment | list[Answer] | None = None
         try:
-            while not isinstance(effect := await advance_program(program, reply), Finished):
+            while not isinstance(effect := await advance_program(program, reply), ProgramResult):
                 reply = None
                 match effect:
                     case StartDraft():

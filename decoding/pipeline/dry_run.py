@@ -13,7 +13,7 @@ from decoding.drafts import DraftEffect, ReadDraft, Segment, SendTokens, StartDr
 from decoding.engine import Capability
 from decoding.errors import StrategyFailed
 from decoding.outputs import Answer, FinishInfo, RelevanceMap, StateHandle, Token, TokenLogprob, Usage
-from decoding.pipeline.program import Finished, start_program
+from decoding.pipeline.program import ProgramResult, start_program
 from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt, RelevanceRequest
 from decoding.strategy import Effect, Strategy
 
@@ -119,7 +119,7 @@ def run_program(strategy: Strategy) -> tuple[list[Effect | DraftEffect], Any]:
     num_requests = 0
     while num_requests < MAX_REQUESTS:
         effect = program.advance(reply)
-        if isinstance(effect, Finished):
+        if isinstance(effect, ProgramResult):
             return effects, effect.outcome
         effects.append(effect)
         num_requests += len(effect) if isinstance(effect, list) else 1

@@ -84,7 +84,7 @@ class HookInputs:
     position: Tensor  # [n, 1] tokens generated so far
     early_logits: Mapping[str, Tensor]  # strategy -> [n, exits, vocab]
 
-    def row(self, number: int) -> HookInputs:
+    def select_row(self, number: int) -> HookInputs:
         """Select one request, and keep the batch dimension."""
         one = slice(number, number + 1)
         states = {
@@ -121,7 +121,7 @@ class HookBatch:
     stack: tuple[TensorHooks, ...]  # one stack for all requests
     states: Mapping[str, Tensors]  # strategy -> name -> [n, *shape]
 
-    def inputs(
+    def gather_inputs(
         self, raw: Tensor, logits: Tensor, position: Tensor, early_logits: Sequence[Mapping[str, Tensor]] | None
     ) -> HookInputs:
         """Gather the inputs of the hooks from those of the step.
@@ -187,7 +187,7 @@ class HookResults:
             return self.failures.get(number)
         batch, inputs = next(done for done in self._done if number in done[0].numbers)
         row = list(batch.numbers).index(number)
-        return inputs.row(row).find_failure(batch.requests[row].stack)
+        return inputs.select_row(row).find_failure(batch.requests[row].stack)
 
 
 class LogitsHookRunner:
@@ -265,7 +265,7 @@ class LogitsHookRunner:
             def call(numbers: Sequence[int], planned: HookBatch = batch) -> None:
                 whole = numbers is planned.numbers
                 own = planned if whole else build_batch(numbers, requests, rows, raw.device)
-                inputs = own.inputs(raw, logits, position, early_logits)
+                inputs = own.gather_inputs(raw, logits, position, early_logits)
                 results.add(own, inputs, inputs.apply(own.stack))
 
             results.failures |= isolate_failures(batch.numbers, call)

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class ProgramResult:
     """Return value of a program. A StopIteration cannot cross a thread's future."""
 
     outcome: Any
@@ -41,14 +41,14 @@ class StrategyProgram:
             StrategyFailed: the strategy raises another exception, or yields or returns something else than a request.
 
         Returns:
-            The next effect, or `Finished`.
+            The next effect, or `ProgramResult`.
         """
         try:
             if self._program is None:
                 self._program = self._start()
             effect = self._program.send(reply)
         except StopIteration as stop:
-            return Finished(self._qualify_outcome(stop.value))
+            return ProgramResult(self._qualify_outcome(stop.value))
         except OnlySeenError:
             raise
         except Exception as error:
@@ -117,7 +117,7 @@ async def advance_program(program: StrategyProgram, reply: Any) -> Any:
     closed once the thread is done with it.
 
     Returns:
-        The next effect, or `Finished`.
+        The next effect, or `ProgramResult`.
     """
     step = asyncio.ensure_future(asyncio.to_thread(program.advance, reply))
     try:

@@ -14,7 +14,7 @@ from decoding.errors import EngineFailed
 from decoding.outputs import Answer, StateHandle, Token, Usage
 from decoding.pipeline.capabilities import require_hooks
 from decoding.pipeline.draft_runner import DraftedAnswer, DraftRunner, Outcome, as_request
-from decoding.pipeline.program import Finished, StrategyProgram, advance_program
+from decoding.pipeline.program import ProgramResult, StrategyProgram, advance_program
 from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest
 from decoding.strategy import Effect, Strategy
 
@@ -118,7 +118,7 @@ class StrategyRunner:
         self, strategy: Strategy, request: GenerateRequest, inner: tuple[Strategy, ...]
     ) -> GenerateRequest | Answer:
         program, reply = StrategyProgram(strategy, request), None
-        while not isinstance(effect := await advance_program(program, reply), Finished):
+        while not isinstance(effect := await advance_program(program, reply), ProgramResult):
             try:
                 reply = await self._perform(effect, inner)
             except BaseException:

@@ -56,9 +56,9 @@ class AvisC(PlausibleContrast):
         return {"attention": per_layer}
 
     def keep_image_tokens(self, state: Tensors) -> Tensor:
-        return self.blind(state["attention"]).expand_as(state["attention"])
+        return self.select_blind_tokens(state["attention"]).expand_as(state["attention"])
 
-    def blind(self, attention: Tensor) -> Tensor:
+    def select_blind_tokens(self, attention: Tensor) -> Tensor:
         """Select blind tokens, as a mask [image tokens], from [layers, image tokens] attention."""
         ordered, layers = (attention.sum(dim=-1) / attention.sum()).sort(descending=True)
         attending = layers[ordered.cumsum(dim=0) - ordered < self.gamma]

@@ -76,7 +76,7 @@ def evaluate_matcher(folder: Path, dataset: SceneDataset, batch: int = 64) -> di
     matcher = BlipForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
     figures: dict[str, Any] = {}
-    heat_shares: list[float] = []
+    relevance_shares: list[float] = []
     box_areas: list[float] = []
     cosines: dict[str, list[float]] = {"yes": [], "no": []}
     for kind, questions in build_pope_questions(dataset).items():
@@ -100,13 +100,13 @@ def evaluate_matcher(folder: Path, dataset: SceneDataset, batch: int = 64) -> di
                 total = float(maps[row].sum())
                 if question["label"] == "yes" and total > 0:
                     box_coverage = boxes.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3))
-                    heat_shares.append(float((maps[row].numpy() * box_coverage).sum()) / total)
+                    relevance_shares.append(float((maps[row].numpy() * box_coverage).sum()) / total)
                     box_areas.append(float(boxes.mean()))
         figures[kind] = to_percent(float(np.mean(correct)))
     figures |= _evaluate_prompts(matcher, tokenizer, dataset, batch)
-    shares = np.array(heat_shares)
-    figures["heat_in_box"] = to_percent(shares.mean())
-    figures["heat_interval"] = bootstrap_interval(len(shares), lambda rows: float(shares[rows].mean()))
+    shares = np.array(relevance_shares)
+    figures["relevance_in_box"] = to_percent(shares.mean())
+    figures["relevance_interval"] = bootstrap_interval(len(shares), lambda rows: float(shares[rows].mean()))
     figures["box_area"] = to_percent(float(np.mean(box_areas)))
     figures["cosine"] = {label: round(float(np.mean(values)), 3) for label, values in cosines.items()}
     return figures
@@ -121,15 +121,15 @@ def _evaluate_prompts(
         numbers = range(start, min(start + batch, len(dataset)))
         tokens = tokenizer([CAPTION_PROMPTS[0]] * len(numbers), padding=True, return_tensors="pt")
         maps, _ = compute_grad_cam(matcher, tokens, normalize_pixels(np.array(dataset.pixels[numbers])))
-        for heat, number in zip(maps.numpy(), numbers, strict=True):
+        for relevance, number in zip(maps.numpy(), numbers, strict=True):
             boxes = np.zeros(dataset.instance_maps.shape[1:], bool)
             for obj in dataset.objects[number]:
                 boxes[obj.box[1] : obj.box[3], obj.box[0] : obj.box[2]] = True
             coverage = boxes.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3))
-            shares.append(float((heat * coverage).sum()) / max(float(heat.sum()), 1e-12))
+            shares.append(float((relevance * coverage).sum()) / max(float(relevance.sum()), 1e-12))
             areas.append(float(boxes.mean()))
     return {
-        "prompt_heat_in_boxes": to_percent(float(np.mean(shares))),
+        "prompt_relevance_in_boxes": to_percent(float(np.mean(shares))),
         "prompt_box_area": to_percent(float(np.mean(areas))),
     }
 

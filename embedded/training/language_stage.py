@@ -25,7 +25,7 @@ AuxiliaryLoss = Callable[[tuple[torch.Tensor, ...], PackedBatch], torch.Tensor]
 
 
 class LanguageModel(nn.Module):
-    """The language model with its losses and its training-only probes."""
+    """The language model with its losses and its training-only presence heads."""
 
     weights: torch.Tensor
 
@@ -131,10 +131,10 @@ class LanguageModel(nn.Module):
         }
 
     def _probe_loss(self, hidden: tuple[torch.Tensor, ...], presence_labels: torch.Tensor) -> torch.Tensor:
-        """Train a probe in every upper layer to know, at the word of the named category, whether it is present.
+        """Train a linear head in each upper layer to classify at the word of the named category whether it is present.
 
-        Without it the answers stay at chance for very long. All layers are probed, so that the evidence is not
-        gathered in the heads of a single layer.
+        Without it the answers stay at chance for very long. Every upper layer has a presence head, so that the
+        evidence is not gathered in the attention heads of a single layer.
 
         Args:
             hidden: Hidden states of all layers, each [rows, length, 256].

@@ -114,7 +114,7 @@ class EvalClient:
             AssertionError: Never; the retry loop ends by returning or raising.
         """
         body = request.build_body(strategy_via)
-        async for attempt in self._retrying():
+        async for attempt in self._build_retrying():
             with attempt:
                 start = time.perf_counter()
                 document = await self._send("POST", "chat/completions", body)
@@ -123,12 +123,12 @@ class EvalClient:
         raise AssertionError("tenacity ends by a return or by raising")
 
     async def _send_with_retries(self, method: str, path: str) -> dict[str, Any]:
-        async for attempt in self._retrying():
+        async for attempt in self._build_retrying():
             with attempt:
                 return await self._send(method, path)
         raise AssertionError("tenacity ends by a return or by raising")
 
-    def _retrying(self) -> AsyncRetrying:
+    def _build_retrying(self) -> AsyncRetrying:
         backoff = wait_random_exponential(multiplier=self.retry_pause, max=MAX_WAIT / 2)
 
         def wait(state: RetryCallState) -> float:

@@ -86,7 +86,7 @@ class EvalRequest:
         if not self.sampling.greedy:
             body |= {"top_p": self.sampling.top_p, "seed": self.seed}
         if strategy_via == "body":
-            body["decoding"] = self.spec.decoding_field
+            body["decoding"] = self.spec.decoding
         if self.check:
             options = body.get("decoding")
             body["decoding"] = {**(options if isinstance(options, dict) else {}), "check": True, "grounding": True}

@@ -55,7 +55,7 @@ class StackSpec(BaseModel):
         return self.stack == ("plain",)
 
     @property
-    def decoding_field(self) -> dict[str, JsonValue]:
+    def decoding(self) -> dict[str, JsonValue]:
         """The value of `decoding` in a request."""
         return {"strategy": self.name, **self.parameters}
 

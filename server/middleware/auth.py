@@ -1,4 +1,4 @@
-"""Authentication by API key. When keys are set, every route needs one, except the probes."""
+"""Authentication by API key. When keys are set, every route needs one, except `/health` and `/ready`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from decoding.errors import OnlySeenError
 from server.errors import Forbidden, RateLimited, Unauthorized
-from server.middleware.http import PROBE_PATHS
+from server.middleware.http import HEALTH_PATHS
 from server.middleware.request_body import drain_body
 from server.settings import Settings
 
@@ -111,11 +111,11 @@ class ApiKeyMiddleware:
         Args:
             app: The next application.
             keys: The known keys.
-            open_paths: Paths that need no key, in addition to `PROBE_PATHS`.
+            open_paths: Paths that need no key, in addition to `HEALTH_PATHS`.
         """
         self.app = app
         self.keys = keys
-        self.open_paths = frozenset((*PROBE_PATHS, *open_paths))
+        self.open_paths = frozenset((*HEALTH_PATHS, *open_paths))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self.open_paths and self.keys.needs_key(scope["path"]):

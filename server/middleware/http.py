@@ -16,7 +16,7 @@ from server.errors import CLIENT_CLOSED_REQUEST, StoreFailed, build_error_respon
 
 log = structlog.get_logger("onlyseen.server")
 
-PROBE_PATHS = ("/health", "/ready")  # requested every few seconds: neither counted nor logged at level info
+HEALTH_PATHS = ("/health", "/ready")  # requested every few seconds: neither counted nor logged at level info
 SECURITY_HEADERS = {"x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "no-referrer"}
 
 
@@ -45,10 +45,10 @@ class RequestIdMiddleware:
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
-                is_probe = scope["path"] in PROBE_PATHS
-                if not is_probe:
+                is_health_check = scope["path"] in HEALTH_PATHS
+                if not is_health_check:
                     scope["app"].state.service.metrics.responses.labels(str(status)).inc()
-                write_log = log.debug if is_probe else log.info
+                write_log = log.debug if is_health_check else log.info
                 seconds = round(time.perf_counter() - start, 4)
                 write_log("response_sent", method=scope["method"], path=scope["path"], status=status, seconds=seconds)
 
@@ -98,7 +98,7 @@ def free_frames(error: BaseException) -> None:
 
 
 class HeadAsGetMiddleware:
-    """Routes HEAD, which probes use and FastAPI's routes lack, as GET. The HTTP server leaves out the body."""
+    """Routes HEAD, which health checks use and FastAPI's routes lack, as GET. The HTTP server leaves out the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ENGINE_PHASES = ("queue", "prefill", "decode")  # in this order; the server's phase `prepare` comes before them
 TRACER: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
-UNTRACED_URLS = "^(?!.*/v1/)"  # probes, metrics and pages
+UNTRACED_URLS = "^(?!.*/v1/)"  # health checks, metrics and pages
 
 
 def create_tracing_middleware(settings: Settings) -> list[Middleware]:

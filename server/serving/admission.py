@@ -40,7 +40,7 @@ class Admission:
             rows = await run_sync(estimate_rows)
             self._rows = await self.service.fair_queue.acquire(self.owner, rows)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Hand back the rows. The request is active no longer."""
         if self.service.fair_queue is not None and self._rows:
             self.service.fair_queue.release(self.owner, self._rows)
@@ -72,7 +72,7 @@ async def admit(request: Request, service: ServiceDep, owner: OwnerDep) -> Async
         try:
             yield admission
         finally:
-            admission.leave()
+            admission.release()
 
 
 def check_capacity(service: Service, owner: str) -> None:

@@ -14,7 +14,7 @@ LayerScales = Sequence[Tensor | None]  # per layer: [rows, 1, heads * head_dim];
 
 
 class HeadTap:
-    """A forward pre-hook on each layer's output projection. It does nothing outside of `observe` and `scale`."""
+    """A tap on each layer's output projection. It does nothing outside of `observe` and `scale`."""
 
     def __init__(self, projections: Sequence[Any], num_heads: int) -> None:
         self.num_layers = len(projections)

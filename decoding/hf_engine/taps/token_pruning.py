@@ -35,15 +35,15 @@ class TokenPruningTap:
 
 
 def build_pruning_tap(before: Tensor, kept: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Build a pre-hook that removes tokens from a layer's inputs.
+    """Build a tap that removes tokens from a layer's inputs.
 
     Args:
         before: [length] true for tokens that the previous layer passed on.
         kept: [length] true for tokens that this layer sees.
 
     Returns:
-        A forward pre-hook. It drops hidden states that the previous layer passed on, and from all other inputs the
-        entries of all dropped tokens.
+        The tap, a forward pre-hook of torch. It drops hidden states that the previous layer passed on, and from all
+        other inputs the entries of all dropped tokens.
     """
     among_passed = kept[before].nonzero().flatten()
     positions = kept.nonzero().flatten()

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from decoding.image_ops import Box
 from decoding.requests import Answer, GenerateRequest
-from decoding.strategies.zoomeye.crop_tree import FAMILIES, CropTree, answerable_question, confidence
+from decoding.strategies.zoomeye.crop_tree import FAMILIES, CropTree, answerable_question, compute_confidence
 from decoding.strategies.zoomeye.cues import find_cues, is_all_cue, singularize
 from decoding.strategy import Effect, Program, Strategy
 
@@ -90,8 +90,8 @@ class ZoomEye(Strategy):
             for cue in cues
         ]
         if thresholds.shows_whole and len(cues) > 1:
-            answers: list[Answer] = yield [tree.request(tree.root, answerable_question(goal)) for goal in goals]
-            if max(map(confidence, answers)) >= thresholds.upper:
+            answers: list[Answer] = yield [tree.build_request(tree.root, answerable_question(goal)) for goal in goals]
+            if max(map(compute_confidence, answers)) >= thresholds.upper:
                 return request
         found: list[Box] = []
         for cue, goal in zip(cues, goals, strict=True):
@@ -99,7 +99,7 @@ class ZoomEye(Strategy):
                 found += yield from self.find_all(tree, singularize(cue))
             else:
                 found += yield from self.find_one(tree, cue, goal, is_thorough)
-        return request.replace(prompt=tree.view(Box.around(found))) if found else request
+        return request.replace(prompt=tree.build_view(Box.around(found))) if found else request
 
     def find_one(self, tree: CropTree, cue: str, goal: str, is_thorough: bool) -> Search:
         """Find the node that answers `goal`, if there is one. A thorough search reaches a leaf before it ends."""
@@ -112,11 +112,11 @@ class ZoomEye(Strategy):
             visited = heappop(queue) if queue and visits > 0 else None
             if visited is not None:
                 _, depth, box = visited
-                visits, parts = visits - 1, tree.parts(box, depth)
+                visits, parts = visits - 1, tree.list_parts(box, depth)
                 may_end = may_end or not parts
-                answer: Answer = yield tree.request(box, answerable_question(goal))
+                answer: Answer = yield tree.build_request(box, answerable_question(goal))
                 if box != tree.root or thresholds.shows_whole or not is_thorough:
-                    confidences[box] = confidence(answer)
+                    confidences[box] = compute_confidence(answer)
             else:
                 threshold, visits, may_end = round(threshold - next(drops), 6), 2 if queue else 0, True
             best = max(confidences, key=confidences.__getitem__, default=None)
@@ -135,15 +135,17 @@ class ZoomEye(Strategy):
         questions = (tree.existence_question(cue), tree.latent_question(cue))
         values: list[float] = []
         for group in tree.group(parts):
-            answers: list[Answer] = yield [request for part in group for request in tree.requests(part, *questions)]
-            values += map(confidence, answers)
-        return [tree.priority(depth, *pair) for pair in zip(values[::2], values[1::2], strict=True)]
+            answers: list[Answer] = yield [
+                request for part in group for request in tree.build_requests(part, *questions)
+            ]
+            values += map(compute_confidence, answers)
+        return [tree.compute_priority(depth, *pair) for pair in zip(values[::2], values[1::2], strict=True)]
 
     def find_all(self, tree: CropTree, cue: str) -> Search:
         """Find every part that holds one of the objects."""
-        nodes = tree.nodes(ALL_CUE_DEPTH)
+        nodes = tree.list_nodes(ALL_CUE_DEPTH)
         existence: dict[Box, float] = {}
         for group in tree.group(nodes):
-            answers: list[Answer] = yield [tree.request(box, tree.existence_question(cue)) for box in group]
-            existence |= zip(group, map(confidence, answers), strict=True)
-        return tree.holders(existence, tree.root, ALL_CUE_DEPTH)
+            answers: list[Answer] = yield [tree.build_request(box, tree.existence_question(cue)) for box in group]
+            existence |= zip(group, map(compute_confidence, answers), strict=True)
+        return tree.find_holders(existence, tree.root, ALL_CUE_DEPTH)

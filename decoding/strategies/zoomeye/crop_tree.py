@@ -64,31 +64,31 @@ class CropTree:
         while self.depth < max_depth and max(box.size) >= side:
             self.depth, box = self.depth + 1, box.split()[-1]
 
-    def parts(self, box: Box, depth: int) -> tuple[Box, ...]:
+    def list_parts(self, box: Box, depth: int) -> tuple[Box, ...]:
         """Return the children of a node."""
         return box.split() if depth < self.depth and max(box.size) >= self.side else ()
 
-    def nodes(self, levels: int) -> list[Box]:
+    def list_nodes(self, levels: int) -> list[Box]:
         """List the whole image and its parts down to a number of levels."""
         nodes = layer = [self.root]
         for depth in range(levels):
-            layer = [part for box in layer for part in self.parts(box, depth)]
+            layer = [part for box in layer for part in self.list_parts(box, depth)]
             nodes = nodes + layer
         return nodes
 
-    def holders(self, existence: Mapping[Box, float], box: Box, levels: int, depth: int = 0) -> list[Box]:
+    def find_holders(self, existence: Mapping[Box, float], box: Box, levels: int, depth: int = 0) -> list[Box]:
         """Select, at or below `box`, the parts with enough c_e and no less than that of their own children."""
-        parts = self.parts(box, depth) if depth < levels else ()
+        parts = self.list_parts(box, depth) if depth < levels else ()
         if existence[box] >= max([MIN_EXISTENCE, *(existence[part] for part in parts)]):
             return [box]
-        return [found for part in parts for found in self.holders(existence, part, levels, depth + 1)]
+        return [found for part in parts for found in self.find_holders(existence, part, levels, depth + 1)]
 
-    def priority(self, depth: int, existence: float, latent: float) -> float:
+    def compute_priority(self, depth: int, existence: float, latent: float) -> float:
         """Compute w c_e + (1 - w) c_l of a node."""
         weight = self.thresholds.base + (1 - self.thresholds.base) * (depth / self.depth) ** 2
         return weight * existence + (1 - weight) * latent
 
-    def view(self, box: Box) -> Prompt:
+    def build_view(self, box: Box) -> Prompt:
         """Return the prompt with the view of a box in place of the image."""
         if box == self.root:
             return self.prompt
@@ -114,14 +114,14 @@ class CropTree:
         if group:
             yield group
 
-    def request(self, box: Box, question: str) -> GenerateRequest:
+    def build_request(self, box: Box, question: str) -> GenerateRequest:
         """Build the request that judges a box by a yes/no question."""
-        (request,) = self.requests(box, question)
+        (request,) = self.build_requests(box, question)
         return request
 
-    def requests(self, box: Box, *questions: str) -> list[GenerateRequest]:
+    def build_requests(self, box: Box, *questions: str) -> list[GenerateRequest]:
         """Build the requests that judge a box by several questions. They share its view."""
-        view = self.view(box)
+        view = self.build_view(box)
         return [GenerateRequest(view.with_question(question), choices=("Yes", "No")) for question in questions]
 
     def existence_question(self, cue: str) -> str:
@@ -139,7 +139,7 @@ def answerable_question(question: str) -> str:
     return ANSWERABLE.format(question)
 
 
-def confidence(answer: Answer) -> float:
+def compute_confidence(answer: Answer) -> float:
     """Compute 2 (p(Yes) - 1/2), in -1 ... 1; 0 where an inner strategy has ruled out both."""
     yes, no = answer.choices["Yes"], answer.choices["No"]
     if yes == no:

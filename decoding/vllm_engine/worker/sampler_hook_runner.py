@@ -72,7 +72,7 @@ class SamplerHookRunner:
         self._hooks: list[RequestHooks] = []  # of the gangs
         self._rows: list[Mapping[str, int]] = []  # of the gangs
         self._has_lazy_branches = False
-        self._main_rows, self._leaders, self._followers = (to_index([], device) for _ in range(3))
+        self._main_rows, self._main_rows_of_branches, self._branch_rows = (to_index([], device) for _ in range(3))
         self._pending: PendingStep | None = None
         self._built: dict[tuple[StrategySpec, ...], tuple[TensorHooks, ...]] = {}
 
@@ -156,8 +156,8 @@ class SamplerHookRunner:
             token_info: Receives the information about the tokens of the main rows.
         """
         self._force_tokens(rows, sampled)
-        if len(self._followers):
-            sampled[self._followers] = sampled[self._leaders]
+        if len(self._branch_rows):
+            sampled[self._branch_rows] = sampled[self._main_rows_of_branches]
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -226,8 +226,8 @@ class SamplerHookRunner:
         self._rows = [gang.rows for gang in self._gangs]
         self._has_lazy_branches = any(hooks.lazy_branches for hooks in self._hooks)
         self._main_rows = to_index([gang.main_row for gang in self._gangs], self.device)
-        self._leaders = to_index([leader for leader, _ in pairs], self.device)
-        self._followers = to_index([follower for _, follower in pairs], self.device)
+        self._main_rows_of_branches = to_index([main_row for main_row, _ in pairs], self.device)
+        self._branch_rows = to_index([row for _, row in pairs], self.device)
         self._layout = rows.layout
 
     def _build_request_hooks(self, member: Member) -> RequestHooks:

@@ -33,7 +33,7 @@ class Base(Strategy):
     paper = "none"
 
 
-class Probing(Base):
+class ProbingStrategy(Base):
     """A strategy without fault that probes."""
 
     def run(self, request: GenerateRequest) -> Program:
@@ -158,7 +158,7 @@ class RandomBranch(Base):
         return step.scores + 0 * step.branches["noisy"].nan_to_num()
 
 
-class Reading(Base):
+class DraftReadingStrategy(Base):
     """A strategy without fault that reads its own answer."""
 
     def stream(self, request: GenerateRequest) -> DraftProgram:
@@ -259,7 +259,7 @@ class Cropped(Base):
         return step.scores[..., 1:]
 
 
-class OneScale(Probing):
+class OneScale(ProbingStrategy):
     """Head scales of another shape."""
 
     def head_scales(self, state: Tensors) -> Tensor:
@@ -360,7 +360,7 @@ class TooDeep(Base):
         return EarlyExits((layers,))
 
 
-class Resurrects(Probing):
+class Resurrects(ProbingStrategy):
     """Keeps image tokens that an earlier layer has dropped."""
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
@@ -382,7 +382,7 @@ class NotNeutral(Base):
         return step.scores * (2 + self.alpha)
 
 
-@pytest.mark.parametrize("strategy_class", [Base, Probing, Reading])
+@pytest.mark.parametrize("strategy_class", [Base, ProbingStrategy, DraftReadingStrategy])
 def test_correct_strategy_passes_every_rule(strategy_class: type[Strategy]) -> None:
     assert {result.rule: result.problems for result in check_strategy(strategy_class)} == {
         get_rule_name(rule): () for rule in RULES

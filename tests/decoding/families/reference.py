@@ -161,15 +161,15 @@ class FamilyReference:
     def edit_heads(self, edit: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
         """Pass each layer's head outputs, [1, tokens, heads, head_dim], through `edit`."""
 
-        def hook(layer: int) -> Callable[..., tuple[Tensor, ...]]:
+        def build_tap(layer: int) -> Callable[..., tuple[Tensor, ...]]:
             return lambda _, inputs: (edit(layer, inputs[0].unflatten(-1, (self.heads, -1))).flatten(-2),)
 
-        hooks = [module.register_forward_pre_hook(hook(layer)) for layer, module in enumerate(self.outputs)]
+        handles = [module.register_forward_pre_hook(build_tap(layer)) for layer, module in enumerate(self.outputs)]
         try:
             yield
         finally:
-            for one in hooks:
-                one.remove()
+            for handle in handles:
+                handle.remove()
 
 
 def outlier_bound(values: Tensor) -> Tensor:

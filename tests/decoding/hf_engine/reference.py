@@ -206,21 +206,21 @@ class Reference:
         count = self.model.config.text_config.num_attention_heads
 
         def edit(layer: int) -> Callable[..., tuple[Tensor]]:
-            def hook(_: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            def edit_outputs(_: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
                 outputs = list(inputs[0].chunk(count, dim=-1))
                 heads.append(torch.stack([output[0, -1] for output in outputs]).double())
                 return (torch.cat([output * factors.get((layer, i), 1.0) for i, output in enumerate(outputs)], -1),)
 
-            return hook
+            return edit_outputs
 
-        hooks = [
+        handles = [
             layer.self_attn.o_proj.register_forward_pre_hook(edit(number)) for number, layer in enumerate(self.layers)
         ]
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            for handle in handles:
+                handle.remove()
 
     def exit_depths(self, strategy: Strategy) -> list[int]:
         """Return the numbers of layers after which the strategy needs logits."""

@@ -60,10 +60,10 @@ class ReferenceLazyBranches:
             self.logprobs.append(float(z.log_softmax(-1).max()))
 
 
-def threshold(reference: Reference) -> float:
+def find_threshold(reference: Reference) -> float:
     """Return a probability that about half of the steps stay below."""
-    get_logprobs = reference.decode((), PROMPT, LENGTH)
-    return sorted(float(raw.softmax(-1).max()) for raw in get_logprobs.raw)[LENGTH // 2]
+    decoded = reference.decode((), PROMPT, LENGTH)
+    return sorted(float(raw.softmax(-1).max()) for raw in decoded.raw)[LENGTH // 2]
 
 
 def get_logprobs(answer: Answer) -> list[float]:
@@ -71,7 +71,7 @@ def get_logprobs(answer: Answer) -> list[float]:
 
 
 async def test_lazy_branches_equal_recomputation(either: HFEngine, reference: Reference) -> None:
-    most = threshold(reference)
+    most = find_threshold(reference)
     naive = ReferenceLazyBranches(reference, most, PROMPT)
     answer, _ = await run_strategies(either, (LazyContrast(most=most),), PROMPT, exact_length(LENGTH, top_logprobs=0))
     assert [token.id for token in answer.tokens] == naive.tokens
@@ -83,7 +83,7 @@ async def test_lazy_branches_equal_recomputation(either: HFEngine, reference: Re
 async def test_branch_without_the_pending_tokens_differs(
     either: HFEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    most = threshold(reference)
+    most = find_threshold(reference)
     naive = ReferenceLazyBranches(reference, most, PROMPT)
     extend = type(either.model).extend
     monkeypatch.setattr(

@@ -38,8 +38,8 @@ def test_heads_have_equal_weight() -> None:
 def test_avisc_keeps_blind_tokens_of_the_attending_layers() -> None:
     """The second layer has .8 of 1.2 of the attention, so that it alone counts at gamma .5. Mean .2, deviation .17."""
     layers: Tensor = torch.tensor([[0.0, 0.4, 0.0, 0.0], [0.5, 0.1, 0.1, 0.1]])
-    assert AvisC().blind(layers).tolist() == [True, False, False, False]
-    assert AvisC(gamma=1).blind(layers).tolist() == [True, True, False, False]
-    assert AvisC(deviations=3).blind(layers).tolist() == [False] * 4
+    assert AvisC().select_blind_tokens(layers).tolist() == [True, False, False, False]
+    assert AvisC(gamma=1).select_blind_tokens(layers).tolist() == [True, True, False, False]
+    assert AvisC(deviations=3).select_blind_tokens(layers).tolist() == [False] * 4
     kept = AvisC().keep_image_tokens({"attention": layers})
     assert kept.tolist() == [[True, False, False, False]] * 2

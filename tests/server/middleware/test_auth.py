@@ -43,7 +43,7 @@ async def test_every_route_needs_a_key(start_server: StartServer, method: str, p
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])
-async def test_probes_need_no_key(start_server: StartServer, path: str) -> None:
+async def test_health_checks_need_no_key(start_server: StartServer, path: str) -> None:
     server = await start_server(api_keys=KEYS)
     assert (await server.http.get(path)).status_code == 200
 

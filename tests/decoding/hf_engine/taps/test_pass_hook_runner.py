@@ -39,12 +39,12 @@ async def test_only_passes_with_an_edited_row_use_the_attention_tap(engine: HFEn
 
 
 async def test_taps_are_removed_after_a_pass(engine: HFEngine) -> None:
-    """Torch hooks exist for the length of a pass."""
+    """Taps exist for the length of a pass."""
     await asyncio.gather(
         *(run_strategies(engine, names, make_prompt(), exact_length(4)) for names in ("dola", "deco", "pai"))
     )
-    hooks = [layer._forward_pre_hooks for layer in engine.model.decoder.layers]
-    assert not any(hooks)
+    taps = [layer._forward_pre_hooks for layer in engine.model.decoder.layers]
+    assert not any(taps)
     assert engine.model.decoder.config._attn_implementation == "sdpa"
 
 

@@ -25,7 +25,7 @@ from tests.decoding.hf_engine.harness import build_stack
 VOCAB = 50
 
 
-def new_hooks() -> SamplerHookRunner:
+def new_runner() -> SamplerHookRunner:
     return SamplerHookRunner(StateStore(1 << 20), torch.device("cpu"))
 
 
@@ -67,13 +67,13 @@ def test_gangs_of_several_strategies_and_other_requests_share_a_batch() -> None:
         first["vcd/noisy"], second[MAIN], None, other[MAIN], first[MAIN], second["vcd/noisy"], other["vcd/noisy"], cut
     )
     given, token_info = random_logits(8), TokenInfo()
-    mixed = new_hooks().before_sampling(step, given.clone(), token_info)
-    assert torch.equal(mixed[4], contrast_by_hand(given[4], given[0], 1.0))
-    assert torch.equal(mixed[1], contrast_by_hand(given[1], given[5], 1.0))
-    assert torch.equal(mixed[3], contrast_by_hand(given[3], given[6], 0.5))
-    assert torch.equal(mixed[7], mask_logits(given[7], plausibility_mask(given[7], 0.1)))
+    scores = new_runner().before_sampling(step, given.clone(), token_info)
+    assert torch.equal(scores[4], contrast_by_hand(given[4], given[0], 1.0))
+    assert torch.equal(scores[1], contrast_by_hand(given[1], given[5], 1.0))
+    assert torch.equal(scores[3], contrast_by_hand(given[3], given[6], 0.5))
+    assert torch.equal(scores[7], mask_logits(given[7], plausibility_mask(given[7], 0.1)))
     for untouched in (0, 2, 5, 6):
-        assert torch.equal(mixed[untouched], given[untouched])
+        assert torch.equal(scores[untouched], given[untouched])
 
 
 def test_gangs_that_differ_in_parameters_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,22 +86,22 @@ def test_gangs_that_differ_in_parameters_share_a_call(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(VCD, "logits", record_call)
     given = random_logits(16)
-    mixed = new_hooks().before_sampling(
+    scores = new_runner().before_sampling(
         rows(*(member for gang in gangs for member in gang.values())), given.clone(), {}
     )
     assert len(calls) == 1
     for n in range(8):
         main, noisy = given[2 * n], given[2 * n + 1]
-        assert torch.equal(mixed[2 * n], mask_logits(contrast(main, noisy, n / 8), plausibility_mask(main, n / 20)))
+        assert torch.equal(scores[2 * n], mask_logits(contrast(main, noisy, n / 8), plausibility_mask(main, n / 20)))
 
 
 def test_branches_take_the_main_rows_token() -> None:
     first, second = vcd_gang("one"), vcd_gang("two")
     step = rows(first["vcd/noisy"], None, second[MAIN], first[MAIN], second["vcd/noisy"])
-    hooks, token_info = new_hooks(), TokenInfo()
-    hooks.before_sampling(step, random_logits(5), token_info)
+    runner, token_info = new_runner(), TokenInfo()
+    runner.before_sampling(step, random_logits(5), token_info)
     sampled = torch.tensor([[10], [11], [12], [13], [14]], dtype=torch.int32)
-    hooks.after_sampling(step, sampled, token_info)
+    runner.after_sampling(step, sampled, token_info)
     assert sampled.flatten().tolist() == [13, 11, 12, 13, 12]
     assert set(token_info) == {"row-2", "row-3"}
 
@@ -109,55 +109,55 @@ def test_branches_take_the_main_rows_token() -> None:
 def test_incomplete_gang_is_left_alone() -> None:
     first = vcd_gang("one")
     step = rows(first[MAIN], first["vcd/noisy"], is_sampling=[True, False])
-    hooks, given, token_info = new_hooks(), random_logits(2), TokenInfo()
-    assert torch.equal(hooks.before_sampling(step, given.clone(), token_info), given)
+    runner, given, token_info = new_runner(), random_logits(2), TokenInfo()
+    assert torch.equal(runner.before_sampling(step, given.clone(), token_info), given)
     sampled = torch.tensor([[1], [2]])
-    hooks.after_sampling(step, sampled, token_info)
+    runner.after_sampling(step, sampled, token_info)
     assert sampled.flatten().tolist() == [1, 2]
     assert not token_info
 
 
 def test_rows_may_move_between_steps() -> None:
-    first, second, hooks = vcd_gang("one"), vcd_gang("two"), new_hooks()
-    hooks.before_sampling(
+    first, second, runner = vcd_gang("one"), vcd_gang("two"), new_runner()
+    runner.before_sampling(
         rows(first[MAIN], first["vcd/noisy"], second[MAIN], second["vcd/noisy"]), random_logits(4), {}
     )
     moved = rows(second["vcd/noisy"], second[MAIN])
     given = random_logits(2, seed=1)
-    assert torch.equal(hooks.before_sampling(moved, given.clone(), {})[1], contrast_by_hand(given[1], given[0], 1.0))
+    assert torch.equal(runner.before_sampling(moved, given.clone(), {})[1], contrast_by_hand(given[1], given[0], 1.0))
 
 
 def test_forbidden_tokens_stay_forbidden() -> None:
     first = vcd_gang("one")
     given = random_logits(2)
     given[0, 5:] = -math.inf
-    mixed = new_hooks().before_sampling(rows(first[MAIN], first["vcd/noisy"]), given.clone(), {})
-    assert (mixed[0, 5:] == -math.inf).all()
-    assert not mixed.isnan().any()
+    scores = new_runner().before_sampling(rows(first[MAIN], first["vcd/noisy"]), given.clone(), {})
+    assert (scores[0, 5:] == -math.inf).all()
+    assert not scores.isnan().any()
 
 
 def test_state_update_folds_sampled_steps_only() -> None:
     (vdgd,) = build_specs("vdgd")
     member = Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0"))
-    hooks, token_info = new_hooks(), TokenInfo()
+    runner, token_info = new_runner(), TokenInfo()
     for step in range(3):
         given = random_logits(1, seed=step)
-        hooks.before_sampling(rows(member, is_sampling=[step > 0]), given, token_info)
-        hooks.after_sampling(rows(member, is_sampling=[step > 0]), torch.tensor([[3]]), token_info)
+        runner.before_sampling(rows(member, is_sampling=[step > 0]), given, token_info)
+        runner.after_sampling(rows(member, is_sampling=[step > 0]), torch.tensor([[3]]), token_info)
     expected = torch.stack([random_logits(1, seed=step)[0].log_softmax(-1) for step in (1, 2)]).amax(0)
-    assert torch.allclose(hooks.states.get("state-0")["support"], expected)
+    assert torch.allclose(runner.states.get("state-0")["support"], expected)
     assert not any("error" in note for note in token_info.values())
 
 
 def test_state_that_does_not_fit_fails_its_request() -> None:
     (vdgd,) = build_specs("vdgd")
-    hooks, token_info = SamplerHookRunner(StateStore(max_bytes=100), torch.device("cpu")), TokenInfo()
+    runner, token_info = SamplerHookRunner(StateStore(max_bytes=100), torch.device("cpu")), TokenInfo()
     step = rows(Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0")), None)
     with structlog.testing.capture_logs():
-        hooks.before_sampling(step, random_logits(2), token_info)
-        hooks.after_sampling(step, torch.tensor([[3], [4]]), token_info)
+        runner.before_sampling(step, random_logits(2), token_info)
+        runner.after_sampling(step, torch.tensor([[3], [4]]), token_info)
     assert token_info["row-0"]["error_code"] == "memory_full"
-    assert len(hooks.states) == hooks.states.num_bytes == 0
+    assert len(runner.states) == runner.states.num_bytes == 0
 
 
 def test_logits_hook_that_raises_fails_its_own_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,27 +169,27 @@ def test_logits_hook_that_raises_fails_its_own_requests_only(monkeypatch: pytest
 
     monkeypatch.setattr(VCD, "logits", raise_broken)
     token_info = TokenInfo()
-    hooks = new_hooks()
+    runner = new_runner()
     with structlog.testing.capture_logs():
         step = rows(good, bad[MAIN], bad["vcd/noisy"])
-        mixed = hooks.before_sampling(step, random_logits(3), token_info).clone()
-        hooks.after_sampling(step, torch.tensor([[3], [4], [5]]), token_info)
+        scores = runner.before_sampling(step, random_logits(3), token_info).clone()
+        runner.after_sampling(step, torch.tensor([[3], [4], [5]]), token_info)
     assert token_info["row-1"] == {
         "error": "Strategy 'vcd' failed: RuntimeError.",
         "strategy": "vcd",
         "problem": "failed: RuntimeError",
     }
     assert "error" not in token_info["row-0"]
-    assert (mixed[0] == -math.inf).any()
+    assert (scores[0] == -math.inf).any()
 
 
 def test_prefix_tokens_are_forced() -> None:
-    member, hooks = Member("g", MAIN, 1, forced_token_ids=(7, 8)), new_hooks()
+    member, runner = Member("g", MAIN, 1, forced_token_ids=(7, 8)), new_runner()
     for generated, token in enumerate((7, 8, 3)):
         token_info, step = TokenInfo(), rows(member, generated=generated)
-        hooks.before_sampling(step, random_logits(1), token_info)
+        runner.before_sampling(step, random_logits(1), token_info)
         sampled = torch.tensor([[3]])
-        hooks.after_sampling(step, sampled, token_info)
+        runner.after_sampling(step, sampled, token_info)
         assert sampled.item() == token
         assert token_info["row-0"]["logprob"] == pytest.approx(random_logits(1)[0].log_softmax(-1)[token].item())
 
@@ -203,14 +203,14 @@ def test_strategy_does_not_receive_lazy_branches_that_it_does_not_need() -> None
         members += [main, Member(gang, "m3id/blind", 2)]
     given = random_logits(6) / 3
     given[0, 7] = 50.0  # certain
-    mixed = new_hooks().before_sampling(rows(*members), given.clone(), {})
+    scores = new_runner().before_sampling(rows(*members), given.clone(), {})
     assert strategies[0].needs_branches(given[::2]).tolist() == [False, True, True]
-    assert mixed[0, 7] == given[0, 7]
-    assert (mixed[0] > -math.inf).sum() == 1
+    assert scores[0, 7] == given[0, 7]
+    assert (scores[0] > -math.inf).sum() == 1
     for row, m3id in zip((2, 4), strategies[1:], strict=True):
         shown = Step(given[row], given[row], {"blind": given[row + 1]}, {}, torch.tensor([0]))
-        assert torch.equal(mixed[row], m3id.logits(shown))
-        assert not torch.equal(mixed[row], given[row])
+        assert torch.equal(scores[row], m3id.logits(shown))
+        assert not torch.equal(scores[row], given[row])
 
 
 class RenamedVCD(VCD):
@@ -223,8 +223,8 @@ def test_renamed_strategy_reads_its_branch(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(load_registry().strategies, "renamed", RenamedVCD)
     main = Member("gang", MAIN, 2, stack=(StrategySpec.of(RenamedVCD()),), branches=("renamed/noisy",))
     given, token_info = random_logits(2), TokenInfo()
-    mixed = new_hooks().before_sampling(rows(main, Member("gang", "renamed/noisy", 2)), given.clone(), token_info)
-    assert torch.equal(mixed[0], contrast_by_hand(given[0], given[1], 1.0))
+    scores = new_runner().before_sampling(rows(main, Member("gang", "renamed/noisy", 2)), given.clone(), token_info)
+    assert torch.equal(scores[0], contrast_by_hand(given[0], given[1], 1.0))
     assert not any("error" in info for info in token_info.values())
 
 
@@ -233,5 +233,5 @@ def test_ruled_out_sequences_are_forbidden_where_they_would_be_completed() -> No
     step, given = rows(member), random_logits(1)
     for last_token, forbidden in ((4, [5, 7]), (3, [7])):
         step.token_ids[0, -1] = last_token
-        mixed = new_hooks().before_sampling(step, given.clone(), TokenInfo())
-        assert (mixed[0] == -math.inf).nonzero().flatten().tolist() == forbidden
+        scores = new_runner().before_sampling(step, given.clone(), TokenInfo())
+        assert (scores[0] == -math.inf).nonzero().flatten().tolist() == forbidden

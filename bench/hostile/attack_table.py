@@ -47,10 +47,10 @@ def measure_cost(server: ServerProcess) -> Iterator[Cost]:
 
     watcher = threading.Thread(target=watch_memory)
     command = [sys.executable, "-m", "bench.hostile.health", str(server.port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probe:
-        assert probe.stdin is not None
-        assert probe.stdout is not None
-        probe.stdout.readline()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as health_process:
+        assert health_process.stdin is not None
+        assert health_process.stdout is not None
+        health_process.stdout.readline()
         watcher.start()
         try:
             yield cost
@@ -58,8 +58,8 @@ def measure_cost(server: ServerProcess) -> Iterator[Cost]:
         finally:
             is_over.set()
             watcher.join()
-            probe.stdin.close()
-            cost.health_delay = float(probe.stdout.readline() or "nan")
+            health_process.stdin.close()
+            cost.health_delay = float(health_process.stdout.readline() or "nan")
     time.sleep(SETTLE_SECONDS)
     cost.kept_megabytes = server.megabytes - before
 
@@ -71,7 +71,7 @@ class Attack:
     Attributes:
         name: Name of the attack.
         requests: Number of its requests or connections.
-        outcome: What the server did.
+        outcome: Result in words, such as the statuses of the responses with their numbers.
         limits: The limits that hold, in words.
         passed: Whether all of them hold.
         cost: Cost, unless no server is measured.
@@ -97,7 +97,7 @@ class AttackTable:
     names: str = ""
     rows: list[Attack] = field(default_factory=list)
 
-    def wants(self, name: str) -> bool:
+    def is_selected(self, name: str) -> bool:
         """Return whether an attack is to be run."""
         return self.names in name
 
@@ -117,7 +117,7 @@ class AttackTable:
         Args:
             name: Name of the attack.
             requests: Number of its requests or connections.
-            outcome: What the server did.
+            outcome: Result in words, such as the statuses of the responses with their numbers.
             cost: Measured cost, or None if the attack has no server.
             megabytes: Limit on the memory. The default is that of one request or of several.
             limit: A limit in addition to those on the cost.

@@ -1,4 +1,4 @@
-"""Canned drafts and answers for a strategy that reads its own answer (`Strategy.stream`)."""
+"""Fake drafts and answers for a strategy that reads its own answer (`Strategy.stream`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from decoding.drafts import DraftEffect, ReadDraft, Segment, SendTokens, StartDr
 from decoding.errors import StrategyFailed
 from decoding.outputs import Answer, FinishInfo, Token, Usage
 from decoding.pipeline.dry_run import QUESTION, create_blank_image, fake_reply
-from decoding.pipeline.program import Finished, start_program
+from decoding.pipeline.program import ProgramResult, start_program
 from decoding.requests import GenerateRequest, Prompt
 from decoding.strategy import Effect, Strategy
 
@@ -22,7 +22,7 @@ LIKELY = 0.9  # probability of the favoured choice
 MAX_EFFECTS = 1000
 
 
-class CannedDrafts:
+class FakeDrafts:
     """Replies to the effects of one `stream`, without an engine.
 
     Each draft has one sentence less than the one before, and at least one. Every token has its own id.
@@ -48,7 +48,7 @@ class CannedDrafts:
         effects: list[Any] = []
         for _ in range(MAX_EFFECTS):
             effect = program.advance(reply)
-            if isinstance(effect, Finished):
+            if isinstance(effect, ProgramResult):
                 return effects, effect.outcome
             reply = self._reply(strategy, effect)
             effects += [effect, reply] if isinstance(effect, ReadDraft) else [effect]
@@ -97,7 +97,7 @@ class CannedDrafts:
 
 
 def list_sent_tokens(effects: Sequence[Any]) -> list[Token]:
-    """List the tokens that a client gets, from the effects of `CannedDrafts.run`."""
+    """List the tokens that a client gets, from the effects of `FakeDrafts.run`."""
     sent: list[Token] = []
     for effect, following in zip(effects, [*effects[1:], None], strict=True):
         if isinstance(effect, SendTokens):
