@@ -86,7 +86,7 @@ class Measurements:
         """Return a rate of every round."""
         return [rate(timing, self.tasks[name]) for timing in self.timings[name]]
 
-    def mean_rows(self, name: str) -> float:
+    def compute_mean_rows(self, name: str) -> float:
         """Return the mean number of rows of a request."""
         return statistics.mean(timing.rows for timing in self.timings[name])
 
@@ -113,7 +113,7 @@ def summarize(measurements: Measurements) -> dict[str, Any]:
             {
                 "strategy": strategy,
                 "at_once": n,
-                "rows": measurements.mean_rows(f"{strategy} {n}"),
+                "rows": measurements.compute_mean_rows(f"{strategy} {n}"),
                 "answer": compare_rates(f"{strategy} {n}", f"plain {n}"),
                 "processor": compare_rates(f"{strategy} {n}", f"plain {n}", processor_rate),
                 "whole": compare_rates(f"{strategy} {n}", f"plain {n}", TaskTiming.total_tokens_per_second),

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from decoding.image_ops import Box
 from decoding.requests import Answer, GenerateRequest
-from decoding.strategies.zoomeye.crop_tree import FAMILIES, CropTree, answerable_question, compute_confidence
+from decoding.strategies.zoomeye.crop_tree import FAMILIES, CropTree, build_answerable_question, compute_confidence
 from decoding.strategies.zoomeye.cues import find_cues, is_all_cue, singularize
 from decoding.strategy import Effect, Program, Strategy
 
@@ -90,7 +90,9 @@ class ZoomEye(Strategy):
             for cue in cues
         ]
         if thresholds.shows_whole and len(cues) > 1:
-            answers: list[Answer] = yield [tree.build_request(tree.root, answerable_question(goal)) for goal in goals]
+            answers: list[Answer] = yield [
+                tree.build_request(tree.root, build_answerable_question(goal)) for goal in goals
+            ]
             if max(map(compute_confidence, answers)) >= thresholds.upper:
                 return request
         found: list[Box] = []
@@ -114,7 +116,7 @@ class ZoomEye(Strategy):
                 _, depth, box = visited
                 visits, parts = visits - 1, tree.list_parts(box, depth)
                 may_end = may_end or not parts
-                answer: Answer = yield tree.build_request(box, answerable_question(goal))
+                answer: Answer = yield tree.build_request(box, build_answerable_question(goal))
                 if box != tree.root or thresholds.shows_whole or not is_thorough:
                     confidences[box] = compute_confidence(answer)
             else:
@@ -132,7 +134,7 @@ class ZoomEye(Strategy):
         self, tree: CropTree, cue: str, parts: Sequence[Box], depth: int
     ) -> Generator[Effect, Any, list[float]]:
         """Compute w c_e + (1 - w) c_l of every part. The weight of c_e grows with depth."""
-        questions = (tree.existence_question(cue), tree.latent_question(cue))
+        questions = (tree.build_existence_question(cue), tree.build_latent_question(cue))
         values: list[float] = []
         for group in tree.group(parts):
             answers: list[Answer] = yield [
@@ -146,6 +148,6 @@ class ZoomEye(Strategy):
         nodes = tree.list_nodes(ALL_CUE_DEPTH)
         existence: dict[Box, float] = {}
         for group in tree.group(nodes):
-            answers: list[Answer] = yield [tree.build_request(box, tree.existence_question(cue)) for box in group]
+            answers: list[Answer] = yield [tree.build_request(box, tree.build_existence_question(cue)) for box in group]
             existence |= zip(group, map(compute_confidence, answers), strict=True)
         return tree.find_holders(existence, tree.root, ALL_CUE_DEPTH)

@@ -124,17 +124,17 @@ class CropTree:
         view = self.build_view(box)
         return [GenerateRequest(view.with_question(question), choices=("Yes", "No")) for question in questions]
 
-    def existence_question(self, cue: str) -> str:
+    def build_existence_question(self, cue: str) -> str:
         """Return the question of c_e."""
         view = "zoomed-in view" if self.thresholds.shows_whole else "image"
         return EXISTS.format(cue=with_article(cue), view=view)
 
-    def latent_question(self, cue: str) -> str:
+    def build_latent_question(self, cue: str) -> str:
         """Return the question of c_l."""
         return LATENT.format(cue=with_article(cue))
 
 
-def answerable_question(question: str) -> str:
+def build_answerable_question(question: str) -> str:
     """Return the question of c_a."""
     return ANSWERABLE.format(question)
 
