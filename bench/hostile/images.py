@@ -73,6 +73,55 @@ def build_gif_bomb(seed: int) -> str:
     return encode_image_url(screen + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;", "gif")
 
 
+def build_exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """Build an Exif directory from tags, types, counts and values of more than four bytes."""
+    start = 8 + 2 + 12 * len(entries) + 4
+    offsets = [start + sum(len(value) for *_, value in entries[:number]) for number in range(len(entries))]
+    directory = b"".join(
+        struct.pack("<HHII", tag, kind, count, offset)
+        for (tag, kind, count, _), offset in zip(entries, offsets, strict=True)
+    )
+    return struct.pack("<4sIH", b"II*\0", 8, len(entries)) + directory + bytes(4) + b"".join(v for *_, v in entries)
+
+
+def build_exif_bomb(entries: int = 2_500) -> bytes:
+    """Build an Exif directory of 64 kB whose entries name the same 4,000 fractions: ten million numbers."""
+    start = 8 + 2 + 12 * (entries + 1) + 4
+    directory = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    directory += b"".join(struct.pack("<HHII", 0x9000 + number, 5, 4_000, start) for number in range(entries))
+    return struct.pack("<4sIH", b"II*\0", 8, entries + 1) + directory + bytes(4) + b"\3" * 32_000
+
+
+def build_jpeg_with_segments(jpeg: bytes, *segments: tuple[int, bytes]) -> bytes:
+    """Insert segments, each a marker and at most 65,533 bytes, in place of the JFIF header of a JPEG."""
+    inserted = b"".join(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body for marker, body in segments)
+    return jpeg[:2] + inserted + jpeg[4 + int.from_bytes(jpeg[4:6], "big") :]
+
+
+def build_metadata_bomb(seed: int, kind: str, numbers: bytes | None = None) -> str:
+    """Build a small image with hostile Exif.
+
+    Args:
+        seed: Images with different seeds differ.
+        kind: Format of the image.
+        numbers: Numbers that the orientation lists; None: a directory that names the same numbers again and again.
+
+    Returns:
+        The data URL.
+    """
+    exif = build_exif_bomb() if numbers is None else build_exif((0x0112, 5, len(numbers) // 8, numbers))
+    image, buffer = Image.new("RGB", (8, 8), (40 * seed + 17,) * 3), io.BytesIO()
+    if kind == "png":
+        return encode_image_url(png(8, 8, chunk(b"eXIf", exif), pixels=8 * (b"\0" + bytes([seed]) * 24)))
+    if kind == "webp":
+        image.save(buffer, kind, exif=b"Exif\0\0" + exif)
+        return encode_image_url(buffer.getvalue(), kind)
+    image.save(buffer, kind)
+    parts = [exif[start : start + 65_000] for start in range(0, len(exif), 65_000)]
+    segments = [(0xE1, b"Exif\0\0" + part) for part in parts]
+    return encode_image_url(build_jpeg_with_segments(buffer.getvalue(), *segments), kind)
+
+
 def build_text_bomb(seed: int) -> str:
     """Build a PNG with 60 MB in a compressed text."""
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes([seed]) * 60_000_000, 9))
@@ -108,6 +157,16 @@ IMAGES: dict[str, Callable[[int], str]] = {  # name -> the image of a seed
     "1,000,000 comments in a JPEG": build_segment_flood,
     "300,000 texts in a PNG": build_chunk_flood,
     "60 compressed texts in a PNG": build_inflating_texts,
+    "1,750,000 fractions as the orientation of a PNG": lambda seed: build_metadata_bomb(
+        seed, "png", bytes([3]) * 14_000_000
+    ),
+    "1,750,000 fractions as the orientation of a JPEG": lambda seed: build_metadata_bomb(
+        seed, "jpeg", bytes([3]) * 14_000_000
+    ),
+    "1,750,000 fractions as the orientation of a WebP": lambda seed: build_metadata_bomb(
+        seed, "webp", bytes([3]) * 14_000_000
+    ),
+    "10,000,000 fractions in 64 kB of Exif of a JPEG": lambda seed: build_metadata_bomb(seed, "jpeg"),
     "1 x 25,000,000": lambda seed: draw("RGB", (1, 25_000_000), seed),
     "25,000,000 x 1": lambda seed: draw("RGB", (25_000_000, 1), seed),
     "16,384 x 164": lambda seed: draw("RGB", (16_384, 164), seed),

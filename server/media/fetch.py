@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin
 
 import anyio
@@ -24,12 +24,27 @@ READ_BYTES = (
 )
 MAX_REDIRECTS = 3
 HEADERS = [("user-agent", "onlyseen"), ("accept", "image/*"), ("accept-encoding", "identity")]
+TOO_MANY_BYTES = "The images that this request names by URL have too many bytes together: send fewer or smaller ones."
 FETCH_FAILED = "The image cannot be fetched: its address is not allowed, or does not return an image in time."
 
 # Errors of name resolution, of networks and of hostile responses. ValueError: a URL or a header cannot be parsed.
 FETCH_ERRORS = (OSError, ValueError, httpcore.ProtocolError, httpcore.NetworkError, httpcore.TimeoutException)
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+
+
+class ImageSource(Protocol):
+    """An image of a request that is not loaded yet."""
+
+    @property
+    def url(self) -> str:
+        """Data URL or http(s) URL."""
+        ...
+
+    @property
+    def param(self) -> str:
+        """Field of the request that holds the URL."""
+        ...
 
 
 class ImageFetcher:
@@ -40,35 +55,57 @@ class ImageFetcher:
         self._ssl_context = httpcore.default_ssl_context() if allowed else None  # loading the certificates is slow
         self._backend = AllowlistBackend(allowed, resolve or resolve_host)
 
-    async def fetch(self, url: str, param: str) -> bytes:
+    async def fetch_all(self, sources: Sequence[ImageSource], max_bytes: int) -> list[bytes]:
+        """Download the images of a request at the same time.
+
+        Args:
+            sources: The addresses, with the fields of the request that hold them.
+            max_bytes: Bytes of all images together.
+
+        Returns:
+            The contents, in the order of the sources. The first failure ends all downloads.
+        """
+        budget = ByteBudget(max_bytes)
+        tasks = [asyncio.create_task(self.fetch(source.url, source.param, budget)) for source in sources]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def fetch(self, url: str, param: str, budget: ByteBudget | None = None) -> bytes:
         """Download an image.
 
         Args:
             url: Address of the image.
             param: Field of the request that holds the URL.
+            budget: Bytes that the request may still download.
 
         Returns:
             The content.
 
         Raises:
             BadRequest: The address is not allowed, or its answer is missing, too slow or too large. The message is
-                the same in every case.
+                the same in every case, unless the images of the request are too large together.
         """
         try:
             with anyio.fail_after(FETCH_TIMEOUT):
-                return await self._follow_redirects(url)
+                return await self._follow_redirects(url, budget or ByteBudget(MAX_BYTES))
+        except BudgetExceeded:
+            raise BadRequest(TOO_MANY_BYTES, param=param, code="image_too_large") from None
         except (AddressRefused, *FETCH_ERRORS):
             raise BadRequest(FETCH_FAILED, param=param, code="invalid_image_url") from None
 
-    async def _follow_redirects(self, url: str) -> bytes:
+    async def _follow_redirects(self, url: str, budget: ByteBudget) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
-            result = await self._get(url)
+            result = await self._get(url, budget)
             if isinstance(result, bytes):
                 return result
             url = urljoin(url, result)
         raise AddressRefused
 
-    async def _get(self, url: str) -> bytes | str:
+    async def _get(self, url: str, budget: ByteBudget) -> bytes | str:
         """Return the content, or the location of a redirect."""
         target = parse_target(url)
         self.allowed.check(target)
@@ -84,11 +121,36 @@ class ImageFetcher:
                 return headers.get(b"location", b"").decode("ascii")
             if response.status != 200 or headers.get(b"content-encoding", b"identity") != b"identity":
                 raise AddressRefused
-            return await read_bounded(response)
+            return await read_bounded(response, budget)
 
 
-async def read_bounded(response: httpcore.Response) -> bytes:
+class BudgetExceeded(Exception):
+    """The images of a request have too many bytes together."""
+
+
+class ByteBudget:
+    """Bytes that the images of one request may have together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._bytes_left = max_bytes
+
+    def spend(self, count: int) -> None:
+        """Count bytes.
+
+        Raises:
+            BudgetExceeded: There are not so many left.
+        """
+        self._bytes_left -= count
+        if self._bytes_left < 0:
+            raise BudgetExceeded
+
+
+async def read_bounded(response: httpcore.Response, budget: ByteBudget) -> bytes:
     """Read a body of at most `MAX_BYTES`, whose parts are not too many for its size.
+
+    Args:
+        response: The response.
+        budget: Bytes that the request may still download.
 
     Returns:
         The body.
@@ -102,6 +164,7 @@ async def read_bounded(response: httpcore.Response) -> bytes:
         parts += 1
         if len(content) > MAX_BYTES or parts > MAX_SMALL_PARTS + len(content) // PART_BYTES:
             raise AddressRefused
+        budget.spend(len(chunk))
     return bytes(content)
 
 

@@ -16,7 +16,6 @@ MAX_CHUNKS = 20_000  # of a PNG or a WebP. Each frame of an animation is one
 MAX_SUB_BLOCKS = 10_000  # of a GIF, before its first frame
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_PIXEL_CHUNKS = {b"IDAT", b"fcTL", b"fdAT"}
-PNG_TEXT_CHUNKS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 SEARCH_BYTES = 1 << 20  # A search holds the interpreter.
 MARKER = re.compile(rb"\xff[^\x00\xff]")
 MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # RST0 ... RST7 belong to the data
@@ -90,29 +89,6 @@ def check_png(content: bytes) -> None:
         if chunks > MAX_CHUNKS or metadata_chunks > MAX_METADATA_CHUNKS:
             raise TooManyParts
         position += 12 + int.from_bytes(content[position : position + 4], "big")
-
-
-def drop_texts(content: bytes) -> bytes:
-    """Remove the texts and the colour profile of a PNG. Images of other formats are returned as they are.
-
-    Compressed texts of 500 kB can take gigabytes in the decoder. The profile is compressed too, and is not applied.
-
-    Returns:
-        The image, up to its end.
-    """
-    if not content.startswith(PNG_SIGNATURE):
-        return content
-    kept, kept_from, position = [], 0, len(PNG_SIGNATURE)
-    while position < len(content):
-        kind = content[position + 4 : position + 8]
-        end = position + 12 + int.from_bytes(content[position : position + 4], "big")
-        if kind in PNG_TEXT_CHUNKS:
-            kept.append(content[kept_from:position])
-            kept_from = end
-        if kind == b"IEND":
-            break
-        position = end
-    return b"".join((*kept, content[kept_from:])) if kept_from else content
 
 
 def check_riff(content: bytes) -> None:

@@ -11,18 +11,18 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import anyio
 from anyio.to_thread import run_sync
-from PIL import Image, ImageOps
+from PIL import Image
 
 from decoding.errors import BadRequest
 from decoding.prompt import ImageInput
-from server.media.fetch import FETCH_FAILED, MAX_BYTES, ImageFetcher
+from server.media.fetch import FETCH_FAILED, MAX_BYTES, ImageFetcher, ImageSource
 from server.media.host_allowlist import HostAllowlist
 from server.media.image_memory import ImageLease, ImageMemory
-from server.media.image_structure import TooManyParts, check_parts, drop_texts
+from server.media.image_metadata import UPRIGHT, strip_metadata
+from server.media.image_structure import TooManyParts, check_parts
 from server.serving.fair_queue import FairQueue
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -32,6 +32,7 @@ MAX_COSTLY_PIXELS = (
 )  # of a WebP or a CMYK image: decoding takes 12 to 16 bytes a pixel, others at most 10
 BASE64_PART = 1 << 20  # characters that are decoded at a time, a multiple of 4
 MAX_FETCHED_BYTES = 160_000_000  # of fetched images that are not decoded, over all requests; each counts as MAX_BYTES
+MAX_DECODING_BYTES = 150_000_000  # beside the decoded images, while images are decoded: what the largest one needs
 MAX_SIDE = 16_384
 MAX_ASPECT_RATIO = 100  # Image processors resize the shorter side to hundreds of pixels, and the longer one with it.
 TOO_LARGE = (
@@ -43,8 +44,18 @@ TOO_NARROW = f"The image is too narrow: the longer side is at most {MAX_ASPECT_R
 TOO_COMPLEX = "The image has too many scans or metadata: save it again without metadata."
 UNDECODABLE = "The image cannot be decoded: send a complete PNG, JPEG, WebP or GIF."
 DATA_URL_HEADER = re.compile(r"data:image/(?:png|jpe?g|webp|gif)(?:;[\w.-]+=[\w.-]+)*;base64", re.IGNORECASE)
-DECODER_VERSION = b"rgb-white-exif-1;"  # part of the cache key: change it with the way images are decoded
+DECODER_VERSION = b"rgb-white-exif-2;"  # part of the cache key: change it with the way images are decoded
 STRIP_PIXELS = 1 << 20  # Pillow holds the interpreter while it composes images, so that it composes one strip at a time
+ORIENTATION = "onlyseen orientation"  # key of the Exif orientation among the details of an opened image
+TRANSPOSITIONS = {  # Exif orientation -> what turns the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 HIGH_BYTES = [value >> 8 for value in range(1 << 16)]  # 16-bit value -> 8-bit value
 
 
@@ -72,7 +83,9 @@ class ImageLoader:
         self.fetcher = ImageFetcher(HostAllowlist(hosts))
         self.cache = ImageCache(cache_bytes)
         self.memory = ImageMemory(memory_bytes, int(owner_share * memory_bytes))
-        self.fetch_memory = FairQueue(MAX_FETCHED_BYTES, int(owner_share * MAX_FETCHED_BYTES))
+        self._max_fetched_bytes = max(MAX_BYTES, int(owner_share * MAX_FETCHED_BYTES))
+        self.fetch_memory = ImageMemory(MAX_FETCHED_BYTES, self._max_fetched_bytes)
+        self._decoding_memory = FairQueue(MAX_DECODING_BYTES)
 
     async def load(
         self, sources: Sequence[ImageSource], lease: ImageLease, cache_salt: str | None = None
@@ -81,20 +94,20 @@ class ImageLoader:
 
         Args:
             sources: Where the images are.
-            lease: The memory for the images. It grows to what decoding needs, and shrinks to what the images keep.
+            lease: The memory for the images. It grows to what the images keep.
             cache_salt: Requests with different salts share no cached image.
 
         Returns:
             The decoded images.
         """
-        urls = sum(map(self._is_fetched, sources))
+        urls = [source for source in sources if self._is_fetched(source)]
         if not urls:
             return await self._decode(sources, [None] * len(sources), lease, cache_salt)
-        async with self.fetch_memory.hold(cache_salt or "", urls * MAX_BYTES):
-            contents = [
-                await self.fetcher.fetch(source.url, source.param) if self._is_fetched(source) else None
-                for source in sources
-            ]
+        with self.fetch_memory.lease(cache_salt) as fetch_lease:
+            await fetch_lease.reserve(min(len(urls) * MAX_BYTES, self._max_fetched_bytes))
+            fetched = iter(await self.fetcher.fetch_all(urls, fetch_lease.bytes))
+            contents = [next(fetched) if self._is_fetched(source) else None for source in sources]
+            fetch_lease.shrink(sum(len(content) for content in contents if content is not None))
             return await self._decode(sources, contents, lease, cache_salt)
 
     def _is_fetched(self, source: ImageSource) -> bool:
@@ -109,18 +122,18 @@ class ImageLoader:
         cache_salt: str | None,
     ) -> list[ImageInput]:
         opened = await self._open(sources, contents, cache_salt)
-        kept, size = sum(image.kept_bytes for image in opened), estimate_bytes(opened)
+        size = sum(image.kept_bytes for image in opened)
         if lease.fits(size):
             await lease.reserve(size)
         else:  # Nothing but what the budget of bodies counts is kept while the request waits.
             del opened
             await lease.reserve(size)
             opened = await self._open(sources, contents, cache_salt)
-        images = [
-            await run_sync(decode_cached, image, source, self.cache, limiter=self.limiter)
-            for image, source in zip(opened, sources, strict=True)
-        ]
-        lease.shrink(kept)
+        images = []
+        for image, source in zip(opened, sources, strict=True):
+            # Held for as long as the decoder runs, so that a large image delays those of other keys by no more.
+            async with self._decoding_memory.hold(cache_salt or "", image.decoding_bytes - image.kept_bytes):
+                images.append(await run_sync(decode_cached, image, source, self.cache, limiter=self.limiter))
         return images
 
     async def _open(
@@ -134,20 +147,6 @@ class ImageLoader:
             pixels_left -= image.pixels
             opened.append(image)
         return opened
-
-
-class ImageSource(Protocol):
-    """An image of a request that is not loaded yet."""
-
-    @property
-    def url(self) -> str:
-        """Data URL or http(s) URL."""
-        ...
-
-    @property
-    def param(self) -> str:
-        """Field of the request that holds the URL."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +175,6 @@ class OpenedImage:
         if self.encoded is None:
             return self.kept_bytes
         return self.pixels * (16 if self.encoded.format == "WEBP" else 12 if self.encoded.mode == "CMYK" else 10)
-
-
-def estimate_bytes(images: Sequence[OpenedImage]) -> int:
-    """Estimate the most bytes in use while a request's images are decoded one after the other."""
-    kept = sum(image.kept_bytes for image in images)
-    return kept + max((image.decoding_bytes - image.kept_bytes for image in images), default=0)
 
 
 class ImageCache:
@@ -349,7 +342,9 @@ def open_image(content: bytes, param: str, max_pixels: int = MAX_PIXELS) -> Imag
     """
     with convert_errors(param):
         check_parts(content)
-        image = Image.open(io.BytesIO(drop_texts(content)), formats=FORMATS)
+        pixels, orientation = strip_metadata(content)
+        image = Image.open(io.BytesIO(pixels), formats=FORMATS)
+        image.info[ORIENTATION] = orientation
         if image.width * image.height > min(max_pixels, get_max_pixels(image)):
             raise BadRequest(TOO_LARGE, param=param, code="image_too_large")
         if min(image.size) < 1:
@@ -370,8 +365,8 @@ def decode_opened(image: Image.Image, param: str) -> Image.Image:
     """
     with convert_errors(param), image:
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return convert_to_rgb(image)
+        transposition = TRANSPOSITIONS.get(image.info.get(ORIENTATION, UPRIGHT))
+        return convert_to_rgb(image if transposition is None else image.transpose(transposition))
 
 
 @contextmanager

@@ -59,6 +59,7 @@ FIXED = {
     "Time for a client to read one event": respond.SEND_TIMEOUT,
     "Time for a client to take 64 kB of a response, or its rest": timed_protocol.WRITE_TIMEOUT,
     "Share of rows for batches": state.BATCH_SHARE,
+    "Memory of decoders beside the decoded images": images.MAX_DECODING_BYTES / 1_000_000,
     "Fields of an upload, beside its file": uploads.MAX_FIELDS,
     "Bytes of a field of an upload": uploads.MAX_FIELD_BYTES,
     "Files of a key": store.MAX_FILES,

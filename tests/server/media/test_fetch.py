@@ -30,12 +30,14 @@ class Site:
 
     def __init__(self) -> None:
         self.hits: list[str] = []
+        self.was_hit = asyncio.Event()
         self.port = 0
         self.redirect_to = ""
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = (await reader.readuntil(b"\r\n\r\n")).decode()
         self.hits.append(request)
+        self.was_hit.set()
         head = "HTTP/1.1 200 OK\r\nconnection: close\r\n"
         match request.split()[1]:
             case "/a.png?x=1":
@@ -210,7 +212,7 @@ async def test_body_of_too_many_parts_is_refused() -> None:
                 yield b"a"
 
     with pytest.raises(AddressRefused):
-        await fetch.read_bounded(OneByteParts())  # type: ignore[arg-type]
+        await fetch.read_bounded(OneByteParts(), fetch.ByteBudget(fetch.MAX_BYTES))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", ["/tiny-chunks", "/informational"])
@@ -231,7 +233,8 @@ async def test_fetched_images_are_bounded_over_all_requests(site: Site) -> None:
     host = f"{LOOPBACK}:{site.port}"
     loader = ImageLoader([host])
     source = ImageRef(f"http://{host}/a.png?x=1", "url")
-    async with loader.fetch_memory.hold("", 155_000_000):
+    with loader.fetch_memory.lease(None) as fetched:
+        await fetched.reserve(155_000_000)
         with loader.memory.lease(None) as lease:
             waiting = asyncio.create_task(loader.load([source], lease))
             await asyncio.sleep(0.1)
@@ -240,6 +243,43 @@ async def test_fetched_images_are_bounded_over_all_requests(site: Site) -> None:
             await asyncio.gather(waiting, return_exceptions=True)
     with loader.memory.lease(None) as lease:
         assert len(await loader.load([source], lease)) == 1
+
+
+async def test_images_of_a_request_are_fetched_at_the_same_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "FETCH_TIMEOUT", 0.5)
+    host = f"{LOOPBACK}:{site.port}"
+    sources = [ImageRef(f"http://{host}/slow", f"url {number}") for number in range(4)]
+    start = time.perf_counter()
+    with pytest.raises(BadRequest) as error:
+        await ImageFetcher(HostAllowlist([host])).fetch_all(sources, fetch.MAX_BYTES)
+    assert error.value.param in [source.param for source in sources]
+    assert len(site.hits) == 4
+    assert time.perf_counter() - start < 1.5
+
+
+async def test_bytes_of_all_fetched_images_are_bounded(site: Site) -> None:
+    host = f"{LOOPBACK}:{site.port}"
+    fetcher = ImageFetcher(HostAllowlist([host]))
+    sources = [ImageRef(f"http://{host}/a.png?x=1", "url")] * 3
+    assert await fetcher.fetch_all(sources, 3 * len(PNG)) == [PNG] * 3
+    with pytest.raises(BadRequest) as error:
+        await fetcher.fetch_all(sources, 3 * len(PNG) - 1)
+    assert error.value.code == "image_too_large"
+
+
+async def test_key_that_fetches_many_images_leaves_room_for_others(site: Site) -> None:
+    host = f"{LOOPBACK}:{site.port}"
+    loader = ImageLoader([host], owner_share=0.5)
+    sources = [ImageRef(f"http://{host}/slow", "url")] * 16
+    with loader.memory.lease("a") as lease, loader.memory.lease("b") as other:
+        slow = asyncio.create_task(loader.load(sources, lease, "a"))
+        await asyncio.wait_for(site.was_hit.wait(), 10)
+        assert len(await loader.load([ImageRef(f"http://{host}/a.png?x=1", "url")], other, "b")) == 1
+        assert not slow.done()
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+    with loader.fetch_memory.lease("a") as fetched:
+        assert fetched.fits(80_000_000)
 
 
 async def test_chat_requests_accept_image_urls_of_allowed_hosts(start_server: StartServer, site: Site) -> None:

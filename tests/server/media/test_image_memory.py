@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from decoding.errors import BadRequest
+from server.media import images
 from server.media.image_memory import ImageLease, ImageMemory
 from server.media.images import ImageLoader
 from server.settings import Settings
@@ -26,7 +28,7 @@ class Source:
 
 
 async def test_request_waits_until_its_images_fit() -> None:
-    loader = ImageLoader(memory_bytes=4_000_000)
+    loader = ImageLoader(memory_bytes=2_500_000)
     first, second, third = (loader.memory.lease(None) for _ in range(3))
     await loader.load([Source(LARGE), Source(LARGE)], first)
     assert first.bytes == 2_000_000
@@ -40,7 +42,7 @@ async def test_request_waits_until_its_images_fit() -> None:
     assert image.source.size == (500, 500)
     second.release()
     await asyncio.gather(cancelled, return_exceptions=True)
-    assert loader.memory.lease(None).fits(4_000_000)
+    assert loader.memory.lease(None).fits(2_500_000)
 
 
 async def test_refused_image_gives_its_memory_back() -> None:
@@ -104,6 +106,36 @@ async def test_key_holds_no_more_than_its_share() -> None:
         await asyncio.wait_for(loader.load([Source(LARGE), Source(LARGE)], other), 10)
     may_release.set()
     await asyncio.wait_for(asyncio.gather(*tasks), 10)
+
+
+async def test_large_image_of_one_key_does_not_wait_for_images_of_another() -> None:
+    """An image takes twice as much again while it is decoded. That memory is free again after the decoder."""
+    loader = ImageLoader(memory_bytes=256_000_000, owner_share=0.5)
+    large, small = data_url(Image.new("L", (5000, 5000))), data_url(Image.new("RGB", (8, 8)))
+    with loader.memory.lease("a") as first, loader.memory.lease("b") as second, loader.memory.lease("b") as third:
+        await loader.load([Source(LARGE)], second, "b")
+        await asyncio.wait_for(loader.load([Source(large)], first, "a"), 30)
+        assert first.bytes == 100_000_000
+        await asyncio.wait_for(loader.load([Source(small)], third, "b"), 30)
+    assert loader.memory.lease("a").fits(128_000_000)
+
+
+async def test_images_are_decoded_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = 0, 0
+
+    def decode(*_: object) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.05)
+        running -= 1
+
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", 4_000_000)  # an image takes 1.5 MB beside its pixels
+    monkeypatch.setattr(images, "decode_cached", decode)
+    loader = ImageLoader()
+    leases = [loader.memory.lease(None) for _ in range(6)]
+    await asyncio.gather(*(loader.load([Source(LARGE)], lease) for lease in leases))
+    assert most == 2
 
 
 async def test_service_gives_each_of_two_keys_its_share() -> None:
