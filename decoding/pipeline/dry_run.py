@@ -37,13 +37,17 @@ class DryRun:
     reads_drafts: bool = False  # reads its answer, and sends it sentence by sentence
 
 
-def dry_run(strategy: Strategy) -> DryRun:
+def dry_run(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> DryRun:
     """Collect the needs and costs of one request.
+
+    Args:
+        strategy: The strategy, with its parameters.
+        max_requests: Extra requests after which the strategy counts as endless. All of them are kept in memory.
 
     Returns:
         The needs and costs. A strategy that searches makes more or fewer requests on a real image.
     """
-    effects, outcome = run_program(strategy)
+    effects, outcome = run_program(strategy, max_requests)
     requests = list_requests(effects)
     generations = [request for request in requests if isinstance(request, GenerateRequest)]
     reads_drafts = strategy.reads_drafts()
@@ -105,8 +109,12 @@ def request_needs(request: GenerateRequest) -> set[Capability]:
     return {capability for capability, is_needed in needs.items() if is_needed}
 
 
-def run_program(strategy: Strategy) -> tuple[list[Effect | DraftEffect], Any]:
+def run_program(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> tuple[list[Effect | DraftEffect], Any]:
     """Run a text side to its end.
+
+    Args:
+        strategy: The strategy, with its parameters.
+        max_requests: Requests after which the strategy counts as endless.
 
     Returns:
         All its effects, and its outcome: a request, an answer, or a finish reason.
@@ -117,14 +125,14 @@ def run_program(strategy: Strategy) -> tuple[list[Effect | DraftEffect], Any]:
     program, reply = start_program(strategy, GenerateRequest(Prompt.of(QUESTION, create_blank_image()))), None
     effects: list[Effect | DraftEffect] = []
     num_requests = 0
-    while num_requests < MAX_REQUESTS:
+    while num_requests < max_requests:
         effect = program.advance(reply)
         if isinstance(effect, ProgramResult):
             return effects, effect.outcome
         effects.append(effect)
         num_requests += len(effect) if isinstance(effect, list) else 1
         reply = fake_reply(effect)
-    raise StrategyFailed(strategy.name, f"does not end a dry run within {MAX_REQUESTS} requests")
+    raise StrategyFailed(strategy.name, f"does not end a dry run within {max_requests} requests")
 
 
 def list_requests(effects: Sequence[Effect | DraftEffect]) -> list[GenerateRequest | ProbeRequest | RelevanceRequest]:

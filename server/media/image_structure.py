@@ -112,8 +112,7 @@ def check_gif(content: bytes) -> None:
     Raises:
         TooManyParts: There are too many.
     """
-    has_palette = content[10:11] > b"\x7f"
-    position = 13 + (3 << (content[10] % 8 + 1) if has_palette else 0)
+    position = find_gif_blocks(content)
     sub_blocks, junk = 0, 0
     while (found := search(GIF_BLOCK, content, position)) is not None:
         junk += found - position
@@ -130,3 +129,18 @@ def check_gif(content: bytes) -> None:
         junk += len(content) - position
     if junk > MAX_JUNK:
         raise TooManyParts
+
+
+def find_gif_blocks(content: bytes) -> int:
+    """Return the position of the first block of a GIF, behind its header and palette."""
+    has_palette = content[10:11] > b"\x7f"
+    return 13 + (3 << (content[10] % 8 + 1) if has_palette else 0)
+
+
+def skip_sub_blocks(content: bytes, position: int) -> int:
+    """Return the position behind the sub-blocks of a GIF that begin at `position`."""
+    size = 1
+    while size and position < len(content):
+        size = content[position]
+        position += 1 + size
+    return position

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import hashlib
 import io
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import anyio
 from anyio.to_thread import run_sync
@@ -57,6 +59,9 @@ TRANSPOSITIONS = {  # Exif orientation -> what turns the image upright
     8: Image.Transpose.ROTATE_90,
 }
 HIGH_BYTES = [value >> 8 for value in range(1 << 16)]  # 16-bit value -> 8-bit value
+
+
+Result = TypeVar("Result")
 
 
 class ImageLoader:
@@ -117,7 +122,7 @@ class ImageLoader:
     async def _decode(
         self,
         sources: Sequence[ImageSource],
-        contents: Sequence[bytes | None],
+        contents: list[bytes | None],
         lease: ImageLease,
         cache_salt: str | None,
     ) -> list[ImageInput]:
@@ -129,11 +134,15 @@ class ImageLoader:
             del opened
             await lease.reserve(size)
             opened = await self._open(sources, contents, cache_salt)
+        contents.clear()
         images = []
         for image, source in zip(opened, sources, strict=True):
+            if image.cached is not None:
+                images.append(image.cached)
+                continue
             # Held for as long as the decoder runs, so that a large image delays those of other keys by no more.
             async with self._decoding_memory.hold(cache_salt or "", image.decoding_bytes - image.kept_bytes):
-                images.append(await run_sync(decode_cached, image, source, self.cache, limiter=self.limiter))
+                images.append(await run_to_end(decode_cached, image, source, self.cache, limiter=self.limiter))
         return images
 
     async def _open(
@@ -141,12 +150,42 @@ class ImageLoader:
     ) -> list[OpenedImage]:
         opened, pixels_left = [], MAX_PIXELS
         for source, content in zip(sources, contents, strict=True):
-            image = await run_sync(
+            image = await run_to_end(
                 open_source, source, content, pixels_left, self.cache, cache_salt, limiter=self.limiter
             )
             pixels_left -= image.pixels
             opened.append(image)
         return opened
+
+
+async def run_to_end(work: Callable[..., Result], *arguments: Any, limiter: anyio.CapacityLimiter) -> Result:
+    """Run work in a thread, and wait for its end even if the caller is cancelled.
+
+    A thread cannot be stopped. If the caller left before, its memory would be handed out while the thread uses it.
+
+    Args:
+        work: The function.
+        arguments: Its arguments.
+        limiter: Bounds the threads.
+
+    Returns:
+        The result.
+
+    Raises:
+        CancelledError: The caller was cancelled meanwhile.
+    """
+    task = asyncio.ensure_future(run_sync(work, *arguments, limiter=limiter))
+    is_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if not is_cancelled:
+        return task.result()
+    task.exception()  # retrieved, so that it is not logged
+    del task  # a traceback would keep the result
+    raise asyncio.CancelledError
 
 
 @dataclass(frozen=True, slots=True)

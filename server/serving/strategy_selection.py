@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("onlyseen.server")
 
 MAX_DRY_RUNS = 256  # results that are kept; parameters have at most 20,000 characters
+MAX_DRY_RUN_REQUESTS = 300  # of one dry run. With some parameters `zoomeye` makes thousands
+DRY_RUN_LOCK = threading.Lock()  # one at a time: a dry run keeps its requests, with crops of an image
 
 
 def resolve_stack(model: str, decoding: Decoding, served_name: str, default: str) -> tuple[Strategy, ...]:
@@ -106,11 +109,14 @@ def estimate_rows(stack: Sequence[Strategy], choices: int, *, grounding: bool = 
         grounding: Whether a branch without the image runs for the grounding.
 
     Returns:
-        The estimate. A strategy whose requests depend on the image or the answer may take more or fewer rows.
+        The estimate. A strategy whose requests depend on the image or the answer may take more or fewer rows. One whose
+        dry run fails, or makes too many requests, counts with its default parameters.
     """
     rows, branches = 1, 0
     for strategy in reversed(stack):
-        result = try_dry_run(type(strategy), strategy.model_dump_json(exclude_defaults=True))
+        with DRY_RUN_LOCK:
+            result = try_dry_run(type(strategy), strategy.model_dump_json(exclude_defaults=True))
+            result = result or try_dry_run(type(strategy))
         if result is None:
             continue
         branches += len(result.branches)
@@ -134,7 +140,7 @@ def try_dry_run(strategy_class: type[Strategy], parameters: str = "{}") -> DryRu
     from decoding.pipeline.dry_run import dry_run
 
     try:
-        return dry_run(strategy_class.model_validate_json(parameters))
+        return dry_run(strategy_class.model_validate_json(parameters), MAX_DRY_RUN_REQUESTS)
     except Exception as error:  # a third-party strategy that fails must not remove the others from the list
         log.warning("dry_run_failed", strategy=strategy_class.name, exc_info=error)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from dataclasses import dataclass
 
@@ -136,6 +137,33 @@ async def test_images_are_decoded_within_a_bound(monkeypatch: pytest.MonkeyPatch
     leases = [loader.memory.lease(None) for _ in range(6)]
     await asyncio.gather(*(loader.load([Source(LARGE)], lease) for lease in leases))
     assert most == 2
+
+
+async def test_memory_of_a_cancelled_request_is_held_until_its_decoder_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, may_end = threading.Event(), threading.Event()
+
+    def decode(*_: object) -> None:
+        began.set()
+        may_end.wait(10)
+
+    monkeypatch.setattr(images, "decode_cached", decode)
+    loader = ImageLoader(memory_bytes=4_000_000)
+
+    async def load() -> None:
+        with loader.memory.lease(None) as lease:
+            await loader.load([Source(LARGE)], lease)
+
+    task = asyncio.create_task(load())
+    await asyncio.to_thread(began.wait, 10)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    assert not loader.memory.lease(None).fits(4_000_000)
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert loader.memory.lease(None).fits(4_000_000)
 
 
 async def test_service_gives_each_of_two_keys_its_share() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
 
 from bench.hostile.images import build_exif, build_exif_bomb, build_jpeg_with_segments, chunk
+from decoding.errors import BadRequest
 from server.media.image_metadata import strip_metadata
 from server.media.images import decode_image, open_image
 from tests.server.interpreter_holds import measure_longest_hold
@@ -119,3 +122,41 @@ def test_directory_that_names_the_same_numbers_again_and_again_costs_nothing(pla
     with measure_longest_hold() as hold:
         assert decode_image(content, "url").size in (SIZE, SIZE[::-1])
     assert hold.seconds < 0.1
+
+
+JPEG, WEBP, GIF = draw("JPEG"), draw("WEBP"), draw("GIF", "P")
+EXIF_SEGMENT = b"\xff\xe1\0\x0aExif\0\0ab"
+FLOODS = {
+    "Exif inside a JPG segment": build_jpeg_with_segments(JPEG, *[(0xC8, EXIF_SEGMENT * 5_000)] * 20),
+    "frame headers of a JPEG": build_jpeg_with_segments(JPEG, *[(0xC0, bytes(63_000))] * 200),
+    "hierarchical headers of a JPEG": build_jpeg_with_segments(JPEG, *[(0xDE, bytes(63_000))] * 200),
+    "tables of a JPEG": build_jpeg_with_segments(JPEG, *[(0xDB, (b"\0" + bytes([1]) * 64) * 1_000)] * 200),
+    "frames behind the end of a WebP": WEBP + b"ANMF\0\0\0\0" * 1_500_000,
+    "blocks behind an empty control block of a GIF": GIF[:781] + b"!\xf9\0" + b"\1," * 5_000_000 + GIF[781:],
+    "a comment behind an empty control block of a GIF": (
+        GIF[:781] + b"!\xf9\0\1,\0!\xfe" + b"\1a" * 5_000_000 + b"\0" + GIF[781:]
+    ),
+}
+
+
+@pytest.mark.flaky(reruns=2)  # a busy machine may delay it
+@pytest.mark.parametrize("content", FLOODS.values(), ids=FLOODS)
+def test_parts_that_only_the_decoder_would_read_cost_nothing(content: bytes) -> None:
+    start = time.process_time()
+    with measure_longest_hold() as hold, suppress(BadRequest):
+        decode_image(content, "url")
+    assert time.process_time() - start < 0.5
+    assert hold.seconds < 0.1
+
+
+def test_webp_ends_where_its_header_says() -> None:
+    assert decode_image(WEBP + b"VP8 \x04\0\0\0abcd", "url").tobytes() == decode_image(WEBP, "url").tobytes()
+
+
+def test_transparent_pixels_of_a_gif_stay_transparent() -> None:
+    content = draw("GIF", "P", transparency=0, comment=b"a comment")
+    stripped = strip_metadata(content)[0]
+    assert len(stripped) < len(content)
+    with Image.open(io.BytesIO(stripped)) as image:
+        assert image.info["transparency"] == 0
+        assert "comment" not in image.info

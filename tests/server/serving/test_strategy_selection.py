@@ -13,6 +13,7 @@ from decoding.strategies.mvp import MVP
 from decoding.strategies.vcd import VCD
 from decoding.strategies.verify import Verify
 from decoding.strategies.vhr import VHR
+from decoding.strategies.zoomeye import ZoomEye
 from decoding.strategy import Program, Strategy
 from server.serving.strategy_selection import estimate_rows
 from tests.server.conftest import FakeServer, StartServer, image_messages
@@ -119,6 +120,8 @@ async def test_strategy_states_are_freed(server: FakeServer) -> None:
         ((MVP(), VCD()), {}, 18),
         ((Verify(),), {"choices": 2}, 4),  # a draft and a question for each choice
         ((Check(), VCD()), {}, 4),
+        ((ZoomEye(),), {}, 8),
+        ((ZoomEye(cues="a," * 2_000),), {}, 8),  # too many requests for a dry run: as with the default parameters
     ],
 )
 def test_rows_are_estimated_from_the_parameters(
