@@ -402,10 +402,12 @@ def decode_opened(image: Image.Image, param: str) -> Image.Image:
     Returns:
         An RGB image.
     """
-    with convert_errors(param), image:
+    with convert_errors(param):
         image.load()
         transposition = TRANSPOSITIONS.get(image.info.get(ORIENTATION, UPRIGHT))
-        return convert_to_rgb(image if transposition is None else image.transpose(transposition))
+        result = convert_to_rgb(image)
+        image.close()  # before another copy is made
+        return result if transposition is None else result.transpose(transposition)
 
 
 @contextmanager
