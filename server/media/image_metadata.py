@@ -1,6 +1,6 @@
 """Removal of metadata from encoded images, before a decoder reads it.
 
-A few kilobytes of Exif can name the same numbers again and again, and a compressed text can grow a thousandfold.
+Exif may list millions of numbers, and a compressed text can grow a thousandfold.
 Decoders read both when they open an image, and make Python objects of them. Only the parts that determine the pixels
 are kept here, and the orientation of the Exif.
 """
