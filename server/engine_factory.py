@@ -22,6 +22,7 @@ def create_engine(settings: Settings) -> Engine:
                     quantization=settings.quantization,
                     max_rows=settings.resolved_max_rows,
                     max_waiting=settings.max_waiting,
+                    cache_bytes=settings.cache_bytes,
                     prefix_cache_bytes=settings.prefix_cache_mb << 20,
                 )
             )
@@ -56,6 +57,6 @@ def create_vllm_engine(settings: Settings) -> Engine:
             context=settings.context,
             max_rows=settings.resolved_max_rows,
             max_waiting=settings.max_waiting,
-            cache_bytes=None if settings.cache_gb is None else int(settings.cache_gb * (1 << 30)),
+            cache_bytes=settings.cache_bytes,
         )
     )

@@ -84,7 +84,8 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="vllm: size of the KV cache, GiB; default: 1 on a CPU, all free memory of a GPU",
+            description="size of the KV cache, GiB; default: 8 full contexts with engine hf; with vllm 1 on a CPU, all "
+            "free memory of a GPU",
         ),
     ] = None
     api_keys: Annotated[
@@ -225,14 +226,18 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_engine_options(self) -> Settings:
         """Reject settings that the selected engine would ignore."""
-        for name in ("context", "cache_gb"):
-            if self.engine != "vllm" and getattr(self, name) is not None:
-                raise ValueError(f"{name}: only with engine vllm")
+        if self.engine != "vllm" and self.context is not None:
+            raise ValueError("context: only with engine vllm")
         if self.engine != "hf" and self.device != "auto":
             raise ValueError("device: only with engine hf; vLLM runs on the device that it was built for")
         if self.engine != "hf" and "prefix_cache_mb" in self.model_fields_set:
             raise ValueError("prefix_cache_mb: only with engine hf; vLLM has its own prefix cache")
         return self
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Size of the KV cache; None: the engine's default."""
+        return None if self.cache_gb is None else int(self.cache_gb * (1 << 30))
 
     @classmethod
     def load(cls, arguments: Sequence[str] = ()) -> Settings:

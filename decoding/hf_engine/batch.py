@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from decoding.hf_engine.cpu.runtime import limit_threads
+from decoding.hf_engine.kv_cache.aligned_cache import HEADROOM
 from decoding.hf_engine.lazy_branches import LazyBranches
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.prefill import PrefillOutputs, get_head_scales
@@ -36,9 +38,9 @@ class Row:
 class Batch:
     """Requests that decode together. The worker thread owns it."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, max_slots: int) -> None:
         self.model = model
-        self.cache = model.create_cache()
+        self.cache = model.create_cache(max_slots)
         self.lazy_branches = LazyBranches(model)
         self.rows: list[Row] = []
         self._head_scales: LayerScales | None = None
@@ -51,17 +53,34 @@ class Batch:
         """The requests in the order of their first rows."""
         return list({id(row.request): row.request for row in self.rows}.values())
 
+    @property
+    def has_room_for_step(self) -> bool:
+        """Whether the KV cache stays within its limit in the next step."""
+        return self.cache.has_free_column or self.cache.fits(self._num_states, self.cache.width)
+
+    def has_room_for(self, requests: Sequence[EngineRequest]) -> bool:
+        """Return whether the KV cache has room for requests and, after that, for some steps of all rows."""
+        states = self._num_states + sum(1 + len(request.source.branches) for request in requests)
+        longest = max(self.cache.width, *(request.max_prompt_length for request in requests))
+        return self.cache.fits(states, longest + HEADROOM)
+
+    @property
+    def _num_states(self) -> int:
+        """Rows and lazy branches: a lazy branch has no row, but keys and values like one."""
+        return len(self.rows) + self.lazy_branches.count()
+
     def add_requests(self, requests: Sequence[EngineRequest], prefills: PrefillOutputs) -> StepOutputs:
-        """Add the rows of new requests.
+        """Add the rows of new requests, and of preempted ones, whose rows then read their answers again.
 
         Args:
-            requests: New requests.
+            requests: Requests that join the batch.
             prefills: Outputs of their prompts.
 
         Returns:
-            The first token of each request.
+            The first token of each new request.
         """
         base = len(self.rows)
+        resumed = [request for request in requests if request.generated_ids]
         for request in requests:
             self.lazy_branches.add_request(request)
             for name in request.row_prompts:
@@ -69,26 +88,39 @@ class Batch:
                 self.cache.add_row(prefill.key_values)
                 self.rows.append(Row(request, name, prefill.next_position))
             request.early_logits = prefills[id(request), MAIN].early_logits
-            request.inputs = {}  # frees the pixels
         logits = torch.stack([prefills[id(row.request), row.name].logits for row in self.rows[base:]])
         self._tokens = torch.cat([self._tokens, self._tokens.new_zeros(len(self.rows) - base)])
         self._refresh_rows()
-        outputs = self._sample([request for request in requests if not request.source.choices], logits, base)
+        for request in resumed:
+            request.replay_ids = deque(request.generated_ids)
+            for token in request.generated_ids:
+                self.lazy_branches.add_token(request, token)
+        self._replay(resumed)
+        sampled = [request for request in requests if not request.source.choices and request not in resumed]
+        outputs = self._sample(sampled, logits, base)
         for request in requests:
             if request.source.choices:
                 outputs.append((request, self._score_choices(request, logits, base)))
         return outputs
 
     def step(self) -> StepOutputs:
-        """Decode one token for every request."""
+        """Decode one token for every request. A preempted request first reads its answer again, one token a step.
+
+        Reading again goes through the same passes as the first time, so it is exact for every strategy.
+
+        Returns:
+            The token of each request that has read its answer.
+        """
         with limit_threads(self.model.step_threads):
             with self._pass_hook_runner.apply_to_step(self.cache):
                 positions = [row.next_position for row in self.rows]
                 logits = self.model.decode(self._tokens, positions, self.cache, self._head_scales)
+            replaying = [request for request in self.requests if request.replay_ids]
             for row in self.rows:
                 row.next_position += 1
-                row.request.stats.forward_passes += 1
-            return self._sample(self.requests, logits, base=0)
+                row.request.stats.forward_passes += not row.request.replay_ids
+            self._replay(replaying)
+            return self._sample([request for request in self.requests if request not in replaying], logits, base=0)
 
     def remove_requests(self, requests: Iterable[EngineRequest]) -> None:
         """Free the rows of requests. Requests that are not in the batch are ignored."""
@@ -102,6 +134,13 @@ class Batch:
                 self.rows.pop()
                 self._tokens = self._tokens[:-1]
         self._refresh_rows()
+
+    def _replay(self, requests: Sequence[EngineRequest]) -> None:
+        """Let the rows of preempted requests read the next token of their answers."""
+        tokens = {id(request): request.replay_ids.popleft() for request in requests}
+        for number, row in enumerate(self.rows):
+            if id(row.request) in tokens:
+                self._tokens[number] = tokens[id(row.request)]
 
     def _sample(self, requests: Sequence[EngineRequest], logits: Tensor, base: int) -> StepOutputs:
         """Sample a token for each request.

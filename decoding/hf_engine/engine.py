@@ -85,7 +85,7 @@ class HFEngine(BaseEngine):
         self._model = model
         self._token_text = TokenText(tokenizer)
         self._grammars = GrammarCompiler(tokenizer, model.vocab_size, model.eos_token_ids.tolist(), model.device)
-        self._worker = Worker(model, self.settings.max_rows, self.settings.prefix_cache_bytes)
+        self._worker = await loop.run_in_executor(self._encode_thread, Worker, model, self.settings)
         self._worker.start()
         return str(model.device)
 
@@ -94,9 +94,10 @@ class HFEngine(BaseEngine):
             await asyncio.to_thread(self._worker.close)
 
     async def get_counters(self) -> Mapping[str, int]:
-        """Return the prompt tokens that were looked up in the prefix cache, and those that were found."""
-        cache = self.worker.prefix_cache
-        return {"prefix_cache_queries": cache.queries, "prefix_cache_hits": cache.hits}
+        """Return the prompt tokens looked up and found in the prefix cache, and the number of preemptions."""
+        cache, preemptions = self.worker.prefix_cache, self.worker.preemptions
+        counters = {"prefix_cache_queries": cache.queries, "prefix_cache_hits": cache.hits}
+        return {**counters, "num_preemptions": preemptions}
 
     # Requests
 

@@ -51,6 +51,10 @@ class LazyBranches:
         for request in requests:
             self._branches.pop(id(request), None)
 
+    def count(self) -> int:
+        """Count the branches."""
+        return sum(map(len, self._branches.values()))
+
     def add_token(self, request: EngineRequest, token: int) -> None:
         """Record a token of the answer for the branches' next pass."""
         for branch in self._branches.get(id(request), {}).values():

@@ -36,7 +36,7 @@ def prefill_requests(model: Model, requests: Sequence[EngineRequest], prefix_cac
     outputs: PrefillOutputs = {}
     sharing: dict[object, list[PromptOf]] = {}  # prompts that run once
     for request in requests:
-        request.stats.scheduled_time = time.perf_counter()
+        request.stats.scheduled_time = request.stats.scheduled_time or time.perf_counter()
         for name, prompt in request.row_prompts.items():
             probed = request.find_probe_prefill() if name == MAIN else None
             if probed is not None:
@@ -64,7 +64,7 @@ def prefill_requests(model: Model, requests: Sequence[EngineRequest], prefix_cac
     for prompts in sharing.values():
         first, first_name = prompts[0]
         for request, name in prompts:
-            request.stats.forward_passes += 1
+            request.stats.forward_passes += not request.generated_ids  # not again after a preemption
             request.failure = first.failure or request.failure
             outputs[id(request), name] = outputs[id(first), first_name]
     return outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -98,6 +99,7 @@ class EngineRequest:
         inputs: Name of a prompt -> the prompt, encoded. The answer prefix follows each prompt.
         answer_start: Answer prefix and ruled-out phrases.
         output_ids: Tokens of the answer so far, the answer prefix included.
+        replay_ids: After a preemption, tokens of the answer that the rows have not read again.
         hooks: Strategies with their states, for the `logits` hooks.
         head_scales: [layers, heads] of the main row.
         edits_attention: Whether a strategy edits attention scores of the main row.
@@ -137,6 +139,7 @@ class EngineRequest:
         self.inputs = inputs
         self.answer_start = answer_start
         self.output_ids = list(answer_start.ids)
+        self.replay_ids: deque[int] = deque()
         self.hooks = RequestHooks.of(
             stack, source.branches, {strategy: state.tensors for strategy, state in states.items()}
         )
@@ -158,7 +161,7 @@ class EngineRequest:
                 self.grammar_mask.accept_token(token)
         self.updated_state: Tensors = {}
         self.failure: Exception | None = None
-        longest = max(map(len, inputs.values())) - len(answer_start.ids)
+        longest = self.max_prompt_length - len(answer_start.ids)
         self.output_processor = OutputProcessor(
             source,
             prompt,
@@ -175,6 +178,16 @@ class EngineRequest:
     def lazy_branches(self) -> frozenset[str]:
         """Names of branches that run only at steps that need them."""
         return self.hooks.lazy_branches
+
+    @property
+    def generated_ids(self) -> list[int]:
+        """Tokens of the answer so far, without the answer prefix."""
+        return self.output_ids[len(self.answer_start.ids) :]
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Length of the longest prompt, with the answer prefix."""
+        return max(map(len, self.inputs.values()))
 
     @property
     def row_prompts(self) -> dict[str, Prompt]:

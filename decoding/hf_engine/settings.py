@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from decoding.engine import EngineSettings
 
+DEFAULT_CONTEXTS = 8  # rows of the model's maximum length that the KV cache holds by default
+
 
 @dataclass(frozen=True, slots=True)
 class HFSettings(EngineSettings):
@@ -12,4 +14,5 @@ class HFSettings(EngineSettings):
     device: str = "auto"
     dtype: str = "auto"  # float32 on a CPU, bfloat16 on a GPU
     quantization: str | None = None  # "4bit" or "8bit", through bitsandbytes
+    cache_bytes: int | None = None  # size of the KV cache of running rows; None: `DEFAULT_CONTEXTS` full contexts
     prefix_cache_bytes: int = 128 << 20  # keys and values of prompt prefixes with images; 0 turns the cache off

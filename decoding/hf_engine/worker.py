@@ -20,6 +20,7 @@ from decoding.hf_engine.kv_cache.prefix_cache import PrefixCache
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.prefill import PREFILL_TOKENS, prefill_requests
 from decoding.hf_engine.request import RequestHandle, RequestStatus, call_in_loop
+from decoding.hf_engine.settings import HFSettings
 
 log = structlog.get_logger(__name__)
 IDLE_SECONDS = 1.0  # without work, until the KV buffers are freed; the next request allocates them again
@@ -52,11 +53,13 @@ Job = RequestHandle | ModelTask | None  # None: close
 class Worker:
     """Runs the model in one thread. Other threads call `submit`, `run_task` and `close` only."""
 
-    def __init__(self, model: Model, max_rows: int, prefix_cache_bytes: int) -> None:
+    def __init__(self, model: Model, settings: HFSettings) -> None:
         self.model = model
-        self.max_rows = max_rows
-        self.batch = Batch(model)
-        self.prefix_cache = PrefixCache(model, prefix_cache_bytes)
+        self.max_rows = settings.max_rows
+        self.max_slots = model.count_cache_slots(settings.cache_bytes)
+        self.batch = Batch(model, self.max_slots)
+        self.prefix_cache = PrefixCache(model, settings.prefix_cache_bytes)
+        self.preemptions = 0
         self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._inbox_lock = threading.Lock()
         self._is_closed = False  # no job enters the inbox any more
@@ -115,10 +118,11 @@ class Worker:
         try:
             self._run_next_task()
             self._schedule_waiting()
+            self._preempt()
             if self.batch.rows:
                 self._deliver(self.batch.step())
         except Exception as error:
-            self.batch = Batch(self.model)  # the old one may be inconsistent
+            self.batch = Batch(self.model, self.max_slots)  # the old one may be inconsistent
             self._fail([*self._running.values()], to_public_error(error, "step_failed"))
 
     def _stop(self) -> None:
@@ -174,7 +178,8 @@ class Worker:
     def _schedule_waiting(self) -> None:
         """Prefill waiting requests, first in, first out.
 
-        The limits are `max_rows` and one pass of prompts, so that prefill does not stall decoding.
+        The limits are `max_rows`, the KV cache, and one pass of prompts, so that prefill does not stall decoding. A
+        request that needs more of the KV cache than there is runs alone.
         """
         scheduled: list[RequestHandle] = []
         rows, tokens = self.max_rows - len(self.batch.rows), PREFILL_TOKENS
@@ -182,13 +187,24 @@ class Worker:
             handle = self._waiting[0]
             rows -= handle.reservation.rows
             tokens -= sum(map(len, handle.request.inputs.values()))
+            requests = [each.request for each in (*scheduled, handle)]
             if rows < 0 or (tokens < 0 and scheduled):
+                break
+            if (scheduled or self.batch.rows) and not self.batch.has_room_for(requests):
                 break
             handle.advance(RequestStatus.PREFILLING)
             scheduled.append(self._waiting.popleft())
         if scheduled:
             self._running |= {id(handle.request): handle for handle in scheduled}
             self._join(scheduled)
+
+    def _preempt(self) -> None:
+        """Take the newest requests out of the batch until the KV cache has room for a step. They join again first."""
+        while len(self._running) > 1 and not self.batch.has_room_for_step:
+            newest = next(reversed(self._running.values()))
+            self._remove([newest])
+            self._waiting.appendleft(newest)
+            self.preemptions += 1
 
     def _join(self, handles: Sequence[RequestHandle]) -> None:
         """Prefill requests and add them to the batch. If that fails, retry one by one to isolate the failing one."""

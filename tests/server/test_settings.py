@@ -62,7 +62,6 @@ def test_default_max_rows_depends_on_the_engine() -> None:
     ("engine", "options"),
     [
         ("hf", {"context": 512}),
-        ("hf", {"cache_gb": 1.0}),
         ("vllm", {"device": "cuda:1"}),
         ("vllm", {"device": "cpu"}),
         ("vllm", {"prefix_cache_mb": 0}),

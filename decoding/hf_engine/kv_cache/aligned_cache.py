@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,10 +70,10 @@ class AlignedLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.keys[:rows, :, first : next_column + 1], self.values[:rows, :, first : next_column + 1]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.next_column - self.cache.first_column + query_length, 0
+        return self.cache.width + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.cache.next_column - self.cache.first_column
+        return self.cache.width
 
     def get_max_length(self) -> int:
         return -1
@@ -83,10 +84,14 @@ class AlignedCache(Cache):  # type: ignore[misc]
 
     A row that starts late begins at a later column: `starts[row]` is its first one. Keys already carry their rotary
     positions. So columns mean order only, and the distance between two columns of a row is that of its tokens.
+
+    A slot is one column of one row. `fits` tells a scheduler whether rows stay within `max_slots`. The cache itself
+    always takes a row, so that a request that needs more slots than that can run alone.
     """
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, max_slots: int = sys.maxsize) -> None:
         super().__init__(layers=[AlignedLayer(self) for _ in range(num_layers)])
+        self.max_slots = max_slots
         self.starts: list[int] = []
         self.next_column = 0  # the column that the next token is written to
 
@@ -99,6 +104,20 @@ class AlignedCache(Cache):  # type: ignore[misc]
     def first_column(self) -> int:
         """First column of the longest row."""
         return min(self.starts, default=self.next_column)
+
+    @property
+    def width(self) -> int:
+        """Columns of the longest row."""
+        return self.next_column - self.first_column
+
+    @property
+    def has_free_column(self) -> bool:
+        """Whether the next step needs no larger buffers."""
+        return self.next_column < self._capacity()[1]
+
+    def fits(self, rows: int, width: int) -> bool:
+        """Return whether buffers for rows of `width` columns and the `HEADROOM` after them stay within the limit."""
+        return rows * (width + HEADROOM) <= self.max_slots
 
     def add_row(self, key_values: KeyValues) -> None:
         """Add a row with the keys and values of its prompt."""
@@ -126,7 +145,7 @@ class AlignedCache(Cache):  # type: ignore[misc]
         self.starts.pop()
         capacity = self._capacity()[0]
         if capacity > MIN_ROW_CAPACITY and 4 * self.rows <= capacity:
-            self._move(capacity // 2, self.next_column - self.first_column)
+            self._move(capacity // 2, self.width)
             trim_heap()
 
     def release_buffers(self) -> None:
@@ -138,7 +157,7 @@ class AlignedCache(Cache):  # type: ignore[misc]
     def reserve_column(self) -> None:
         """Ensure that there is a column for the next token. To be called before a step."""
         if self.next_column >= self._capacity()[1]:
-            self._move(self._capacity()[0], self.next_column - self.first_column)
+            self._move(self._capacity()[0], self.width)
 
     def advance(self) -> None:
         """Move to the next column. To be called after a step."""
@@ -189,12 +208,18 @@ class AlignedCache(Cache):  # type: ignore[misc]
                 layer.is_initialized = True
         if self.rows + 1 > rows or length > self.next_column or self.next_column >= columns:
             row_capacity = max(2 * rows, 2) if self.rows + 1 > rows else rows
-            self._move(row_capacity, max(length, self.next_column - self.first_column))
+            self._move(row_capacity, max(length, self.width), self.rows + 1)
 
-    def _move(self, row_capacity: int, next_column: int) -> None:
-        """Copy to new buffers, in which the next token goes to `next_column`."""
-        rows, first = self.rows, self.first_column
-        width = self.next_column - first
+    def _move(self, row_capacity: int, next_column: int, min_rows: int = 0) -> None:
+        """Copy to new buffers, in which the next token goes to `next_column`.
+
+        Args:
+            row_capacity: Rows of the new buffers. There are fewer if the buffers would exceed the limit.
+            next_column: Column of the next token.
+            min_rows: Rows that the new buffers must have, besides those in use.
+        """
+        rows, first, width = self.rows, self.first_column, self.width
+        row_capacity = max(rows, min_rows, min(row_capacity, self.max_slots // (next_column + HEADROOM)))
         for layer in self.layers:
             layer.keys = copy_buffer(layer.keys, row_capacity, rows, first, width, next_column)
             layer.values = copy_buffer(layer.values, row_capacity, rows, first, width, next_column)

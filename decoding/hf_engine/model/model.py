@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from decoding.hf_engine.cpu.packed_linear import pack_linears
 from decoding.hf_engine.cpu.runtime import choose_step_threads
 from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache, KVState
 from decoding.hf_engine.model.network import get_base_model, load_network
-from decoding.hf_engine.settings import HFSettings
+from decoding.hf_engine.settings import DEFAULT_CONTEXTS, HFSettings
 from decoding.hf_engine.taps.attention import AttentionTap
 from decoding.hf_engine.taps.early_exit import EarlyExitTap
 from decoding.hf_engine.taps.head_tap import HeadObserver, HeadTap, LayerScales
@@ -25,6 +26,8 @@ from decoding.hf_engine.taps.vision_attention import VisionAttentionTap
 from decoding.text.model_families import ModelFamily, get_family, get_max_model_len
 from decoding.text.processor import get_eos_token_ids, load_processor
 from decoding.text.prompt_encoder import ModelInputs, PromptEncoder
+
+GPU_SHARE = 0.8  # of the memory that the weights leave; passes need the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,26 @@ class Model:
         """Layers of the decoder."""
         return self.head_tap.num_layers
 
-    def create_cache(self) -> AlignedCache:
-        """Build an empty KV cache for `decode`."""
-        return AlignedCache(self.num_layers)
+    def create_cache(self, max_slots: int = sys.maxsize) -> AlignedCache:
+        """Build an empty KV cache for `decode`. `max_slots` bounds the tokens of all rows, padding included."""
+        return AlignedCache(self.num_layers, max_slots)
+
+    def count_cache_slots(self, cache_bytes: int | None) -> int:
+        """Return how many tokens a KV cache holds.
+
+        Args:
+            cache_bytes: Size of the cache. None: `DEFAULT_CONTEXTS`, but at most `GPU_SHARE` of a GPU's free memory.
+
+        Returns:
+            The number of tokens.
+        """
+        with torch.inference_mode():
+            (output,) = self.prefill([ModelInputs(torch.zeros(1, dtype=torch.long), {})])
+        default = DEFAULT_CONTEXTS * self.max_model_len
+        if cache_bytes is None and self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            return min(default, int(GPU_SHARE * free) // output.nbytes)
+        return default if cache_bytes is None else cache_bytes // output.nbytes
 
     def prefill(self, prompts: Sequence[ModelInputs], scales: LayerScales | None = None) -> list[PrefillOutput]:
         """Run prompts in one pass. `scales` act on the head outputs at every position."""

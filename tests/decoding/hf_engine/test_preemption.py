@@ -1,0 +1,134 @@
+"""A KV cache that is too small for all requests: the newest ones are preempted, and no answer changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from decoding.hf_engine.engine import HFEngine
+from decoding.outputs import Answer
+from tests.decoding.hf_engine.harness import (
+    build_stack,
+    exact_length,
+    generate,
+    make_prompt,
+    run_strategies,
+    wait_until,
+)
+from tests.decoding.hf_engine.test_batching import NEWCOMERS, BatchMember
+from tests.decoding.hf_engine.test_lazy_branches import LazyContrast
+
+LENGTH = 400  # several moves of the buffers
+LIMITED = 1900  # slots: eight short rows can start, but fewer than four can have `LENGTH` tokens
+
+
+@pytest.fixture
+def limited(engine: HFEngine) -> Iterator[HFEngine]:
+    """Limit the KV cache of the engine."""
+    worker, before = engine.worker, engine.worker.batch.cache.max_slots
+    worker.batch.cache.max_slots, worker.preemptions = LIMITED, 0
+    yield engine
+    worker.batch.cache.max_slots = before
+
+
+def test_default_size_of_the_cache(engine: HFEngine) -> None:
+    model = engine.model
+    (state,) = model.prefill([model.encoder.encode(make_prompt())])
+    assert model.count_cache_slots(None) == engine.worker.max_slots == 8 * model.max_model_len
+    assert model.count_cache_slots(10 * state.nbytes) == 10 * state.length
+
+
+@pytest.mark.parametrize("names", NEWCOMERS)
+async def test_preemption_changes_no_answer(names: str, engine: HFEngine, limited: HFEngine) -> None:
+    """Requests of each strategy are preempted beside plain ones, and beside one of each kind of hook."""
+    parameters = {"verify": {"threshold": 0.0}} if names == "verify" else {}
+    stack = build_stack(names, **parameters)
+    wanted = [
+        (build_stack("plain"), make_prompt(seed=1), LENGTH),
+        (stack, make_prompt(seed=2), LENGTH),
+        (build_stack("vcd+vhr"), make_prompt(seed=3), LENGTH),
+        (stack, make_prompt(seed=4), LENGTH),
+    ]
+    together = await asyncio.gather(*(BatchMember(limited, each).run() for each in wanted))
+    assert limited.worker.preemptions > 0
+    limited.worker.batch.cache.max_slots = 1 << 30
+    assert together == [await BatchMember(limited, each).run() for each in wanted]
+    assert limited.worker.preemptions
+
+
+async def test_preempted_requests_sample_the_same_tokens(limited: HFEngine) -> None:
+    """The sampler, penalties, log-probabilities and the usage continue where they were."""
+    sampling = [
+        exact_length(LENGTH, temperature=1.0, seed=seed, frequency_penalty=0.5, top_logprobs=2) for seed in range(6)
+    ]
+    prompts = [make_prompt(seed) for seed in range(6)]
+
+    def strip(answer: Answer) -> tuple[Any, ...]:
+        usage = answer.finish.usage
+        tokens = [(token.id, token.text, token.changed) for token in answer.tokens]
+        logprobs = [token.chosen.logprob for token in answer.tokens if token.chosen]
+        return tokens, usage.forward_passes, usage.steps, usage.completion_tokens, logprobs
+
+    together = await asyncio.gather(*map(generate, [limited] * 6, prompts, sampling))
+    assert limited.worker.preemptions > 0
+    limited.worker.batch.cache.max_slots = 1 << 30
+    alone = [await generate(limited, *each) for each in zip(prompts, sampling, strict=True)]
+    for preempted, expected in zip(map(strip, together), map(strip, alone), strict=True):
+        assert preempted[:-1] == expected[:-1]
+        assert preempted[-1] == pytest.approx(expected[-1], abs=1e-3)
+
+
+async def test_lazy_branches_continue_after_a_preemption(limited: HFEngine) -> None:
+    cases = [((LazyContrast(most=0.5),), make_prompt(seed), exact_length(LENGTH)) for seed in range(3)]
+    together = await asyncio.gather(*(run_strategies(limited, *case) for case in cases))
+    assert limited.worker.preemptions > 0
+    limited.worker.batch.cache.max_slots = 1 << 30
+    for (answer, _), case in zip(together, cases, strict=True):
+        alone, _ = await run_strategies(limited, *case)
+        assert [token.id for token in answer.tokens] == [token.id for token in alone.tokens]
+        assert answer.finish.usage.forward_passes == alone.finish.usage.forward_passes
+
+
+async def test_cache_stays_within_its_limit(limited: HFEngine) -> None:
+    cache, largest = limited.worker.batch.cache, 0
+    move = type(cache)._move
+
+    def measure(self: object, *arguments: int) -> None:
+        nonlocal largest
+        move(cache, *arguments)
+        keys = cache.layers[0].keys
+        largest = max(largest, keys.shape[0] * keys.shape[2])
+
+    limited.worker.batch.cache._move = measure.__get__(cache)  # type: ignore[method-assign]
+    try:
+        lengths = [LENGTH, 10, LENGTH // 2, 5, LENGTH, 20, 30, LENGTH]
+        prompts = [make_prompt(seed) for seed in range(len(lengths))]
+        answers = await asyncio.gather(*map(generate, [limited] * len(lengths), prompts, map(exact_length, lengths)))
+    finally:
+        del cache._move
+    assert [len(answer.tokens) for answer in answers] == lengths
+    assert 0 < largest <= LIMITED
+
+
+async def test_request_that_needs_more_than_the_cache_runs_alone(limited: HFEngine) -> None:
+    limited.worker.batch.cache.max_slots = 10
+    answers = await asyncio.gather(*(generate(limited, make_prompt(seed), exact_length(70)) for seed in range(3)))
+    assert [len(answer.tokens) for answer in answers] == [70] * 3
+    limited.worker.batch.cache.max_slots = 1 << 30
+    for seed, answer in enumerate(answers):
+        alone = await generate(limited, make_prompt(seed), exact_length(70))
+        assert answer.text == alone.text
+
+
+async def test_preempted_request_can_be_cancelled(limited: HFEngine) -> None:
+    tasks = [asyncio.create_task(generate(limited, make_prompt(seed), exact_length(450))) for seed in range(5)]
+    await wait_until(lambda: limited.worker.preemptions > 0)
+    for task in tasks[1:]:
+        task.cancel()
+    await asyncio.wait(tasks[1:])
+    assert len((await tasks[0]).tokens) == 450
+    await wait_until(lambda: not limited.worker.batch.rows and not limited.worker._waiting)
+    assert not limited._reservations
