@@ -13,7 +13,7 @@ from decoding.strategies.plain import Plain
 from decoding.strategies.verify import Verify
 from decoding.strategy import Program, Strategy
 from tests.decoding.fakes import make_request
-from tests.decoding.scripted import ScriptedEngine
+from tests.decoding.scripted_engine import ScriptedEngine
 
 SCENE = "The image shows a dog. There is a cat."
 

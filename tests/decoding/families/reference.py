@@ -15,7 +15,7 @@ from decoding.image_ops import add_noise
 from decoding.prompt import ImageInput, Noise, Prompt
 from decoding.text.model_families import get_family
 from decoding.text.processor import load_processor
-from tests.decoding.naive import cut_layers, edit_attention, most_divergent_layer, raise_image_scores
+from tests.decoding.naive_reference import cut_layers, edit_attention, most_divergent_layer, raise_image_scores
 
 NOISE_STEP, ALPHA, BETA = 500, 1.0, 0.1  # VCD's defaults
 HEAD_FACTOR = 2.0  # VHR's

@@ -33,7 +33,7 @@ from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategies.vhr import VHR
 from decoding.strategy import Strategy
-from tests.decoding.naive import (
+from tests.decoding.naive_reference import (
     Change,
     cut_layers,
     deco_candidates,

@@ -18,7 +18,7 @@ from decoding.registry import list_strategies
 from decoding.requests import GenerateRequest, Prompt
 from decoding.strategy import Strategy
 from tests.decoding.fakes import make_request, random_image
-from tests.decoding.toy import ToyEngine
+from tests.decoding.toy_engine import ToyEngine
 
 LARGE_IMAGE = random_image(size=(400, 300))  # large enough to be cut into crops
 WITHOUT_IMAGES = {"plain", "truncate", "sharpen", "verify"}  # accept prompts without an image

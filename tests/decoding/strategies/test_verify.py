@@ -13,7 +13,7 @@ from decoding.pipeline.runner import StrategyRunner, collect_answer
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from decoding.strategies.verify import Verify, list_spellings
 from tests.decoding.fakes import make_request
-from tests.decoding.scripted import ScriptedEngine
+from tests.decoding.scripted_engine import ScriptedEngine
 
 SCENE = "The image shows a park with a dog. There is a cat and a bench. A kite can be seen."
 
