@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 from decoding.claims.claim_checker import ClaimChecker
-from decoding.claims.extract import find_claims
+from decoding.claims.claim_extraction import find_claims
 from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
 from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text

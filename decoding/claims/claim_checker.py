@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from decoding.claims.extract import Claim
+from decoding.claims.claim_extraction import Claim
 from decoding.claims.questions import question_for
 from decoding.outputs import Answer
 from decoding.prompt import Prompt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decoding.claims.extract import Claim
+from decoding.claims.claim_extraction import Claim
 from decoding.claims.nouns import with_article
 
 DEFAULT_QUESTION = "Is there {claim} in the image?"  # POPE's wording (arXiv:2305.10355)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from decoding.claims.claim_checker import ClaimChecker
-from decoding.claims.extract import Claim, find_claims
+from decoding.claims.claim_extraction import Claim, find_claims
 from decoding.claims.nouns import pluralize
 from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
 from decoding.claims.rewriting import is_well_formed, shorten_sentence

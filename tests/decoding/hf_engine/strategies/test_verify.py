@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from decoding.claims.extract import Claim, find_claims
+from decoding.claims.claim_extraction import Claim, find_claims
 from decoding.claims.nouns import pluralize
 from decoding.claims.questions import question_for
 from decoding.claims.rewriting import is_well_formed, shorten_sentence

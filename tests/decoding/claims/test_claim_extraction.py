@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from decoding.claims.extract import find_claims
+from decoding.claims.claim_extraction import find_claims
 from decoding.claims.nouns import find_noun, pluralize, singularize, with_article
 from decoding.claims.questions import question_for
 from decoding.claims.sentences import find_sentence_end
