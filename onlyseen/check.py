@@ -62,9 +62,9 @@ def print_report(target: str, strategy_class: type[Strategy]) -> int:
     Returns:
         The exit status.
     """
-    from decoding.conformance.rules import check_strategy
+    from decoding.conformance.rules import run_rules
 
-    results = check_strategy(strategy_class)
+    results = run_rules(strategy_class)
     for result in results:
         print(f"{'FAIL' if result.problems else 'ok':<6}{result.rule}")
         for problem in result.problems:

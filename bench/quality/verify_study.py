@@ -30,7 +30,7 @@ from PIL import Image
 from bench.harness.docs_page import RESULTS, describe_machine
 from bench.harness.models import EMBEDDED
 from bench.quality.claim_signals import claims_of, label_mentions, summarize_interval
-from decoding.claims.check_strategy import Check
+from decoding.claims.claim_check import ClaimCheck
 from decoding.engine import Engine
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
@@ -117,7 +117,7 @@ async def describe(
     image: ImageInput,
     seed: int | None = None,
     *,
-    check: Check | None = None,
+    check: ClaimCheck | None = None,
     grounding: bool = False,
 ) -> Caption:
     """Describe an image.
@@ -162,7 +162,7 @@ async def describe_all(
     images: Sequence[ImageInput],
     seed: int | None = None,
     *,
-    check: Check | None = None,
+    check: ClaimCheck | None = None,
     grounding: bool = False,
 ) -> list[Caption]:
     """Describe all images, `CONCURRENCY` at once."""
@@ -276,7 +276,7 @@ async def time_arms(engine: HFEngine, images: Sequence[ImageInput], concurrency:
         batch = images[start : start + concurrency]
         for arm in arms[:: 1 if number % 2 else -1]:
             engine.worker.prefix_cache.clear()
-            strategy, check = ("plain", Check()) if arm == CHECKED else (arm, None)
+            strategy, check = ("plain", ClaimCheck()) if arm == CHECKED else (arm, None)
             started_at = time.perf_counter()
             captions = await asyncio.gather(*(describe(engine, strategy, image, check=check) for image in batch))
             seconds[arm].append((time.perf_counter() - started_at) / len(batch))
@@ -316,7 +316,9 @@ async def tune(folder: Path, seed: int, scenes: int, save: Callable[[dict[str, A
         parameters = await measure_arms(engine, arms, (None,), images, scorer)
         study = {"seed": seed, "scenes": scenes, "parameters": parameters}
         save(study | describe_machine())
-        debias = {str(share): await measure_signals(engine, images, scorer, Check(debias=share)) for share in DEBIAS}
+        debias = {
+            str(share): await measure_signals(engine, images, scorer, ClaimCheck(debias=share)) for share in DEBIAS
+        }
         save(study | {"debias": debias} | describe_machine())
 
 
@@ -338,7 +340,7 @@ async def measure(
                 case "greedy":
                     figures = await measure_arms(engine, GREEDY, (None,), images, scorer)
                 case "signals":
-                    figures = await measure_signals(engine, images, scorer, Check())
+                    figures = await measure_signals(engine, images, scorer, ClaimCheck())
                 case "time":
                     figures = {
                         str(at_once): await time_arms(engine, images[: rounds * at_once], at_once)
@@ -375,7 +377,7 @@ async def measure_arms(
 
 
 async def measure_signals(
-    engine: HFEngine, images: Sequence[ImageInput], scorer: SceneScorer, check: Check
+    engine: HFEngine, images: Sequence[ImageInput], scorer: SceneScorer, check: ClaimCheck
 ) -> dict[str, Any]:
     """Describe all images greedily by plain decoding, and measure how well each signal separates invented mentions."""
     captions = await describe_all(engine, "plain", images, check=check, grounding=True)

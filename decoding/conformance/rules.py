@@ -56,7 +56,7 @@ class HookRaised(Exception):
     """A hook raised an exception. The message names the hook."""
 
 
-def check_strategy(strategy_class: type[Strategy]) -> list[RuleResult]:
+def run_rules(strategy_class: type[Strategy]) -> list[RuleResult]:
     """Apply all rules."""
     return [apply_rule(rule, strategy_class) for rule in RULES]
 

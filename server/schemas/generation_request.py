@@ -72,7 +72,7 @@ class Decoding(StrictModel):
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Add the parameters of each registered strategy as a field, and the options of `check`."""
         from decoding import registry
-        from decoding.claims.check_strategy import Check
+        from decoding.claims.claim_check import ClaimCheck
 
         reference = handler(core_schema)
         schema = handler.resolve_ref_schema(reference)
@@ -80,7 +80,7 @@ class Decoding(StrictModel):
         schema["additionalProperties"] = False
         for name, strategy in known.items():
             schema["properties"][name] = handler(strategy.__pydantic_core_schema__)
-        options = handler(Check.__pydantic_core_schema__)
+        options = handler(ClaimCheck.__pydantic_core_schema__)
         schema["properties"]["check"]["anyOf"] = [{"type": "boolean"}, options, {"type": "null"}]
         names = "|".join(known)
         schema["properties"]["strategy"]["anyOf"][0]["pattern"] = rf"^({names})(\+({names}))*$"

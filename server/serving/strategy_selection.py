@@ -65,10 +65,10 @@ def resolve_check(decoding: Decoding, stack: tuple[Strategy, ...]) -> Strategy |
     if not decoding.wants_check:
         return None
     from decoding import registry
-    from decoding.claims.check_strategy import Check
+    from decoding.claims.claim_check import ClaimCheck
 
     options = decoding.check if isinstance(decoding.check, dict) else {}
-    check = registry.parse_parameters(Check, options)
+    check = registry.parse_parameters(ClaimCheck, options)
     for strategy in stack:
         if strategy.sends_claims:
             for option in options:

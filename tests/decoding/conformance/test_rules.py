@@ -10,7 +10,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from decoding.conformance.rules import RULES, check_strategy, get_rule_name
+from decoding.conformance.rules import RULES, get_rule_name, run_rules
 from decoding.drafts import DraftProgram, ReadDraft, Segment, SendTokens, StartDraft
 from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest
 from decoding.strategy import (
@@ -384,7 +384,7 @@ class NotNeutral(Base):
 
 @pytest.mark.parametrize("strategy_class", [Base, ProbingStrategy, DraftReadingStrategy])
 def test_correct_strategy_passes_every_rule(strategy_class: type[Strategy]) -> None:
-    assert {result.rule: result.problems for result in check_strategy(strategy_class)} == {
+    assert {result.rule: result.problems for result in run_rules(strategy_class)} == {
         get_rule_name(rule): () for rule in RULES
     }
 
@@ -438,5 +438,5 @@ def test_correct_strategy_passes_every_rule(strategy_class: type[Strategy]) -> N
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
 def test_broken_strategy_is_reported_by_rule_and_hook(strategy_class: type[Strategy], rule: str, problem: str) -> None:
-    results = {result.rule: result.problems for result in check_strategy(strategy_class)}
+    results = {result.rule: result.problems for result in run_rules(strategy_class)}
     assert [each for each in results[rule] if problem in each], results

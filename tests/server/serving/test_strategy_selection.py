@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from decoding.claims.check_strategy import Check
+from decoding.claims.claim_check import ClaimCheck
 from decoding.requests import GenerateRequest
 from decoding.strategies.agla import AGLA
 from decoding.strategies.mvp import MVP
@@ -119,7 +119,7 @@ async def test_strategy_states_are_freed(server: FakeServer) -> None:
         ((MVP(paths=5),), {}, 15),
         ((MVP(), VCD()), {}, 18),
         ((Verify(),), {"choices": 2}, 4),  # a draft and a question for each choice
-        ((Check(), VCD()), {}, 4),
+        ((ClaimCheck(), VCD()), {}, 4),
         ((ZoomEye(),), {}, 8),
         ((ZoomEye(cues="a," * 2_000),), {}, 8),  # too many requests for a dry run: as with the default parameters
     ],

@@ -16,7 +16,7 @@ from decoding.requests import GenerateRequest
 from decoding.strategy import Strategy
 
 
-class Check(Strategy):
+class ClaimCheck(Strategy):
     """Check each thing that the answer names with a question to the model, sentence by sentence.
 
     It is outside the stack of a request. The tokens are those of the stack, and they are not held back.
