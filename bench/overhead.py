@@ -73,7 +73,7 @@ class ServedEngine:
             started_at = time.perf_counter()
             async with StrategyRunner(build("plain", {}), self.engine) as runner:
                 outcome = await runner.resolve(
-                    GenerateRequest(Prompt.of(QUESTION, image), SamplingParams(tokens, ignore_eos=True))
+                    GenerateRequest(Prompt.from_text(QUESTION, image), SamplingParams(tokens, ignore_eos=True))
                 )
                 await collect_answer(runner.stream(outcome))
             return time.perf_counter() - started_at

@@ -80,7 +80,7 @@ class RequestTiming:
 
 async def per_token(engine: HFEngine, strategy: str, images: Sequence[ImageInput], tokens: int) -> RequestTiming:
     """Run one request per image concurrently and measure the time per token."""
-    prompts = [Prompt.of(QUESTION, image) for image in images]
+    prompts = [Prompt.from_text(QUESTION, image) for image in images]
 
     async def start_request(prompt: Prompt) -> tuple[float, Usage]:
         async with StrategyRunner(build(strategy, PARAMETERS.get(strategy, {})), engine) as runner:
@@ -123,7 +123,7 @@ def time_serial_decoding(model: Model, images: Sequence[ImageInput], tokens: int
         return (2 * main - branch).masked_fill(main < main.max() - 2.3, -torch.inf)
 
     sample = images[:MAX_SERIAL_REQUESTS]
-    encoded = [model.encoder.encode(Prompt.of(QUESTION, image)) for image in sample]
+    encoded = [model.encoder.encode(Prompt.from_text(QUESTION, image)) for image in sample]
     seconds = sum(time_decoding(model, [inputs, inputs], mix, tokens) for inputs in encoded)
     return seconds * len(images) / len(sample)
 
@@ -156,7 +156,7 @@ def time_transformers_generate(network: Any, model: Model, images: Sequence[Imag
     """
 
     def seconds(image: ImageInput) -> float:
-        encoded, timestamps = model.encoder.encode(Prompt.of(QUESTION, image)), TokenTimestamps()
+        encoded, timestamps = model.encoder.encode(Prompt.from_text(QUESTION, image)), TokenTimestamps()
         network.generate(
             input_ids=encoded.ids[None],
             **encoded.extras,

@@ -134,7 +134,7 @@ class BaseEngine(ABC):
         """
         image = ImageInput(Image.new("RGB", (64, 64)))
         sampling = SamplingParams(max_tokens=WARM_UP_TOKENS, ignore_eos=True)
-        request = GenerateRequest(Prompt.of("Hello.", image), sampling)
+        request = GenerateRequest(Prompt.from_text("Hello.", image), sampling)
         if self.settings.max_rows > 1:
             request = request.replace(branches={"warm/up": request.prompt.without_images()})
         answer = await collect_answer(self.generate(request))

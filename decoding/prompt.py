@@ -134,7 +134,7 @@ class Prompt:
     raw_text: bool = False
 
     @classmethod
-    def of(cls, text: str, *images: ImageInput) -> Prompt:
+    def from_text(cls, text: str, *images: ImageInput) -> Prompt:
         """Build a prompt of one user message."""
         return cls((Message("user", (*images, text)),))
 

@@ -15,7 +15,7 @@ DESCRIPTION = "Check that a strategy keeps the rules of the plugin interface. No
 EPILOG = "Exit status: 0 if all rules pass, 1 if a rule fails, 2 if the class cannot be loaded."
 
 
-class CannotLoad(Exception):
+class StrategyLoadError(Exception):
     """The argument does not name a strategy class. The message is for the terminal."""
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())  # a console script does not look in the working directory
     try:
         strategy_class = load_class(target)
-    except CannotLoad as error:
+    except StrategyLoadError as error:
         print(f"onlyseen-check: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(print_report(target, strategy_class))
@@ -40,19 +40,19 @@ def load_class(target: str) -> type[Strategy]:
         The class.
 
     Raises:
-        CannotLoad: there is no such class, or it is not a strategy.
+        StrategyLoadError: there is no such class, or it is not a strategy.
     """
     from decoding.strategy import Strategy
 
     module, _, name = target.partition(":")
     if not module or not name:
-        raise CannotLoad(f"'{target}' is not of the form PACKAGE:CLASS")
+        raise StrategyLoadError(f"'{target}' is not of the form PACKAGE:CLASS")
     try:
         strategy_class = getattr(import_module(module), name)
     except Exception as error:
-        raise CannotLoad(f"'{target}' cannot be imported: {type(error).__name__}: {error}") from error
+        raise StrategyLoadError(f"'{target}' cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(strategy_class, type) and issubclass(strategy_class, Strategy)):
-        raise CannotLoad(f"'{target}' is not a subclass of onlyseen.Strategy")
+        raise StrategyLoadError(f"'{target}' is not a subclass of onlyseen.Strategy")
     return strategy_class
 
 

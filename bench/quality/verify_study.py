@@ -149,7 +149,7 @@ async def describe(
                 yield token
 
     async with StrategyRunner(build(name, parameters), cast(Engine, counting)) as runner:
-        request = GenerateRequest(Prompt.of(PROMPT, image), sampling)
+        request = GenerateRequest(Prompt.from_text(PROMPT, image), sampling)
         outcome = await runner.resolve(request, grounding=grounding, check=check)
         answer = await collect_answer(time_first_text(runner.stream(outcome)))
         passes = runner.prior_usage.forward_passes + answer.finish.usage.forward_passes

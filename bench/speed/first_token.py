@@ -63,7 +63,7 @@ async def time_question(engine: HFEngine, strategy: str, prompt: Prompt) -> floa
 
 def build_prompts(image: ImageInput) -> list[Prompt]:
     """Build the six questions about an image."""
-    return [Prompt.of(f"Is there a {category} in the image?", image) for category in CATEGORIES]
+    return [Prompt.from_text(f"Is there a {category} in the image?", image) for category in CATEGORIES]
 
 
 async def run_round(

@@ -66,7 +66,9 @@ async def describe_images(engine: HFEngine, strategy: str, lazy: bool, images: S
 
     async def describe(image: ImageInput) -> Answer:
         async with StrategyRunner(stack, engine) as runner:
-            outcome = await runner.resolve(GenerateRequest(Prompt.of(QUESTION, image), SamplingParams(MAX_TOKENS)))
+            outcome = await runner.resolve(
+                GenerateRequest(Prompt.from_text(QUESTION, image), SamplingParams(MAX_TOKENS))
+            )
             is_ready.release()
             await start.wait()
             return await collect_answer(runner.stream(outcome))

@@ -176,7 +176,7 @@ class OnlySeenEngine:
             sampling = SamplingParams(max_tokens=task.tokens, ignore_eos=True)
             async with StrategyRunner(build(stack, {}), self.engine) as runner:
                 outcome = await runner.resolve(
-                    GenerateRequest(Prompt.of(QUESTION, ImageInput(load_image(number))), sampling)
+                    GenerateRequest(Prompt.from_text(QUESTION, ImageInput(load_image(number))), sampling)
                 )
                 assert isinstance(outcome, GenerateRequest)
                 ready.release()

@@ -58,12 +58,14 @@ class ClaimCheck(Strategy):
     def _report(self, checks: ClaimChecker, text: str, start: int) -> Generator[DraftEffect, Any, None]:
         """Check and send the claims of a sentence, which begins at an offset of the text and ends with it."""
         claims = [claim for claim in find_claims(text) if claim.start >= start]
-        if requests := checks.requests(claims):
+        if requests := checks.build_requests(claims):
             checks.add(claims, (yield requests))
         if claims:
             yield SendTokens(
                 claims=tuple(
-                    CheckedClaim(claim.text, claim.start, claim.end, checks.question(claim), checks.probability(claim))
+                    CheckedClaim(
+                        claim.text, claim.start, claim.end, checks.build_question(claim), checks.get_probability(claim)
+                    )
                     for claim in claims
                 )
             )

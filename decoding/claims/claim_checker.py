@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from decoding.claims.claim_extraction import Claim
-from decoding.claims.questions import question_for
+from decoding.claims.questions import build_question
 from decoding.outputs import Answer
 from decoding.prompt import Prompt
 from decoding.requests import GenerateRequest
@@ -34,24 +34,24 @@ class ClaimChecker:
         self._images = prompt.images
         self._log_odds: dict[str, float] = {}  # question -> debiased log-odds of yes
 
-    def question(self, claim: Claim) -> str:
-        """Return the question about a claim."""
-        return question_for(claim, self.wording)
+    def build_question(self, claim: Claim) -> str:
+        """Build the question about a claim."""
+        return build_question(claim, self.wording)
 
-    def requests(self, claims: Sequence[Claim]) -> list[GenerateRequest]:
-        """Make the requests for the questions that have no answer yet.
+    def build_requests(self, claims: Sequence[Claim]) -> list[GenerateRequest]:
+        """Build the requests for the questions that have no answer yet.
 
         Returns:
             One request a question, or two with `debias`: with the images, and without.
         """
         return [
-            GenerateRequest(Prompt.of(question, *images), choices=(*YES, *NO), bypasses_queue_limit=True)
+            GenerateRequest(Prompt.from_text(question, *images), choices=(*YES, *NO), bypasses_queue_limit=True)
             for question in self._open_questions(claims)
             for images in ((self._images, ()) if self.debias else (self._images,))
         ]
 
     def add(self, claims: Sequence[Claim], answers: Sequence[Answer]) -> None:
-        """Take the answers to `requests(claims)`."""
+        """Take the answers to `build_requests(claims)`."""
         odds = [log_odds(answer) for answer in answers]
         if self.debias:
             odds = [
@@ -59,12 +59,12 @@ class ClaimChecker:
             ]
         self._log_odds.update(zip(self._open_questions(claims), odds, strict=True))
 
-    def probability(self, claim: Claim) -> float:
+    def get_probability(self, claim: Claim) -> float:
         """Return the probability of a claim whose question has been answered."""
-        return 1 / (1 + math.exp(-self._log_odds[self.question(claim)]))
+        return 1 / (1 + math.exp(-self._log_odds[self.build_question(claim)]))
 
     def _open_questions(self, claims: Sequence[Claim]) -> list[str]:
-        return list(dict.fromkeys(q for q in map(self.question, claims) if q not in self._log_odds))
+        return list(dict.fromkeys(q for q in map(self.build_question, claims) if q not in self._log_odds))
 
 
 def log_odds(answer: Answer) -> float:

@@ -17,12 +17,12 @@ from decoding.claims.noun_phrases import (
     FUNCTION_WORDS,
     PRONOUNS,
     VERB,
-    Match,
+    NounMatch,
     Word,
+    find_phrase_begin,
     find_phrases,
     is_before_noun,
     is_determiner,
-    phrase_begin,
     split_words,
 )
 from decoding.claims.nouns import PLURAL_ONLY, find_noun
@@ -37,7 +37,7 @@ NOT_KINDS = load_words("not_kinds")
 FOREIGN = load_words("foreign")
 AMBIGUOUS = load_words("ambiguous")
 MASS = load_words("mass_nouns")
-LIST_STARTS = frozenset("\n:;-•.)")  # tokens before the first word of a list's member
+LIST_STARTS = frozenset("\n:;-•.)")  # before the first word of a list's member
 QUOTATION = re.compile(r"(?<=[\w,:] )(?:[\"“][^\"“”\n]{1,60}[\"”]|'[^'\n]{1,60}'(?=[\s.,;:!?]))")
 NEGATION_REACH = 12  # words
 
@@ -84,7 +84,7 @@ def find_claims(text: str) -> list[Claim]:
     is_english_sentence = [is_english(words[first:last]) for first, last in pairwise(bounds)]
     quotations = [found.span() for found in QUOTATION.finditer(text)]
     claims: list[Claim] = []
-    previous: tuple[Claim, int] | None = None  # the claim before, and the index after its last token
+    previous: tuple[Claim, int] | None = None  # the claim before, and the index after its last word
     for begin, phrase in find_phrases(words):
         claim = build_claim(text, words, begin, phrase)
         if claim.is_bare and is_count_noun_in_list(words, claim, phrase, previous):
@@ -124,7 +124,7 @@ def is_english(words: list[Word]) -> bool | None:
 
 
 def is_negated(words: list[Word], first: int) -> bool:
-    """Whether the phrase that begins at a token follows a negation in the same clause."""
+    """Whether the phrase that begins at a word follows a negation in the same clause."""
     for at in range(first - 1, max(-1, first - NEGATION_REACH), -1):
         word = words[at].lower
         if word in NEGATIONS:
@@ -145,7 +145,7 @@ def is_negated(words: list[Word], first: int) -> bool:
 
 
 def is_finite_verb(words: list[Word], at: int) -> bool:
-    """Whether a token ends the phrase that `no` or `without` negates."""
+    """Whether a word ends the phrase that `no` or `without` negates."""
     found = find_noun(words[at].lower)
     is_verb = found is not None and found[0].verb >= VERB and words[at - 1].lower not in DETERMINERS | {",", "or"}
     return words[at].lower in AUXILIARIES or is_verb
@@ -171,12 +171,12 @@ def is_compared(words: list[Word], first: int) -> bool:
     return words[at].lower != "like" or not is_example  # "items like a lamp" gives an example
 
 
-def build_claim(text: str, words: list[Word], begin: int, phrase: list[Match]) -> Claim:
+def build_claim(text: str, words: list[Word], begin: int, phrase: list[NounMatch]) -> Claim:
     """Make the claim of a noun phrase, with the participle before it.
 
     Args:
         text: The text.
-        words: Its tokens.
+        words: Its words.
         begin: Index of the first word of the phrase that is no plain adjective.
         phrase: Its nouns.
 
@@ -190,14 +190,14 @@ def build_claim(text: str, words: list[Word], begin: int, phrase: list[Match]) -
         first, modifiers = first - 1, [previous.lower, *modifiers]
     start, end = words[first].start, words[last - 1].end
     noun = " ".join([*modifiers, head.noun.text])
-    begin = phrase_begin(words, min(begin, first))
+    begin = find_phrase_begin(words, min(begin, first))
     has_determiner = is_determiner(words[begin].lower) and begin < first
     is_bare = not head.is_plural and noun not in PLURAL_ONLY and (not has_determiner or noun in MASS)
     return Claim(text[start:end], start, end, noun, head.is_plural, is_bare, words[begin].start)
 
 
 def is_count_noun_in_list(
-    words: list[Word], claim: Claim, phrase: list[Match], previous: tuple[Claim, int] | None
+    words: list[Word], claim: Claim, phrase: list[NounMatch], previous: tuple[Claim, int] | None
 ) -> bool:
     """Whether a noun without an article is a member of a list, as in "a laptop, keyboard, and mouse" or "1. Chair"."""
     if claim.noun in MASS:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from decoding.claims.nouns import LONGEST, Noun, find_noun
 from decoding.claims.words import load_words
 
-TOKEN = re.compile(r"['’]s\b|n['’]t\b|[^\W\d_]+?(?=n['’]t\b)|[^\W\d_]+(?:-[^\W\d_]+)*|\d+(?:[.,]\d+)*|\n|[^\s*_`#]")
+WORD = re.compile(r"['’]s\b|n['’]t\b|[^\W\d_]+?(?=n['’]t\b)|[^\W\d_]+(?:-[^\W\d_]+)*|\d+(?:[.,]\d+)*|\n|[^\s*_`#]")
 SINGULAR = load_words("singular_determiners")
 DETERMINERS = load_words("determiners")
 PREPOSITIONS = load_words("prepositions")
@@ -29,49 +29,49 @@ VERB = 5  # least share of verbs at which a word is rather a verb
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A token of the text with its offset."""
+    """A word, number or punctuation mark with its offset."""
 
     text: str
     start: int
 
     @property
     def lower(self) -> str:
-        """The token in lower case, with a straight apostrophe."""
+        """The text in lower case, with a straight apostrophe."""
         return self.text.lower().replace("’", "'")
 
     @property
     def end(self) -> int:
-        """Offset after the token."""
+        """Offset after its last character."""
         return self.start + len(self.text)
 
     @property
     def is_word(self) -> bool:
-        """Whether the token is a word rather than a number or punctuation."""
+        """Whether it is a word rather than a number or punctuation mark."""
         return self.text[0].isalpha()
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """An entry of the noun table at some tokens."""
+class NounMatch:
+    """An entry of the noun table at some words of a text."""
 
     noun: Noun
     is_plural: bool
     first: int
-    last: int  # index after its last token
+    last: int  # index after its last word
 
 
 def split_words(text: str) -> list[Word]:
     """Split a text into words, numbers and punctuation."""
-    return [Word(found[0], found.start()) for found in TOKEN.finditer(text)]
+    return [Word(found[0], found.start()) for found in WORD.finditer(text)]
 
 
-def find_phrases(words: list[Word]) -> Iterator[tuple[int, list[Match]]]:
+def find_phrases(words: list[Word]) -> Iterator[tuple[int, list[NounMatch]]]:
     """Find the noun phrases that name things.
 
     Adjectives are not part of a phrase, but participles are: a `potted plant` is a kind of plant.
 
     Args:
-        words: The tokens of the text.
+        words: The words of the text.
 
     Yields:
         The index of the first word that is no plain adjective, and the nouns of the phrase: at most one modifier, and
@@ -79,12 +79,12 @@ def find_phrases(words: list[Word]) -> Iterator[tuple[int, list[Match]]]:
     """
     at = 0
     while at < len(words):
-        match = noun_at(words, at)
+        match = find_noun_at(words, at)
         if match is None:
             at += 1
             continue
         phrase = [match]
-        while (follower := noun_at(words, phrase[-1].last, phrase[-1])) is not None:
+        while (follower := find_noun_at(words, phrase[-1].last, phrase[-1])) is not None:
             phrase.append(follower)
         at = phrase[-1].last
         phrase = drop_abstract_head(phrase)
@@ -108,7 +108,7 @@ def find_phrases(words: list[Word]) -> Iterator[tuple[int, list[Match]]]:
             yield begin, phrase[-2:]
 
 
-def drop_abstract_head(phrase: list[Match]) -> list[Match]:
+def drop_abstract_head(phrase: list[NounMatch]) -> list[NounMatch]:
     """Drop a head that names no thing, as in "a man riding" and "a kitchen area".
 
     "The key elements" and "an orange colour" name no thing at all: their first word is an adjective.
@@ -126,29 +126,29 @@ def drop_abstract_head(phrase: list[Match]) -> list[Match]:
     return phrase if is_activity or len(phrase) > 1 or phrase[0].noun.adjective < NOUN_OR_ADJECTIVE else []
 
 
-def noun_at(words: list[Word], at: int, before: Match | None = None) -> Match | None:
-    """Find the longest entry of the noun table that begins at a token and is used as a noun there.
+def find_noun_at(words: list[Word], at: int, before: NounMatch | None = None) -> NounMatch | None:
+    """Find the longest entry of the noun table that begins at a word and is used as a noun there.
 
     Args:
-        words: The tokens of the text.
-        at: Index of the token.
+        words: The words of the text.
+        at: Index of the word.
         before: The noun that ends right before it, if there is one: the two would form a compound.
 
     Returns:
         The entry, or None.
     """
     for length in range(min(LONGEST, len(words) - at), 0, -1):
-        tokens = words[at : at + length]
-        if length == 1 and len(tokens[0].text) == 1:  # "3:15 p.m.", "a 3D cube"
+        span = words[at : at + length]
+        if length == 1 and len(span[0].text) == 1:  # "3:15 p.m.", "a 3D cube"
             continue
-        if not all(token.is_word for token in tokens) or is_function_word(words, at):
+        if not all(word.is_word for word in span) or is_function_word(words, at):
             continue
-        if any(after.start != word.end + 1 for word, after in pairwise(tokens)):
+        if any(after.start != word.end + 1 for word, after in pairwise(span)):
             continue
-        found = find_noun(" ".join(token.lower for token in tokens))
+        found = find_noun(" ".join(word.lower for word in span))
         if found is None:
             continue
-        match = Match(found[0], found[1], at, at + length)
+        match = NounMatch(found[0], found[1], at, at + length)
         if length > 1 and is_verb_phrase(words, match):
             continue
         if length > 1 or is_noun_here(words, match, before):
@@ -159,12 +159,12 @@ def noun_at(words: list[Word], at: int, before: Match | None = None) -> Match | 
 
 
 def is_function_word(words: list[Word], at: int) -> bool:
-    """Whether a token is a function word. After an article, `can` is a noun."""
+    """Whether a word is a function word. After an article, `can` is a noun."""
     is_modal_noun = words[at].lower in MODALS and at > 0 and words[at - 1].lower in SINGULAR | {"the"}
     return words[at].lower in FUNCTION_WORDS and not is_modal_noun
 
 
-def is_verb_phrase(words: list[Word], match: Match) -> bool:
+def is_verb_phrase(words: list[Word], match: NounMatch) -> bool:
     """Whether the last word of an entry is the verb, as in "the bus stops at the corner"."""
     last = find_noun(words[match.last - 1].lower)
     if not match.is_plural or last is None or last[0].verb < VERB:
@@ -174,12 +174,12 @@ def is_verb_phrase(words: list[Word], match: Match) -> bool:
     return previous in SINGULAR or (previous == "the" and following in PREPOSITIONS)
 
 
-def is_compound(first: Match, second: Match) -> bool:
+def is_compound(first: NounMatch, second: NounMatch) -> bool:
     """Whether two adjacent nouns are one thing, as `kitchen counter`: plurals only modify where they are abstract."""
     return not first.is_plural or not first.noun.is_thing
 
 
-def is_noun_here(words: list[Word], match: Match, before: Match | None) -> bool:
+def is_noun_here(words: list[Word], match: NounMatch, before: NounMatch | None) -> bool:
     """Whether a word that may be a verb or an adjective is a noun at its place."""
     noun = match.noun
     previous = words[match.first - 1].lower if match.first else ""
@@ -215,19 +215,19 @@ def is_adjective_or_no_noun(word: str) -> bool:
     return found is None or found[0].adjective >= ADJECTIVE
 
 
-def is_adjective_here(words: list[Word], match: Match) -> bool:
+def is_adjective_here(words: list[Word], match: NounMatch) -> bool:
     """Whether a noun that is mostly an adjective is one here: in the singular and not directly after a determiner."""
     previous = words[match.first - 1].lower if match.first else ""
     return match.noun.adjective > ADJECTIVE and not match.is_plural and previous not in DETERMINERS
 
 
 def follows_article(words: list[Word], first: int) -> bool:
-    """Whether the noun phrase that a token belongs to begins with `a`, `an` or another determiner of a single thing."""
-    return words[phrase_begin(words, first)].lower in SINGULAR
+    """Whether the noun phrase that a word belongs to begins with `a`, `an` or another determiner of a single thing."""
+    return words[find_phrase_begin(words, first)].lower in SINGULAR
 
 
 def precedes_noun(words: list[Word], at: int) -> bool:
-    """Whether a noun follows from a token on, after more adjectives and commas: "a small, brown dog"."""
+    """Whether a noun follows from a word on, after more adjectives and commas: "a small, brown dog"."""
     while at + 1 < len(words) and (words[at].text == "," or (words[at].is_word and is_adjective(words[at].lower))):
         at += 1
     return at < len(words) and words[at].lower not in FUNCTION_WORDS and follows_noun(words, at)
@@ -246,8 +246,8 @@ def is_adjective(word: str) -> bool:
     return word not in FUNCTION_WORDS and (found is None or found[0].adjective >= ADJECTIVE)
 
 
-def phrase_begin(words: list[Word], first: int) -> int:
-    """Return the index of the first token of a noun phrase: its adjectives and determiners before token `first`."""
+def find_phrase_begin(words: list[Word], first: int) -> int:
+    """Return the index of the first word of a noun phrase: its adjectives and determiners before word `first`."""
     at = first
     while at > 0:
         before = words[at - 1]

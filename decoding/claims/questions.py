@@ -8,7 +8,7 @@ from decoding.claims.nouns import with_article
 DEFAULT_QUESTION = "Is there {claim} in the image?"  # POPE's wording (arXiv:2305.10355)
 
 
-def question_for(claim: Claim, wording: str = DEFAULT_QUESTION) -> str:
+def build_question(claim: Claim, wording: str = DEFAULT_QUESTION) -> str:
     """Build the question about a claim.
 
     Args:

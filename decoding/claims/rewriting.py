@@ -8,11 +8,11 @@ from decoding.claims.noun_phrases import (
     PREPOSITIONS,
     SINGULAR,
     VERB,
-    Match,
+    NounMatch,
     Word,
+    find_noun_at,
     is_before_noun,
     is_determiner,
-    noun_at,
     split_words,
 )
 from decoding.claims.nouns import Noun, find_noun
@@ -46,7 +46,7 @@ def shorten_sentence(sentence: str, phrase_start: int) -> str | None:
     while count > 0 and (words[count - 1].lower in CONNECTIVES or is_determiner(words[count - 1].lower)):
         count -= 1
     words = words[:count]
-    if not words or noun_before(words, count) is None or not any(word.lower in VERBS for word in words[:-1]):
+    if not words or find_noun_before(words, count) is None or not any(word.lower in VERBS for word in words[:-1]):
         return None
     if has_open_part(words):
         return None
@@ -95,8 +95,8 @@ def find_plural_verb(words: list[Word]) -> int | None:
     return None
 
 
-def noun_before(words: list[Word], at: int) -> Noun | None:
-    """Return the noun that ends right before a token. A participle as `holding` is none."""
+def find_noun_before(words: list[Word], at: int) -> Noun | None:
+    """Return the noun that ends right before a word. A participle as `holding` is none."""
     word = words[at - 1]
     found = find_noun(word.lower) if word.is_word and word.lower not in FUNCTION_WORDS else None
     if found is None or found[0].verb >= VERB or (found[0].text.endswith("ing") and not found[0].is_thing):
@@ -136,7 +136,7 @@ def is_well_formed(sentence: str, changed_from: int) -> bool:
 
 
 def is_well_placed(words: list[Word], at: int) -> bool:
-    """Whether a token may be at its position, by the rules of `is_well_formed`."""
+    """Whether a word may be at its position, by the rules of `is_well_formed`."""
     word = words[at]
     before = words[at - 1] if at else None
     if word.lower in ARTICLES | {"the"} and before is not None and before.lower in ARTICLES | {"the"}:
@@ -146,39 +146,39 @@ def is_well_placed(words: list[Word], at: int) -> bool:
         return False
     if word.lower in ARTICLES:
         head = find_head(words, at)
-        return head is not None and not noun_is_plural(words, head)
+        return head is not None and not is_plural_noun(words, head)
     is_there_are = before is not None and before.lower == "are" and at > 1 and words[at - 2].lower == "there"
-    found = noun_at(words, at) if is_there_are else None
-    return found is None or found.is_plural or noun_is_plural(words, at)
+    found = find_noun_at(words, at) if is_there_are else None
+    return found is None or found.is_plural or is_plural_noun(words, at)
 
 
-def noun_is_plural(words: list[Word], at: int) -> bool:
-    """Whether the last noun of a compound that begins at a token is a plural."""
-    match = last_noun(words, at)
+def is_plural_noun(words: list[Word], at: int) -> bool:
+    """Whether the last noun of a compound that begins at a word is a plural."""
+    match = find_last_noun(words, at)
     return match is not None and match.is_plural
 
 
 def names_thing(words: list[Word], at: int | None) -> bool:
-    """Whether the last noun of a compound that begins at a token names a thing, and no place."""
-    match = None if at is None else last_noun(words, at)
+    """Whether the last noun of a compound that begins at a word names a thing, and no place."""
+    match = None if at is None else find_last_noun(words, at)
     return match is not None and match.noun.is_thing
 
 
-def last_noun(words: list[Word], at: int) -> Match | None:
-    """Return the last noun of a compound that begins at a token."""
-    match = noun_at(words, at)
-    while match is not None and (follower := noun_at(words, match.last, match)) is not None:
+def find_last_noun(words: list[Word], at: int) -> NounMatch | None:
+    """Return the last noun of a compound that begins at a word."""
+    match = find_noun_at(words, at)
+    while match is not None and (follower := find_noun_at(words, match.last, match)) is not None:
         match = follower
     return match
 
 
 def find_head(words: list[Word], at: int) -> int | None:
-    """Return the index of the noun of a noun phrase that begins at a token; None where none does.
+    """Return the index of the noun of a noun phrase that begins at a word; None where none does.
 
     Inside a sentence, a phrase does not begin with a capital letter.
     """
     if at and words[at].text[0].isupper() and words[at].lower in SINGULAR | {"the"}:
         return None
-    while at < len(words) and words[at].is_word and noun_at(words, at) is None and is_before_noun(words[at].lower):
+    while at < len(words) and words[at].is_word and find_noun_at(words, at) is None and is_before_noun(words[at].lower):
         at += 1
-    return at if at < len(words) and noun_at(words, at) is not None else None
+    return at if at < len(words) and find_noun_at(words, at) is not None else None

@@ -12,7 +12,7 @@ from typing import Any
 from decoding.drafts import DraftEffect, ReadDraft, Segment, SendTokens, StartDraft
 from decoding.errors import StrategyFailed
 from decoding.outputs import Answer, FinishInfo, Token, Usage
-from decoding.pipeline.dry_run import QUESTION, create_blank_image, fake_reply
+from decoding.pipeline.dry_run import QUESTION, build_fake_reply, create_blank_image
 from decoding.pipeline.program import ProgramResult, start_program
 from decoding.requests import GenerateRequest, Prompt
 from decoding.strategy import Effect, Strategy
@@ -44,7 +44,10 @@ class FakeDrafts:
             Its effects, with the `Segment` that each `ReadDraft` has read after it, and its outcome. The outcome is
             None if the text side does not end.
         """
-        program, reply = start_program(strategy, GenerateRequest(Prompt.of(QUESTION, create_blank_image()))), None
+        program, reply = (
+            start_program(strategy, GenerateRequest(Prompt.from_text(QUESTION, create_blank_image()))),
+            None,
+        )
         effects: list[Any] = []
         for _ in range(MAX_EFFECTS):
             effect = program.advance(reply)
@@ -67,7 +70,7 @@ class FakeDrafts:
             case list():
                 return [self._answer(request) for request in effect]
             case _:
-                return fake_reply(effect)
+                return build_fake_reply(effect)
 
     def _generate(self) -> deque[Token]:
         sentences = SENTENCES[min(self._num_drafts, len(SENTENCES) - 1) :]
@@ -87,7 +90,7 @@ class FakeDrafts:
         return Segment(tuple(tokens), None if draft else "stop")
 
     def _answer(self, request: GenerateRequest) -> Answer:
-        answer: Answer = fake_reply(request)
+        answer: Answer = build_fake_reply(request)
         if not request.choices:
             return answer
         favoured = request.choices[0 if self.favours_first else -1]

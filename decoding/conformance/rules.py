@@ -30,7 +30,7 @@ from decoding.drafts import ReadDraft
 from decoding.errors import OnlySeenError, StrategyFailed
 from decoding.outputs import NO_TOKEN
 from decoding.pipeline.composition import batch_stacks, check_layout, find_invalid_values
-from decoding.pipeline.dry_run import QUESTION, create_blank_image, fake_reply, run_program
+from decoding.pipeline.dry_run import QUESTION, build_fake_reply, create_blank_image, run_program
 from decoding.pipeline.program import ProgramResult, StrategyProgram, start_program
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt
 from decoding.strategy import PER_ROW, TEXT_SIDE, AttentionKeys, Strategy, TensorHooks
@@ -52,7 +52,7 @@ class RuleResult:
     problems: tuple[str, ...]
 
 
-class HookRaised(Exception):
+class HookError(Exception):
     """A hook raised an exception. The message names the hook."""
 
 
@@ -70,7 +70,7 @@ def apply_rule(rule: Rule, strategy_class: type[Strategy]) -> RuleResult:
                 problems.append(problem)
             if len(problems) == MAX_PROBLEMS:
                 break
-    except HookRaised as error:
+    except HookError as error:
         problems.append(str(error))
     except StrategyFailed as error:
         problems.append(describe_failure(error))
@@ -96,12 +96,12 @@ def call(strategy: TensorHooks, hook: str, *arguments: Any) -> Any:
         The result of the hook.
 
     Raises:
-        HookRaised: the hook raises.
+        HookError: the hook raises.
     """
     try:
         return getattr(strategy, hook)(*arguments)
     except Exception as error:
-        raise HookRaised(f"`{hook}` raised {type(error).__name__}: {error}") from error
+        raise HookError(f"`{hook}` raised {type(error).__name__}: {error}") from error
 
 
 def check_class_attributes(strategy_class: type[Strategy]) -> Problems:
@@ -167,7 +167,7 @@ def check_text_side(strategy_class: type[Strategy]) -> Problems:
         yield "`run` makes other requests in a second dry run; draw random numbers from a seed among the parameters"
     for images in (0, 2):
         program = start_program(
-            strategy_class(), GenerateRequest(Prompt.of(QUESTION, *[create_blank_image()] * images))
+            strategy_class(), GenerateRequest(Prompt.from_text(QUESTION, *[create_blank_image()] * images))
         )
         try:
             program.advance(None)
@@ -179,7 +179,7 @@ def check_text_side(strategy_class: type[Strategy]) -> Problems:
     yields, is_finished = 0, False
     while not is_finished:
         program, reply = (
-            start_program(strategy_class(), GenerateRequest(Prompt.of(QUESTION, create_blank_image()))),
+            start_program(strategy_class(), GenerateRequest(Prompt.from_text(QUESTION, create_blank_image()))),
             None,
         )
         for _ in range(yields):
@@ -187,7 +187,7 @@ def check_text_side(strategy_class: type[Strategy]) -> Problems:
             if isinstance(effect, ProgramResult):
                 is_finished = True
                 break
-            reply = fake_reply(effect)
+            reply = build_fake_reply(effect)
         yield from close(program, f"after {yields} requests")
         yields += 1
 
@@ -353,7 +353,7 @@ def check_marks(strategy_class: type[Strategy]) -> Problems:
         expected = call(strategy_class(), hook, *arguments)
         try:
             is_equal = has_equal_value(call(strategy, hook, *arguments), expected)
-        except HookRaised:
+        except HookError:
             is_equal = False
         if not is_equal:
             yield f"`{hook}` reads a parameter whose mark excludes it"
@@ -462,7 +462,7 @@ def check_neutral(strategy_class: type[Strategy]) -> Problems:
         return
     strategy = strategy_class(**strategy_class.neutral)
     samples = Samples(strategy)
-    blank = Prompt.of(QUESTION, create_blank_image())
+    blank = Prompt.from_text(QUESTION, create_blank_image())
     changes_prompt = isinstance(samples.outcome, GenerateRequest) and samples.outcome.prompt != blank
     for dtype in DTYPES:
         step = samples.step(strategy, dtype)

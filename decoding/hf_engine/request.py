@@ -140,7 +140,7 @@ class EngineRequest:
         self.answer_start = answer_start
         self.output_ids = list(answer_start.ids)
         self.replay_ids: deque[int] = deque()
-        self.hooks = RequestHooks.of(
+        self.hooks = RequestHooks.from_stack(
             stack, source.branches, {strategy: state.tensors for strategy, state in states.items()}
         )
         # Strategies as JSON, because one with a list among its parameters has no hash.
@@ -150,7 +150,7 @@ class EngineRequest:
         self.edits_attention = any("edit_attention_scores" in strategy.hooks() for strategy in stack)
         self.early_exits = find_early_exits(source, model)
         self.early_logits: Mapping[str, Tensor] = {}
-        self.image_token_index = count_image_tokens(main_ids, model.image_token_id)
+        self.image_token_index = index_image_tokens(main_ids, model.image_token_id)
         self.kept_tokens = find_kept_tokens(source, inputs, self.hooks.states, model)
         self.first_tokens = {choice: model.encoder.find_first_tokens(choice).tolist() for choice in source.choices}
         self.sampler_state = SamplerState(sampling, prompt.ids.to(model.device), model.eos_token_ids, model.vocab_size)
@@ -319,12 +319,12 @@ def find_kept_tokens(
         if kept is None:
             continue
         for name in select_branch_names(strategy, source.branches):
-            index = count_image_tokens(inputs[name].ids.to(model.device), model.image_token_id)
+            index = index_image_tokens(inputs[name].ids.to(model.device), model.image_token_id)
             kept_tokens[name] = kept[:, index.clamp(min=0)] | (index < 0)
     return kept_tokens
 
 
-def count_image_tokens(ids: Tensor, image_token_id: int) -> Tensor:
-    """Count the image tokens among [length] ids from 0 on. Text is -1."""
+def index_image_tokens(ids: Tensor, image_token_id: int) -> Tensor:
+    """Index the image tokens among [length] ids from 0 on. Text is -1."""
     is_image = ids == image_token_id
     return torch.where(is_image, is_image.cumsum(0) - 1, -1)

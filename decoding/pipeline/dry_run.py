@@ -122,7 +122,7 @@ def run_program(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> tuple[l
     Raises:
         StrategyFailed: the strategy makes requests without end.
     """
-    program, reply = start_program(strategy, GenerateRequest(Prompt.of(QUESTION, create_blank_image()))), None
+    program, reply = start_program(strategy, GenerateRequest(Prompt.from_text(QUESTION, create_blank_image()))), None
     effects: list[Effect | DraftEffect] = []
     num_requests = 0
     while num_requests < max_requests:
@@ -131,7 +131,7 @@ def run_program(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> tuple[l
             return effects, effect.outcome
         effects.append(effect)
         num_requests += len(effect) if isinstance(effect, list) else 1
-        reply = fake_reply(effect)
+        reply = build_fake_reply(effect)
     raise StrategyFailed(strategy.name, f"does not end a dry run within {max_requests} requests")
 
 
@@ -149,7 +149,7 @@ def create_blank_image() -> ImageInput:
     return ImageInput(Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE)))
 
 
-def fake_reply(effect: Effect | DraftEffect) -> Any:
+def build_fake_reply(effect: Effect | DraftEffect) -> Any:
     """Return a reply of the type that an engine would give."""
     match effect:
         case GenerateRequest():
@@ -163,7 +163,7 @@ def fake_reply(effect: Effect | DraftEffect) -> Any:
         case RelevanceRequest():
             return RelevanceMap(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), similarity=0.5, input_size=32)
         case list():
-            return [fake_reply(request) for request in effect]
+            return [build_fake_reply(request) for request in effect]
         case ReadDraft():
             finish = FinishInfo("stop", Usage(completion_tokens=1, steps=1))
             return Segment((Token(0, "There is a cat.", finish=finish),), "stop")

@@ -45,7 +45,9 @@ class RequestHooks:
     lazy_branches: frozenset[str]  # branches that run only at steps that need them
 
     @classmethod
-    def of(cls, stack: Sequence[TensorHooks], branches: Iterable[str], states: Mapping[str, Tensors]) -> RequestHooks:
+    def from_stack(
+        cls, stack: Sequence[TensorHooks], branches: Iterable[str], states: Mapping[str, Tensors]
+    ) -> RequestHooks:
         """Derive the batch key and the branches.
 
         Args:

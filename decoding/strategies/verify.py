@@ -161,12 +161,12 @@ class Verification:
         """Check the claims of the pending sentence, and return them."""
         text = self.text + join_text(self.pending)[:end]
         claims = [claim for claim in find_claims(text) if claim.start >= len(self.text)]
-        if requests := self.checks.requests(claims):
+        if requests := self.checks.build_requests(claims):
             self.checks.add(claims, (yield requests))
         return claims
 
     def _fails(self, claim: Claim) -> bool:
-        return self.checks.probability(claim) < self.strategy.threshold
+        return self.checks.get_probability(claim) < self.strategy.threshold
 
     def _is_well_formed(self, end: int) -> bool:
         """Whether the text that the model has generated in place of a failed phrase is English."""
@@ -320,8 +320,8 @@ class Verification:
             claim.text,
             claim.start if is_in else None,
             claim.end if is_in else None,
-            self.checks.question(claim),
-            self.checks.probability(claim),
+            self.checks.build_question(claim),
+            self.checks.get_probability(claim),
             action,
         )
 

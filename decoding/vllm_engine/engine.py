@@ -25,7 +25,7 @@ from decoding.vllm_engine.frontend.member_builder import (
     build_members,
     build_probe_members,
     check_probe_fits,
-    max_new_tokens,
+    compute_max_new_tokens,
 )
 from decoding.vllm_engine.frontend.output_parser import OutputParser, raise_failure
 from decoding.vllm_engine.frontend.selftest import check_lockstep, check_report
@@ -260,7 +260,7 @@ class VllmEngine(BaseEngine):
         processor = OutputProcessor(
             request,
             members[0].inputs.without_last(prefix_length),
-            prefix_length + max_new_tokens(request, members, self.limits, prefix_length),
+            prefix_length + compute_max_new_tokens(request, members, self.limits, prefix_length),
             frozenset(checkpoint.eos_token_ids),
             checkpoint.token_text,
             checkpoint.tokenizer,

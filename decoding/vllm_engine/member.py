@@ -26,7 +26,7 @@ class StrategySpec:
     parameters: str  # JSON
 
     @classmethod
-    def of(cls, strategy: TensorHooks) -> StrategySpec:
+    def from_strategy(cls, strategy: TensorHooks) -> StrategySpec:
         """Describe a strategy.
 
         Args:

@@ -116,4 +116,4 @@ def random_image(seed: int = 0, size: tuple[int, int] = (48, 32)) -> ImageInput:
 
 def make_request(text: str = "Is there a cat in the image?", *images: ImageInput) -> GenerateRequest:
     """Build a request about the given images, or about one random image."""
-    return GenerateRequest(Prompt.of(text, *(images or (random_image(),))))
+    return GenerateRequest(Prompt.from_text(text, *(images or (random_image(),))))

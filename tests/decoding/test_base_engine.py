@@ -15,7 +15,7 @@ from decoding.outputs import StateHandle, Token, Usage
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
 from tests.decoding.hf_engine.harness import make_image
 
-PROMPT = Prompt.of("?")
+PROMPT = Prompt.from_text("?")
 
 
 class EngineWithoutModel(BaseEngine):

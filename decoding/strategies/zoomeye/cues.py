@@ -44,14 +44,14 @@ def find_cues(prompt: Prompt, given: str | None) -> Generator[GenerateRequest, A
     """
     if given is not None:
         return [cue for part in given.split(",") if (cue := part.strip())]
-    if (named := existence_cue(prompt.question)) is not None:
+    if (named := parse_existence_cue(prompt.question)) is not None:
         return [named]
     examples = prompt.with_question(EXAMPLES.replace("{question}", prompt.question))
     reply = yield GenerateRequest(examples, SamplingParams(max_tokens=64))
     return parse_cues(reply.text)
 
 
-def existence_cue(question: str) -> str | None:
+def parse_existence_cue(question: str) -> str | None:
     """Return the cue of a question whether an object exists, which names it."""
     match = EXISTENCE.search(question)
     return without_article(match[1]) if match else None

@@ -75,7 +75,7 @@ def build_members(
         gang=gang,
         name=MAIN,
         size=size,
-        stack=tuple(StrategySpec.of(strategy) for strategy in request.stack),
+        stack=tuple(StrategySpec.from_strategy(strategy) for strategy in request.stack),
         branches=tuple(request.branches),
         states={strategy: state.handle for strategy, state in request.states.items()},
         choices=first_tokens,
@@ -85,7 +85,7 @@ def build_members(
         min_tokens=sampling.min_tokens,
         eos_token_ids=tuple(eos_token_ids),
         grounding_branch=request.grounding_branch,
-        state_update=StateUpdate(StrategySpec.of(request.state_updater), updated_state.handle)
+        state_update=StateUpdate(StrategySpec.from_strategy(request.state_updater), updated_state.handle)
         if request.state_updater and updated_state
         else None,
     )
@@ -112,7 +112,7 @@ def build_probe_members(
     Returns:
         The members, the main one first.
     """
-    spec = ProbeSpec(StrategySpec.of(probe.strategy), probe.main, probe.layerwise, state.handle)
+    spec = ProbeSpec(StrategySpec.from_strategy(probe.strategy), probe.main, probe.layerwise, state.handle)
     size = len(probe.prompts)
     main = MemberRequest(
         MAIN,
@@ -159,7 +159,7 @@ def build_cache_salt(
     return json.dumps([request_salt, *parts]) if parts else request_salt
 
 
-def max_new_tokens(
+def compute_max_new_tokens(
     request: GenerateRequest, members: Sequence[MemberRequest], limits: EngineLimits, prefix_length: int = 0
 ) -> int:
     """Compute the most tokens that are generated.

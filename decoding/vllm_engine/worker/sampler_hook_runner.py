@@ -219,7 +219,7 @@ class SamplerHookRunner:
                 hooks = known.get(request_id) or self._build_request_hooks(member)
             except Exception as error:
                 record_failure(token_info, request_id, error, "hooks_not_built")
-                hooks = RequestHooks.of((), member.branches, {})
+                hooks = RequestHooks.from_stack((), member.branches, {})
             self._gangs.append(GangRows(request_id, member, hooks, rows_by_name))
         pairs = [(gang.main_row, row) for gang in self._gangs for name, row in gang.rows.items() if name != MAIN]
         self._hooks = [gang.hooks for gang in self._gangs]
@@ -232,7 +232,7 @@ class SamplerHookRunner:
 
     def _build_request_hooks(self, member: Member) -> RequestHooks:
         states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
-        return RequestHooks.of(self._build(member.stack), member.branches, states)
+        return RequestHooks.from_stack(self._build(member.stack), member.branches, states)
 
     def _build(self, specs: tuple[StrategySpec, ...]) -> tuple[TensorHooks, ...]:
         stack = self._built.get(specs)

@@ -27,7 +27,7 @@ SPLITS: tuple[Split, ...] = ("random", "popular", "adversarial")
 TEMPLATE = "Is there a {} in the image?"
 
 
-class NoAbsentObjectLeft(ValueError):
+class NoAbsentObjectError(ValueError):
     """An image has so many objects that no absent object is left for a question."""
 
 
@@ -127,7 +127,7 @@ class PopeBuilder:
             if name not in excluded:
                 return name
         if excluded.issuperset(self._vocabulary):
-            raise NoAbsentObjectLeft(f"{image.image}: every object is in the image or in an earlier question")
+            raise NoAbsentObjectError(f"{image.image}: every object is in the image or in an earlier question")
         # The official code redraws until the object fits. The same loop gives the same draws for the same seed.
         while (name := self._random.choice(self._vocabulary)) in excluded:
             pass

@@ -71,7 +71,7 @@ async def test_the_checks_are_counted() -> None:
 
 async def test_a_check_needs_an_image() -> None:
     async with StrategyRunner([Plain()], engine()) as runner:
-        request = GenerateRequest(Prompt.of("Describe a park."))
+        request = GenerateRequest(Prompt.from_text("Describe a park."))
         with pytest.raises(BadRequest, match="needs an image") as refused:
             await collect_answer(runner.stream(await runner.resolve(request, check=ClaimCheck())))
     assert refused.value.param == "decoding.check"

@@ -9,7 +9,7 @@ import pytest
 
 from decoding.claims.claim_extraction import find_claims
 from decoding.claims.nouns import find_noun, pluralize, singularize, with_article
-from decoding.claims.questions import question_for
+from decoding.claims.questions import build_question
 from decoding.claims.sentences import find_sentence_end
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
@@ -82,12 +82,12 @@ def test_unseen_sentences_keep_precision_and_recall() -> None:
     ],
 )
 def test_question_names_the_claim(text: str, question: str) -> None:
-    assert question_for(find_claims(text)[-1]) == question
+    assert build_question(find_claims(text)[-1]) == question
 
 
 def test_a_question_has_the_operator_s_wording() -> None:
     (claim,) = find_claims("There is a dog.")
-    assert question_for(claim, "Can you see {claim} here?") == "Can you see a dog here?"
+    assert build_question(claim, "Can you see {claim} here?") == "Can you see a dog here?"
 
 
 def test_offsets_count_code_points() -> None:
@@ -136,7 +136,7 @@ def test_claims_of_usual_descriptions_are_found(text: str, things: list[str]) ->
     ],
 )
 def test_questions_have_articles_of_count_nouns(text: str, questions: list[str]) -> None:
-    assert [question_for(claim, "{claim}") for claim in find_claims(text)] == questions
+    assert [build_question(claim, "{claim}") for claim in find_claims(text)] == questions
 
 
 @pytest.mark.parametrize(

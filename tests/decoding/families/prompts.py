@@ -15,9 +15,9 @@ def draw_image(width: int, height: int, seed: int) -> ImageInput:
     return ImageInput(Image.fromarray((colours + grain).clip(0, 255).astype(np.uint8)))
 
 
-ONE = Prompt.of("Is there a cat?", draw_image(32, 32, 1))
-WIDE = Prompt.of("Is there a cat in the picture?", draw_image(90, 31, 2))
-BLIND = Prompt.of("What is red in this detail?")
+ONE = Prompt.from_text("Is there a cat?", draw_image(32, 32, 1))
+WIDE = Prompt.from_text("Is there a cat in the picture?", draw_image(90, 31, 2))
+BLIND = Prompt.from_text("What is red in this detail?")
 TWO = Prompt(
     (
         Message("user", (draw_image(30, 50, 3), "Describe this. ")),

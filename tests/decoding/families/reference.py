@@ -54,7 +54,7 @@ class FamilyReference:
     def add_noise(self, prompt: Prompt, pixels: Tensor) -> Tensor:
         """Add noise to each image's pixels. Encoding an image alone shows how many of the pixels are its own."""
         axis = self.family.image_axis
-        sizes = [self.encode(Prompt.of("?", one))["pixel_values"].shape[axis] for one in prompt.images]
+        sizes = [self.encode(Prompt.from_text("?", one))["pixel_values"].shape[axis] for one in prompt.images]
         parts = pixels.split(sizes, axis)  # type: ignore[no-untyped-call]
         return torch.cat([add_noise(part, Noise(NOISE_STEP, place)) for place, part in enumerate(parts)], axis)
 

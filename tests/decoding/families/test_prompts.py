@@ -45,13 +45,13 @@ def test_prompt_without_images_has_no_image_inputs(name: str, checkpoint: Checkp
 def test_image_token_in_text_is_rejected(name: str, checkpoint: Checkpoint) -> None:
     encoder = build_encoder(checkpoint(name))
     with pytest.raises(BadRequest, match="reserves for itself"):
-        encoder.encode(Prompt.of(f"What is {encoder.processor.image_token} here?"))
+        encoder.encode(Prompt.from_text(f"What is {encoder.processor.image_token} here?"))
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 40), (150, 2)])
 def test_small_and_narrow_images_are_encoded(name: str, size: tuple[int, int], checkpoint: Checkpoint) -> None:
-    encoded = build_encoder(checkpoint(name)).encode(Prompt.of("What is it?", draw_image(*size, seed=1)))
+    encoded = build_encoder(checkpoint(name)).encode(Prompt.from_text("What is it?", draw_image(*size, seed=1)))
     assert encoded.extras["pixel_values"].isfinite().all()
 
 
@@ -69,7 +69,7 @@ def test_instructblip_encodes_the_text_without_a_template(checkpoint: Checkpoint
 
 def test_processor_error_is_a_bad_request(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadRequest, match="aspect ratio"):
-        build_encoder(checkpoint("qwen2_vl")).encode(Prompt.of("What is it?", draw_image(1, 500, seed=1)))
+        build_encoder(checkpoint("qwen2_vl")).encode(Prompt.from_text("What is it?", draw_image(1, 500, seed=1)))
 
 
 def test_template_error_is_a_bad_request(own_copy: Checkpoint) -> None:

@@ -42,7 +42,7 @@ def make_image(seed: int) -> ImageInput:
 
 
 def make_prompt(seed: int = 0, text: str = DESCRIBE) -> Prompt:
-    return Prompt.of(text, make_image(seed))
+    return Prompt.from_text(text, make_image(seed))
 
 
 def exact_length(tokens: int, **sampling: Any) -> SamplingParams:

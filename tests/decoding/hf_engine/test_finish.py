@@ -102,7 +102,7 @@ async def test_prompt_that_fills_the_context_is_rejected(engine: HFEngine) -> No
 
 async def test_images_alone_can_exceed_the_context(engine: HFEngine) -> None:
     with pytest.raises(BadRequest) as refused:
-        await generate(engine, Prompt.of("?", *[make_image(0)] * 40), exact_length(1))
+        await generate(engine, Prompt.from_text("?", *[make_image(0)] * 40), exact_length(1))
     assert refused.value.code == "context_length_exceeded"
 
 

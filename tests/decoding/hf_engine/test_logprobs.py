@@ -74,7 +74,9 @@ async def test_grounding_ignores_the_strategies(engine: HFEngine) -> None:
 
 
 async def test_grounding_without_images_is_zero(engine: HFEngine) -> None:
-    answer, _ = await run_strategies(engine, "plain", Prompt.of("Is there a cat?"), exact_length(N), grounding=True)
+    answer, _ = await run_strategies(
+        engine, "plain", Prompt.from_text("Is there a cat?"), exact_length(N), grounding=True
+    )
     # Two rows of one prompt can differ in their last bits: the kernel of a row depends on the machine.
     assert [token.grounding for token in answer.tokens] == pytest.approx([0.0] * N, abs=1e-4)
 

@@ -27,7 +27,11 @@ TURNS = Prompt(
 
 @pytest.mark.parametrize(
     "prompt",
-    [Prompt.of("How many chairs are in the picture?"), Prompt.of("Which is it?", make_image(1), make_image(2)), TURNS],
+    [
+        Prompt.from_text("How many chairs are in the picture?"),
+        Prompt.from_text("Which is it?", make_image(1), make_image(2)),
+        TURNS,
+    ],
     ids=["no picture", "two pictures", "several turns"],
 )
 async def test_conversations_equal_the_reference(prompt: Prompt, either: HFEngine, reference: Reference) -> None:
@@ -40,8 +44,8 @@ async def test_images_of_concurrent_requests_are_not_mixed(engine: HFEngine) -> 
     prompts = [
         TURNS,
         make_prompt(1),
-        Prompt.of("Is there a cat?"),
-        Prompt.of("Both?", make_image(4), make_image(5)),
+        Prompt.from_text("Is there a cat?"),
+        Prompt.from_text("Both?", make_image(4), make_image(5)),
         make_prompt(2),
     ]
     alone = [(await generate(engine, prompt, exact_length(N))).text for prompt in prompts]
@@ -53,7 +57,7 @@ async def test_images_of_concurrent_requests_are_not_mixed(engine: HFEngine) -> 
 async def test_images_of_any_size_are_accepted(engine: HFEngine) -> None:
     odd = [ImageInput(Image.new("RGB", size, (200, 30, 60))) for size in ((1, 1), (9, 310), (700, 33))]
     results = await asyncio.gather(
-        *(run_strategies(engine, "agla", Prompt.of("What?", one), exact_length(N)) for one in odd)
+        *(run_strategies(engine, "agla", Prompt.from_text("What?", one), exact_length(N)) for one in odd)
     )
     assert all(len(one.tokens) == N for one, _ in results)
 
@@ -82,7 +86,7 @@ async def test_special_token_across_parts_is_rejected(engine: HFEngine) -> None:
 
 async def test_unusual_text_is_answered(engine: HFEngine) -> None:
     answer = await generate(
-        engine, Prompt.of("< image > 🦦 \x00 \u202e {{ 7 * 7 }} {% raw %}", make_image(0)), exact_length(N)
+        engine, Prompt.from_text("< image > 🦦 \x00 \u202e {{ 7 * 7 }} {% raw %}", make_image(0)), exact_length(N)
     )
     assert len(answer.tokens) == N
 
@@ -92,7 +96,7 @@ async def test_raw_text_is_encoded_without_a_template(engine: HFEngine) -> None:
     ids = await engine.tokenize(bare)
     tokenizer = engine.model.encoder.tokenizer
     assert ids == tokenizer("There is a cat")["input_ids"]
-    assert len(await engine.tokenize(Prompt.of("There is a cat"))) > len(ids)
+    assert len(await engine.tokenize(Prompt.from_text("There is a cat"))) > len(ids)
     assert (await generate(engine, bare, exact_length(3))).finish.usage.prompt_tokens == len(ids)
 
 
@@ -101,6 +105,6 @@ async def test_text_far_beyond_the_context_is_not_tokenized(engine: HFEngine) ->
     """Previously millions of words blocked the tokenizer, and all other prompts, for half a minute."""
     began = time.perf_counter()
     with pytest.raises(BadRequest) as refused:
-        await engine.tokenize(Prompt.of("word " * 3_000_000))
+        await engine.tokenize(Prompt.from_text("word " * 3_000_000))
     assert time.perf_counter() - began < 1
     assert refused.value.code == "context_length_exceeded"

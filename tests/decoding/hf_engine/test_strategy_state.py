@@ -121,7 +121,7 @@ async def test_state_can_be_freed_while_in_use(engine: HFEngine) -> None:
 async def test_requests_with_and_without_state_share_a_batch(engine: HFEngine) -> None:
     """A request continues from a probe's main prompt. With other head scales it runs the prompt again."""
     (vhr,) = build_stack("vhr")
-    prompt = Prompt.of("Is there a cat?", *make_prompt(1).images)
+    prompt = Prompt.from_text("Is there a cat?", *make_prompt(1).images)
     pair = {"with_image": prompt, "without_image": prompt.without_images()}
     state, _ = await engine.probe(ProbeRequest(pair, main="with_image", layerwise=True).with_strategy(vhr))
     request = GenerateRequest(prompt, exact_length(N), stack=(vhr,)).with_state(state).with_strategy(vhr)

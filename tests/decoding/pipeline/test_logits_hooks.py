@@ -80,7 +80,7 @@ class WrongNeeds(Lazy):
 
 
 def hooks(*stack: Strategy, branches: Sequence[str] = ()) -> RequestHooks:
-    return RequestHooks.of(stack, branches, {})
+    return RequestHooks.from_stack(stack, branches, {})
 
 
 def run(

@@ -47,7 +47,7 @@ class DraftFirst(RecordedStrategy):
     name = "draft"
 
     def steps(self, request: GenerateRequest) -> Program:
-        draft: Answer = yield GenerateRequest(Prompt.of("draft", *request.prompt.images))
+        draft: Answer = yield GenerateRequest(Prompt.from_text("draft", *request.prompt.images))
         return request.replace(prompt=request.prompt.with_question(f"{request.prompt.question} <{draft.text}>"))
 
 
@@ -67,7 +67,7 @@ class ThreeRequests(RecordedStrategy):
     name = "vote"
 
     def steps(self, request: GenerateRequest) -> Program:
-        answers: list[Answer] = yield [request.replace(prompt=Prompt.of(str(number))) for number in range(3)]
+        answers: list[Answer] = yield [request.replace(prompt=Prompt.from_text(str(number))) for number in range(3)]
         texts = [answer.text for answer in answers]
         return answers[texts.index(max(texts, key=texts.count))]
 
@@ -82,7 +82,7 @@ class BlockingStrategy(RecordedStrategy):
     def steps(self, request: GenerateRequest) -> Program:
         self.has_begun.set()
         self.may_continue.wait(5)
-        yield GenerateRequest(Prompt.of("draft"))
+        yield GenerateRequest(Prompt.from_text("draft"))
         return request
 
 
@@ -310,7 +310,7 @@ async def test_closing_the_stream_closes_the_engine_stream() -> None:
 async def test_missing_image_is_refused_before_a_request_runs() -> None:
     engine = RecordingEngine()
     with pytest.raises(BadRequest, match="'vhr' needs an image"):
-        await run_stack(engine, VHR(), request=GenerateRequest(Prompt.of("Seen?")))
+        await run_stack(engine, VHR(), request=GenerateRequest(Prompt.from_text("Seen?")))
     assert engine.history == []
 
 

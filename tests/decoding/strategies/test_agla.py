@@ -65,6 +65,6 @@ def test_short_answer_suffix_is_not_matched(question: str, matched: str) -> None
 
 def test_last_question_is_matched() -> None:
     first = make_request("Is there a dog?").prompt.messages
-    request = make_request().replace(prompt=Prompt((*first, *Prompt.of("And a cat?").messages)))
+    request = make_request().replace(prompt=Prompt((*first, *Prompt.from_text("And a cat?").messages)))
     effects, _ = run_agla(AGLA(), request, TOP)
     assert [relevance.text for relevance in effects] == ["And a cat?"]

@@ -93,7 +93,7 @@ def test_lazy_branches_are_needed_where_the_model_is_uncertain(kind: type[Strate
 
 @every_strategy
 def test_prompt_without_image_is_refused_where_one_matters(kind: type[Strategy]) -> None:
-    program = StrategyProgram(kind(), GenerateRequest(Prompt.of("Is there a cat?")))
+    program = StrategyProgram(kind(), GenerateRequest(Prompt.from_text("Is there a cat?")))
     if kind.name in WITHOUT_IMAGES:
         program.advance(None)
         return

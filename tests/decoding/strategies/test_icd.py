@@ -23,7 +23,7 @@ def test_system_message_is_replaced() -> None:
 
 def test_place_prefix_puts_the_instruction_before_the_question() -> None:
     disturbed = ICD(place="prefix", role="overview").prepare(make_request("Is there a cat?")).branches["disturbed"]
-    assert disturbed == Prompt.of(f"{ROLES['overview']} Is there a cat?", random_image())
+    assert disturbed == Prompt.from_text(f"{ROLES['overview']} Is there a cat?", random_image())
 
 
 @pytest.mark.parametrize("place", ["system", "prefix"])

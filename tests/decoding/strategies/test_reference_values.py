@@ -72,7 +72,7 @@ def test_logits_equal_reference_values(strategy: Strategy, logits: list[float], 
     ],
     ids=lambda value: repr(value) if isinstance(value, Strategy) else None,
 )
-def test_auto_contrasts_log_probabilities(
+def test_log_probability_contrasts_equal_reference_values(
     strategy: Strategy, logprobs: list[float], probabilities: list[float]
 ) -> None:
     """The papers' scores are log-probabilities and not normalised: one number apart from ours."""

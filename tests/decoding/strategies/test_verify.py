@@ -246,7 +246,7 @@ async def test_answers_without_claims_cost_nothing(text: str) -> None:
 
 async def test_without_an_image_nothing_is_checked() -> None:
     engine = ScriptedEngine(write_always(SCENE), {"cat": 0.0})
-    answer, _ = await verify(engine, GenerateRequest(Prompt.of("Describe a park.")))
+    answer, _ = await verify(engine, GenerateRequest(Prompt.from_text("Describe a park.")))
     assert (answer.text, engine.checked_questions) == (SCENE, [])
 
 

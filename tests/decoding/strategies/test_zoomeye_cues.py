@@ -1,6 +1,13 @@
 import pytest
 
-from decoding.strategies.zoomeye.cues import EXAMPLES, existence_cue, is_all_cue, parse_cues, singularize, with_article
+from decoding.strategies.zoomeye.cues import (
+    EXAMPLES,
+    is_all_cue,
+    parse_cues,
+    parse_existence_cue,
+    singularize,
+    with_article,
+)
 
 
 @pytest.mark.parametrize(
@@ -14,7 +21,7 @@ from decoding.strategies.zoomeye.cues import EXAMPLES, existence_cue, is_all_cue
     ],
 )
 def test_existence_question_names_its_cue(question: str, cue: str | None) -> None:
-    assert existence_cue(question) == cue
+    assert parse_existence_cue(question) == cue
 
 
 @pytest.mark.parametrize(

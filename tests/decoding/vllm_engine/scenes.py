@@ -42,7 +42,7 @@ def prompts(count: int) -> list[Prompt]:
     """Return prompts with different images."""
     files = sorted(IMAGES.glob("*.png"))[:count]
     return [
-        Prompt.of(question, ImageInput(Image.open(file).convert("RGB")))
+        Prompt.from_text(question, ImageInput(Image.open(file).convert("RGB")))
         for file, question in zip(files, islice(cycle(QUESTIONS), count), strict=True)
     ]
 

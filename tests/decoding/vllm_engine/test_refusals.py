@@ -13,7 +13,7 @@ from decoding.errors import BadRequest, EngineFailed, Unsupported
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from decoding.text.prompt_encoder import ModelInputs
 from decoding.vllm_engine.frontend import engine_args, selftest
-from decoding.vllm_engine.frontend.member_builder import EngineLimits, MemberRequest, max_new_tokens
+from decoding.vllm_engine.frontend.member_builder import EngineLimits, MemberRequest, compute_max_new_tokens
 from decoding.vllm_engine.settings import VllmSettings
 
 
@@ -92,7 +92,7 @@ def test_engine_core_without_a_required_part_is_refused(change: dict[str, Any]) 
 
 
 def make_members(*lengths: int) -> list[MemberRequest]:
-    prompt = Prompt.of("?")
+    prompt = Prompt.from_text("?")
     return [
         MemberRequest(str(length), prompt, ModelInputs(torch.zeros(length, dtype=torch.long), {}), None)
         for length in lengths
@@ -101,8 +101,8 @@ def make_members(*lengths: int) -> list[MemberRequest]:
 
 def new_tokens(*lengths: int, tokens: int | None) -> int:
     limits = EngineLimits(max_model_len=256, max_rows=4, max_batched_tokens=512, blocks=10, block_size=32)
-    return max_new_tokens(
-        GenerateRequest(Prompt.of("?"), SamplingParams(max_tokens=tokens)), make_members(*lengths), limits
+    return compute_max_new_tokens(
+        GenerateRequest(Prompt.from_text("?"), SamplingParams(max_tokens=tokens)), make_members(*lengths), limits
     )
 
 

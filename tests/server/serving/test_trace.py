@@ -20,11 +20,11 @@ def pixels(view: str) -> Image.Image:
 
 def test_trace_has_edited_images_only() -> None:
     image, edited = ImageInput(Image.new("RGB", (1024, 512), "red")), ImageInput(Image.new("RGB", (1024, 512), "blue"))
-    prompt = Prompt.of("What?", image)
+    prompt = Prompt.from_text("What?", image)
     branches = {
-        "a/edited": Prompt.of("What?", edited),
-        "a/text": Prompt.of("Why?", image),
-        "a/noise": Prompt.of("What?", image.with_noise(Noise(500, 0))),
+        "a/edited": Prompt.from_text("What?", edited),
+        "a/text": Prompt.from_text("Why?", image),
+        "a/noise": Prompt.from_text("What?", image.with_noise(Noise(500, 0))),
         "a/none": prompt.without_images(),
     }
     shown = render_trace_images(GenerateRequest(prompt, branches=branches))

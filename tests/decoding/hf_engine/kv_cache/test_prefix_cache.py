@@ -141,7 +141,7 @@ async def test_equal_prompts_of_two_salts_run_twice_in_one_batch(
 
 def test_cache_is_bounded_and_keys_are_distinct(engine: HFEngine) -> None:
     model = engine.model
-    noisy = Prompt.of("Hello.", make_image(0).with_noise(Noise(500, 1)))
+    noisy = Prompt.from_text("Hello.", make_image(0).with_noise(Noise(500, 1)))
     prompts = [make_prompt(0, "Hello."), make_prompt(0, "Hello there."), make_prompt(1, "Hello."), noisy]
     encoded = [model.encoder.encode(one) for one in prompts]
     cache = PrefixCache(model, 1 << 30)

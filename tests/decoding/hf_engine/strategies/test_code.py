@@ -34,7 +34,7 @@ async def test_tokens_equal_recomputation(either: HFEngine, reference: Reference
     answer, prior_usage = await run_strategies(either, (code,), PROMPT, exact_length(LENGTH, top_logprobs=0))
     description = reference.decode((), PROMPT.with_question(code.description_prompt), DESCRIPTION, ends=True).tokens
     text = reference.processor.tokenizer.decode(description, skip_special_tokens=True).strip()
-    described = Prompt.of(f"{text}\n{PROMPT.question}")
+    described = Prompt.from_text(f"{text}\n{PROMPT.question}")
     tokens: list[int] = []
     for token in answer.tokens:
         z, z_described = (reference.logits(reference.encode(one), tokens, {}) for one in (PROMPT, described))

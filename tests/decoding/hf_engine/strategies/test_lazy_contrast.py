@@ -111,7 +111,7 @@ async def test_every_step_without_a_cut_needs_the_branches(engine: HFEngine) -> 
 
 @pytest.mark.parametrize("name", CONTRASTS)
 async def test_caption_of_the_embedded_model_takes_fewer_passes(name: str, embedded: HFEngine) -> None:
-    prompt = Prompt.of("Please describe this image in detail.", ImageInput(Image.open(SCENE).convert("RGB")))
+    prompt = Prompt.from_text("Please describe this image in detail.", ImageInput(Image.open(SCENE).convert("RGB")))
     sampling = SamplingParams(max_tokens=64, top_logprobs=5)
     expected, _ = await run_strategies(embedded, name, prompt, sampling)
     found, _ = await run_strategies(embedded, build_stack(name, **{name: {"lazy": True}}), prompt, sampling)

@@ -15,7 +15,7 @@ from decoding.strategies.mvp import MVP, VIEWS
 from tests.decoding.hf_engine.harness import exact_length, make_image, run_strategies
 from tests.decoding.hf_engine.reference import Reference
 
-PROMPT = Prompt.of("Is there a Cat in the image?", make_image(1))
+PROMPT = Prompt.from_text("Is there a Cat in the image?", make_image(1))
 GREEDY = MVP(temperature=0, description_tokens=12, path_tokens=8, paths=5, least=0.0)
 WEIGHTS = {"bottom_up": 0.4, "top_down": 0.4, "regular": 0.2}
 

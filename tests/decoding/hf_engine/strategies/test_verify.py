@@ -13,7 +13,7 @@ from PIL import Image
 
 from decoding.claims.claim_extraction import Claim, find_claims
 from decoding.claims.nouns import pluralize
-from decoding.claims.questions import question_for
+from decoding.claims.questions import build_question
 from decoding.claims.rewriting import is_well_formed, shorten_sentence
 from decoding.claims.sentences import find_sentence_end
 from decoding.hf_engine.engine import HFEngine
@@ -74,7 +74,7 @@ class NaiveVerify:
             sentence = text[start:end].strip()
             claims = [claim for claim in find_claims(text[:end]) if claim.start >= start]
             failed = [
-                claim for claim in claims if self.compute_probability(question_for(claim)) < self.verify.threshold
+                claim for claim in claims if self.compute_probability(build_question(claim)) < self.verify.threshold
             ]
             is_english = changed is None or is_well_formed(text[start:end], changed - start)
             again: list[Claim] = []
@@ -151,7 +151,7 @@ class NaiveVerify:
 
     @cache  # noqa: B019
     def compute_probability(self, question: str) -> float:
-        prompt = Prompt.of(question, *self.prompt.images)
+        prompt = Prompt.from_text(question, *self.prompt.images)
         z = self.compute_logits(prompt)
         p = z.double().softmax(-1)
         yes, no = (
@@ -180,7 +180,7 @@ def reference() -> Reference:
 
 def load_scene(number: int) -> Prompt:
     with Image.open(SCENES / f"{number:012}.png") as image:
-        return Prompt.of(DESCRIBE, ImageInput(image.convert("RGB")))
+        return Prompt.from_text(DESCRIBE, ImageInput(image.convert("RGB")))
 
 
 async def run_verify(engine: HFEngine, stack: Sequence[Strategy], prompt: Prompt, **sampling: float) -> Answer:

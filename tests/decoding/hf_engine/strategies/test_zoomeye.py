@@ -44,7 +44,7 @@ class NaiveSearch:
     def compute_confidence(self, node: Node, text: str) -> float:
         if (node, text) not in self.state:
             self.passes += 1
-            z = self.reference.logits(self.reference.encode(Prompt.of(text, self.crop(node))), [], {})
+            z = self.reference.logits(self.reference.encode(Prompt.from_text(text, self.crop(node))), [], {})
             yes, no = (math.fsum(z[id_].exp().item() for id_ in self.answer_ids(word)) for word in ("Yes", "No"))
             self.state[node, text] = 2 * (yes / (yes + no) - 0.5)
         return self.state[node, text]
@@ -97,8 +97,10 @@ async def test_search_equals_recomputation(seed: int, either: HFEngine, referenc
     naive = NaiveSearch(reference, shown)
     node = naive.search()
     answer, prior_usage = await run_strategies(
-        either, (ZoomEye(side=SIDE),), Prompt.of(QUESTION, shown), exact_length(LENGTH)
+        either, (ZoomEye(side=SIDE),), Prompt.from_text(QUESTION, shown), exact_length(LENGTH)
     )
     assert prior_usage.forward_passes == naive.passes
     view = shown if node is None else naive.crop(node)
-    assert [token.id for token in answer.tokens] == reference.decode((), Prompt.of(QUESTION, view), LENGTH).tokens
+    assert [token.id for token in answer.tokens] == reference.decode(
+        (), Prompt.from_text(QUESTION, view), LENGTH
+    ).tokens

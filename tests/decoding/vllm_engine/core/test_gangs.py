@@ -49,14 +49,14 @@ def test_member_survives_extra_args() -> None:
         name=MAIN,
         size=2,
         is_single_step=True,
-        stack=(StrategySpec.of(vcd), StrategySpec.of(vhr)),
+        stack=(StrategySpec.from_strategy(vcd), StrategySpec.from_strategy(vhr)),
         branches=("vcd/noisy",),
         states={"vhr": "state-1"},
         choices={"Yes": [1, 2]},
         forced_token_ids=(5,),
         grounding_branch="vcd/noisy",
-        state_update=StateUpdate(StrategySpec.of(vcd), "state-2"),
-        probe=ProbeSpec(StrategySpec.of(vhr), main="with_image", layerwise=True, handle="state-3"),
+        state_update=StateUpdate(StrategySpec.from_strategy(vcd), "state-2"),
+        probe=ProbeSpec(StrategySpec.from_strategy(vhr), main="with_image", layerwise=True, handle="state-3"),
     )
     extra_args = json.loads(json.dumps(member.to_extra_args()))
     assert Member.from_sampling_params(SimpleNamespace(extra_args=extra_args)) == member
@@ -74,4 +74,4 @@ def test_unregistered_strategy_has_no_spec() -> None:
         paper = "none"
 
     with pytest.raises(Unsupported, match="not registered"):
-        StrategySpec.of(WithoutEntryPoint())
+        StrategySpec.from_strategy(WithoutEntryPoint())

@@ -178,7 +178,7 @@ async def test_probe_that_cannot_run_in_one_step_is_refused(tight_engine: Any) -
     image: ImageInput = prompts(1)[0].images[0]
     (vhr,) = build_stack("vhr")
     assert isinstance(vhr, VHR)
-    long = Prompt.of("word " * 160, image)
+    long = Prompt.from_text("word " * 160, image)
     probe = ProbeRequest(
         {"with_image": long, "without_image": long, "again": long}, main="with_image", layerwise=True
     ).with_strategy(vhr)

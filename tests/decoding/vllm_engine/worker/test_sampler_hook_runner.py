@@ -30,7 +30,7 @@ def new_runner() -> SamplerHookRunner:
 
 
 def build_specs(names: str, **parameters: Any) -> tuple[StrategySpec, ...]:
-    return tuple(StrategySpec.of(strategy) for strategy in build_stack(names, **parameters))
+    return tuple(StrategySpec.from_strategy(strategy) for strategy in build_stack(names, **parameters))
 
 
 def vcd_gang(gang: str, **vcd: Any) -> dict[str, Member]:
@@ -199,7 +199,7 @@ def test_strategy_does_not_receive_lazy_branches_that_it_does_not_need() -> None
     members: list[Member] = []
     strategies = [build_stack("m3id", m3id={"lazy": True, "beta": beta})[0] for beta in (0.1, 0.2, 0.3)]
     for gang, m3id in zip("abc", strategies, strict=True):
-        main = Member(gang, MAIN, 2, stack=(StrategySpec.of(m3id),), branches=("m3id/blind",))
+        main = Member(gang, MAIN, 2, stack=(StrategySpec.from_strategy(m3id),), branches=("m3id/blind",))
         members += [main, Member(gang, "m3id/blind", 2)]
     given = random_logits(6) / 3
     given[0, 7] = 50.0  # certain
@@ -221,7 +221,7 @@ class RenamedVCD(VCD):
 
 def test_renamed_strategy_reads_its_branch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(load_registry().strategies, "renamed", RenamedVCD)
-    main = Member("gang", MAIN, 2, stack=(StrategySpec.of(RenamedVCD()),), branches=("renamed/noisy",))
+    main = Member("gang", MAIN, 2, stack=(StrategySpec.from_strategy(RenamedVCD()),), branches=("renamed/noisy",))
     given, token_info = random_logits(2), TokenInfo()
     scores = new_runner().before_sampling(rows(main, Member("gang", "renamed/noisy", 2)), given.clone(), token_info)
     assert torch.equal(scores[0], contrast_by_hand(given[0], given[1], 1.0))

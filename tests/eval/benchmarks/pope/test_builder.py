@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.benchmarks.pope.builder import SPLITS, ImageObjects, NoAbsentObjectLeft, PopeBuilder, QuestionTemplate, Split
+from eval.benchmarks.pope.builder import SPLITS, ImageObjects, NoAbsentObjectError, PopeBuilder, QuestionTemplate, Split
 
 IMAGES = [
     ImageObjects("a.jpg", ["cup", "spoon", "table"]),
@@ -77,7 +77,7 @@ def test_a_sample_is_drawn_before_the_questions() -> None:
 
 
 def test_an_image_with_all_objects_is_refused() -> None:
-    with pytest.raises(NoAbsentObjectLeft, match=r"a\.jpg"):
+    with pytest.raises(NoAbsentObjectError, match=r"a\.jpg"):
         build_rows(
             PopeBuilder([ImageObjects("a.jpg", ["x", "y"]), ImageObjects("b.jpg", ["x", "z"])], per_image=2), "popular"
         )
