@@ -20,7 +20,7 @@ Capability = Literal[
     "update_state",
     "relevance",
     "noise",
-    "choices",
+    "scored_texts",
     "forced_token_ids",
     "answer_prefix",
     "logprobs",

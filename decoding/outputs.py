@@ -60,8 +60,8 @@ class FinishInfo:
 
     reason: FinishReason
     usage: Usage
-    state: StateHandle | None = None  # of the answer's logits, with `GenerateRequest.update_state`
-    choices: Mapping[str, float] = field(default_factory=dict)  # choice -> log-probability
+    state: StateHandle | None = None  # of the answer's logits, with `GenerateRequest.updates_state`
+    text_logprobs: Mapping[str, float] = field(default_factory=dict)  # scored text -> log-probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +150,9 @@ class Answer:
         return cls(ranked[0], (token,), finish)
 
     @property
-    def choices(self) -> Mapping[str, float]:
-        """Choice -> log-probability."""
-        return self.finish.choices
+    def text_logprobs(self) -> Mapping[str, float]:
+        """Scored text -> log-probability."""
+        return self.finish.text_logprobs
 
     @property
     def state(self) -> StateHandle | None:

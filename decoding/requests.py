@@ -33,7 +33,7 @@ MAIN = "main"  # name of the request's own prompt, next to the names of its bran
 class GenerateRequest:
     """Generate an answer to `prompt`.
 
-    A strategy sets the fields from `prompt` to `update_state`, with names of its own choice. The runner calls
+    A strategy sets the fields from `prompt` to `updates_state`, with names of its own choice. The runner calls
     `with_strategy` on each request of a strategy. It turns the branch name "noisy" of the strategy `vcd` into
     "vcd/noisy", so that strategies of one stack do not collide. Engines get qualified names only.
     """
@@ -42,10 +42,8 @@ class GenerateRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     branches: Mapping[str, Prompt] = field(default_factory=dict)  # "name", or "strategy/name" once qualified -> prompt
     state: StateHandle | None = None  # the strategy's own, until `with_strategy` moves it to `states`
-    choices: tuple[str, ...] = ()  # if not empty: one forward pass, no tokens, and `Answer.choices` is filled
-    update_state: bool = (
-        False  # fold the raw logits of every step into `Answer.state`, by the strategy's `update_state`
-    )
+    scored_texts: tuple[str, ...] = ()  # if not empty: one forward pass, no tokens; the result is `text_logprobs`
+    updates_state: bool = False  # the strategy's `update_state` folds the raw logits of every step into `Answer.state`
     states: Mapping[str, StateHandle] = field(default_factory=dict)  # strategy -> state that its hooks receive
     stack: tuple[TensorHooks, ...] = ()  # strategies whose tensor hooks act on the request, outermost first
     strategy: TensorHooks | None = None  # strategy whose `update_state` is called
@@ -60,12 +58,12 @@ class GenerateRequest:
         """The strategy that folds this request's logits into a state, or None.
 
         Raises:
-            ValueError: `update_state` is set and the request has no strategy.
+            ValueError: `updates_state` is set and the request has no strategy.
         """
-        if not self.update_state:
+        if not self.updates_state:
             return None
         if self.strategy is None:
-            raise ValueError("`update_state` needs a strategy: see `with_strategy`")
+            raise ValueError("`updates_state` needs a strategy: see `with_strategy`")
         return self.strategy
 
     def replace(self, **changes: Any) -> GenerateRequest:
@@ -98,7 +96,7 @@ class GenerateRequest:
             },
             state=None,
             states=self.states if self.state is None else {**self.states, strategy.name: self.state},
-            strategy=(self.strategy or strategy) if self.update_state else None,
+            strategy=(self.strategy or strategy) if self.updates_state else None,
         )
 
 

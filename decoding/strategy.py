@@ -40,7 +40,7 @@ Program = Generator[Effect, Any, GenerateRequest | Answer]
 class Strategy(TensorHooks):
     """One decoding method. The fields are its parameters.
 
-    The text side (`prepare`, `run`, `stream`) makes requests and never sees a tensor. The tensor side, `TensorHooks`,
+    The text side (`prepare`, `run`, `stream`) makes requests and receives no tensor. The tensor side, `TensorHooks`,
     consists of pure functions, which run next to the model.
     """
 
@@ -55,7 +55,7 @@ class Strategy(TensorHooks):
     def run(self, request: GenerateRequest) -> Program:
         """Yield requests and receive their replies.
 
-        Branches, states and `update_state` of the incoming request belong to outer strategies. A request derived from
+        Branches, states and `updates_state` of the incoming request belong to outer strategies. A request derived from
         it with `replace` keeps them; a new `GenerateRequest` does not have them.
 
         Yields:
@@ -71,7 +71,7 @@ class Strategy(TensorHooks):
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Read the answer while it is generated, and select the tokens for the client. Overridden instead of `run`.
 
-        `stream` runs for requests for text only. Requests for `choices` bypass it.
+        `stream` runs for requests for text only. Requests for `scored_texts` bypass it.
 
         Yields:
             `StartDraft`, `ReadDraft` (the reply is a `Segment`), `SendTokens`, or a list of generation requests that

@@ -69,7 +69,7 @@ class Activations:
     """Input of `update_state`.
 
     A probe calls the hook once per layer and fills `heads`, `attention` and `vision_attention`, as far as its
-    `capture` names them. A generation request with `update_state` calls it once per token and fills `logits`.
+    `capture` names them. A generation request with `updates_state` calls it once per token and fills `logits`.
     """
 
     heads: Tensors = field(default_factory=dict)  # prompt name -> [heads, head_dim] at the last position, one layer
@@ -81,7 +81,7 @@ class Activations:
 
 
 class TensorHooks(BaseModel):
-    """Tensor hooks and the parameters that they read. Engines see a strategy as an object of this class.
+    """Tensor hooks and the parameters that they read. Engines use a strategy through this class.
 
     Tensor hooks keep shape, dtype and device, do not modify their inputs, and keep -inf at -inf. `head_scales` and
     `edit_attention_scores` act on the main row only: `head_scales` at every position, prompt included;

@@ -105,9 +105,9 @@ class CountingEngine:
         return getattr(self._engine, name)
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
-        """Generate, as the engine does. A request for choices is a check."""
-        self.checks += bool(request.choices)
-        self.drafts += not request.choices
+        """Generate, as the engine does. A request for scored texts is a check."""
+        self.checks += bool(request.scored_texts)
+        self.drafts += not request.scored_texts
         return self._engine.generate(request)
 
 

@@ -45,7 +45,7 @@ class ClaimChecker:
             One request a question, or two with `debias`: with the images, and without.
         """
         return [
-            GenerateRequest(Prompt.from_text(question, *images), choices=(*YES, *NO), bypasses_queue_limit=True)
+            GenerateRequest(Prompt.from_text(question, *images), scored_texts=(*YES, *NO), bypasses_queue_limit=True)
             for question in self._open_questions(claims)
             for images in ((self._images, ()) if self.debias else (self._images,))
         ]
@@ -68,11 +68,11 @@ class ClaimChecker:
 
 
 def log_odds(answer: Answer) -> float:
-    """Return log P(yes) - log P(no) of an answer to a request for choices, each over its spellings.
+    """Return log P(yes) - log P(no) of an answer to a request for scored texts, each over its spellings.
 
     A strategy that cuts the vocabulary may rule out one of them, or both. The result is bounded, and 0 for both.
     """
-    yes, no = (sum(math.exp(answer.choices[word]) for word in words) for words in (YES, NO))
+    yes, no = (sum(math.exp(answer.text_logprobs[word]) for word in words) for words in (YES, NO))
     if not yes and not no:
         return 0.0
     if not yes or not no:

@@ -18,7 +18,7 @@ from decoding.requests import GenerateRequest, Prompt
 from decoding.strategy import Effect, Strategy
 
 SENTENCES = ("There is a cat on the mat.", " A dog sits in front of a red car.", " The sky is blue.")
-LIKELY = 0.9  # probability of the favoured choice
+LIKELY = 0.9  # probability of the favoured text
 MAX_EFFECTS = 1000
 
 
@@ -28,7 +28,7 @@ class FakeDrafts:
     Each draft has one sentence less than the one before, and at least one. Every token has its own id.
 
     Args:
-        favours_first: Whether the first choice of a request for choices is the likeliest, or the last.
+        favours_first: Whether the first of a request's scored texts is the likeliest, or the last.
     """
 
     def __init__(self, favours_first: bool) -> None:
@@ -91,12 +91,12 @@ class FakeDrafts:
 
     def _answer(self, request: GenerateRequest) -> Answer:
         answer: Answer = build_fake_reply(request)
-        if not request.choices:
+        if not request.scored_texts:
             return answer
-        favoured = request.choices[0 if self.favours_first else -1]
-        rest = (1 - LIKELY) / max(1, len(request.choices) - 1)
-        choices = {choice: math.log(LIKELY if choice == favoured else rest) for choice in request.choices}
-        return replace(answer, finish=replace(answer.finish, choices=choices))
+        favoured = request.scored_texts[0 if self.favours_first else -1]
+        rest = (1 - LIKELY) / max(1, len(request.scored_texts) - 1)
+        logprobs = {text: math.log(LIKELY if text == favoured else rest) for text in request.scored_texts}
+        return replace(answer, finish=replace(answer.finish, text_logprobs=logprobs))
 
 
 def list_sent_tokens(effects: Sequence[Any]) -> list[Token]:

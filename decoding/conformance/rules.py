@@ -206,7 +206,7 @@ def check_stream(strategy_class: type[Strategy]) -> Problems:
     if not strategy_class.reads_drafts():
         return
     for favoured in ("first", "last"):
-        case = f"where the {favoured} choice is the likeliest"
+        case = f"where the {favoured} scored text is the likeliest"
         runs = [FakeDrafts(favoured == "first").run(strategy_class()) for _ in range(2)]
         if not have_equal_effects(*runs):
             yield f"`stream` has other effects in a second run with equal drafts, {case}"
@@ -292,7 +292,7 @@ def check_inputs_unchanged(strategy_class: type[Strategy]) -> Problems:
         ("edit_attention_scores", (scores, keys, step.state)),
     ]
     for request in samples.requests:
-        if isinstance(request, ProbeRequest) or (isinstance(request, GenerateRequest) and request.update_state):
+        if isinstance(request, ProbeRequest) or (isinstance(request, GenerateRequest) and request.updates_state):
             calls += [("update_state", (step.state, activations)) for activations in draw_activations(request, seed=1)]
     inputs = [*list_tensors(step), scores, keys.image_token_index]
     before = [tensor.clone() for tensor in inputs]

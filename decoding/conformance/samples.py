@@ -45,7 +45,7 @@ class Samples:
         """
         state: Tensors = {}
         for request in self.requests:
-            if isinstance(request, ProbeRequest) or (isinstance(request, GenerateRequest) and request.update_state):
+            if isinstance(request, ProbeRequest) or (isinstance(request, GenerateRequest) and request.updates_state):
                 state = {}
                 for activations in draw_activations(request, seed):
                     state = strategy.update_state(state, activations)

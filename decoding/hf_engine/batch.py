@@ -96,11 +96,11 @@ class Batch:
             for token in request.generated_ids:
                 self.lazy_branches.add_token(request, token)
         self._replay(resumed)
-        sampled = [request for request in requests if not request.source.choices and request not in resumed]
+        sampled = [request for request in requests if not request.source.scored_texts and request not in resumed]
         outputs = self._sample(sampled, logits, base)
         for request in requests:
-            if request.source.choices:
-                outputs.append((request, self._score_choices(request, logits, base)))
+            if request.source.scored_texts:
+                outputs.append((request, self._score_texts(request, logits, base)))
         return outputs
 
     def step(self) -> StepOutputs:
@@ -183,13 +183,13 @@ class Batch:
                 outputs.append((request, error))
         return outputs
 
-    def _score_choices(self, request: EngineRequest, logits: Tensor, base: int) -> Token | Exception:
+    def _score_texts(self, request: EngineRequest, logits: Tensor, base: int) -> Token | Exception:
         rows = self._index_rows(base)[id(request)]
         raw = logits[[rows[MAIN]]]
         results, failures = self._run_logits_hooks([request], [rows], raw, logits)
         status = int(results.status[0])
         failure = failures.get(0) or results.get_failure(0, status)
-        return failure or request.add_choice_scores(results.scores[0], status == CHANGED)
+        return failure or request.add_text_logprobs(results.scores[0], status == CHANGED)
 
     def _run_logits_hooks(
         self, requests: Sequence[EngineRequest], rows: Sequence[RowIndex], raw: Tensor, logits: Tensor

@@ -122,7 +122,7 @@ class HFEngine(BaseEngine):
                         raise output
                     if output.finish is not None:
                         updated = StoredState(engine_request.updated_state)
-                        state = self._store_state(updated) if request.update_state else None
+                        state = self._store_state(updated) if request.updates_state else None
                         yield replace(output, finish=replace(output.finish, state=state))
                         return
                     if dropped > 0:

@@ -19,7 +19,7 @@ from decoding.hf_engine.model.model import Model, PrefillOutput
 from decoding.hf_engine.sampler import SamplerState
 from decoding.outputs import Token
 from decoding.pipeline.composition import attribute_errors, combine_head_scales, select_branch_names
-from decoding.pipeline.grounding import compute_grounding, score_choices
+from decoding.pipeline.grounding import compute_grounding, score_texts
 from decoding.pipeline.logits_hooks import RequestHooks
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest
@@ -107,7 +107,7 @@ class EngineRequest:
         early_logits: Strategy name -> [exits, vocab] at the current step.
         image_token_index: [prompt tokens] number of the image token; -1 at text.
         kept_tokens: Branch -> [layers, prompt tokens] true where the branch sees the token.
-        first_tokens: Choice -> ids of tokens that can begin it.
+        first_tokens: Scored text -> ids of tokens that can begin it.
         failure: Exception of a strategy inside the model.
         updated_state: State into which the answer's logits are folded.
     """
@@ -152,7 +152,7 @@ class EngineRequest:
         self.early_logits: Mapping[str, Tensor] = {}
         self.image_token_index = index_image_tokens(main_ids, model.image_token_id)
         self.kept_tokens = find_kept_tokens(source, inputs, self.hooks.states, model)
-        self.first_tokens = {choice: model.encoder.find_first_tokens(choice).tolist() for choice in source.choices}
+        self.first_tokens = {text: model.encoder.find_first_tokens(text).tolist() for text in source.scored_texts}
         self.sampler_state = SamplerState(sampling, prompt.ids.to(model.device), model.eos_token_ids, model.vocab_size)
         self.grammar_mask = None if sampling.grammar is None else grammars.compile(sampling.grammar)
         for token in answer_start.ids:
@@ -238,8 +238,8 @@ class EngineRequest:
             self.grammar_mask.accept_token(token)
         return output
 
-    def add_choice_scores(self, scores: Tensor, changed: bool) -> Token:
-        """Finish a request for choices: the probability of a choice is that of all tokens that can begin it.
+    def add_text_logprobs(self, scores: Tensor, changed: bool) -> Token:
+        """Finish a request for scored texts. The probability of a text is that of all tokens that can begin it.
 
         Args:
             scores: [vocab] after the strategies.
@@ -248,8 +248,8 @@ class EngineRequest:
         Returns:
             The output for the client.
         """
-        choices = score_choices(scores, self.first_tokens)
-        return self.output_processor.add_choice_scores(int(scores.argmax()), changed, choices)
+        logprobs = score_texts(scores, self.first_tokens)
+        return self.output_processor.add_text_logprobs(int(scores.argmax()), changed, logprobs)
 
     def _rank_tokens(self, token: int, scores: Tensor) -> RankedTokens:
         if self.source.sampling.top_logprobs is None:

@@ -99,11 +99,11 @@ def request_needs(request: GenerateRequest) -> set[Capability]:
     images = [image for prompt in (request.prompt, *request.branches.values()) for image in prompt.images]
     needs: dict[Capability, bool] = {
         "branches": bool(request.branches),
-        "choices": bool(request.choices),
+        "scored_texts": bool(request.scored_texts),
         "forced_token_ids": bool(request.sampling.forced_token_ids),
         "answer_prefix": bool(request.answer_prefix or request.ruled_out),
         "logprobs": request.sampling.top_logprobs is not None,
-        "update_state": request.update_state,
+        "update_state": request.updates_state,
         "noise": any(image.noise for image in images),
     }
     return {capability for capability, is_needed in needs.items() if is_needed}
@@ -153,8 +153,8 @@ def build_fake_reply(effect: Effect | DraftEffect) -> Any:
     """Return a reply of the type that an engine would give."""
     match effect:
         case GenerateRequest():
-            choices = {choice: np.log(0.5).item() for choice in effect.choices}
-            finish = FinishInfo("stop", Usage(), StateHandle("dry run") if effect.update_state else None, choices)
+            logprobs = {text: np.log(0.5).item() for text in effect.scored_texts}
+            finish = FinishInfo("stop", Usage(), StateHandle("dry run") if effect.updates_state else None, logprobs)
             count = effect.sampling.top_logprobs or 0
             top = [TokenLogprob(number, "A", b"A", -np.log(count).item()) for number in range(count)]
             return Answer("Yes.", (Token(0, "Yes.", top=tuple(top), finish=finish),), finish)

@@ -1,4 +1,4 @@
-"""Grounding of tokens, and log-probabilities of scored choices, as both engines report them."""
+"""Grounding of tokens, and log-probabilities of scored texts, as both engines report them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 
-def score_choices(scores: Tensor, first_tokens: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Sum the probabilities of the tokens with which each choice can begin.
+def score_texts(scores: Tensor, first_tokens: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Sum the probabilities of the tokens with which each scored text can begin.
 
     Args:
         scores: [vocab] scores of the strategies.
-        first_tokens: Choice -> its first tokens.
+        first_tokens: Scored text -> its first tokens.
 
     Returns:
-        Choice -> log-probability.
+        Scored text -> log-probability.
     """
     logprobs = scores.log_softmax(-1)
-    return {choice: float(logprobs[list(tokens)].logsumexp(-1)) for choice, tokens in first_tokens.items()}
+    return {text: float(logprobs[list(tokens)].logsumexp(-1)) for text, tokens in first_tokens.items()}
 
 
 def compute_grounding(with_image: Tensor, without_image: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ class StrategyRunner:
         self.cache_salt = cache_salt
         self.prior_usage = Usage()
         self._states: list[StateHandle] = []
-        # (prompt, choices, ids of the inner strategies) -> requests with their answers
-        self._choice_answers: dict[object, list[tuple[GenerateRequest, Answer]]] = {}
+        # (prompt, scored texts, ids of the inner strategies) -> requests with their answers
+        self._scored_answers: dict[object, list[tuple[GenerateRequest, Answer]]] = {}
 
     async def __aenter__(self) -> StrategyRunner:
         return self
@@ -104,7 +104,7 @@ class StrategyRunner:
         for depth, strategy in enumerate(stack):
             inner = stack[depth + 1 :]
             if strategy.reads_drafts():
-                if request.choices or request.update_state:  # no text to read, or a state of the whole generation
+                if request.scored_texts or request.updates_state:  # no text to read, or a state of the whole generation
                     continue
                 base = await self._resolve(inner, request)
                 return DraftedAnswer(strategy, request, base, inner)
@@ -142,22 +142,24 @@ class StrategyRunner:
                 return await self._answer_all(effect, inner)
 
     async def _answer_questions(self, requests: list[GenerateRequest], inner: tuple[Strategy, ...]) -> list[Answer]:
-        """Answer requests about a draft. A request for choices that another choice of `n` has made runs once."""
+        """Answer requests about a draft. A request for scored texts that another choice of `n` has made runs once."""
         own = tuple(map(id, inner))
         known = [self._find_answer(request, own) for request in requests]
         new = [request for request, answer in zip(requests, known, strict=True) if answer is None]
         answers = await self._answer_all(new, inner)
         for request, answer in zip(new, answers, strict=True):
-            if request.choices:
-                self._choice_answers.setdefault((request.prompt, request.choices, own), []).append((request, answer))
+            if request.scored_texts:
+                self._scored_answers.setdefault((request.prompt, request.scored_texts, own), []).append(
+                    (request, answer)
+                )
         following = iter(answers)
         return [next(following) if answer is None else answer for answer in known]
 
     def _find_answer(self, request: GenerateRequest, inner: tuple[int, ...]) -> Answer | None:
-        """Return the answer to an equal request for choices, which has no random part."""
-        if not request.choices or request.update_state:
+        """Return the answer to an equal request for scored texts, which has no random part."""
+        if not request.scored_texts or request.updates_state:
             return None
-        stored = self._choice_answers.get((request.prompt, request.choices, inner), [])
+        stored = self._scored_answers.get((request.prompt, request.scored_texts, inner), [])
         return next((answer for other, answer in stored if other == request), None)
 
     async def _answer_all(self, requests: list[GenerateRequest], inner: tuple[Strategy, ...]) -> list[Answer]:

@@ -34,7 +34,7 @@ class MVP(Strategy):
     begins the word has c = 1.
 
     Where no path comes to Yes or No, as with an open question, the question runs unchanged. So do requests of outer
-    strategies for choices or states.
+    strategies for scored texts or states.
 
     Source: Qu et al., COLING 2025, arXiv:2408.17150.
 
@@ -72,7 +72,7 @@ class MVP(Strategy):
     def run(self, request: GenerateRequest) -> Program:
         request.prompt.require_images(self.name)
         weights = {view: weight for view in VIEWS if (weight := getattr(self, view)) > 0}
-        if request.choices or request.update_state or not weights:
+        if request.scored_texts or request.updates_state or not weights:
             return request
         seed = self.seed + (request.sampling.seed or 0)
         drawn = SamplingParams(max_tokens=self.description_tokens, temperature=self.temperature, top_p=self.top_p)

@@ -72,7 +72,7 @@ class VDGD(Strategy):
         # Not `request.replace`: its branches and stack belong to the final answer, not to the description.
         describe = request.prompt.with_question(self.description_prompt.replace("{question}", question))
         described: Answer = yield GenerateRequest(
-            describe, SamplingParams(max_tokens=self.description_tokens), update_state=True
+            describe, SamplingParams(max_tokens=self.description_tokens), updates_state=True
         )
         assert described.state is not None, "an answer has at least one token"
         grounded = GROUNDED.format(description=described.text.strip(), question=question)

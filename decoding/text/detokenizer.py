@@ -103,19 +103,19 @@ class OutputProcessor:
             stats=self.stats,
         )
 
-    def add_choice_scores(self, token: int, changed: bool, choices: Mapping[str, float]) -> Token:
-        """Finish a request for choices.
+    def add_text_logprobs(self, token: int, changed: bool, logprobs: Mapping[str, float]) -> Token:
+        """Finish a request for scored texts.
 
         Args:
             token: The likeliest token.
             changed: Whether the strategies changed it.
-            choices: Log-probability of each choice.
+            logprobs: Log-probability of each scored text.
 
         Returns:
             The only token of the answer, without text.
         """
         self._count_step(changed)
-        return Token(token, "", finish=self._finish("stop", choices))
+        return Token(token, "", finish=self._finish("stop", logprobs))
 
     def _count_step(self, changed: bool) -> None:
         self.stats.steps += 1
@@ -127,7 +127,7 @@ class OutputProcessor:
             return "stop"
         return "length" if self.num_tokens >= self.max_new_tokens else None
 
-    def _finish(self, reason: FinishReason, choices: Mapping[str, float] | None = None) -> FinishInfo:
+    def _finish(self, reason: FinishReason, text_logprobs: Mapping[str, float] | None = None) -> FinishInfo:
         self.is_finished = True
         now, stats = time.perf_counter(), self.stats
         usage = Usage(
@@ -142,7 +142,7 @@ class OutputProcessor:
                 "decode": now - stats.first_token_time,
             },
         )
-        return FinishInfo(reason, usage, self.state, choices or {})
+        return FinishInfo(reason, usage, self.state, text_logprobs or {})
 
 
 class Detokenizer:

@@ -18,7 +18,7 @@ from decoding.text.model_families import ModelFamily
 from decoding.text.processor import get_chat_template
 
 PREFIX_CONTEXT = 8  # tokens of an answer that a text is encoded after
-CACHED_CHOICES = 1024  # choices whose first tokens are kept
+CACHED_SCORED_TEXTS = 1024  # scored texts whose first tokens are kept
 MIN_LETTERS = 3  # of a token that is forbidden by itself
 
 
@@ -98,7 +98,7 @@ class PromptEncoder:
         self.tokenizer = processor.tokenizer
         self.max_model_len = max_model_len
         self.family = family
-        self._first_tokens = lru_cache(CACHED_CHOICES)(self._find_first_tokens)
+        self._first_tokens = lru_cache(CACHED_SCORED_TEXTS)(self._find_first_tokens)
         special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
         # A longer text cannot fit the context, and tokenizing millions of words would block other requests for minutes.
         self.max_characters = max_model_len * max(map(len, self.tokenizer.get_vocab()))
@@ -144,12 +144,12 @@ class PromptEncoder:
             )
         return inputs
 
-    def find_first_tokens(self, choice: str) -> Tensor:
-        """Return the ids, [n], of tokens that can begin the answer `choice`, with and without a space before it."""
-        return self._first_tokens(choice)
+    def find_first_tokens(self, text: str) -> Tensor:
+        """Return the ids, [n], of tokens that can begin the answer `text`, with and without a space before it."""
+        return self._first_tokens(text)
 
-    def _find_first_tokens(self, choice: str) -> Tensor:
-        encodings = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (choice, " " + choice))
+    def _find_first_tokens(self, text: str) -> Tensor:
+        encodings = (self.tokenizer(each, add_special_tokens=False)["input_ids"] for each in (text, " " + text))
         first_ids = {ids[0] if self.tokenizer.decode(ids[:1]).strip() else ids[1] for ids in encodings if ids}
         return torch.tensor(sorted(first_ids))
 

@@ -100,7 +100,7 @@ class VllmEngine(BaseEngine):
             "head_scales",
             "probe",
             "noise",
-            "choices",
+            "scored_texts",
             "forced_token_ids",
             "answer_prefix",
             "logprobs",
@@ -236,7 +236,7 @@ class VllmEngine(BaseEngine):
     ) -> list[MemberRequest]:
         encoder, checkpoint = self.encoder, self.checkpoint
         inputs = self._encode_request(request, start)
-        first_tokens = {choice: encoder.find_first_tokens(choice).tolist() for choice in request.choices}
+        first_tokens = {text: encoder.find_first_tokens(text).tolist() for text in request.scored_texts}
         if request.sampling.grammar is not None:  # vLLM reports only after scheduling that no token begins
             checkpoint.grammars.compile(request.sampling.grammar)
         return build_members(

@@ -78,7 +78,7 @@ class Member:
     stack: tuple[StrategySpec, ...] = ()  # outermost first
     branches: tuple[str, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)  # strategy -> handle
-    choices: Mapping[str, Sequence[int]] = field(default_factory=dict)  # choice -> tokens with which it can begin
+    first_tokens: Mapping[str, Sequence[int]] = field(default_factory=dict)  # scored text -> tokens that can begin it
     forced_token_ids: tuple[int, ...] = ()  # forced first tokens of the answer
     answer_prefix_length: int = 0  # last tokens of the prompt that belong to the answer
     ruled_out: tuple[tuple[int, ...], ...] = ()  # token sequences that the answer must not contain

@@ -73,8 +73,8 @@ class RecordingEngine:
 
     def _end(self, request: GenerateRequest, tokens: int) -> FinishInfo:
         usage = Usage(completion_tokens=tokens, steps=tokens, forward_passes=self.rows)
-        choices = {choice: -1.0 - number for number, choice in enumerate(request.choices)}
-        return FinishInfo("stop", usage, self._new_state_handle() if request.state_updater else None, choices)
+        logprobs = {text: -1.0 - number for number, text in enumerate(request.scored_texts)}
+        return FinishInfo("stop", usage, self._new_state_handle() if request.state_updater else None, logprobs)
 
     def _new_state_handle(self) -> StateHandle:
         state = StateHandle(f"state {len(self.held_states) + len(self.freed_states)}")

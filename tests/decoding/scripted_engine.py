@@ -30,12 +30,14 @@ class ScriptedEngine(RecordingEngine):
     @property
     def checked_questions(self) -> list[str]:
         """The questions of all checks."""
-        return [each.prompt.question for each in self.history if isinstance(each, GenerateRequest) and each.choices]
+        return [
+            each.prompt.question for each in self.history if isinstance(each, GenerateRequest) and each.scored_texts
+        ]
 
     @property
     def drafts(self) -> list[GenerateRequest]:
         """The requests for text."""
-        return [each for each in self.history if isinstance(each, GenerateRequest) and not each.choices]
+        return [each for each in self.history if isinstance(each, GenerateRequest) and not each.scored_texts]
 
     def ids(self, text: str) -> list[int]:
         """Encode a text."""
@@ -50,7 +52,7 @@ class ScriptedEngine(RecordingEngine):
         self.history.append(request)
         stats = RequestStats(prompt_tokens=10, forward_passes=1)
         await asyncio.sleep(0)
-        if request.choices:
+        if request.scored_texts:
             yield self._check(request, stats)
             return
         sampling, prefix = request.sampling, self.decode(request.answer_prefix)
@@ -75,10 +77,10 @@ class ScriptedEngine(RecordingEngine):
         found = re.fullmatch(r"Is there (?:an? )?(.+) in the image\?", request.prompt.question)
         assert found is not None, request.prompt.question
         p = self.probabilities.get(found[1], 0.9) if request.prompt.images else self.probabilities["blind"]
-        choices = {
+        logprobs = {
             "Yes": math.log(p / 2),
             "yes": math.log(p / 2),
             "No": math.log((1 - p) / 2),
             "no": math.log((1 - p) / 2),
         }
-        return Token(0, "", finish=FinishInfo("stop", Usage(forward_passes=1), choices=choices), stats=stats)
+        return Token(0, "", finish=FinishInfo("stop", Usage(forward_passes=1), text_logprobs=logprobs), stats=stats)

@@ -69,7 +69,7 @@ class ToyEngine(RecordingEngine):
         factors = self.factors(request.stack, states)
         tokens: list[int] = []
         updated: Tensors = {}
-        length = 1 if request.choices else request.sampling.max_tokens or 6
+        length = 1 if request.scored_texts else request.sampling.max_tokens or 6
         for position in range(length):
             outputs = self.outputs(request.prompt, tokens, request.stack, **states)
             raw = self.logits(outputs, factors)
@@ -100,13 +100,13 @@ class ToyEngine(RecordingEngine):
                 updated = request.state_updater.update_state(updated, Activations(logits=raw))
             last = position + 1 == length
             state = self.store_state(updated) if last and request.state_updater else None
-            choices = {choice: float(logprobs[WORDS.index(f" {choice}")]) for choice in request.choices}
+            text_logprobs = {text: float(logprobs[WORDS.index(f" {text}")]) for text in request.scored_texts}
             best = logprobs.topk(request.sampling.top_logprobs or 0).indices.tolist()
             yield Token(
                 tokens[-1],
                 WORDS[tokens[-1]],
                 top=tuple(TokenLogprob(id_, WORDS[id_], WORDS[id_].encode(), float(logprobs[id_])) for id_ in best),
-                finish=FinishInfo("length", Usage(), state, choices) if last else None,
+                finish=FinishInfo("length", Usage(), state, text_logprobs) if last else None,
             )
 
     def factors(self, stack: tuple[Strategy, ...], states: Mapping[str, Tensors]) -> Tensor:

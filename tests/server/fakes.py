@@ -34,7 +34,7 @@ ALL_CAPABILITIES: frozenset[Capability] = frozenset(
         "update_state",
         "relevance",
         "noise",
-        "choices",
+        "scored_texts",
         "forced_token_ids",
         "logprobs",
         "grammar",
@@ -46,8 +46,8 @@ ALL_CAPABILITIES: frozenset[Capability] = frozenset(
 class FakeEngine:
     """Raises `failure` after `fails_after` words, and waits `pause` seconds before each word.
 
-    A request for choices gets P(yes) from `yes`, by the first key that its prompt contains, else 0.9. A word that is
-    ruled out becomes its value in `replacements`.
+    A request for scored texts gets P(yes) from `yes`, by the first key that its prompt contains, else 0.9. A word that
+    is ruled out becomes its value in `replacements`.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class FakeEngine:
         words = words[len(request.answer_prefix) : request.sampling.max_tokens]
         finished = False
         try:
-            if request.choices:
+            if request.scored_texts:
                 await asyncio.sleep(self.pause)
                 finished = True
-                yield Token(NO_TOKEN, "", finish=self._answer_choices(request))
+                yield Token(NO_TOKEN, "", finish=self._score_texts(request))
                 return
             for position, word in enumerate(words):
                 await asyncio.sleep(self.pause)
@@ -139,12 +139,12 @@ class FakeEngine:
         has_logprobs = request.sampling.top_logprobs is not None
         return Token(1, word, chosen if has_logprobs else None, top, 0.5 if request.grounding_branch else None, end)
 
-    def _answer_choices(self, request: GenerateRequest) -> FinishInfo:
+    def _score_texts(self, request: GenerateRequest) -> FinishInfo:
         text = request.prompt.messages[-1].text
         probability = next((value for key, value in self.yes.items() if key in text), 0.9)
-        shares = {choice: probability if choice.lower() == "yes" else 1 - probability for choice in request.choices}
-        choices = {choice: math.log(share / 2) for choice, share in shares.items()}
-        return FinishInfo("stop", Usage(prompt_tokens=3, forward_passes=1), choices=choices)
+        shares = {text: probability if text.lower() == "yes" else 1 - probability for text in request.scored_texts}
+        logprobs = {text: math.log(share / 2) for text, share in shares.items()}
+        return FinishInfo("stop", Usage(prompt_tokens=3, forward_passes=1), text_logprobs=logprobs)
 
     def _finish_info(self, request: GenerateRequest, tokens: int) -> FinishInfo:
         rows = 1 + len(request.branches)

@@ -122,7 +122,7 @@ class CropTree:
     def build_requests(self, box: Box, *questions: str) -> list[GenerateRequest]:
         """Build the requests that judge a box by several questions. They share its view."""
         view = self.build_view(box)
-        return [GenerateRequest(view.with_question(question), choices=("Yes", "No")) for question in questions]
+        return [GenerateRequest(view.with_question(question), scored_texts=("Yes", "No")) for question in questions]
 
     def build_existence_question(self, cue: str) -> str:
         """Return the question of c_e."""
@@ -141,7 +141,7 @@ def build_answerable_question(question: str) -> str:
 
 def compute_confidence(answer: Answer) -> float:
     """Compute 2 (p(Yes) - 1/2), in -1 ... 1; 0 where an inner strategy has ruled out both."""
-    yes, no = answer.choices["Yes"], answer.choices["No"]
+    yes, no = answer.text_logprobs["Yes"], answer.text_logprobs["No"]
     if yes == no:
         return 0.0
     return math.tanh((yes - no) / 2)

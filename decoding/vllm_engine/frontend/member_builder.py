@@ -52,7 +52,7 @@ def build_members(
         request: The request.
         inputs: MAIN or name of a branch -> encoded prompt.
         gang: Id of the gang.
-        first_tokens: Choice -> tokens with which it can begin.
+        first_tokens: Scored text -> tokens with which it can begin.
         eos_token_ids: Tokens that end an answer.
         updated_state: State into which the answer's logits are folded.
         answer_start: Tokens that `inputs` end with and that belong to the answer, and ruled-out sequences.
@@ -65,7 +65,7 @@ def build_members(
     has_hooks = any(strategy.hooks() for strategy in request.stack)
     is_plain = size == 1 and not (
         has_hooks
-        or request.choices
+        or request.scored_texts
         or request.state_updater
         or sampling.forced_token_ids
         or sampling.min_tokens
@@ -78,7 +78,7 @@ def build_members(
         stack=tuple(StrategySpec.from_strategy(strategy) for strategy in request.stack),
         branches=tuple(request.branches),
         states={strategy: state.handle for strategy, state in request.states.items()},
-        choices=first_tokens,
+        first_tokens=first_tokens,
         forced_token_ids=sampling.forced_token_ids,
         answer_prefix_length=len(answer_start.ids),
         ruled_out=answer_start.ruled_out,
@@ -181,7 +181,7 @@ def compute_max_new_tokens(
         raise BadRequest("A prompt of one token cannot be answered.", param="messages")
     room = limits.max_model_len - max(lengths)
     most = request.sampling.max_tokens
-    tokens = 1 if request.choices else min(room if most is None else most - prefix_length, room)
+    tokens = 1 if request.scored_texts else min(room if most is None else most - prefix_length, room)
     if count_blocks(lengths, tokens, limits.block_size) <= limits.blocks:
         return tokens
     if request.sampling.max_tokens is None:

@@ -54,8 +54,8 @@ class OutputParser:
     def _add_token(self, token: int, logprobs: Mapping[int, Any] | None, info: Mapping[str, Any]) -> Token:
         self.processor.stats.forward_passes += self.rows
         changed = info.get("changed", False)
-        if self.processor.request.choices:
-            return self.processor.add_choice_scores(token, changed, info["choices"])
+        if self.processor.request.scored_texts:
+            return self.processor.add_text_logprobs(token, changed, info["text_logprobs"])
         return self.processor.add_token(token, changed, self._rank(token, logprobs, info), info.get("grounding"))
 
     def _rank(self, token: int, logprobs: Mapping[int, Any] | None, info: Mapping[str, Any]) -> RankedTokens:

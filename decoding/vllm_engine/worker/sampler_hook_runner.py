@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from decoding.pipeline.composition import attribute_errors
-from decoding.pipeline.grounding import compute_grounding, score_choices
+from decoding.pipeline.grounding import compute_grounding, score_texts
 from decoding.pipeline.logits_hooks import CHANGED, HookResults, LogitsHookRunner, RequestHooks, to_index
 from decoding.requests import MAIN
 from decoding.tensor_hooks import Activations, TensorHooks
@@ -174,8 +174,8 @@ class SamplerHookRunner:
                 info["grounding"] = float(pending.grounding[number][tokens[number]])
             if gang.member.forced_token_ids:  # vLLM ranks the sampled token, which may be another one
                 info["logprob"] = float(pending.results.scores[number].log_softmax(-1)[tokens[number]])
-            if gang.member.choices:
-                info["choices"] = score_choices(pending.results.scores[number], gang.member.choices)
+            if gang.member.first_tokens:
+                info["text_logprobs"] = score_texts(pending.results.scores[number], gang.member.first_tokens)
             self._update_state(gang, pending.raw[number], token_info)
 
     def _force_tokens(self, rows: StepRows, sampled: Tensor) -> None:

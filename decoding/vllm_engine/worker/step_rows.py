@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from decoding.errors import StrategyFailed, to_public_error
 from decoding.vllm_engine.member import Member
 
-# Request id -> information about the token of this step: "changed", "grounding", "logprob" and "choices", or "error"
-# with "error_code", or with "strategy" and "problem" of a `StrategyFailed`.
+# Request id -> information about the token of this step: "changed", "grounding", "logprob" and "text_logprobs", or
+# "error" with "error_code", or "error" with "strategy" and "problem" of a `StrategyFailed`.
 TokenInfo = dict[str, dict[str, Any]]
 
 

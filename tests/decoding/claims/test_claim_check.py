@@ -25,7 +25,7 @@ class BuildsAnswer(Strategy):
     paper = "none"
 
     def run(self, request: GenerateRequest) -> Program:
-        if request.choices:
+        if request.scored_texts:
             return request
         finish = FinishInfo("stop", Usage(completion_tokens=1, steps=1))
         return Answer("There is a dog.", (Token(-1, "There is a dog.", finish=finish),), finish)

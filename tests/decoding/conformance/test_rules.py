@@ -187,7 +187,7 @@ class RandomCheck(Base):
     def stream(self, request: GenerateRequest) -> DraftProgram:
         yield StartDraft()
         yield ReadDraft(lambda text: False, send=True)
-        yield [GenerateRequest(request.prompt.with_question(str(random())), choices=("Yes", "No"))]
+        yield [GenerateRequest(request.prompt.with_question(str(random())), scored_texts=("Yes", "No"))]
         return "stop"
 
 
@@ -198,8 +198,8 @@ class RestartsForever(Base):
         answer = "No"
         while answer != "Yes":
             yield StartDraft()
-            (reply,) = yield [GenerateRequest(request.prompt, choices=("Yes", "No"))]
-            answer = max(reply.choices, key=reply.choices.__getitem__)
+            (reply,) = yield [GenerateRequest(request.prompt, scored_texts=("Yes", "No"))]
+            answer = max(reply.text_logprobs, key=reply.text_logprobs.__getitem__)
         yield ReadDraft(lambda text: False, send=True)
         return "stop"
 

@@ -162,10 +162,10 @@ async def test_wrong_head_scales_shape_fails_only_its_request(engine: HFEngine) 
 @pytest.mark.parametrize(
     "failing",
     [
-        GenerateRequest(make_prompt(), exact_length(3), update_state=True, strategy=Broken()),
-        GenerateRequest(make_prompt(), stack=(Broken(),), choices=("Yes", "No")),
+        GenerateRequest(make_prompt(), exact_length(3), updates_state=True, strategy=Broken()),
+        GenerateRequest(make_prompt(), stack=(Broken(),), scored_texts=("Yes", "No")),
     ],
-    ids=["update_state", "choices"],
+    ids=["update_state", "scored_texts"],
 )
 async def test_failing_hooks_fail_only_their_request(failing: GenerateRequest, engine: HFEngine) -> None:
     other = asyncio.create_task(generate(engine, make_prompt(1), exact_length(20)))
@@ -321,7 +321,7 @@ async def test_wrong_shape_fails_its_own_request_only(hook: str, engine: HFEngin
 
 
 async def test_failing_update_state_fails_its_own_request_only(engine: HFEngine) -> None:
-    request = GenerateRequest(make_prompt(4), exact_length(12), update_state=True, strategy=FailingStrategy())
+    request = GenerateRequest(make_prompt(4), exact_length(12), updates_state=True, strategy=FailingStrategy())
     message = await fail_beside_others(engine, collect_answer(engine.generate(request)))
     assert message == "Strategy 'failing' failed: ZeroDivisionError."
 

@@ -125,7 +125,7 @@ async def test_lazy_branches_of_several_requests_run_together(
 
 
 async def test_choices_run_lazy_branches_when_needed(engine: HFEngine, reference_of_tiny: Reference) -> None:
-    request = GenerateRequest(PROMPT, choices=("Yes", "No"))
+    request = GenerateRequest(PROMPT, scored_texts=("Yes", "No"))
     for most, rows in ((0.0, 1), (1.0, 3)):
         lazy_contrast = LazyContrast(most=most)
         answer = await collect_answer(
@@ -140,7 +140,7 @@ async def test_choices_run_lazy_branches_when_needed(engine: HFEngine, reference
             )
             z = 1.5 * (2 * z - z_blind) - 0.5 * z_other
         ids = engine.model.encoder.find_first_tokens("Yes")
-        assert answer.choices["Yes"] == pytest.approx(math.log(z.softmax(-1)[ids].sum()), abs=2e-3)
+        assert answer.text_logprobs["Yes"] == pytest.approx(math.log(z.softmax(-1)[ids].sum()), abs=2e-3)
 
 
 async def test_failing_needs_branches_fails_only_its_request(engine: HFEngine, captured_logs: None) -> None:

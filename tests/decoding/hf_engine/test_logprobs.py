@@ -1,4 +1,4 @@
-"""Log-probabilities, grounding and the probabilities of choices, against the naive reference."""
+"""Log-probabilities, grounding and the probabilities of scored texts, against the naive reference."""
 
 from __future__ import annotations
 
@@ -88,21 +88,23 @@ async def test_missing_grounding_branch_is_rejected(engine: HFEngine) -> None:
         )
 
 
-async def score_choices(engine: HFEngine, *choices: str) -> Answer:
-    return await collect_answer(engine.generate(GenerateRequest(make_prompt(text="Is there a cat?"), choices=choices)))
+async def score_texts(engine: HFEngine, *texts: str) -> Answer:
+    return await collect_answer(
+        engine.generate(GenerateRequest(make_prompt(text="Is there a cat?"), scored_texts=texts))
+    )
 
 
 async def test_choices_sum_over_their_first_tokens(either: HFEngine, reference: Reference) -> None:
-    answer = await score_choices(either, "Yes", "No")
+    answer = await score_texts(either, "Yes", "No")
     tokenizer = reference.processor.tokenizer
     p = reference.decode((), make_prompt(text="Is there a cat?"), 1).raw[0].softmax(-1)
-    for choice in ("Yes", "No"):
-        firsts = {tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (choice, f" {choice}")}
-        assert answer.choices[choice] == pytest.approx(float(p[list(firsts)].sum().log()), abs=1e-3)
+    for word in ("Yes", "No"):
+        firsts = {tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (word, f" {word}")}
+        assert answer.text_logprobs[word] == pytest.approx(float(p[list(firsts)].sum().log()), abs=1e-3)
 
 
 async def test_choices_cost_one_pass_and_have_no_text(engine: HFEngine) -> None:
-    answer = await score_choices(engine, "Yes", "No")
+    answer = await score_texts(engine, "Yes", "No")
     assert answer.text == ""
     usage = answer.finish.usage
     assert (usage.steps, usage.forward_passes) == (1, 1)
@@ -111,8 +113,8 @@ async def test_choices_cost_one_pass_and_have_no_text(engine: HFEngine) -> None:
 
 
 async def test_choices_are_scored_after_the_strategies(engine: HFEngine) -> None:
-    request = GenerateRequest(make_prompt(text="Is there a cat?"), choices=("Yes", "No"))
+    request = GenerateRequest(make_prompt(text="Is there a cat?"), scored_texts=("Yes", "No"))
     plain = await collect_answer(engine.generate(request))
     (vcd,) = build_stack("vcd", vcd={"beta": 0})
     noisy = vcd.prepare(request).with_strategy(vcd).replace(stack=(vcd,))
-    assert (await collect_answer(engine.generate(noisy))).choices != plain.choices
+    assert (await collect_answer(engine.generate(noisy))).text_logprobs != plain.text_logprobs

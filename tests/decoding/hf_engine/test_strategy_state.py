@@ -21,7 +21,7 @@ N = 10
 async def create_state(engine: HFEngine, strategy: VDGD) -> StateHandle:
     state = (
         await collect_answer(
-            engine.generate(GenerateRequest(make_prompt(), exact_length(N), update_state=True, strategy=strategy))
+            engine.generate(GenerateRequest(make_prompt(), exact_length(N), updates_state=True, strategy=strategy))
         )
     ).state
     assert state is not None

@@ -8,21 +8,21 @@ from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest
 from decoding.strategy import Program, Strategy
 
 
-class ThreeChoices(Strategy):
-    """Makes three requests for choices at once, and returns one of the answers."""
+class ThreeScoredRequests(Strategy):
+    """Makes three requests for scored texts at once, and returns one of the answers."""
 
     name = "vote"
     paper = "none"
 
     def run(self, request: GenerateRequest) -> Program:
-        answers: list[Answer] = yield [request.replace(choices=("Yes", "No"))] * 3
+        answers: list[Answer] = yield [request.replace(scored_texts=("Yes", "No"))] * 3
         return answers[0]
 
 
 def test_needs_and_costs_follow_from_the_requests() -> None:
     nothing = DryRun(frozenset(), (), {})
     found = {name: dry_run(kind()) for name, kind in list_strategies().items()}
-    assert found["zoomeye"].needs == {"choices"}
+    assert found["zoomeye"].needs == {"scored_texts"}
     assert set(found["zoomeye"].extra_requests) == {"answers"}
     expected = {
         "plain": nothing,
@@ -61,7 +61,9 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
 
 
 def test_requests_of_a_list_are_counted_one_by_one() -> None:
-    assert dry_run(ThreeChoices()) == DryRun(frozenset({"choices"}), (), {"answers": 3}, extra_rows=3, votes=True)
+    assert dry_run(ThreeScoredRequests()) == DryRun(
+        frozenset({"scored_texts"}), (), {"answers": 3}, extra_rows=3, votes=True
+    )
 
 
 def test_every_effect_has_a_fake_reply() -> None:
@@ -75,7 +77,7 @@ def test_every_effect_has_a_fake_reply() -> None:
             (image,) = request.prompt.images
             yield ProbeRequest({"with_image": request.prompt}, main="with_image")
             yield RelevanceRequest(image, request.prompt.question)
-            answer: Answer = yield request.replace(update_state=True)
+            answer: Answer = yield request.replace(updates_state=True)
             assert answer.state is not None
             return request.with_state(answer.state)
 

@@ -403,7 +403,7 @@ def test_branch_name_with_a_slash_is_refused(name: str) -> None:
 def test_request_without_strategy_is_refused() -> None:
     prompt = make_request().prompt
     with pytest.raises(ValueError, match="needs a strategy"):
-        _ = GenerateRequest(prompt, update_state=True).state_updater
+        _ = GenerateRequest(prompt, updates_state=True).state_updater
     with pytest.raises(ValueError, match="needs a strategy"):
         _ = ProbeRequest({"main": prompt}, main="main").strategy
 

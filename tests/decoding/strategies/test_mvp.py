@@ -86,7 +86,7 @@ def test_question_without_yes_or_no_answers_is_not_changed() -> None:
 
 
 def test_requests_for_choices_or_states_are_not_changed() -> None:
-    for request in (make_request().replace(choices=("Yes", "No")), make_request().replace(update_state=True)):
+    for request in (make_request().replace(scored_texts=("Yes", "No")), make_request().replace(updates_state=True)):
         with pytest.raises(StopIteration) as stop:
             next(MVP().run(request))
         assert stop.value.value is request

@@ -112,7 +112,7 @@ def test_run_describes_greedily_and_adds_the_description() -> None:
     assert question.prompt.images == request.prompt.images
     assert question.sampling.temperature == 0
     assert question.sampling.max_tokens == 77
-    assert question.update_state
+    assert question.updates_state
     assert final.prompt.question == "The input image is described as follows: A cat on a mat. Is there a cat?"
     assert final.prompt.images == request.prompt.images
     assert final.state == StateHandle("m")
@@ -125,12 +125,12 @@ def test_description_request_has_no_branches_of_outer_strategies() -> None:
         make_request()
         .with_branch("other", make_request("other", random_image(3)).prompt)
         .with_strategy(VDGD())
-        .replace(choices=("Yes", "No"))
+        .replace(scored_texts=("Yes", "No"))
     )
     question, final = run_vdgd(VDGD(), outer.replace(stack=(VDGD(),)), "A cat.")
-    assert (question.branches, question.stack, question.choices, question.states) == ({}, (), (), {})
+    assert (question.branches, question.stack, question.scored_texts, question.states) == ({}, (), (), {})
     assert final.branches == outer.branches
-    assert final.choices == ("Yes", "No")
+    assert final.scored_texts == ("Yes", "No")
 
 
 def test_braces_in_the_question_are_kept() -> None:

@@ -268,7 +268,7 @@ async def test_equal_questions_of_several_choices_are_put_once() -> None:
 
 async def test_requests_for_choices_pass_by() -> None:
     engine = ScriptedEngine(write_always(""), {"dog": 0.25})
-    request = make_request("Is there a dog in the image?").replace(choices=("Yes", "yes", "No", "no"))
+    request = make_request("Is there a dog in the image?").replace(scored_texts=("Yes", "yes", "No", "no"))
     async with StrategyRunner([Verify()], engine) as runner:
         outcome = await runner.resolve(request)
     assert outcome == request

@@ -39,9 +39,9 @@ def run_search(
 
     def reply_to(one: GenerateRequest) -> Answer:
         requests.append(one)
-        yes = min(max(judge(one.prompt.question, one.prompt.images[-1]), 1e-9), 1 - 1e-9) if one.choices else 0.5
-        choices = {"Yes": math.log(yes), "No": math.log(1 - yes)}
-        return Answer(reply, (), FinishInfo("stop", Usage(), choices=choices if one.choices else {}))
+        yes = min(max(judge(one.prompt.question, one.prompt.images[-1]), 1e-9), 1 - 1e-9) if one.scored_texts else 0.5
+        logprobs = {"Yes": math.log(yes), "No": math.log(1 - yes)}
+        return Answer(reply, (), FinishInfo("stop", Usage(), text_logprobs=logprobs if one.scored_texts else {}))
 
     try:
         while True:
@@ -67,7 +67,7 @@ def test_search_finds_the_object_by_the_best_priority() -> None:
     judged = [one for one in requests if "Could you answer" in one.prompt.question]
     assert len(judged) == 3  # the whole, a quarter, a sixteenth
     assert len(requests) == 3 + 2 * 8
-    assert all(one.choices == ("Yes", "No") for one in requests)
+    assert all(one.scored_texts == ("Yes", "No") for one in requests)
 
 
 def test_search_ends_at_the_root_if_it_answers() -> None:
@@ -191,7 +191,7 @@ def test_views_of_a_large_image_stay_small(family: str, cue: str, size: tuple[in
     strategy = ZoomEye.model_validate({"family": family, "side": side, "cues": cue, "visits": 1})
     program, most = strategy.run(make_request("Why?", image)), 0
     sent: Any = None
-    answer = Answer("", (), FinishInfo("stop", Usage(), choices={"Yes": 0.0, "No": 0.0}))
+    answer = Answer("", (), FinishInfo("stop", Usage(), text_logprobs={"Yes": 0.0, "No": 0.0}))
     try:
         while True:
             effect: Any = program.send(sent)

@@ -1,4 +1,4 @@
-"""Log-probabilities, grounding, choices, stopping, grammars and penalties are those of the transformers engine."""
+"""Log-probabilities, grounding, scored texts, stopping, grammars and penalties are those of the transformers engine."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ async def test_grounding_equals_that_of_the_transformers_engine(names: str, hf_e
 
 @pytest.mark.parametrize("names", ["plain", "vcd"])
 async def test_choices_are_scored_in_one_forward_pass(names: str, hf_engine: Any, roomy_engine: Any) -> None:
-    async def score_choices(engine: Any) -> Answer:
-        request = GenerateRequest(PROMPT, SamplingParams(), choices=("Yes", "No"))
+    async def score_texts(engine: Any) -> Answer:
+        request = GenerateRequest(PROMPT, SamplingParams(), scored_texts=("Yes", "No"))
         for strategy in reversed(build_stack(names)):
             request = strategy.prepare(request).with_strategy(strategy).replace(stack=(strategy, *request.stack))
         return await collect_answer(engine.generate(request))
 
-    expected, actual = await score_choices(hf_engine), await score_choices(roomy_engine)
-    assert dict(actual.choices) == pytest.approx(dict(expected.choices), abs=1e-3)
+    expected, actual = await score_texts(hf_engine), await score_texts(roomy_engine)
+    assert dict(actual.text_logprobs) == pytest.approx(dict(expected.text_logprobs), abs=1e-3)
     assert actual.finish.usage.forward_passes == expected.finish.usage.forward_passes
 
 

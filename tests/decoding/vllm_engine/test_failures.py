@@ -87,7 +87,7 @@ async def test_failing_requests_do_not_fail_requests_that_share_their_hook_calls
 
 
 async def test_failing_update_state_fails_its_own_request_only(engine: Any) -> None:
-    request = GenerateRequest(PROMPT, exact_length(TOKENS), update_state=True, strategy=FailingStrategy())
+    request = GenerateRequest(PROMPT, exact_length(TOKENS), updates_state=True, strategy=FailingStrategy())
     failure = await fail_beside_others(engine, collect_answer(engine.generate(request)))
     assert failure.message == "Strategy 'failing' failed: ZeroDivisionError."
 

@@ -236,7 +236,7 @@ async def test_claims_name_their_choice(start_server: StartServer, decoding: dic
 async def test_choices_of_a_checked_answer_have_their_own_seeds(start_server: StartServer) -> None:
     server = await start_server(make_engine())
     await chat(server, CHECK, n=2, seed=5)
-    assert [request.sampling.seed for request in server.engine.requests if not request.choices] == [5, 6]
+    assert [request.sampling.seed for request in server.engine.requests if not request.scored_texts] == [5, 6]
 
 
 @pytest.mark.parametrize("decoding", [CHECK, VERIFY])

@@ -63,20 +63,20 @@ async def test_named_layers_and_raw_states_change_the_tokens(engine: HFEngine) -
 
 
 async def test_choices_use_the_hooks_inside_the_model(engine: HFEngine) -> None:
-    """A request for choices is one pass over its prompt, with the hooks of any other pass."""
+    """A request for scored texts is one pass over its prompt, with the hooks of any other pass."""
 
-    async def score_choices(names: str, **parameters: Any) -> dict[str, float]:
+    async def score_texts(names: str, **parameters: Any) -> dict[str, float]:
         answer = await collect_answer(
             engine.generate(
-                GenerateRequest(make_prompt(), stack=build_stack(names, **parameters), choices=("Yes", "No"))
+                GenerateRequest(make_prompt(), stack=build_stack(names, **parameters), scored_texts=("Yes", "No"))
             )
         )
-        return dict(answer.choices)
+        return dict(answer.text_logprobs)
 
     plain, attentive, layered = [
-        await score_choices("plain"),
-        await score_choices("pai", pai={"gamma": 1.0}),
-        await score_choices("dola"),
+        await score_texts("plain"),
+        await score_texts("pai", pai={"gamma": 1.0}),
+        await score_texts("dola"),
     ]
     assert plain != attentive
     assert plain != layered

@@ -52,7 +52,7 @@ def test_member_survives_extra_args() -> None:
         stack=(StrategySpec.from_strategy(vcd), StrategySpec.from_strategy(vhr)),
         branches=("vcd/noisy",),
         states={"vhr": "state-1"},
-        choices={"Yes": [1, 2]},
+        first_tokens={"Yes": [1, 2]},
         forced_token_ids=(5,),
         grounding_branch="vcd/noisy",
         state_update=StateUpdate(StrategySpec.from_strategy(vcd), "state-2"),

@@ -234,7 +234,7 @@ async def test_head_scales_that_raise_fail_their_own_request_only(roomy_engine: 
     """The state of a description has no factors."""
     prompt, (vhr,), (vdgd,) = prompts(1)[0], build_stack("vhr"), build_stack("vdgd")
     described = await collect_answer(
-        roomy_engine.generate(GenerateRequest(prompt, exact_length(2), update_state=True, strategy=vdgd))
+        roomy_engine.generate(GenerateRequest(prompt, exact_length(2), updates_state=True, strategy=vdgd))
     )
     assert described.state is not None
     broken = GenerateRequest(prompt, exact_length(TOKENS), stack=(vhr,)).with_state(described.state).with_strategy(vhr)
