@@ -88,7 +88,7 @@ class Strategy(TensorHooks):
 
     @classmethod
     @cache
-    def reads_drafts(cls) -> bool:
+    def overrides_stream(cls) -> bool:
         """Return whether this class overrides `stream`."""
         return cls.stream is not Strategy.stream
 

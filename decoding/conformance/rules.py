@@ -203,7 +203,7 @@ def have_equal_effects(one: tuple[Sequence[Any], Any], other: tuple[Sequence[Any
 
 def check_stream(strategy_class: type[Strategy]) -> Problems:
     """Require that `stream` ends, has equal effects for equal drafts, and sends each token of a draft at most once."""
-    if not strategy_class.reads_drafts():
+    if not strategy_class.overrides_stream():
         return
     for favoured in ("first", "last"):
         case = f"where the {favoured} scored text is the likeliest"

@@ -11,7 +11,7 @@ from typing import Any
 from decoding.drafts import ReadDraft, Segment, SendTokens, StartDraft
 from decoding.errors import EngineFailed, StrategyFailed, Unsupported
 from decoding.outputs import NO_TOKEN, Answer, FinishInfo, FinishReason, RequestStats, Token, Usage
-from decoding.pipeline.program import ProgramResult, StreamProgram, advance_program
+from decoding.pipeline.program import DraftStrategyProgram, ProgramResult, advance_program
 from decoding.requests import GenerateRequest
 from decoding.strategy import Strategy
 
@@ -131,7 +131,7 @@ class DraftRunner:
         Yields:
             The tokens that the strategy sends, and tokens without text that carry claims. The last has a `finish`.
         """
-        program = StreamProgram(self._outcome.strategy, self._outcome.request)
+        program = DraftStrategyProgram(self._outcome.strategy, self._outcome.request)
         reply: Segment | list[Answer] | None = None
         try:
             while not isinstance(effect := await advance_program(program, reply), ProgramResult):

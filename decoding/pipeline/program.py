@@ -90,7 +90,7 @@ class StrategyProgram:
         )
 
 
-class StreamProgram(StrategyProgram):
+class DraftStrategyProgram(StrategyProgram):
     """A started `Strategy.stream`."""
 
     def _create_program(self) -> Any:
@@ -107,7 +107,7 @@ class StreamProgram(StrategyProgram):
 
 def start_program(strategy: Strategy, request: GenerateRequest) -> StrategyProgram:
     """Start the text side that a strategy overrides: `stream`, or `run`."""
-    return (StreamProgram if strategy.reads_drafts() else StrategyProgram)(strategy, request)
+    return (DraftStrategyProgram if strategy.overrides_stream() else StrategyProgram)(strategy, request)
 
 
 async def advance_program(program: StrategyProgram, reply: Any) -> Any:

@@ -103,7 +103,7 @@ class StrategyRunner:
     async def _resolve(self, stack: tuple[Strategy, ...], request: GenerateRequest) -> Outcome:
         for depth, strategy in enumerate(stack):
             inner = stack[depth + 1 :]
-            if strategy.reads_drafts():
+            if strategy.overrides_stream():
                 if request.scored_texts or request.updates_state:  # no text to read, or a state of the whole generation
                     continue
                 base = await self._resolve(inner, request)
