@@ -48,7 +48,7 @@ class VllmEngine(BaseEngine):
         self._checkpoint: Checkpoint | None = None
         self._client: VllmClient | None = None
         self._limits: EngineLimits | None = None
-        self._has_layer_tap = True  # until the worker's report denies it
+        self._has_head_tap = True  # until the worker's report denies it
         self._engine_request_builder: Any = None  # an EngineRequestBuilder, whose module imports vLLM
 
     @property
@@ -107,7 +107,7 @@ class VllmEngine(BaseEngine):
             "grammar",
             "tokens",
         }
-        return frozenset(capabilities if self._has_layer_tap else capabilities - {"head_scales", "probe"})
+        return frozenset(capabilities if self._has_head_tap else capabilities - {"head_scales", "probe"})
 
     # Life cycle
 
@@ -119,7 +119,7 @@ class VllmEngine(BaseEngine):
         self._client = await VllmClient.open(settings, checkpoint.max_model_len)
         report = await self._client.report()
         check_report(report)
-        self._has_layer_tap = report["worker"]["has_layer_tap"]
+        self._has_head_tap = report["worker"]["has_head_tap"]
         self._limits = EngineLimits(
             max_model_len=checkpoint.max_model_len,
             max_rows=report["max_rows"],

@@ -88,7 +88,7 @@ def patch_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
         if not hasattr(runner, "step_hook_runner"):
             runner.step_hook_runner = StepHookRunner(runner.device)
             try:
-                runner.step_hook_runner.layer_tap = GangHeadTap(runner, runner.step_hook_runner.states)
+                runner.step_hook_runner.head_tap = GangHeadTap(runner, runner.step_hook_runner.states)
             except ValueError as reason:  # the server refuses strategies that need these hooks
                 log.warning("head_tap_not_installed", reason=str(reason))
         return loaded

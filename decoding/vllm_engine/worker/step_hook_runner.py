@@ -12,8 +12,8 @@ from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
 
 
-class LayerTap(Protocol):
-    """Taps between the layers of the model."""
+class StepHeadTap(Protocol):
+    """Observes and scales head outputs around a forward pass."""
 
     def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None: ...
 
@@ -30,19 +30,19 @@ class StepHookRunner:
     def __init__(self, device: torch.device) -> None:
         self.states = StateStore()
         self.sampler_hook_runner = SamplerHookRunner(self.states, device)
-        self.layer_tap: LayerTap | None = None  # None: nothing can act inside this model
+        self.head_tap: StepHeadTap | None = None  # None: the model has no heads that it could tap
         self.token_info: TokenInfo = {}
 
     def before_forward(self, rows: StepRows) -> None:
-        """Prepare the hooks inside the model."""
+        """Set up the head tap."""
         self.token_info = {}
-        if self.layer_tap is not None:
-            self.layer_tap.before_forward(rows, self.token_info)
+        if self.head_tap is not None:
+            self.head_tap.before_forward(rows, self.token_info)
 
     def after_forward(self, rows: StepRows) -> None:
-        """Reset the hooks inside the model, and store what probes have captured."""
-        if self.layer_tap is not None:
-            self.layer_tap.after_forward(rows, self.token_info)
+        """Reset the head tap, and store what probes have captured."""
+        if self.head_tap is not None:
+            self.head_tap.after_forward(rows, self.token_info)
 
     def before_sampling(self, rows: StepRows, logits: Tensor) -> Tensor:
         """Run the `logits` hooks.
@@ -75,5 +75,5 @@ class StepHookRunner:
         return {
             "states": len(self.states),
             "state_bytes": self.states.num_bytes,
-            "has_layer_tap": self.layer_tap is not None,
+            "has_head_tap": self.head_tap is not None,
         }
