@@ -14,8 +14,9 @@ from decoding.errors import EngineFailed, OnlySeenError
 from decoding.hf_engine.cpu.runtime import limit_arenas
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.probe import run_probe
-from decoding.hf_engine.request import EngineRequest, RequestHandle, RequestStatus, StoredState
+from decoding.hf_engine.request import EngineRequest, RequestHandle, RequestStatus
 from decoding.hf_engine.settings import HFSettings
+from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.hf_engine.worker import Worker
 from decoding.outputs import StateHandle, Token, Usage
 from decoding.requests import GenerateRequest, ProbeRequest
@@ -34,7 +35,7 @@ class HFEngine(BaseEngine):
     def __init__(self, settings: HFSettings) -> None:
         super().__init__(settings)
         limit_arenas()
-        self._states: dict[str, StoredState] = {}
+        self._states: dict[str, StoredStrategyState] = {}
         self._state_numbers = itertools.count()
         self._model: Model | None = None
         self._worker: Worker | None = None
@@ -48,7 +49,7 @@ class HFEngine(BaseEngine):
         """The model.
 
         Raises:
-            EngineFailed: the model is not loaded yet.
+            EngineFailed: The model is not loaded yet.
         """
         if self._model is None:
             raise EngineFailed(self._unavailable_message)
@@ -59,7 +60,7 @@ class HFEngine(BaseEngine):
         """The worker thread.
 
         Raises:
-            EngineFailed: the worker has not started yet.
+            EngineFailed: The worker has not started yet.
         """
         if self._worker is None:
             raise EngineFailed(self._unavailable_message)
@@ -98,6 +99,10 @@ class HFEngine(BaseEngine):
         cache, preemptions = self.worker.prefix_cache, self.worker.preemptions
         counters = {"prefix_cache_queries": cache.queries, "prefix_cache_hits": cache.hits}
         return {**counters, "num_preemptions": preemptions}
+    @property
+    def counter_help(self) -> Mapping[str, str]:
+        return COUNTER_HELP
+
 
     # Requests
 
@@ -121,7 +126,7 @@ class HFEngine(BaseEngine):
                     if isinstance(output, OnlySeenError):
                         raise output
                     if output.finish is not None:
-                        updated = StoredState(engine_request.updated_state)
+                        updated = StoredStrategyState(engine_request.updated_state)
                         state = self._store_state(updated) if request.updates_state else None
                         yield replace(output, finish=replace(output.finish, state=state))
                         return
@@ -148,7 +153,7 @@ class HFEngine(BaseEngine):
         return not any("edit_attention_scores" in strategy.hooks() for strategy in request.stack)
 
     def _build_request(
-        self, request: GenerateRequest, states: Mapping[str, StoredState], answer_start: AnswerStart
+        self, request: GenerateRequest, states: Mapping[str, StoredStrategyState], answer_start: AnswerStart
     ) -> EngineRequest:
         inputs = self._encode_request(request, answer_start)
         return EngineRequest(request, inputs, states, self.model, self._token_text, self._grammars, answer_start)
@@ -162,7 +167,7 @@ class HFEngine(BaseEngine):
     def _has_state(self, state: StateHandle) -> bool:
         return state.handle in self._states
 
-    def _store_state(self, state: StoredState) -> StateHandle:
+    def _store_state(self, state: StoredStrategyState) -> StateHandle:
         handle = StateHandle(f"state-{next(self._state_numbers)}")
         self._states[handle.handle] = state
         return handle

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decoding.hf_engine.model.model import Model
-from decoding.hf_engine.request import StoredState
+from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.hf_engine.taps.attention import AttentionEdit
 from decoding.pipeline.composition import attribute_errors
 from decoding.requests import ProbeRequest
@@ -18,7 +18,7 @@ from decoding.tensor_hooks import Activations, Tensors
 from decoding.text.prompt_encoder import ModelInputs
 
 
-def run_probe(probe: ProbeRequest, prompts: Mapping[str, ModelInputs], model: Model) -> StoredState:
+def run_probe(probe: ProbeRequest, prompts: Mapping[str, ModelInputs], model: Model) -> StoredStrategyState:
     """Run a probe.
 
     Args:
@@ -65,9 +65,9 @@ def run_probe(probe: ProbeRequest, prompts: Mapping[str, ModelInputs], model: Mo
         scales = probe.strategy.head_scales(state)
     is_scaled_later = scales is not None and not probe.layerwise
     if is_scaled_later or "edit_attention_scores" in probe.strategy.hooks():  # the KV states were computed without
-        return StoredState(state)
+        return StoredStrategyState(state)
     output = replace(outputs[main], key_values=outputs[main].clone_key_values())
-    return StoredState(state, probe.prompts[probe.main], output, scales)
+    return StoredStrategyState(state, probe.prompts[probe.main], output, scales)
 
 
 def capture_vision_attention(probe: ProbeRequest, model: Model) -> AbstractContextManager[list[Tensor]]:

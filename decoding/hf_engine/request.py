@@ -17,6 +17,7 @@ from torch import Tensor
 from decoding.errors import BadRequest, OnlySeenError
 from decoding.hf_engine.model.model import Model, PrefillOutput
 from decoding.hf_engine.sampler import SamplerState
+from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.outputs import Token
 from decoding.pipeline.composition import attribute_errors, combine_head_scales, select_branch_names
 from decoding.pipeline.grounding import compute_grounding, score_texts
@@ -74,23 +75,6 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], 
         loop.call_soon_threadsafe(function, *arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredState:
-    """A strategy state in the engine.
-
-    Attributes:
-        tensors: The state.
-        prompt: Main prompt of the probe that left it, if a request for that prompt can continue from its prefill.
-        prefill: The prefill of `prompt`.
-        head_scales: [layers, heads] that scaled the heads in `prefill`.
-    """
-
-    tensors: Tensors
-    prompt: Prompt | None = None
-    prefill: PrefillOutput | None = None
-    head_scales: Tensor | None = None
-
-
 class EngineRequest:
     """A generation request with its inputs and hooks. The encode thread builds it; then the worker thread owns it.
 
@@ -116,7 +100,7 @@ class EngineRequest:
         self,
         source: GenerateRequest,
         inputs: Mapping[str, ModelInputs],
-        states: Mapping[str, StoredState],
+        states: Mapping[str, StoredStrategyState],
         model: Model,
         token_text: TokenText,
         grammars: GrammarCompiler,
@@ -200,7 +184,7 @@ class EngineRequest:
         if self.edits_attention or self.early_exits or self.answer_start.ids:
             return None
         for state in self._states.values():
-            if state.prompt == self.source.prompt and are_equal(state.head_scales, self.head_scales):
+            if state.fits(self.source.prompt, self.head_scales):
                 return state.prefill
         return None
 
@@ -263,11 +247,6 @@ class EngineRequest:
         if branch is None:
             return None
         return float(compute_grounding(logits[MAIN], logits[branch])[token])
-
-
-def are_equal(one: Tensor | None, other: Tensor | None) -> bool:
-    """Return whether two head scales, each [layers, heads] or None, are equal."""
-    return torch.equal(one, other) if one is not None and other is not None else one is other
 
 
 def find_early_exits(source: GenerateRequest, model: Model) -> dict[str, EarlyExits]:

@@ -64,7 +64,7 @@ class EditGroup:
             image_token_index: [rows, keys], as in `AttentionKeys`.
 
         Returns:
-            Function of a layer and its scores.
+            Function of a layer and its scores, [rows, heads, keys] before and after.
         """
 
         def edit_scores(layer: int, scores: Tensor) -> Tensor:
