@@ -79,6 +79,11 @@ class BaseEngine(ABC):
     def free_state(self, state: StateHandle) -> None:
         """Free a strategy state. Requests that use it keep its tensors until they end."""
 
+    @property
+    @abstractmethod
+    def counter_help(self) -> Mapping[str, str]:
+        """Help text of each counter, by name."""
+
     @abstractmethod
     async def get_counters(self) -> Mapping[str, int]:
         """Return counters since the start, by name."""

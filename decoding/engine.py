@@ -78,6 +78,11 @@ class Engine(Protocol):
         """Free a strategy state. Its handle is invalid afterwards."""
         ...
 
+    @property
+    def counter_help(self) -> Mapping[str, str]:
+        """Help text of each counter, by name."""
+        ...
+
     async def get_counters(self) -> Mapping[str, int]:
         """Return counters since the start, by name. An engine without counters returns an empty mapping."""
         ...

@@ -24,6 +24,11 @@ from decoding.text.detokenizer import TokenText
 from decoding.text.grammar_mask import GrammarCompiler
 from decoding.text.prompt_encoder import AnswerStart, PromptEncoder
 
+COUNTER_HELP = {
+    "prefix_cache_queries": "Tokens of prompts with images that were looked up in the prefix cache.",
+    "prefix_cache_hits": "Tokens of prompts with images that were found in the prefix cache.",
+    "num_preemptions": "Requests that lost their rows because the KV cache was full, and read their answers again.",
+}
 ALL_CAPABILITIES: frozenset[Capability] = frozenset(get_args(Capability))
 
 
@@ -94,15 +99,15 @@ class HFEngine(BaseEngine):
         if self._worker is not None and self._worker.is_alive:
             await asyncio.to_thread(self._worker.close)
 
+    @property
+    def counter_help(self) -> Mapping[str, str]:
+        return COUNTER_HELP
+
     async def get_counters(self) -> Mapping[str, int]:
         """Return the prompt tokens looked up and found in the prefix cache, and the number of preemptions."""
         cache, preemptions = self.worker.prefix_cache, self.worker.preemptions
         counters = {"prefix_cache_queries": cache.queries, "prefix_cache_hits": cache.hits}
         return {**counters, "num_preemptions": preemptions}
-    @property
-    def counter_help(self) -> Mapping[str, str]:
-        return COUNTER_HELP
-
 
     # Requests
 

@@ -17,6 +17,7 @@ from decoding.requests import GenerateRequest, ProbeRequest
 from decoding.sampling_params import SamplingParams
 from decoding.text.detokenizer import OutputProcessor
 from decoding.text.prompt_encoder import AnswerStart, PromptEncoder
+from decoding.vllm_engine.core.gangs import COUNTER_HELP
 from decoding.vllm_engine.frontend.checkpoint import Checkpoint
 from decoding.vllm_engine.frontend.client import OutputCollector, VllmClient
 from decoding.vllm_engine.frontend.member_builder import (
@@ -154,6 +155,10 @@ class VllmEngine(BaseEngine):
     async def report(self) -> Mapping[str, Any]:
         """Return the contents and the counters of the engine core and its worker."""
         return await self.client.report()
+
+    @property
+    def counter_help(self) -> Mapping[str, str]:
+        return {f"gang_{name}": text for name, text in COUNTER_HELP.items()}
 
     async def get_counters(self) -> Mapping[str, int]:
         """Return the scheduler's counters."""

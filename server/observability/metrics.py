@@ -155,18 +155,19 @@ class EngineCounters(Collector):
 
     def __init__(self) -> None:
         self._latest: Mapping[str, int] = {}
+        self._help: Mapping[str, str] = {}
 
     async def refresh(self, engine: Engine) -> None:
         """Read the counters of an engine, for at most `REFRESH_TIMEOUT`."""
         with suppress(TimeoutError, OnlySeenError):
             async with asyncio.timeout(REFRESH_TIMEOUT):
                 self._latest = await engine.get_counters()
+                self._help = engine.counter_help
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """Yield one counter family for each counter of the engine."""
         for name, count in self._latest.items():
-            text = f"Engine counter: {name.replace('_', ' ')}."
-            yield CounterMetricFamily(f"onlyseen_{name}", text, value=count)
+            yield CounterMetricFamily(f"onlyseen_{name}", self._help.get(name, ""), value=count)
 
 
 def merge_metrics_pages(pages: Mapping[str, str]) -> bytes:

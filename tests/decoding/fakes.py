@@ -94,6 +94,10 @@ class RecordingEngine:
         await self._pace()
         return RelevanceMap(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), similarity=0.5, input_size=32)
 
+    @property
+    def counter_help(self) -> dict[str, str]:
+        return {}
+
     async def get_counters(self) -> dict[str, int]:
         return {}
 

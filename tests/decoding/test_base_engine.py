@@ -31,6 +31,10 @@ class EngineWithoutModel(BaseEngine):
     def free_state(self, state: StateHandle) -> None:
         pass
 
+    @property
+    def counter_help(self) -> Mapping[str, str]:
+        return {}
+
     async def get_counters(self) -> Mapping[str, int]:
         return {}
 

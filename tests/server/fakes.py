@@ -114,6 +114,10 @@ class FakeEngine:
     async def compute_relevance_map(self, relevance: RelevanceRequest) -> RelevanceMap:
         return RelevanceMap(np.ones((4, 4), dtype=np.float32), similarity=0.5, input_size=32)
 
+    @property
+    def counter_help(self) -> dict[str, str]:
+        return {name: f"Help of {name}." for name in self.counter_values}
+
     async def get_counters(self) -> dict[str, int]:
         return self.counter_values
 

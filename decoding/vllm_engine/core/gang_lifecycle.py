@@ -81,7 +81,7 @@ class GangLifecycle(Scheduler):
         output.lone_request_ids = lone
         if lone:
             self.counters.violations += len(lone)
-            log.error("lone_gang_members", request_ids=lone)
+            log.error("gang_lockstep_violated", request_ids=lone)
 
     # End and failure, after the model ran
 

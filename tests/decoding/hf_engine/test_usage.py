@@ -71,3 +71,7 @@ async def test_prompt_tokens_are_those_of_the_main_prompt(engine: HFEngine) -> N
     prompt = make_prompt()
     answer, _ = await run_strategies(engine, "vcd", prompt, exact_length(1))
     assert answer.finish.usage.prompt_tokens == len(engine.model.encoder.encode(prompt))
+
+
+async def test_every_counter_has_a_help_text(engine: HFEngine) -> None:
+    assert engine.counter_help.keys() == (await engine.get_counters()).keys()

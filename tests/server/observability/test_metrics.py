@@ -53,6 +53,8 @@ async def test_failed_request_leaves_the_gauges_at_zero(start_server: StartServe
 async def test_engine_counters_are_shown(server: FakeServer) -> None:
     server.engine.counter_values = {"gang_violations": 3}
     assert (await read_metrics(server))["gang_violations_total"] == 3
+    page = (await server.http.get("/metrics")).text
+    assert "# HELP onlyseen_gang_violations_total Help of gang_violations.\n" in page
     server.engine.is_alive = False  # a dead engine is not refreshed
     server.engine.counter_values = {"gang_violations": 4}
     assert (await read_metrics(server))["gang_violations_total"] == 3

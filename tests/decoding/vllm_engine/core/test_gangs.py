@@ -10,7 +10,7 @@ import pytest
 from decoding.errors import Unsupported
 from decoding.requests import MAIN
 from decoding.strategy import Strategy
-from decoding.vllm_engine.core.gangs import GangRegistry
+from decoding.vllm_engine.core.gangs import COUNTER_HELP, GangCounters, GangRegistry
 from decoding.vllm_engine.member import Member, ProbeSpec, StateUpdate, StrategySpec
 from tests.decoding.hf_engine.harness import build_stack
 
@@ -75,3 +75,7 @@ def test_unregistered_strategy_has_no_spec() -> None:
 
     with pytest.raises(Unsupported, match="not registered"):
         StrategySpec.from_strategy(WithoutEntryPoint())
+
+
+def test_every_counter_has_a_help_text() -> None:
+    assert COUNTER_HELP.keys() == GangCounters().as_dict().keys()
