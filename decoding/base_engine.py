@@ -181,7 +181,7 @@ class BaseEngine(ABC):
             The relevance map, from the matcher or from its cache.
 
         Raises:
-            EngineFailed: the engine does not run.
+            EngineFailed: The engine does not run.
         """
         if not self.is_alive:
             raise EngineFailed(self._unavailable_message)
@@ -201,8 +201,8 @@ class BaseEngine(ABC):
             The reservation. The caller sets its `is_running` at the first token.
 
         Raises:
-            BadRequest: the request refers to a branch or a state that does not exist.
-            Unsupported: the request needs more rows than the engine has.
+            BadRequest: The request refers to a branch or a state that does not exist.
+            Unsupported: The request needs more rows than the engine has.
         """
         rows = 1 + len(request.branches)
         if rows > self.settings.max_rows:
@@ -268,7 +268,7 @@ class BaseEngine(ABC):
             The reservation.
 
         Raises:
-            EngineFailed: the engine does not run.
+            EngineFailed: The engine does not run.
         """
         if not self.is_alive:
             raise EngineFailed(self._unavailable_message)

@@ -21,7 +21,7 @@ class StartDraft:
     The first draft, without prefix and ruled-out phrases, is the answer of the inner strategies, seed included.
 
     Attributes:
-        prefix: What the answer begins with: token ids, and texts that the engine encodes. It is not generated again.
+        prefix: Token ids and texts that begin the answer; the engine encodes the texts. They are not generated again.
         ruled_out: Phrases that the answer must not contain after the prefix.
     """
 
@@ -48,7 +48,7 @@ class Segment:
 
     Attributes:
         tokens: At least one, unless the draft has ended before.
-        reason: Why the draft has ended with these tokens; None where it goes on.
+        reason: Finish reason, or None while the draft goes on.
     """
 
     tokens: tuple[Token, ...]

@@ -173,12 +173,12 @@ def diffuse(pixels: Tensor, step: int, generator: torch.Generator) -> Tensor:
     """Compute sqrt(alpha_t) x + sqrt(1 - alpha_t) eps. The noise is drawn on the CPU, so that devices agree.
 
     Args:
-        pixels: x, of any shape.
+        pixels: [...] x.
         step: t, from 0 to 999.
         generator: Generator of eps.
 
     Returns:
-        Noised pixels in the shape and dtype of x.
+        [...] noised pixels in the dtype of x.
     """
     alpha = alpha_schedule()[step].item()
     noise = torch.randn(pixels.shape, generator=generator).to(pixels)

@@ -30,7 +30,7 @@ class PlausibleContrast(Strategy):
         """Return the [..., vocab] scores before the cut.
 
         Raises:
-            NotImplementedError: the strategy does not define the contrast.
+            NotImplementedError: The strategy does not define the contrast.
         """
         raise NotImplementedError(f"{self.name} does not define `contrast`")
 

@@ -159,7 +159,7 @@ class Prompt:
             The images.
 
         Raises:
-            BadRequest: the prompt has no image, or more than `most`.
+            BadRequest: The prompt has no image, or more than `most`.
         """
         if not self.images:
             raise BadRequest(f"Strategy '{strategy}' needs an image: add an image_url part.", param="messages")

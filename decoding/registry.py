@@ -83,7 +83,7 @@ def load_strategy(name: str, points: list[EntryPoint]) -> type[Strategy]:
         The class.
 
     Raises:
-        InvalidEntryPoint: several packages use the name, or the class is not a usable strategy of that name.
+        InvalidEntryPoint: Several packages use the name, or the class is not a usable strategy of that name.
     """
     first, *others = (point.load() for point in points)
     if any(other is not first for other in others):
@@ -137,7 +137,7 @@ def build(names: str, parameters: Mapping[str, Any]) -> tuple[Strategy, ...]:
         The strategies, outermost first.
 
     Raises:
-        BadRequest: the stack or a parameter is not valid, or parameters are given for a strategy that is not named.
+        BadRequest: The stack or a parameter is not valid, or parameters are given for a strategy that is not named.
     """
     stack = parse_stack(names)
     for name in parameters:
@@ -155,7 +155,7 @@ def parse_stack(names: str) -> list[str]:
         The names, outermost first.
 
     Raises:
-        BadRequest: a name is unknown, broken or repeated, or two strategies do not compose.
+        BadRequest: A name is unknown, broken or repeated, or two strategies do not compose.
     """
     stack = names.split("+")
     for name in stack:
@@ -182,7 +182,7 @@ def parse_parameters(strategy_class: type[Strategy], parameters: Any) -> Strateg
         The strategy.
 
     Raises:
-        BadRequest: a parameter is unknown or out of bounds, or the parameters are too large.
+        BadRequest: A parameter is unknown or out of bounds, or the parameters are too large.
     """
     if is_larger(parameters, MAX_PARAMETERS_SIZE):
         param = f"decoding.{strategy_class.name}"

@@ -77,7 +77,7 @@ class GenerateRequest:
             A copy of the request.
 
         Raises:
-            ValueError: the name is empty or contains a slash.
+            ValueError: The name is empty or contains a slash.
         """
         if not name or "/" in name:
             raise ValueError(f"a branch name must not be empty or contain a slash: {name!r}")
@@ -121,7 +121,7 @@ class ProbeRequest:
         """The strategy whose `update_state` and `head_scales` are called.
 
         Raises:
-            ValueError: the request has no strategy.
+            ValueError: The request has no strategy.
         """
         if self.assigned_strategy is None:
             raise ValueError("a probe needs a strategy: see `with_strategy`")

@@ -35,7 +35,7 @@ def reserve_rows(reservations: set[RowReservation], rows: int, max_waiting: int)
         The reservation.
 
     Raises:
-        Overloaded: too many rows wait.
+        Overloaded: Too many rows wait.
     """
     if count_waiting_rows(reservations) + rows > max_waiting:
         raise Overloaded("The queue is full; try again in a moment.", code="queue_full")

@@ -81,7 +81,7 @@ class Strategy(TensorHooks):
             The finish reason of the answer.
 
         Raises:
-            NotImplementedError: the strategy does not override `stream`.
+            NotImplementedError: The strategy does not override `stream`.
         """
         raise NotImplementedError(f"{self.name} does not define `stream`")
         yield  # makes this a generator

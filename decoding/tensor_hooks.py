@@ -102,7 +102,7 @@ class TensorHooks(BaseModel):
             The new state. Its names and shapes must not change between calls.
 
         Raises:
-            NotImplementedError: the strategy does not override the hook.
+            NotImplementedError: The strategy does not override the hook.
         """
         raise NotImplementedError(f"{self.name} does not define `update_state`")
 

@@ -95,7 +95,7 @@ def __getattr__(name: str) -> Any:
         The value of the name.
 
     Raises:
-        AttributeError: the package has no public name of this kind.
+        AttributeError: The package has no public name of this kind.
     """
     if name == "__version__":
         return version("onlyseen")

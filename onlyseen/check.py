@@ -40,7 +40,7 @@ def load_class(target: str) -> type[Strategy]:
         The class.
 
     Raises:
-        StrategyLoadError: there is no such class, or it is not a strategy.
+        StrategyLoadError: There is no such class, or it is not a strategy.
     """
     from decoding.strategy import Strategy
 

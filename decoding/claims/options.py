@@ -21,7 +21,7 @@ def check_wording(question: str) -> str:
         The question.
 
     Raises:
-        ValueError: the question does not contain `{claim}` exactly once, or contains a bracket.
+        ValueError: The question does not contain `{claim}` exactly once, or contains a bracket.
     """
     if question.count(PLACEHOLDER) != 1:
         raise ValueError(f"must contain {PLACEHOLDER} once, in the place of the phrase and its article")

@@ -96,7 +96,7 @@ def call(strategy: TensorHooks, hook: str, *arguments: Any) -> Any:
         The result of the hook.
 
     Raises:
-        HookError: the hook raises.
+        HookError: The hook raises.
     """
     try:
         return getattr(strategy, hook)(*arguments)

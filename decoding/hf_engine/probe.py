@@ -36,7 +36,7 @@ def run_probe(probe: ProbeRequest, prompts: Mapping[str, ModelInputs], model: Mo
     state: Tensors = {}
     attention: dict[str, Tensor] = {}  # prompt -> [heads, image tokens] in the layer that has just run
 
-    def observe_heads(layer: int, outputs: Tensor) -> Tensor:
+    def observe_heads(layer: int, outputs: Tensor) -> Tensor:  # [prompts, length, heads, head_dim], as the result
         nonlocal state
         vision = split_by_prompt(vision_attention, prompts) if vision_attention else {}
         heads = {name: outputs[row, newest[row]].to(model.device) for row, name in enumerate(names)}
@@ -53,7 +53,7 @@ def run_probe(probe: ProbeRequest, prompts: Mapping[str, ModelInputs], model: Mo
     is_image = [prompts[name].ids == model.image_token_id for name in names]
     image_positions = [mask.nonzero().flatten().to(model.device) for mask in is_image]
 
-    def observe_attention(_: int, weights: Tensor) -> None:
+    def observe_attention(_: int, weights: Tensor) -> None:  # [prompts, heads, keys]
         for name, own, positions in zip(names, weights, image_positions, strict=True):
             attention[name] = own[:, positions.to(own.device)].to(model.device)
 

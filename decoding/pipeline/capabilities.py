@@ -27,7 +27,7 @@ def require_capabilities(strategy: TensorHooks, needs: Set[str], capabilities: S
     """Check that an engine has the capabilities that a strategy needs.
 
     Raises:
-        Unsupported: the engine lacks one.
+        Unsupported: The engine lacks one.
     """
     if missing := sorted(needs - capabilities):
         message = f"The engine cannot run '{strategy.name}': {describe_missing(missing)}."

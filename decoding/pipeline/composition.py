@@ -53,9 +53,9 @@ def attribute_errors(strategy: TensorHooks) -> Iterator[None]:
         Nothing.
 
     Raises:
-        StrategyFailed: the hook raised another exception than the following.
-        OnlySeenError: the hook raised it.
-        OutOfMemoryError: the hook raised it. The device has no memory left.
+        StrategyFailed: The hook raised another exception than the following.
+        OnlySeenError: The hook raised it.
+        OutOfMemoryError: The hook raised it. The device has no memory left.
     """
     try:
         yield
@@ -123,7 +123,15 @@ def find_invalid_strategy(
     """Find the innermost strategy whose `logits` makes valid scores invalid.
 
     The check reads values, which costs a synchronisation on an accelerator. Engines check the final scores only, and
-    call this function for rows that failed the check. The arguments are those of `apply_logits_hooks`.
+    call this function for rows that failed the check.
+
+    Args:
+        stack: Strategies, outermost first.
+        raw: [..., vocab] logits of the main rows.
+        branches: Qualified name of a branch -> [..., vocab] logits.
+        states: Strategy name -> its state, tensors of [..., *shape].
+        position: [..., 1] tokens generated so far.
+        early_logits: Strategy name -> [..., exits, vocab].
 
     Returns:
         The error, or None if all strategies return valid scores.
@@ -184,7 +192,7 @@ def combine_head_scales(
         [layers, heads] scales; None if no strategy scales heads.
 
     Raises:
-        StrategyFailed: scales have another shape. One that broadcasts would scale other heads than intended.
+        StrategyFailed: Scales have another shape. One that broadcasts would scale other heads than intended.
     """
     found: list[Tensor] = []
     for strategy in stack:

@@ -120,7 +120,7 @@ def run_program(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> tuple[l
         All its effects, and its outcome: a request, an answer, or a finish reason.
 
     Raises:
-        StrategyFailed: the strategy makes requests without end.
+        StrategyFailed: The strategy makes requests without end.
     """
     program, reply = start_program(strategy, GenerateRequest(Prompt.from_text(QUESTION, create_blank_image()))), None
     effects: list[Effect | DraftEffect] = []

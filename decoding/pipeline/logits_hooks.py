@@ -346,7 +346,7 @@ def call_needs_branches(strategy: TensorHooks, raw: Tensor) -> list[bool]:
         [n] whether each request needs the strategy's branches.
 
     Raises:
-        TypeError: the hook returns another shape. It reaches the caller as `StrategyFailed`, as any exception does.
+        TypeError: The hook returns another shape. It reaches the caller as `StrategyFailed`, as any exception does.
     """
     with attribute_errors(strategy):
         needed = strategy.needs_branches(raw)

@@ -37,8 +37,8 @@ class StrategyProgram:
         """Send the reply to the last request. The first reply is None.
 
         Raises:
-            OnlySeenError: the strategy refuses the request.
-            StrategyFailed: the strategy raises another exception, or yields or returns something else than a request.
+            OnlySeenError: The strategy refuses the request.
+            StrategyFailed: The strategy raises another exception, or yields or returns something else than a request.
 
         Returns:
             The next effect, or `ProgramResult`.

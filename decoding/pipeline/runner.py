@@ -188,7 +188,7 @@ async def collect_answer(stream: AsyncGenerator[Token, None]) -> Answer:
         The answer.
 
     Raises:
-        EngineFailed: the stream ends without a finish reason.
+        EngineFailed: The stream ends without a finish reason.
     """
     tokens: list[Token] = []
     async with aclosing(stream):

@@ -91,7 +91,7 @@ class Verify(Strategy):
 
 
 class Verification:
-    """One answer on its way through `Verify`."""
+    """State of one answer that `Verify` checks."""
 
     def __init__(self, strategy: Verify, request: GenerateRequest) -> None:
         self.strategy = strategy

@@ -61,7 +61,7 @@ class VllmEngine(BaseEngine):
         """The model's checkpoint.
 
         Raises:
-            EngineFailed: the checkpoint is not loaded yet.
+            EngineFailed: The checkpoint is not loaded yet.
         """
         if self._checkpoint is None:
             raise EngineFailed(self._unavailable_message)

@@ -36,7 +36,7 @@ class StrategySpec:
             The description, from which the engine core builds the strategy again.
 
         Raises:
-            Unsupported: the class is not registered.
+            Unsupported: The class is not registered.
         """
         if list_strategies().get(strategy.name) is not type(strategy):
             raise Unsupported(

@@ -66,7 +66,7 @@ def restore_columns(key_values: KeyValues, kept: Tensor) -> KeyValues:
     """Move keys and values back to the columns of their tokens.
 
     Args:
-        key_values: Per layer, those of the kept tokens.
+        key_values: Per layer, those of the kept tokens, [kv heads, kept tokens, head_dim].
         kept: [layers, length] true where a layer sees a token.
 
     Returns:

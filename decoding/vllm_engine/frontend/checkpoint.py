@@ -30,7 +30,7 @@ class Checkpoint:
             max_model_len: Most tokens of prompt and answer together. None: as many as the model takes.
 
         Raises:
-            Unsupported: this engine does not serve the model's family.
+            Unsupported: This engine does not serve the model's family.
         """
         config = AutoConfig.from_pretrained(model)
         family = get_family(config)

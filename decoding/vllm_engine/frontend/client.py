@@ -47,7 +47,7 @@ class OutputCollector:
             vLLM's RequestOutput.
 
         Raises:
-            EngineFailed: the engine has stopped.
+            EngineFailed: The engine has stopped.
         """
         output = await self._outputs.get()
         if isinstance(output, Exception):
@@ -93,7 +93,7 @@ class VllmClient:
             The report: see `core.report`.
 
         Raises:
-            EngineFailed: the engine core does not know the method, because the plugin is not loaded there.
+            EngineFailed: The engine core does not know the method, because the plugin is not loaded there.
         """
         try:
             report: dict[str, Any] = await self.llm.engine_core.call_utility_async(REPORT_METHOD)
@@ -111,7 +111,7 @@ class VllmClient:
             The outputs of each member.
 
         Raises:
-            EngineFailed: the engine has stopped.
+            EngineFailed: The engine has stopped.
             BadRequest: vLLM refuses the request.
         """
         from vllm.exceptions import VLLMClientError

@@ -124,7 +124,7 @@ def check_config(config: Any) -> None:
         config: vLLM's VllmConfig.
 
     Raises:
-        Unsupported: a feature is on that would break the lockstep of a gang.
+        Unsupported: A feature is on that would break the lockstep of a gang.
     """
     breaking_features = {
         "speculative decoding drafts for rows whose tokens their main row chooses": config.speculative_config,

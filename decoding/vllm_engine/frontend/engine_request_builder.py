@@ -184,7 +184,7 @@ def find_image_ranges(is_image: Tensor, part_counts: Sequence[int]) -> list[Plac
         The range of each image.
 
     Raises:
-        BadRequest: the tokens cannot be assigned to images.
+        BadRequest: The tokens cannot be assigned to images.
     """
     edges = torch.diff(is_image.int(), prepend=torch.zeros(1), append=torch.zeros(1))
     starts, ends = ((edges == sign).nonzero().flatten().tolist() for sign in (1, -1))

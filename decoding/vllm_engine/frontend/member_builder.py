@@ -174,7 +174,7 @@ def compute_max_new_tokens(
         Tokens; fewer than the request allows if the model's context or the KV cache has no room for them.
 
     Raises:
-        BadRequest: the gang could never run, because a prompt is too short or the rows do not fit the cache together.
+        BadRequest: The gang could never run, because a prompt is too short or the rows do not fit the cache together.
     """
     lengths = [len(member.inputs) for member in members]
     if min(lengths) < 2:
@@ -205,7 +205,7 @@ def check_probe_fits(members: Sequence[MemberRequest], limits: EngineLimits) -> 
         limits: Limits of the engine.
 
     Raises:
-        BadRequest: the probe has more rows, tokens or KV blocks than the engine has for one step.
+        BadRequest: The probe has more rows, tokens or KV blocks than the engine has for one step.
     """
     lengths = [len(member.inputs) for member in members]
     if len(members) > limits.max_rows:

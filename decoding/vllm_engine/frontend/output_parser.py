@@ -38,7 +38,7 @@ class OutputParser:
             The tokens. None follows a token with a finish reason.
 
         Raises:
-            EngineFailed: the output has neither tokens nor a reason.
+            EngineFailed: The output has neither tokens nor a reason.
         """
         info: Mapping[str, Any] = output.kv_transfer_params or {}
         (completion,) = output.outputs
@@ -77,9 +77,9 @@ def raise_failure(info: Mapping[str, Any], has_failed: bool = False) -> None:
         has_failed: Whether vLLM reports a failure.
 
     Raises:
-        EngineFailed: the engine failed.
-        Overloaded: the engine has no memory for a strategy state.
-        StrategyFailed: a strategy failed.
+        EngineFailed: The engine failed.
+        Overloaded: The engine has no memory for a strategy state.
+        StrategyFailed: A strategy failed.
     """
     if "error" not in info and not has_failed:
         return

@@ -19,7 +19,7 @@ def check_report(report: Mapping[str, Any]) -> None:
         report: Report of the engine core.
 
     Raises:
-        EngineFailed: a part is not in place.
+        EngineFailed: A part is not in place.
     """
     missing = REQUIRED_PATCHES - set(report["worker"]["patches"])
     if missing:
@@ -44,7 +44,7 @@ def check_lockstep(
         after: Counters after it.
 
     Raises:
-        EngineFailed: a row sampled a token without the other, or the answer is too short.
+        EngineFailed: A row sampled a token without the other, or the answer is too short.
     """
     expected, in_step = request.sampling.max_tokens, after["tokens"] - before["tokens"]
     if len(answer.tokens) != expected or after["violations"] or (request.branches and in_step != expected):

@@ -37,8 +37,8 @@ class StateHandles:
             The handle.
 
         Raises:
-            BadRequest: the state is larger than all states may be together.
-            Overloaded: the memory for states is full.
+            BadRequest: The state is larger than all states may be together.
+            Overloaded: The memory for states is full.
         """
         if num_bytes > self.max_bytes:
             raise BadRequest(f"The strategy's state takes {num_bytes} bytes; this engine holds {self.max_bytes}.")

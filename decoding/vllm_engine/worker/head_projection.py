@@ -93,7 +93,7 @@ def install(
         The buffers, all scales 1.
 
     Raises:
-        ValueError: the model has no such layers, or they differ in the number of heads.
+        ValueError: The model has no such layers, or they differ in the number of heads.
     """
     layers: list[Any] = [module for module in model.modules() if has_attention(module)]
     counts = {layer.attn.num_heads for layer in layers}

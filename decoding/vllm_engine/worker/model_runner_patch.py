@@ -1,8 +1,9 @@
 """Patches of vLLM's model runner V1: build the rows of each step, and call the step hooks around forward and sampler.
 
-The strategies act before vLLM's sampler, and not as one of its logits processors. The order is then that of the
-contract: strategies, penalties, temperature, cuts. vLLM's raw log-probabilities are those after the strategies. Rows of
-prompts that are not read to their end are known here. A logits processor cannot distinguish them.
+The strategies act before vLLM's sampler, and not as one of its logits processors. The order is then that of
+docs/design.md ("Order in a step"): strategies, penalties, temperature, cuts. vLLM's raw log-probabilities are those
+after the strategies. Rows of prompts that are not read to their end are known here. A logits processor cannot
+distinguish them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def install() -> None:
     """Wrap the methods of vLLM's model runner classes, once.
 
     Raises:
-        AttributeError: the model runner lacks a method.
+        AttributeError: The model runner lacks a method.
     """
     for runner in list_runner_classes():
         for name, wrap in PATCHES.items():

@@ -30,7 +30,7 @@ class StateStore:
             state: The tensors, of any shape.
 
         Raises:
-            Overloaded: the memory for states is full.
+            Overloaded: The memory for states is full.
         """
         num_bytes = self.num_bytes + count_bytes(state) - count_bytes(self._states.get(handle, {}))
         if num_bytes > self.max_bytes:
