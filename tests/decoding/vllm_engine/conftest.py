@@ -17,7 +17,14 @@ EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
 
 # vLLM has an environment of its own: `make test-vllm` runs these tests. Files that need no vLLM run everywhere.
 HERE = Path(__file__).parent
-WITHOUT_VLLM = ("core/test_gangs.py", "test_refusals.py", "test_states.py", "worker/test_sampler_hook_runner.py")
+WITHOUT_VLLM = (
+    "core/test_gangs.py",
+    "frontend/test_engine_args.py",
+    "frontend/test_member_builder.py",
+    "frontend/test_selftest.py",
+    "test_states.py",
+    "worker/test_sampler_hook_runner.py",
+)
 if find_spec("vllm") is None:
     collect_ignore = sorted({str(file.relative_to(HERE)) for file in HERE.rglob("test_*.py")} - {*WITHOUT_VLLM})
 

@@ -1,0 +1,42 @@
+"""Limits on the tokens of a gang. No vLLM is needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from decoding.errors import BadRequest
+from decoding.requests import GenerateRequest, Prompt, SamplingParams
+from decoding.text.prompt_encoder import ModelInputs
+from decoding.vllm_engine.frontend.member_builder import EngineLimits, MemberRequest, compute_max_new_tokens
+
+
+def make_members(*lengths: int) -> list[MemberRequest]:
+    prompt = Prompt.from_text("?")
+    return [
+        MemberRequest(str(length), prompt, ModelInputs(torch.zeros(length, dtype=torch.long), {}), None)
+        for length in lengths
+    ]
+
+
+def new_tokens(*lengths: int, tokens: int | None) -> int:
+    limits = EngineLimits(max_model_len=256, max_rows=4, max_batched_tokens=512, blocks=10, block_size=32)
+    return compute_max_new_tokens(
+        GenerateRequest(Prompt.from_text("?"), SamplingParams(max_tokens=tokens)), make_members(*lengths), limits
+    )
+
+
+def test_max_new_tokens_are_limited_by_context_and_cache() -> None:
+    assert new_tokens(100, 60, tokens=20) == 20
+    assert new_tokens(100, tokens=1000) == 156  # the context
+    assert new_tokens(250, tokens=20) == 6
+    assert new_tokens(100, 60, tokens=None) == 68  # 168 and 128 tokens fill 6 and 4 blocks of 32
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "reason"),
+    [((100, 60), 100, "fit"), ((200, 200), None, "fit"), ((1, 50), 5, "one token")],
+)
+def test_gang_that_can_never_run_is_refused(lengths: tuple[int, ...], tokens: int | None, reason: str) -> None:
+    with pytest.raises(BadRequest, match=reason):
+        new_tokens(*lengths, tokens=tokens)
