@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
-    from server.state import Service
+    from server.service import Service
 
 KEEP_ALIVE = 75  # idle seconds; longer than those of clients and proxies, so that they never reuse a closing connection
 

@@ -44,8 +44,8 @@ from server.routes import (
     strategies,
     tokenize,
 )
+from server.service import Service
 from server.settings import Settings
-from server.state import Service
 
 BATCH_PARSERS = {
     "/v1/chat/completions": chat_completions.parse_body,

@@ -9,7 +9,7 @@ from socket import socket
 
 import uvicorn
 
-from server.state import Service
+from server.service import Service
 
 POLL_INTERVAL = 0.05  # seconds
 

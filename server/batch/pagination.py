@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from decoding.errors import Overloaded
 from server.middleware.auth import OwnerDep
-from server.state import ServiceDep
+from server.service import ServiceDep
 
 LimitParam = Annotated[int, Query(ge=1, le=100)]
 AfterParam = Annotated[str | None, Query(max_length=64, description="Id of the last item of the previous page.")]

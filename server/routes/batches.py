@@ -19,9 +19,9 @@ from server.batch.store import UNFINISHED_STATUSES, StoreDep
 from server.errors import ErrorBody, NotFound
 from server.middleware.auth import OwnerDep
 from server.schemas.base import Metadata, StrictModel, validate
+from server.service import ServiceDep
 from server.serving.body_budget import read_json_body
 from server.serving.respond import parse_in_thread
-from server.state import ServiceDep
 
 router = APIRouter(prefix="/v1/batches", responses={404: {"model": ErrorBody}})
 

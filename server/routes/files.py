@@ -21,7 +21,7 @@ from server.batch.store import StoreDep
 from server.batch.uploads import open_upload
 from server.errors import ErrorBody, NotFound, UnsupportedMediaType
 from server.middleware.auth import OwnerDep
-from server.state import ServiceDep
+from server.service import ServiceDep
 
 router = APIRouter(prefix="/v1/files", responses={404: {"model": ErrorBody}})
 

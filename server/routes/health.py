@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from server.errors import ErrorBody, ServiceUnavailable
-from server.state import DRAINING_MESSAGE, ServiceDep
+from server.service import DRAINING_MESSAGE, ServiceDep
 
 
 class Health(BaseModel):

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from server.state import ServiceDep
+from server.service import ServiceDep
 
 
 class Version(BaseModel):

@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 
 from server.errors import ErrorBody
 from server.routes.strategies import describe_strategies
+from server.service import Service, ServiceDep
 from server.serving.strategy_selection import parse_model_suffix
-from server.state import Service, ServiceDep
 
 
 class ServedModel(Model):

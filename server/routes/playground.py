@@ -15,9 +15,9 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse
 
+from server.service import ServiceDep
 from server.settings import EMBEDDED_DIR, Settings
 from server.startup_banner import REAL_MODEL_COMMAND, describe_embedded_model, list_categories
-from server.state import ServiceDep
 
 PAGE = Path(__file__).with_suffix(".html")
 SAMPLES = {file.name: file for file in sorted((EMBEDDED_DIR / "samples").glob("*.png"))}

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field, JsonValue
 from starlette.responses import Response
 
 from decoding.pipeline.capabilities import describe_missing
+from server.service import Service, ServiceDep
 from server.serving.strategy_selection import try_dry_run
-from server.state import Service, ServiceDep
 
 if TYPE_CHECKING:
     from decoding.strategy import Strategy

@@ -15,7 +15,7 @@ from decoding.sampling_params import SamplingParams
 from server.schemas.base import StrictModel, validate
 from server.schemas.chat_request import ChatMessages, to_turns
 from server.schemas.completion_request import PromptText
-from server.schemas.generation_request import NormalizedRequest
+from server.schemas.normalized_request import NormalizedRequest
 from server.schemas.response import dump_json
 from server.serving.admission import Admission, AdmissionDep
 from server.serving.generation import enforce_deadline

@@ -22,7 +22,7 @@ from server.schemas.base import (
     reject_unsupported,
     validate,
 )
-from server.schemas.generation_request import (
+from server.schemas.normalized_request import (
     Decoding,
     ImageRef,
     NormalizedRequest,

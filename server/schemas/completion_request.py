@@ -9,7 +9,7 @@ from pydantic import Field, Tag, model_validator
 
 from decoding.errors import BadRequest
 from server.schemas.base import NO_LOGIT_BIAS, STRING_OR_ARRAY, reject_unsupported, validate
-from server.schemas.generation_request import Decoding, NormalizedRequest, SamplingFields
+from server.schemas.normalized_request import Decoding, NormalizedRequest, SamplingFields
 
 UNSUPPORTED: Mapping[str, str] = {
     "best_of": "send n and choose by logprobs",

@@ -21,7 +21,8 @@ from server.schemas.base import (
     reject_unsupported,
     validate,
 )
-from server.schemas.generation_request import (
+from server.schemas.json_bounds import MAX_ELEMENTS
+from server.schemas.normalized_request import (
     SEED_LIMIT,
     Decoding,
     ImageRef,
@@ -34,7 +35,6 @@ from server.schemas.generation_request import (
     Turn,
     build_sampling_params,
 )
-from server.schemas.json_bounds import MAX_ELEMENTS
 
 UNSUPPORTED: Mapping[str, str] = {
     "access_programs": NO_PLATFORM,

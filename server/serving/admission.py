@@ -14,8 +14,8 @@ from decoding.errors import OnlySeenError, Overloaded
 from server.errors import ServiceUnavailable
 from server.middleware.auth import OwnerDep
 from server.middleware.request_body import drain_body
+from server.service import DRAINING_MESSAGE, Service, ServiceDep
 from server.serving.body_budget import BodyBuffer, read_json_body
-from server.state import DRAINING_MESSAGE, Service, ServiceDep
 
 QUEUE_FULL = "The queue is full; try again in a moment."
 KEY_QUEUE_FULL = "This API key has as many active requests as it may have; try again in a moment."
@@ -79,7 +79,7 @@ def check_capacity(service: Service, owner: str) -> None:
     """Check that one more request may be active.
 
     Args:
-        service: The server's state.
+        service: The server's `Service`.
         owner: The hash of the API key, or "" on a server without keys.
 
     Raises:

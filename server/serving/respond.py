@@ -23,13 +23,13 @@ from decoding.requests import GenerateRequest
 from server.errors import ErrorResponse, build_error_response
 from server.media.image_memory import ImageLease
 from server.schemas.base import parse_json
-from server.schemas.generation_request import JsonObjectFormat, NormalizedRequest, TextFormat
+from server.schemas.normalized_request import JsonObjectFormat, NormalizedRequest, TextFormat
+from server.service import LARGE_BODY_BYTES, Service
 from server.serving.admission import Admission
 from server.serving.body_budget import BodyBuffer
 from server.serving.generation import Generation, enforce_deadline
 from server.serving.strategy_selection import estimate_rows, resolve_check, resolve_stack
 from server.settings import Settings
-from server.state import LARGE_BODY_BYTES, Service
 
 log = structlog.get_logger("onlyseen.server")
 
@@ -93,7 +93,7 @@ async def parse_in_thread(body: BodyBuffer, parse: Callable[[dict[str, Any]], T]
     Args:
         body: The body. Its bytes are dropped.
         parse: Validates the parsed JSON.
-        service: The server's state.
+        service: The server's `Service`.
 
     Returns:
         The result of `parse`.
@@ -129,7 +129,7 @@ async def generate_batch_json(parsed: ParsedRequest, service: Service, owner: st
 
     Args:
         parsed: The request of the line.
-        service: The server's state.
+        service: The server's `Service`.
         owner: Owner of the batch.
 
     Returns:
@@ -190,7 +190,7 @@ async def prepare_generation(
 
     Args:
         request: the request.
-        service: the server's state.
+        service: The server's `Service`.
         deadline: when the request times out, in seconds of the event loop's clock.
         lease: the memory for the images. The generation releases it.
 

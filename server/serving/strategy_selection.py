@@ -11,7 +11,7 @@ import structlog
 
 from decoding.errors import BadRequest
 from server.errors import ModelNotFound
-from server.schemas.generation_request import Decoding
+from server.schemas.normalized_request import Decoding
 
 if TYPE_CHECKING:
     from decoding.pipeline.dry_run import DryRun

@@ -13,7 +13,7 @@ from decoding import registry
 from decoding.matcher import model
 from decoding.text import grammar
 from server import __main__ as main
-from server import state, timed_protocol
+from server import service, timed_protocol
 from server.batch import jsonl, pagination, store, uploads
 from server.media import fetch, image_structure, images
 from server.middleware import request_body
@@ -58,14 +58,14 @@ FIXED = {
     "Time to compile a JSON schema": respond.GRAMMAR_TIMEOUT,
     "Time for a client to read one event": respond.SEND_TIMEOUT,
     "Time for a client to take 64 kB of a response, or its rest": timed_protocol.WRITE_TIMEOUT,
-    "Share of rows for batches": state.BATCH_SHARE,
+    "Share of rows for batches": service.BATCH_SHARE,
     "Memory of decoders beside the decoded images": images.MAX_DECODING_BYTES / 1_000_000,
     "Fields of an upload, beside its file": uploads.MAX_FIELDS,
     "Bytes of a field of an upload": uploads.MAX_FIELD_BYTES,
     "Files of a key": store.MAX_FILES,
     "Batches of a key that are remembered": store.MAX_BATCHES,
     "Page of files or batches, beyond its first item": pagination.MAX_PAGE_BYTES / 1_000_000,
-    "Pages of files and batches in memory": state.PAGES,
+    "Pages of files and batches in memory": service.PAGES,
     "Requests of a key that wait for a page": pagination.MAX_WAITING_PAGES,
     "Lines of a batch, blank ones included": jsonl.MAX_LINES,
     "Time of a batch, on the wall clock": batches.COMPLETION_WINDOW / 3600,

@@ -15,7 +15,7 @@ from server.media import fetch
 from server.media.fetch import ImageFetcher
 from server.media.host_allowlist import AddressRefused, HostAllowlist, is_public
 from server.media.images import ImageLoader
-from server.schemas.generation_request import ImageRef
+from server.schemas.normalized_request import ImageRef
 from server.settings import Settings
 from tests.server.conftest import StartServer, data_url, image_messages
 

@@ -15,8 +15,8 @@ from decoding.errors import BadRequest
 from server.media import images
 from server.media.image_memory import ImageLease, ImageMemory
 from server.media.images import ImageLoader
+from server.service import create_image_loader
 from server.settings import Settings
-from server.state import create_image_loader
 from tests.server.conftest import StartServer, data_url, image_messages
 
 LARGE = data_url(Image.new("RGB", (500, 500), "red"))  # 1 MB decoded, and 2.5 MB while it is decoded
