@@ -22,7 +22,7 @@ from embedded.data.renderer import FAR_VIEW, NEAR_VIEW
 from embedded.data.samples import write_samples
 from embedded.data.scene_dataset import SceneDataset, make_dataset, open_dataset
 from embedded.data.scene_sampler import SHIFTED_PRIOR, TRAINING_PRIOR
-from embedded.evaluation.evaluate import (
+from embedded.evaluation.benchmarks import (
     AnswerGenerator,
     evaluate_chair,
     evaluate_details,

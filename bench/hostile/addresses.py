@@ -19,8 +19,8 @@ from bench.harness.server_process import ServerProcess
 from bench.hostile.attack_table import AttackTable, count_outcomes, measure_cost
 from bench.hostile.bodies import CHAT, post
 from decoding.errors import BadRequest
-from server.media.fetch import ImageFetcher
 from server.media.host_allowlist import HostAllowlist
+from server.media.image_fetcher import ImageFetcher
 
 ALLOWED_HOST = "pictures.example.org"
 REFUSED = "400 invalid_image_url"

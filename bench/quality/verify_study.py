@@ -43,8 +43,8 @@ from embedded.data.renderer import FAR_VIEW
 from embedded.data.scene_dataset import make_dataset
 from embedded.data.scene_sampler import SHIFTED_PRIOR
 from eval.analysis.detection import LabelledMention, summarize_mentions
-from eval.benchmarks.chair.extract_objects import build_extractor
 from eval.benchmarks.chair.ground_truth import load_annotations
+from eval.benchmarks.chair.object_extraction import build_extractor
 from eval.benchmarks.chair.score import CaptionScore
 from eval.benchmarks.chair.task import METRICS, PROMPT
 from eval.benchmarks.chair.vocabulary import ObjectVocabulary

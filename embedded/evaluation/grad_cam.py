@@ -10,7 +10,7 @@ from transformers import AutoProcessor, BlipForImageTextRetrieval, PreTrainedTok
 from embedded.data.coco_annotations import build_pope_questions
 from embedded.data.scene_dataset import SceneDataset
 from embedded.data.text_templates import CAPTION_PROMPTS
-from embedded.evaluation.evaluate import bootstrap_interval, to_percent
+from embedded.evaluation.benchmarks import bootstrap_interval, to_percent
 from embedded.training.batch import normalize_pixels
 from embedded.training.matcher_model import TEXT_LAYERS
 from embedded.training.model_config import GRID, PATCH

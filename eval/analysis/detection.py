@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.analysis.score_table import ScoreTable
-from eval.benchmarks.chair.tokenize import locate_tokens
+from eval.benchmarks.chair.tokenizer import locate_tokens
 from eval.core.answer_store import ReceivedClaim, StoredAnswer
 from eval.core.metrics import Floats, divide_or_nan
 from eval.core.results import CalibrationBin, DetectionResult, Estimate, SignalResult

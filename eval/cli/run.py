@@ -65,9 +65,9 @@ def run(
     from eval.errors import EvaluationError
     from eval.runs.client import EvalClient
     from eval.runs.plan import Shard
-    from eval.runs.prepare import RunOptions
+    from eval.runs.preparation import RunOptions
     from eval.runs.request import SamplingSettings
-    from eval.workflows.run import parse_seeds, run_evaluation
+    from eval.workflows.run_workflow import parse_seeds, run_evaluation
 
     if check and benchmark != "chair":
         raise EvaluationError(f"--check: {benchmark} has no labels for claims. Use it with chair.")
@@ -102,7 +102,7 @@ def verify(
     data: Annotated[str | None, typer.Option(help="Current data folder, if it has moved.")] = None,
 ) -> None:
     """Score the stored answers again and compare every number to the last digit."""
-    from eval.workflows.verify import verify_run
+    from eval.workflows.verification import verify_run
 
     differences = verify_run(folder, data)
     for difference in differences:
@@ -118,7 +118,7 @@ def merge(
     data: Annotated[str | None, typer.Option(help="Data folder on this machine.")] = None,
 ) -> None:
     """Merge the shards of a run."""
-    from eval.workflows.merge import merge_shards
+    from eval.workflows.merger import merge_shards
 
     _print_summary(merge_shards(shards, out, data), out / "report.html")
 
@@ -131,7 +131,7 @@ def export(
     data: Annotated[str | None, typer.Option(help="Current data folder, if it has moved.")] = None,
 ) -> None:
     """Write the answers of a run in the official formats, for the authors' own scripts."""
-    from eval.workflows.export import export_run
+    from eval.workflows.exporter import export_run
 
     for file in export_run(folder, strategy, out, style, data):
         typer.echo(file)

@@ -14,7 +14,7 @@ from eval.benchmarks.amber import answers as amber_answers
 from eval.benchmarks.amber import discriminative, generative
 from eval.benchmarks.chair import score as chair
 from eval.benchmarks.chair.breakdown import count_by_category, count_by_position
-from eval.benchmarks.chair.extract_objects import Variant
+from eval.benchmarks.chair.object_extraction import Variant
 from eval.benchmarks.mme.score import score_results
 from eval.benchmarks.pope import score as pope
 from eval.benchmarks.pope.parsers import PARSERS

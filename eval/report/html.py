@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.analysis.score_table import ScoreTable
-from eval.benchmarks.chair.tokenize import locate_tokens
+from eval.benchmarks.chair.tokenizer import locate_tokens
 from eval.core.answer_store import StoredAnswer
 from eval.core.results import Results
 from eval.core.task import Score

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from eval.analysis.evaluate import evaluate
+from eval.analysis.evaluation import evaluate
 from eval.core.answer_store import load_answers
 from eval.core.results import Results
 from eval.core.task import BenchmarkQuestion, BenchmarkTask

@@ -36,7 +36,7 @@ from server.batch.store import READING_STATUSES, UNFINISHED_STATUSES, BatchStore
 from server.errors import ServiceUnavailable, StorageFull, StoreFailed
 from server.service import Service
 from server.serving.fair_queue import FairQueue
-from server.serving.respond import BodyParser, ParsedRequest, generate_batch_json
+from server.serving.request_handler import BodyParser, ParsedRequest, generate_batch_json
 
 log = structlog.get_logger("onlyseen.server")
 

@@ -20,8 +20,8 @@ from PIL import Image
 
 from decoding.errors import BadRequest
 from decoding.prompt import ImageInput
-from server.media.fetch import FETCH_FAILED, MAX_BYTES, ImageFetcher, ImageSource
 from server.media.host_allowlist import HostAllowlist
+from server.media.image_fetcher import FETCH_FAILED, MAX_BYTES, ImageFetcher, ImageSource
 from server.media.image_memory import ImageLease, ImageMemory
 from server.media.image_metadata import UPRIGHT, strip_metadata
 from server.media.image_structure import TooManyParts, check_parts

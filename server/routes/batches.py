@@ -21,7 +21,7 @@ from server.middleware.auth import OwnerDep
 from server.schemas.base import Metadata, StrictModel, validate
 from server.service import ServiceDep
 from server.serving.body_budget import read_json_body
-from server.serving.respond import parse_in_thread
+from server.serving.request_handler import parse_in_thread
 
 router = APIRouter(prefix="/v1/batches", responses={404: {"model": ErrorBody}})
 

@@ -35,7 +35,7 @@ from server.schemas.response import (
 )
 from server.serving.admission import AdmissionDep
 from server.serving.generation import Generation
-from server.serving.respond import ParsedRequest, respond
+from server.serving.request_handler import ParsedRequest, respond
 
 
 class TextCompletionChoice(CompletionChoice):

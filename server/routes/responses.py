@@ -32,7 +32,7 @@ from server.schemas.response import (
 from server.schemas.responses_request import ResponsesRequest, parse_responses_request
 from server.serving.admission import AdmissionDep
 from server.serving.generation import Generation
-from server.serving.respond import ParsedRequest, respond
+from server.serving.request_handler import ParsedRequest, respond
 
 
 class ResponsesResponse(OpenAIResponse):

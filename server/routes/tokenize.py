@@ -19,7 +19,7 @@ from server.schemas.normalized_request import NormalizedRequest
 from server.schemas.response import dump_json
 from server.serving.admission import Admission, AdmissionDep
 from server.serving.generation import enforce_deadline
-from server.serving.respond import check_length, parse_in_thread, run_until_disconnect
+from server.serving.request_handler import check_length, parse_in_thread, run_until_disconnect
 from server.serving.strategy_selection import parse_model_suffix
 
 

@@ -7,7 +7,7 @@ from bench.quality.verify_report import format_p, format_value
 from bench.quality.verify_study import RATIOS, compare_arm, count_mentions
 from decoding.outputs import Answer, CheckedClaim, FinishInfo, Token, TokenLogprob, Usage
 from eval.analysis.detection import LabelledMention
-from eval.benchmarks.chair.extract_objects import build_extractor
+from eval.benchmarks.chair.object_extraction import build_extractor
 from eval.benchmarks.chair.score import CaptionScore
 from eval.benchmarks.chair.vocabulary import ObjectVocabulary
 from eval.core.statistics import Bootstrap

@@ -24,7 +24,7 @@ from embedded.data.categories import CATEGORIES, NAMES
 from embedded.data.renderer import RenderedScene, SceneObject
 from embedded.data.samples import SAMPLES
 from embedded.data.text_templates import QAPair
-from embedded.evaluation.evaluate import find_mentions
+from embedded.evaluation.benchmarks import find_mentions
 from embedded.evaluation.grad_cam import compute_grad_cam
 
 EMBEDDED = Path(__file__).parents[2] / "embedded"

@@ -15,12 +15,12 @@ from decoding.text import grammar
 from server import __main__ as main
 from server import service, timed_protocol
 from server.batch import jsonl, pagination, store, uploads
-from server.media import fetch, image_structure, images
+from server.media import image_fetcher, image_structure, images
 from server.middleware import request_body
 from server.routes import batches
 from server.schemas import base, json_bounds
 from server.schemas.chat_request import ChatCompletionRequest
-from server.serving import respond
+from server.serving import request_handler
 from server.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "SECURITY.md"
@@ -49,14 +49,14 @@ FIXED = {
     "Scans of a JPEG": image_structure.MAX_SCANS,
     "Segments of a JPEG": image_structure.MAX_SEGMENTS,
     "Chunks of metadata of a PNG": image_structure.MAX_METADATA_CHUNKS,
-    "Time for an image URL": fetch.FETCH_TIMEOUT,
-    "Size of the image of a URL": fetch.MAX_BYTES / 1_000_000,
+    "Time for an image URL": image_fetcher.FETCH_TIMEOUT,
+    "Size of the image of a URL": image_fetcher.MAX_BYTES / 1_000_000,
     "Fetched images that are not decoded, each counted as 10 MB": images.MAX_FETCHED_BYTES / 1_000_000,
-    "Redirects of an image URL": fetch.MAX_REDIRECTS,
+    "Redirects of an image URL": image_fetcher.MAX_REDIRECTS,
     "Characters of the parameters of a strategy": registry.MAX_PARAMETERS_SIZE,
     "Characters of a JSON schema": grammar.MAX_CHARACTERS,
-    "Time to compile a JSON schema": respond.GRAMMAR_TIMEOUT,
-    "Time for a client to read one event": respond.SEND_TIMEOUT,
+    "Time to compile a JSON schema": request_handler.GRAMMAR_TIMEOUT,
+    "Time for a client to read one event": request_handler.SEND_TIMEOUT,
     "Time for a client to take 64 kB of a response, or its rest": timed_protocol.WRITE_TIMEOUT,
     "Share of rows for batches": service.BATCH_SHARE,
     "Memory of decoders beside the decoded images": images.MAX_DECODING_BYTES / 1_000_000,

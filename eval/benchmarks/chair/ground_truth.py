@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.chair.extract_objects import Extractor
+from eval.benchmarks.chair.object_extraction import Extractor
 from eval.benchmarks.chair.vocabulary import ObjectVocabulary
 from eval.core.jsonl import JsonRecord, json_type, read_object
 from eval.errors import InputError

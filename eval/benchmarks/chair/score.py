@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.benchmarks.chair.extract_objects import CaptionObjects, Mention, Variant, build_extractor
 from eval.benchmarks.chair.ground_truth import ImageId, load_annotations
+from eval.benchmarks.chair.object_extraction import CaptionObjects, Mention, Variant, build_extractor
 from eval.benchmarks.chair.vocabulary import ObjectVocabulary
 from eval.core.jsonl import read_records
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from eval.benchmarks.chair.breakdown import count_by_category, count_by_position
-from eval.benchmarks.chair.extract_objects import Extractor, Variant, build_extractor
 from eval.benchmarks.chair.ground_truth import CocoAnnotations, ImageId, load_annotations
+from eval.benchmarks.chair.object_extraction import Extractor, Variant, build_extractor
 from eval.benchmarks.chair.score import CaptionScore, compute_score
 from eval.benchmarks.chair.vocabulary import DEFAULT_SYNONYMS, ObjectVocabulary
 from eval.core.dataset import ImageFolder

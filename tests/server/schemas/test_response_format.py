@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.serving import respond
+from server.serving import request_handler
 from tests.server.conftest import FakeServer, StartServer
 from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
 
@@ -73,7 +73,7 @@ async def test_engine_without_grammars_is_unsupported(start_server: StartServer)
 async def test_slow_schema_times_out(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     from decoding.text import grammar
 
-    monkeypatch.setattr(respond, "GRAMMAR_TIMEOUT", 0.1)
+    monkeypatch.setattr(request_handler, "GRAMMAR_TIMEOUT", 0.1)
     monkeypatch.setattr(grammar, "build_grammar", lambda *_: time.sleep(1))
     began = time.perf_counter()
     response = await server.chat(response_format=schema())
@@ -90,7 +90,7 @@ async def test_slow_schemas_take_few_threads(server: FakeServer, monkeypatch: py
         return "{}"
 
     monkeypatch.setattr("decoding.text.grammar.build_grammar", compile_forever)
-    monkeypatch.setattr(respond, "GRAMMAR_TIMEOUT", 0.1)
+    monkeypatch.setattr(request_handler, "GRAMMAR_TIMEOUT", 0.1)
     responses = await asyncio.gather(*(server.chat(response_format=schema()) for _ in range(5)))
     is_over.set()
     assert {response.json()["error"]["code"] for response in responses} == {"invalid_schema"}

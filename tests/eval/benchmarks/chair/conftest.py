@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.benchmarks.chair.extract_objects import Variant
+from eval.benchmarks.chair.object_extraction import Variant
 from eval.benchmarks.chair.score import CaptionScore, score_captions
 from tests.eval.cli_driver import write_jsonl
 from tests.eval.coco_data import CAPTIONS

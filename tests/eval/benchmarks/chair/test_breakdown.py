@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from eval.benchmarks.chair.breakdown import count_by_category, count_by_position
-from eval.benchmarks.chair.extract_objects import Variant
+from eval.benchmarks.chair.object_extraction import Variant
 from eval.benchmarks.chair.score import CaptionScore
 
 

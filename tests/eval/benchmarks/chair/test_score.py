@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.benchmarks.chair.extract_objects import Variant
+from eval.benchmarks.chair.object_extraction import Variant
 from eval.benchmarks.chair.score import CaptionScore, compute_score, score_captions
 from tests.eval.cli_driver import write_jsonl
 from tests.eval.coco_data import INSTANCES

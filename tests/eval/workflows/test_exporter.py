@@ -11,7 +11,7 @@ from PIL import Image
 from eval.benchmarks.amber.answers import read_answers
 from eval.benchmarks.mme.score import SUBTASKS
 from eval.core.jsonl import ANSWER_KEYS, read_records
-from eval.workflows.export import WRITERS, OfficialAnswer, write_mme
+from eval.workflows.exporter import WRITERS, OfficialAnswer, write_mme
 from tests.eval.cli_driver import invoke, invoke_run, output_of, read_results, run_process
 from tests.eval.fake_server import ScriptedServer
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.benchmarks.chair.singularize import singularize
+from eval.benchmarks.chair.singular_forms import singularize
 
 PAIRS = """
     bus:bu buses:bus airbus:airbu minibuses:minibus glass:glas glasses:glass tennis:tenni sports:sport skis:ski

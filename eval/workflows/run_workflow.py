@@ -18,7 +18,7 @@ from eval.errors import EvaluationError, RunError, ServerError
 from eval.runs.client import EvalClient
 from eval.runs.executor import FailedRequest, RunExecutor
 from eval.runs.plan import RunPlan
-from eval.runs.prepare import RunOptions, prepare_plan
+from eval.runs.preparation import RunOptions, prepare_plan
 from eval.runs.progress import ProgressBars
 from eval.workflows.run_directory import RunDirectory
 

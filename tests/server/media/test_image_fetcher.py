@@ -11,9 +11,9 @@ from ipaddress import ip_address
 import pytest
 
 from decoding.errors import BadRequest
-from server.media import fetch
-from server.media.fetch import ImageFetcher
+from server.media import image_fetcher
 from server.media.host_allowlist import AddressRefused, HostAllowlist, is_public
+from server.media.image_fetcher import ImageFetcher
 from server.media.images import ImageLoader
 from server.schemas.normalized_request import ImageRef
 from server.settings import Settings
@@ -91,7 +91,7 @@ async def site() -> AsyncIterator[Site]:
     await asyncio.sleep(0.01)
 
 
-def make_resolver(*answers: Sequence[str]) -> fetch.Resolver:
+def make_resolver(*answers: Sequence[str]) -> image_fetcher.Resolver:
     """Make a resolver that returns the next answer at each call."""
     remaining = list(answers)
 
@@ -106,7 +106,7 @@ async def assert_refused(fetcher: ImageFetcher, url: str) -> None:
     with pytest.raises(BadRequest) as error:
         await fetcher.fetch(url, "url")
     assert (error.value.code, error.value.param) == ("invalid_image_url", "url")
-    assert error.value.message == fetch.FETCH_FAILED
+    assert error.value.message == image_fetcher.FETCH_FAILED
     assert time.perf_counter() - start < 2
 
 
@@ -200,7 +200,7 @@ async def test_redirect_within_the_allowlist_is_followed(site: Site) -> None:
 
 @pytest.mark.parametrize("path", ["/nothing", "/zipped", "/endless", "/slow", "/nonsense"])
 async def test_response_without_an_image_is_refused(site: Site, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FETCH_TIMEOUT", 0.5)
+    monkeypatch.setattr(image_fetcher, "FETCH_TIMEOUT", 0.5)
     host = f"{LOOPBACK}:{site.port}"
     await assert_refused(ImageFetcher(HostAllowlist([host])), f"http://{host}{path}")
 
@@ -208,16 +208,16 @@ async def test_response_without_an_image_is_refused(site: Site, path: str, monke
 async def test_body_of_too_many_parts_is_refused() -> None:
     class OneByteParts:
         async def aiter_stream(self) -> AsyncIterator[bytes]:
-            for _ in range(fetch.MAX_SMALL_PARTS * 2):
+            for _ in range(image_fetcher.MAX_SMALL_PARTS * 2):
                 yield b"a"
 
     with pytest.raises(AddressRefused):
-        await fetch.read_bounded(OneByteParts(), fetch.ByteBudget(fetch.MAX_BYTES))  # type: ignore[arg-type]
+        await image_fetcher.read_bounded(OneByteParts(), image_fetcher.ByteBudget(image_fetcher.MAX_BYTES))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", ["/tiny-chunks", "/informational"])
 async def test_other_tasks_run_while_many_parts_arrive(site: Site, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FETCH_TIMEOUT", 1)
+    monkeypatch.setattr(image_fetcher, "FETCH_TIMEOUT", 1)
     fetcher = ImageFetcher(HostAllowlist([f"{LOOPBACK}:{site.port}"]))
     fetches = [asyncio.create_task(assert_refused(fetcher, f"http://{LOOPBACK}:{site.port}{path}")) for _ in range(12)]
     longest, before = 0.0, time.perf_counter()
@@ -246,12 +246,12 @@ async def test_fetched_images_are_bounded_over_all_requests(site: Site) -> None:
 
 
 async def test_images_of_a_request_are_fetched_at_the_same_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FETCH_TIMEOUT", 0.5)
+    monkeypatch.setattr(image_fetcher, "FETCH_TIMEOUT", 0.5)
     host = f"{LOOPBACK}:{site.port}"
     sources = [ImageRef(f"http://{host}/slow", f"url {number}") for number in range(4)]
     start = time.perf_counter()
     with pytest.raises(BadRequest) as error:
-        await ImageFetcher(HostAllowlist([host])).fetch_all(sources, fetch.MAX_BYTES)
+        await ImageFetcher(HostAllowlist([host])).fetch_all(sources, image_fetcher.MAX_BYTES)
     assert error.value.param in [source.param for source in sources]
     assert len(site.hits) == 4
     assert time.perf_counter() - start < 1.5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from eval.analysis.evaluate import evaluate
+from eval.analysis.evaluation import evaluate
 from eval.core.answer_store import load_answers
 from eval.core.results import Results
 from eval.errors import InputError

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from eval.benchmarks.chair.singularize import singularize
-from eval.benchmarks.chair.tokenize import tokenize
+from eval.benchmarks.chair.singular_forms import singularize
+from eval.benchmarks.chair.tokenizer import tokenize
 from eval.benchmarks.chair.vocabulary import DOUBLE_WORDS, ObjectVocabulary, merge_double_words
 from eval.benchmarks.nltk_data import require_packages
 

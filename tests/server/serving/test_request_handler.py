@@ -13,7 +13,7 @@ from structlog.typing import EventDict
 
 from decoding.errors import EngineFailed, Overloaded, Unsupported
 from decoding.outputs import Token
-from server.serving import respond
+from server.serving import request_handler
 from server.serving.generation import merge_streams
 from tests.server.conftest import AsgiClient, StartServer, chat_request, image_messages, wait_until
 from tests.server.fakes import FakeEngine
@@ -106,7 +106,7 @@ async def test_disconnect_during_extra_requests_frees_states(start_server: Start
 
 async def test_client_that_stops_reading_times_out(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    monkeypatch.setattr(respond, "SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr(request_handler, "SEND_TIMEOUT", 0.05)
     engine = FakeEngine(words=["word "] * 1000)
     server = await start_server(engine)
     client = AsgiClient(server.app, stream=True)
@@ -123,7 +123,7 @@ async def test_client_that_stops_reading_times_out(start_server: StartServer, mo
 
 async def test_quiet_stream_has_pings(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    monkeypatch.setattr(respond, "PING_INTERVAL", 0.02)
+    monkeypatch.setattr(request_handler, "PING_INTERVAL", 0.02)
     server = await start_server(FakeEngine(words=["a", "b"], pause=0.1))
     response = await server.chat(stream=True)
     assert ": ping" in response.text

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.benchmarks.chair.tokenize import locate_tokens, tokenize
+from eval.benchmarks.chair.tokenizer import locate_tokens, tokenize
 
 TOKENS = {
     "A dog.": ["a", "dog", "."],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.benchmarks.chair.extract_objects import Variant, build_extractor, build_fixed_extractor
+from eval.benchmarks.chair.object_extraction import Variant, build_extractor, build_fixed_extractor
 from eval.benchmarks.chair.score import CaptionScore
 from eval.benchmarks.chair.vocabulary import ObjectVocabulary
 from eval.benchmarks.nltk_data import is_installed
