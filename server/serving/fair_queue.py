@@ -1,4 +1,4 @@
-"""A queue before the engine in which API keys take turns."""
+"""A queue for a limited resource, such as rows of the engine or memory, in which API keys take turns."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from contextlib import asynccontextmanager
 
 
 class FairQueue:
-    """Hands out the engine's rows. A free row goes to the waiting key that holds the fewest.
+    """Hands out a limited resource to API keys in turns. Free units go to the waiting owner that holds the fewest.
 
-    The engine's own queue is first come, first served. Without this one, all requests of a key would go before a later
-    request of another key.
+    The units are rows of the engine, lines of batches, pages or bytes. In a queue that is first come, first served, all
+    requests of a key would go before a later request of another key.
     """
 
-    def __init__(self, rows: int, max_owner_rows: int | None = None) -> None:
+    def __init__(self, units: int, max_owner_units: int | None = None) -> None:
         """Create a queue.
 
         Args:
-            rows: Rows to hand out.
-            max_owner_rows: Rows that one key can hold, so that rows are free when another key comes. A request for more
-                waits until its key holds none. None: all rows.
+            units: Units to hand out.
+            max_owner_units: Units that one owner can hold, so that units are free when another one comes. A request for
+                more waits until its owner holds none. None: all units.
         """
-        self._rows = rows
-        self._max_owner_rows = max_owner_rows or rows
+        self._units = units
+        self._max_owner_units = max_owner_units or units
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
 
-    async def acquire(self, owner: str, rows: int) -> int:
-        """Wait for rows.
+    async def acquire(self, owner: str, units: int) -> int:
+        """Wait for units.
 
         Args:
-            owner: The key's hash.
-            rows: Rows that the request is expected to take.
+            owner: Owner of the request, such as the hash of its API key.
+            units: Units that the request is expected to take.
 
         Returns:
-            The rows to hand back to `release`.
+            The units to hand back to `release`.
         """
-        rows = min(rows, self._rows)
+        units = min(units, self._units)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, deque()).append((rows, turn))
+        self._waiting.setdefault(owner, deque()).append((units, turn))
         self._grant()
         try:
             await turn
@@ -48,33 +48,33 @@ class FairQueue:
             if turn.cancelled():
                 self._grant()
             else:
-                self.release(owner, rows)
+                self.release(owner, units)
             raise
-        return rows
+        return units
 
     @asynccontextmanager
-    async def hold(self, owner: str, rows: int) -> AsyncGenerator[None, None]:
-        """Wait for rows, and hold them for as long as the context lasts."""
-        held = await self.acquire(owner, rows)
+    async def hold(self, owner: str, units: int) -> AsyncGenerator[None, None]:
+        """Wait for units, and hold them for as long as the context lasts."""
+        held = await self.acquire(owner, units)
         try:
             yield
         finally:
             self.release(owner, held)
 
-    def is_free(self, owner: str, rows: int) -> bool:
+    def is_free(self, owner: str, units: int) -> bool:
         """Return whether `acquire` would not wait."""
-        rows = min(rows, self._rows)
+        units = min(units, self._units)
         held = self._held[owner]
-        has_share = not held or held + rows <= self._max_owner_rows
-        return not self._waiting and has_share and self._held.total() + rows <= self._rows
+        has_share = not held or held + units <= self._max_owner_units
+        return not self._waiting and has_share and self._held.total() + units <= self._units
 
     def count_waiting(self, owner: str) -> int:
-        """Count the requests of a key that wait."""
+        """Count the requests of an owner that wait."""
         return len(self._waiting.get(owner, ()))
 
-    def release(self, owner: str, rows: int) -> None:
-        """Hand back rows."""
-        self._held[owner] -= rows
+    def release(self, owner: str, units: int) -> None:
+        """Hand back units."""
+        self._held[owner] -= units
         if not self._held[owner]:
             del self._held[owner]
         self._grant()
@@ -83,18 +83,18 @@ class FairQueue:
         while candidates := [owner for owner in self._waiting if self._is_within_share(owner)]:
             owner = min(candidates, key=self._held.__getitem__)
             queue = self._waiting[owner]
-            rows, turn = queue[0]
+            units, turn = queue[0]
             if not turn.cancelled():
-                if self._held.total() + rows > self._rows:
+                if self._held.total() + units > self._units:
                     return
-                self._held[owner] += rows
+                self._held[owner] += units
                 turn.set_result(None)
             queue.popleft()
             if not queue:
                 del self._waiting[owner]
 
     def _is_within_share(self, owner: str) -> bool:
-        """Return whether the first waiting request of a key may have its rows, if they are free."""
-        rows, turn = self._waiting[owner][0]
+        """Return whether the first waiting request of an owner may have its units, if they are free."""
+        units, turn = self._waiting[owner][0]
         held = self._held[owner]
-        return turn.cancelled() or not held or held + rows <= self._max_owner_rows
+        return turn.cancelled() or not held or held + units <= self._max_owner_units

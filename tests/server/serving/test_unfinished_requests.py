@@ -211,7 +211,7 @@ async def test_keys_take_turns() -> None:
 
 
 async def test_rows_of_a_key_are_bounded() -> None:
-    queue = FairQueue(6, max_owner_rows=2)
+    queue = FairQueue(6, max_owner_units=2)
     for _ in range(2):
         await queue.acquire("first", 1)
     waiting = asyncio.create_task(queue.acquire("first", 1))
