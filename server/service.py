@@ -35,7 +35,7 @@ DRAINING_MESSAGE = "The server is stopping."
 PARSE_THREADS = 4  # threads that parse bodies; more of them would only compete for the interpreter
 GRAMMAR_THREADS = 2  # threads that compile schemas
 BATCH_SHARE = 0.75  # of the engine's rows, for lines of batches; the other rows are free for requests of clients
-PAGES = 16  # pages of files and batches in memory, of about 1 MB each
+LIST_PAGES = 16  # pages of files and batches in memory, of about 1 MB each
 LARGE_BODY_BYTES = 1_000_000  # bodies beyond it are parsed one by one, which bounds the memory that parsing takes
 
 
@@ -60,7 +60,7 @@ class Service:
         self.active_by_owner: Counter[str] = Counter()
         self.fair_queue = create_fair_queue(settings)  # None with fewer than two API keys
         self.batch_queue = FairQueue(math.ceil(BATCH_SHARE * settings.resolved_max_rows))
-        self.page_queue = create_page_queue(settings)
+        self.list_page_queue = create_list_page_queue(settings)
         self.startup_error: Exception | None = None
         self.fingerprint: str | None = None
         self.on_startup_finished: Callable[[Service], None] = lambda _: None  # called once, after success or failure
@@ -153,7 +153,7 @@ def create_image_loader(settings: Settings) -> ImageLoader:
         settings.allowed_image_hosts(),
         settings.image_cache_mb * 1_000_000,
         settings.image_memory_mb * 1_000_000,
-        owner_share=settings.key_share if has_shares else 1.0,
+        key_share=settings.key_share if has_shares else 1.0,
     )
 
 
@@ -171,10 +171,10 @@ def create_fair_queue(settings: Settings) -> FairQueue | None:
     return FairQueue(rows + min(rows, settings.max_waiting) // 2, math.ceil(settings.key_share * rows))
 
 
-def create_page_queue(settings: Settings) -> FairQueue:
+def create_list_page_queue(settings: Settings) -> FairQueue:
     """Create the queue for the pages in memory. With two or more API keys each has a share of them."""
     has_shares = len(settings.load_api_keys()) > 1
-    return FairQueue(PAGES, math.ceil(settings.key_share * PAGES) if has_shares else None)
+    return FairQueue(LIST_PAGES, math.ceil(settings.key_share * LIST_PAGES) if has_shares else None)
 
 
 def create_body_budget(settings: Settings) -> BodyBudget:

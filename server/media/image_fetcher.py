@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urljoin
 
 import anyio
@@ -14,6 +14,7 @@ import httpcore
 
 from decoding.errors import BadRequest
 from server.media.host_allowlist import AddressRefused, HostAllowlist, parse_target
+from server.media.image_ref import ImageRef
 
 FETCH_TIMEOUT = 5.0  # seconds for the whole fetch, redirects included
 MAX_BYTES = 10_000_000
@@ -33,20 +34,6 @@ FETCH_ERRORS = (OSError, ValueError, httpcore.ProtocolError, httpcore.NetworkErr
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
-class ImageSource(Protocol):
-    """An image of a request that is not loaded yet."""
-
-    @property
-    def url(self) -> str:
-        """Data URL or http(s) URL."""
-        ...
-
-    @property
-    def param(self) -> str:
-        """Field of the request that holds the URL."""
-        ...
-
-
 class ImageFetcher:
     """Downloads images from the hosts of an allowlist, within bounds of time, size and redirects."""
 
@@ -55,7 +42,7 @@ class ImageFetcher:
         self._ssl_context = httpcore.default_ssl_context() if allowed else None  # loading the certificates is slow
         self._backend = AllowlistBackend(allowed, resolve or resolve_host)
 
-    async def fetch_all(self, sources: Sequence[ImageSource], max_bytes: int) -> list[bytes]:
+    async def fetch_all(self, sources: Sequence[ImageRef], max_bytes: int) -> list[bytes]:
         """Download the images of a request at the same time.
 
         Args:

@@ -23,9 +23,9 @@ class ImageMemory:
         """
         self._queue = FairQueue(max_bytes, max_owner_bytes)
 
-    def lease(self, owner: str | None) -> ImageLease:
-        """Return a lease, without bytes, for the images of a request. `owner` separates API keys."""
-        return ImageLease(self._queue, owner or "")
+    def lease(self, cache_salt: str | None) -> ImageLease:
+        """Return a lease, without bytes, for the images of a request. Requests with one salt have one share."""
+        return ImageLease(self._queue, cache_salt or "")
 
 
 class ImageLease:

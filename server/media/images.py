@@ -21,9 +21,10 @@ from PIL import Image
 from decoding.errors import BadRequest
 from decoding.prompt import ImageInput
 from server.media.host_allowlist import HostAllowlist
-from server.media.image_fetcher import FETCH_FAILED, MAX_BYTES, ImageFetcher, ImageSource
+from server.media.image_fetcher import FETCH_FAILED, MAX_BYTES, ImageFetcher
 from server.media.image_memory import ImageLease, ImageMemory
 from server.media.image_metadata import UPRIGHT, strip_metadata
+from server.media.image_ref import ImageRef
 from server.media.image_structure import TooManyParts, check_parts
 from server.serving.fair_queue import FairQueue
 
@@ -73,7 +74,7 @@ class ImageLoader:
         cache_bytes: int = 0,
         memory_bytes: int = 256_000_000,
         threads: int = 4,
-        owner_share: float = 1.0,
+        key_share: float = 1.0,
     ) -> None:
         """Create a loader.
 
@@ -82,18 +83,18 @@ class ImageLoader:
             cache_bytes: Bytes of the cache of decoded images.
             memory_bytes: Bytes of the decoded images of all requests.
             threads: Threads that decode.
-            owner_share: Part of the memory, for decoded and for fetched images, that one API key may hold.
+            key_share: Part of the memory, for decoded and for fetched images, that one API key may hold.
         """
         self.limiter = anyio.CapacityLimiter(threads)
         self.fetcher = ImageFetcher(HostAllowlist(hosts))
         self.cache = ImageCache(cache_bytes)
-        self.memory = ImageMemory(memory_bytes, int(owner_share * memory_bytes))
-        self._max_fetched_bytes = max(MAX_BYTES, int(owner_share * MAX_FETCHED_BYTES))
+        self.memory = ImageMemory(memory_bytes, int(key_share * memory_bytes))
+        self._max_fetched_bytes = max(MAX_BYTES, int(key_share * MAX_FETCHED_BYTES))
         self.fetch_memory = ImageMemory(MAX_FETCHED_BYTES, self._max_fetched_bytes)
         self._decoding_memory = FairQueue(MAX_DECODING_BYTES)
 
     async def load(
-        self, sources: Sequence[ImageSource], lease: ImageLease, cache_salt: str | None = None
+        self, sources: Sequence[ImageRef], lease: ImageLease, cache_salt: str | None = None
     ) -> list[ImageInput]:
         """Load the images of a request.
 
@@ -115,13 +116,13 @@ class ImageLoader:
             fetch_lease.shrink(sum(len(content) for content in contents if content is not None))
             return await self._decode(sources, contents, lease, cache_salt)
 
-    def _is_fetched(self, source: ImageSource) -> bool:
+    def _is_fetched(self, source: ImageRef) -> bool:
         """Return whether the image has an http(s) URL, and any host is allowed."""
         return bool(self.fetcher.allowed) and source.url[:8].lower().startswith(("http://", "https://"))
 
     async def _decode(
         self,
-        sources: Sequence[ImageSource],
+        sources: Sequence[ImageRef],
         contents: list[bytes | None],
         lease: ImageLease,
         cache_salt: str | None,
@@ -146,7 +147,7 @@ class ImageLoader:
         return images
 
     async def _open(
-        self, sources: Sequence[ImageSource], contents: Sequence[bytes | None], cache_salt: str | None
+        self, sources: Sequence[ImageRef], contents: Sequence[bytes | None], cache_salt: str | None
     ) -> list[OpenedImage]:
         opened, pixels_left = [], MAX_PIXELS
         for source, content in zip(sources, contents, strict=True):
@@ -274,7 +275,7 @@ def pixel_bytes(image: ImageInput) -> int:
 
 
 def open_source(
-    source: ImageSource, content: bytes | None, max_pixels: int, cache: ImageCache, cache_salt: str | None = None
+    source: ImageRef, content: bytes | None, max_pixels: int, cache: ImageCache, cache_salt: str | None = None
 ) -> OpenedImage:
     """Look an image up in the cache, or open it. Slow: call it in a thread.
 
@@ -306,7 +307,7 @@ def open_source(
     return OpenedImage(key, *image.size, encoded=image, is_fetched=content is not None)
 
 
-def decode_cached(image: OpenedImage, source: ImageSource, cache: ImageCache) -> ImageInput:
+def decode_cached(image: OpenedImage, source: ImageRef, cache: ImageCache) -> ImageInput:
     """Return a cached image, or decode an opened one and add it to the cache. Slow: call it in a thread."""
     cached = image.cached or cache.peek(image.key)  # An image may be twice in a request.
     if image.encoded is None or cached is not None:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from decoding.errors import BadRequest, Unsupported
 from decoding.sampling_params import SamplingParams
 from server.schemas.base import StrictModel, validate
-from server.schemas.chat_request import ChatMessages, to_turns
+from server.schemas.chat_request import ChatMessages, to_unloaded_messages
 from server.schemas.completion_request import PromptText
 from server.schemas.normalized_request import NormalizedRequest
 from server.schemas.response import dump_json
@@ -39,7 +39,9 @@ class TokenizeRequest(StrictModel):
     def normalize(self) -> NormalizedRequest:
         if self.prompt is not None:
             return NormalizedRequest(self.model, "prompt", SamplingParams(), texts=(self.prompt,))
-        return NormalizedRequest(self.model, "messages", SamplingParams(), turns=to_turns(self.messages or []))
+        return NormalizedRequest(
+            self.model, "messages", SamplingParams(), messages=to_unloaded_messages(self.messages or [])
+        )
 
 
 class TokenizeResponse(BaseModel):

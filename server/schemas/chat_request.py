@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, model_validator
 
 from decoding.errors import BadRequest
+from server.media.image_ref import ImageRef
 from server.schemas.base import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -24,12 +25,11 @@ from server.schemas.base import (
 )
 from server.schemas.normalized_request import (
     Decoding,
-    ImageRef,
     NormalizedRequest,
     ResponseFormat,
     SamplingFields,
     TextFormat,
-    Turn,
+    UnloadedMessage,
 )
 
 UNSUPPORTED: Mapping[str, str] = {
@@ -152,7 +152,7 @@ class ChatCompletionRequest(SamplingFields):
             self.model,
             "messages",
             self.to_sampling_params(self.max_new_tokens, (self.top_logprobs or 0) if self.wants_logprobs else None),
-            turns=to_turns(self.messages),
+            messages=to_unloaded_messages(self.messages),
             decoding=self.decoding or Decoding(),
             response_format=self.response_format,
             max_tokens_param="max_tokens" if self.max_tokens else "max_completion_tokens",
@@ -166,9 +166,9 @@ def parse_chat_request(body: Mapping[str, Any]) -> ChatCompletionRequest:
     return validate(ChatCompletionRequest, reject_unsupported(body, UNSUPPORTED))
 
 
-def to_turns(messages: list[ChatMessage]) -> tuple[Turn, ...]:
+def to_unloaded_messages(messages: list[ChatMessage]) -> tuple[UnloadedMessage, ...]:
     return tuple(
-        Turn(
+        UnloadedMessage(
             "system" if isinstance(message, SystemMessage) else message.role,
             tuple(
                 part.text

@@ -15,6 +15,7 @@ from decoding.errors import BadRequest, OnlySeenError
 from decoding.prompt import Message, Prompt, Role
 from decoding.sampling_params import SamplingParams
 from server.media.image_memory import ImageLease
+from server.media.image_ref import ImageRef
 from server.media.images import ImageLoader
 from server.schemas.base import STRING_OR_ARRAY, StrictModel
 
@@ -197,15 +198,7 @@ def build_sampling_params(given: Mapping[str, Any], **fields: Any) -> SamplingPa
 
 
 @dataclass(frozen=True, slots=True)
-class ImageRef:
-    """An image that the server has not loaded yet."""
-
-    url: str
-    param: str  # the path of the field that holds it
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
+class UnloadedMessage:
     """A message whose images are not loaded yet."""
 
     role: Role
@@ -214,12 +207,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class NormalizedRequest:
-    """A request of any generating route: a conversation in `turns`, or `texts` to continue."""
+    """A request of any generating route: a conversation in `messages`, or `texts` to continue."""
 
     model: str
     prompt_param: str  # the field that holds the conversation or the texts
     sampling: SamplingParams
-    turns: tuple[Turn, ...] = ()
+    messages: tuple[UnloadedMessage, ...] = ()
     texts: tuple[str, ...] = ()
     decoding: Decoding = field(default_factory=Decoding)
     response_format: ResponseFormat | None = None
@@ -231,12 +224,12 @@ class NormalizedRequest:
 
     def count_characters(self) -> int:
         """Count the characters of the conversation, or of the longest text."""
-        turns = sum(len(part) for turn in self.turns for part in turn.parts if isinstance(part, str))
-        return max([turns, *map(len, self.texts)])
+        conversation = sum(len(part) for message in self.messages for part in message.parts if isinstance(part, str))
+        return max([conversation, *map(len, self.texts)])
 
     def without_prompt(self) -> NormalizedRequest:
         """Return a copy without the conversation or the texts."""
-        return replace(self, turns=(), texts=())
+        return replace(self, messages=(), texts=())
 
     @contextmanager
     def rename_error_params(self) -> Iterator[None]:
@@ -279,13 +272,13 @@ class NormalizedRequest:
         """
         if self.texts:
             return [Prompt((Message("user", (text,)),), raw_text=True) for text in self.texts]
-        refs = [part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef)]
+        refs = [part for message in self.messages for part in message.parts if isinstance(part, ImageRef)]
         if len(refs) > max_images:
-            message = f"The request has {len(refs)} images; the server accepts at most {max_images}."
-            raise BadRequest(message, param=self.prompt_param)
+            problem = f"The request has {len(refs)} images; the server accepts at most {max_images}."
+            raise BadRequest(problem, param=self.prompt_param)
         images = iter(await image_loader.load(refs, lease, self.cache_salt))
-        messages = (
-            Message(turn.role, tuple(next(images) if isinstance(part, ImageRef) else part for part in turn.parts))
-            for turn in self.turns
+        loaded = (
+            Message(message.role, tuple(next(images) if isinstance(part, ImageRef) else part for part in message.parts))
+            for message in self.messages
         )
-        return [Prompt(tuple(messages))]
+        return [Prompt(tuple(loaded))]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, model_validator
 
 from decoding.errors import BadRequest
+from server.media.image_ref import ImageRef
 from server.schemas.base import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -25,14 +26,13 @@ from server.schemas.json_bounds import MAX_ELEMENTS
 from server.schemas.normalized_request import (
     SEED_LIMIT,
     Decoding,
-    ImageRef,
     JsonObjectFormat,
     JsonSchema,
     JsonSchemaFormat,
     NormalizedRequest,
     ResponseFormat,
     TextFormat,
-    Turn,
+    UnloadedMessage,
     build_sampling_params,
 )
 
@@ -160,7 +160,7 @@ class ResponsesRequest(StrictModel):
                 seed=None if self.seed is None else self.seed % SEED_LIMIT,
                 top_logprobs=(self.top_logprobs or 0) if self.wants_logprobs else None,
             ),
-            turns=self._list_turns(),
+            messages=self._list_messages(),
             decoding=self.decoding or Decoding(),
             response_format=self._nested_format(),
             response_format_param="text.format",
@@ -168,11 +168,14 @@ class ResponsesRequest(StrictModel):
             user=self.user,
         )
 
-    def _list_turns(self) -> tuple[Turn, ...]:
-        system = () if self.instructions is None else (Turn("system", (self.instructions,)),)
+    def _list_messages(self) -> tuple[UnloadedMessage, ...]:
+        system = () if self.instructions is None else (UnloadedMessage("system", (self.instructions,)),)
         if isinstance(self.input, str):
-            return (*system, Turn("user", (self.input,)))
-        return (*system, *(to_turn(message, f"input[{index}].content") for index, message in enumerate(self.input)))
+            return (*system, UnloadedMessage("user", (self.input,)))
+        return (
+            *system,
+            *(to_unloaded_message(message, f"input[{index}].content") for index, message in enumerate(self.input)),
+        )
 
     def _nested_format(self) -> ResponseFormat | None:
         """Nest the format as chat completions do."""
@@ -182,15 +185,15 @@ class ResponsesRequest(StrictModel):
         return JsonSchemaFormat(type="json_schema", json_schema=flat)
 
 
-def to_turn(message: InputMessage, path: str) -> Turn:
+def to_unloaded_message(message: InputMessage, path: str) -> UnloadedMessage:
     role = "system" if message.role == "developer" else message.role
     if isinstance(message.content, str):
-        return Turn(role, (message.content,))
+        return UnloadedMessage(role, (message.content,))
     parts = (
         ImageRef(part.image_url, f"{path}[{position}].image_url") if isinstance(part, InputImage) else part.text
         for position, part in enumerate(message.content)
     )
-    return Turn(role, tuple(parts))
+    return UnloadedMessage(role, tuple(parts))
 
 
 def parse_responses_request(body: Mapping[str, Any]) -> ResponsesRequest:

@@ -14,8 +14,8 @@ from decoding.errors import BadRequest
 from server.media import image_fetcher
 from server.media.host_allowlist import AddressRefused, HostAllowlist, is_public
 from server.media.image_fetcher import ImageFetcher
+from server.media.image_ref import ImageRef
 from server.media.images import ImageLoader
-from server.schemas.normalized_request import ImageRef
 from server.settings import Settings
 from tests.server.conftest import StartServer, data_url, image_messages
 
@@ -269,7 +269,7 @@ async def test_bytes_of_all_fetched_images_are_bounded(site: Site) -> None:
 
 async def test_key_that_fetches_many_images_leaves_room_for_others(site: Site) -> None:
     host = f"{LOOPBACK}:{site.port}"
-    loader = ImageLoader([host], owner_share=0.5)
+    loader = ImageLoader([host], key_share=0.5)
     sources = [ImageRef(f"http://{host}/slow", "url")] * 16
     with loader.memory.lease("a") as lease, loader.memory.lease("b") as other:
         slow = asyncio.create_task(loader.load(sources, lease, "a"))

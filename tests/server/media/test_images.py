@@ -16,8 +16,8 @@ from PIL import Image
 from bench.hostile.images import encode_image_url, png
 from decoding.errors import BadRequest
 from decoding.prompt import ImageInput
+from server.media.image_ref import ImageRef
 from server.media.images import MAX_PIXELS, ImageCache, content_key, decode_cached, open_source
-from server.schemas.normalized_request import ImageRef
 from tests.server.conftest import FakeServer, StartServer, data_url, image_messages
 
 pytestmark = pytest.mark.flaky(reruns=2)  # refusals have a limit in time, and the machine may be busy
