@@ -50,9 +50,9 @@ async def wait_for_page_slot(service: ServiceDep, owner: OwnerDep) -> AsyncGener
     Raises:
         Overloaded: `MAX_WAITING_PAGES` requests of the owner wait.
     """
-    if service.page_queue.count_waiting(owner) >= MAX_WAITING_PAGES:
+    if service.list_page_queue.count_waiting(owner) >= MAX_WAITING_PAGES:
         raise Overloaded("Too many lists are requested at once; try again in a moment.", code="too_many_lists")
-    async with service.page_queue.hold(owner, 1):
+    async with service.list_page_queue.hold(owner, 1):
         yield
 
 

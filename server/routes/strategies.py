@@ -54,18 +54,18 @@ router = APIRouter()
 @router.get("/v1/strategies", response_model=StrategyList)
 async def list_strategies(service: ServiceDep) -> Response:
     """List the values of `decoding.strategy`. Names joined by '+' combine strategies, outermost first."""
-    return Response((await describe_strategies(service)).page, media_type="application/json")
+    return Response((await describe_strategies(service)).body, media_type="application/json")
 
 
 @dataclass(frozen=True, slots=True)
-class StrategyPage:
+class StrategyListBody:
     """The strategies, and the body of the response that lists them."""
 
     strategies: tuple[StrategyInfo, ...]
-    page: bytes
+    body: bytes
 
 
-async def describe_strategies(service: Service) -> StrategyPage:
+async def describe_strategies(service: Service) -> StrategyListBody:
     """Describe all strategies, sorted by name, in a thread: their dry runs edit an image. The result is kept."""
     from decoding import registry
 
@@ -81,9 +81,9 @@ async def describe_strategies(service: Service) -> StrategyPage:
 
 
 @cache
-def describe_all(strategies: tuple[type[Strategy], ...], engine: str, capabilities: frozenset[str]) -> StrategyPage:
+def describe_all(strategies: tuple[type[Strategy], ...], engine: str, capabilities: frozenset[str]) -> StrategyListBody:
     data = [describe_strategy(strategy, engine, capabilities) for strategy in strategies]
-    return StrategyPage(tuple(data), StrategyList(data=data).model_dump_json().encode())
+    return StrategyListBody(tuple(data), StrategyList(data=data).model_dump_json().encode())
 
 
 def describe_strategy(strategy: type[Strategy], engine: str, capabilities: frozenset[str]) -> StrategyInfo:

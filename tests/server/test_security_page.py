@@ -65,7 +65,7 @@ FIXED = {
     "Files of a key": store.MAX_FILES,
     "Batches of a key that are remembered": store.MAX_BATCHES,
     "Page of files or batches, beyond its first item": pagination.MAX_PAGE_BYTES / 1_000_000,
-    "Pages of files and batches in memory": service.PAGES,
+    "Pages of files and batches in memory": service.LIST_PAGES,
     "Requests of a key that wait for a page": pagination.MAX_WAITING_PAGES,
     "Lines of a batch, blank ones included": jsonl.MAX_LINES,
     "Time of a batch, on the wall clock": batches.COMPLETION_WINDOW / 3600,

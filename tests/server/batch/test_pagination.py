@@ -74,7 +74,7 @@ def test_page_has_an_item_of_any_size() -> None:
 async def test_unread_pages_are_bounded(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that its client does not read keeps its slot. Other requests wait, and are refused beyond a bound."""
     monkeypatch.setattr(pagination, "MAX_WAITING_PAGES", 1)
-    queue = server.app.state.service.page_queue = FairQueue(1)
+    queue = server.app.state.service.list_page_queue = FairQueue(1)
     await add_batches(server.app.state.batch_store, 3)
     sizes, is_read = list[int](), asyncio.Event()
 
