@@ -109,7 +109,7 @@ class BatchRunner:
             try:
                 owners = await self._store.list_unfinished_owners()
             except Exception as error:
-                log.error("unfinished_batches_not_found", exc_info=error)
+                log.error("unfinished_batches_unreadable", exc_info=error)
                 owners, retry_delay = [], STORE_RETRY_DELAY
             for owner in owners:
                 if owner in self._owner_tasks:
@@ -136,7 +136,7 @@ class BatchRunner:
             for batch_id in await self._store.list_unfinished(owner):
                 outcomes.append(await self._try_batch(owner, await self._store.get_batch(owner, batch_id)))
         except Exception as error:
-            log.error("unfinished_batches_not_found", exc_info=error)
+            log.error("unfinished_batches_unreadable", exc_info=error)
             return False
         return all(outcomes)
 

@@ -97,7 +97,7 @@ class BatchStore:
             owners = await self._list_owners()
             is_empty = await self._is_empty()
         except sqlite3.Error as error:  # a database that fails now may work later
-            log.error("file_owners_not_found", exc_info=error)
+            log.error("file_owners_unreadable", exc_info=error)
             owners, is_empty = None, False
         if is_empty and (moved := await run_sync(self.folder.move_files)):
             folder = str(self.folder.path / LOST_NAME)
