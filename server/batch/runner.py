@@ -226,7 +226,7 @@ class BatchRunner:
             )
             latest = changed or latest
 
-        async def work() -> None:
+        async def run_worker() -> None:
             """Run lines. A failure of one worker does not stop others before they have stored what they have."""
             nonlocal failure
             try:
@@ -241,7 +241,7 @@ class BatchRunner:
             await save_counts()
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._service.settings.batch_requests):
-                    group.create_task(work())
+                    group.create_task(run_worker())
             if failure is not None:
                 raise failure
             await save_counts()

@@ -18,7 +18,7 @@ from server.schemas.completion_request import PromptText
 from server.schemas.normalized_request import NormalizedRequest
 from server.schemas.response import dump_json
 from server.serving.admission import Admission, AdmissionDep
-from server.serving.generation import enforce_deadline
+from server.serving.generation import enforce_timeout
 from server.serving.request_handler import check_length, parse_in_thread, run_until_disconnect
 from server.serving.strategy_selection import parse_model_suffix
 
@@ -80,7 +80,7 @@ async def tokenize_request(normalized: NormalizedRequest, admission: Admission) 
     parse_model_suffix(normalized.model, service.settings.name)
     if "tokens" not in engine.capabilities:
         raise Unsupported("This engine has no tokenizer route.")
-    async with enforce_deadline(deadline):
+    async with enforce_timeout(deadline):
         with normalized.rename_error_params():
             check_length(normalized, engine)
             with service.image_loader.memory.lease(normalized.cache_salt) as lease:

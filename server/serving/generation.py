@@ -138,7 +138,7 @@ class Generation:
             yield self._record(*self._first)
         if self._tokens is not None:
             while True:
-                async with enforce_deadline(self._deadline):
+                async with enforce_timeout(self._deadline):
                     choice_token = await anext(self._tokens, None)
                 if choice_token is None:
                     break
@@ -242,7 +242,7 @@ class Generation:
 
 
 @asynccontextmanager
-async def enforce_deadline(deadline: float) -> AsyncGenerator[None, None]:
+async def enforce_timeout(deadline: float) -> AsyncGenerator[None, None]:
     """Cancel the body of the `async with` at the deadline.
 
     Args:

@@ -27,7 +27,7 @@ from server.schemas.normalized_request import JsonObjectFormat, NormalizedReques
 from server.service import LARGE_BODY_BYTES, Service
 from server.serving.admission import Admission
 from server.serving.body_budget import BodyBuffer
-from server.serving.generation import Generation, enforce_deadline
+from server.serving.generation import Generation, enforce_timeout
 from server.serving.strategy_selection import estimate_rows, resolve_check, resolve_stack
 from server.settings import Settings
 
@@ -164,7 +164,7 @@ async def build_stream_response(parsed: ParsedRequest, admission: Admission) -> 
 async def start_generation(parsed: ParsedRequest, service: Service, admission: Admission | None) -> Generation:
     """Start a generation and wait for the first token of each choice. The caller closes it."""
     deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
-    async with enforce_deadline(deadline):
+    async with enforce_timeout(deadline):
         with parsed.request.without_prompt().rename_error_params():
             lease = service.image_loader.memory.lease(parsed.request.cache_salt)
             try:

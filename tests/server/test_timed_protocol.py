@@ -193,7 +193,7 @@ async def test_client_that_takes_a_byte_at_a_time_is_disconnected(monkeypatch: p
     transport.abort.assert_called_once()
 
 
-async def test_paused_writing_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_paused_writing_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed_protocol, "WRITE_TIMEOUT", 0.05)
     protocol = build_protocol(Recorder())
     transport = protocol.transport

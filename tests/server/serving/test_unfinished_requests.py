@@ -64,7 +64,7 @@ async def test_unfinished_bodies_take_no_place(start_server: StartServer) -> Non
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/tokenize", "/v1/batches"])
-async def test_body_has_a_deadline(start_server: StartServer, path: str) -> None:
+async def test_body_has_a_timeout(start_server: StartServer, path: str) -> None:
     server = await start_server(body_timeout=0.1)
 
     async def pieces() -> Any:
@@ -75,7 +75,7 @@ async def test_body_has_a_deadline(start_server: StartServer, path: str) -> None
     assert (response.status_code, response.json()["error"]["code"]) == (408, "body_timeout")
 
 
-async def test_upload_has_a_deadline(start_server: StartServer) -> None:
+async def test_upload_has_a_timeout(start_server: StartServer) -> None:
     server = await start_server(body_timeout=0.1)
 
     async def pieces() -> Any:
@@ -252,13 +252,13 @@ def receive_all(connection: socket.socket) -> bytes:
     [(b"", b""), (b"POST /v1/chat/completions HTTP/1.1\r\nHost:", b"HTTP/1.1 408")],
     ids=["nothing", "half"],
 )
-def test_headers_have_a_deadline(sent: bytes, answer: bytes) -> None:
+def test_headers_have_a_timeout(sent: bytes, answer: bytes) -> None:
     with serve(header_timeout=0.3) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(sent)
         assert receive_all(connection)[: len(answer)] == answer
 
 
-def test_headers_of_a_later_request_have_a_deadline() -> None:
+def test_headers_of_a_later_request_have_a_timeout() -> None:
     with serve(header_timeout=0.3) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
