@@ -46,9 +46,6 @@ def run(
     strategy_via: Annotated[
         Literal["body", "suffix"], typer.Option(help="Name the strategy in the body or in the model suffix.")
     ] = "body",
-    former_strategy_via: Annotated[
-        Literal["body", "suffix"] | None, typer.Option("--door", hidden=True, help="Former name of --strategy-via.")
-    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="chair: measure how well the check of claims detects hallucinations.")
     ] = False,
@@ -79,7 +76,7 @@ def run(
         model=model,
         specs=parse_specs(strategies),
         controls=controls,
-        strategy_via=former_strategy_via or strategy_via,
+        strategy_via=strategy_via,
         sampling=SamplingSettings(temperature=temperature, top_p=top_p, max_tokens=token_limit),
         seeds=parse_seeds(seeds),
         limit=limit,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.eval.cli_driver import invoke_run, output_of, read_results, reply_by_hash
 from tests.eval.fake_server import ScriptedServer, start_server
 
@@ -36,14 +34,12 @@ def test_the_greedy_control_is_the_stack_without_the_strategy(
     assert controls == {"plain": [], "agla": ["plain"], "agla+vhr": ["vhr"], "vhr": []}
 
 
-@pytest.mark.parametrize("flag", ["--strategy-via", "--door"])
-def test_the_model_suffix_selects_the_strategy(flag: str, server: ScriptedServer, data: Path, tmp_path: Path) -> None:
-    """`--door` is the flag's former name."""
-    result = invoke_run(server, data, tmp_path / "run", "--strategies", "agla", flag, "suffix")
+def test_the_model_suffix_selects_the_strategy(server: ScriptedServer, data: Path, tmp_path: Path) -> None:
+    result = invoke_run(server, data, tmp_path / "run", "--strategies", "agla", "--strategy-via", "suffix")
     assert result.exit_code == 0, output_of(result)
     assert {each["model"] for each in server.requests} == {"fake:plain", "fake:agla"}
     assert not any("decoding" in each for each in server.requests)
-    refused = invoke_run(server, data, tmp_path / "run", "--strategies", "agla:alpha=1", flag, "suffix")
+    refused = invoke_run(server, data, tmp_path / "run", "--strategies", "agla:alpha=1", "--strategy-via", "suffix")
     assert "cannot carry parameters" in output_of(refused)
 
 
