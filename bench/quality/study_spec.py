@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from bench.harness.docs_page import describe_commit
-from eval.runs.client import api_root
+from eval.runs.client import build_api_root
 from eval.runs.strategy_catalog import StrategyCatalog, parse_catalog
 
 VOTERS = frozenset({"mvp"})  # they vote on yes or no and write no captions
@@ -133,4 +133,4 @@ def run_eval_command(*arguments: str) -> bool:
 
 def get_json(server: str, route: str) -> Any:
     """Fetch a route of a server."""
-    return httpx.get(f"{api_root(server)}/{route}", timeout=60).raise_for_status().json()
+    return httpx.get(f"{build_api_root(server)}/{route}", timeout=60).raise_for_status().json()

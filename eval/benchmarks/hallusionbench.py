@@ -53,21 +53,21 @@ def read_answers(file: Path) -> list[HallusionAnswer]:
     for record in read_records(file):
         answer = _parse_record(record)
         if (answer.figure, answer.question) in keys:
-            raise record.error("repeats a question about the same figure", "question_id")
+            raise record.build_error("repeats a question about the same figure", "question_id")
         keys.add((answer.figure, answer.question))
         answers.append(answer)
     return answers
 
 
 def _parse_record(record: JsonRecord) -> HallusionAnswer:
-    category, truth = record.string("category"), str(record.identifier("gt_answer"))
+    category, truth = record.get_string("category"), str(record.get_identifier("gt_answer"))
     if category not in ("VD", "VS"):
-        raise record.error(f"is {category!r}, not VD or VS", "category")
+        raise record.build_error(f"is {category!r}, not VD or VS", "category")
     if truth not in ("0", "1"):
-        raise record.error(f"is {truth!r}, not 0 or 1", "gt_answer")
-    group = (category, record.string("subcategory"), str(record.identifier("set_id")))
-    figure, question = str(record.identifier("figure_id")), str(record.identifier("question_id"))
-    parsed = PARSERS["vlmevalkit"].parse(record.string("model_prediction"), "")
+        raise record.build_error(f"is {truth!r}, not 0 or 1", "gt_answer")
+    group = (category, record.get_string("subcategory"), str(record.get_identifier("set_id")))
+    figure, question = str(record.get_identifier("figure_id")), str(record.get_identifier("question_id"))
+    parsed = PARSERS["vlmevalkit"].parse(record.get_string("model_prediction"), "")
     correct = parsed == ("yes" if truth == "1" else "no") or (parsed is None and category == "VS" and figure == "0")
     return HallusionAnswer(category, (*group, figure), (*group, question), figure == "0", correct, parsed is None)
 

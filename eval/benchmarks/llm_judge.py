@@ -177,8 +177,8 @@ def _request_verdicts(file: Path, judge: JudgeFunction, prompt: str) -> list[str
 def _fill_template(prompt: str, record: JsonRecord) -> str:
     values: dict[str, Any] = record.value
     for key in dict.fromkeys(re.findall(r"\{(\w+)\}", prompt)):
-        value = values[record.first_key(key)]
-        prompt = prompt.replace(f"{{{key}}}", ", ".join(value) if isinstance(value, list) else record.string(key))
+        value = values[record.find_first_key(key)]
+        prompt = prompt.replace(f"{{{key}}}", ", ".join(value) if isinstance(value, list) else record.get_string(key))
     return prompt
 
 

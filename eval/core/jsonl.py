@@ -32,39 +32,57 @@ class JsonRecord:
     index: int | None = None
     parent: str = ""
 
-    def error(self, problem: str, field: str | None = None) -> InputError:
+    def build_error(self, problem: str, field: str | None = None) -> InputError:
         """Build an error that names the position of this record."""
         if self.index is None:
             return InputError(problem, self.file, self.line, field)
         return InputError(problem, self.file, None, f"{self.parent}[{self.index}]" + (f".{field}" if field else ""))
 
-    def first_key(self, *keys: str) -> str:
-        """Return the first of `keys` that the object has, or raise `InputError`."""
+    def find_first_key(self, *keys: str) -> str:
+        """Return the first of `keys` that the object has.
+
+        Raises:
+            InputError: The object has none of them.
+        """  # noqa: DOC502 - `build_error` builds it
         for key in keys:
             if key in self.value:
                 return key
-        raise self.error("is missing" if len(keys) == 1 else f"is missing, and so are {', '.join(keys[1:])}", keys[0])
+        raise self.build_error(
+            "is missing" if len(keys) == 1 else f"is missing, and so are {', '.join(keys[1:])}", keys[0]
+        )
 
-    def string(self, *keys: str) -> str:
-        """Return the string under the first of `keys` that the object has, or raise `InputError`."""
-        key = self.first_key(*keys)
+    def get_string(self, *keys: str) -> str:
+        """Return the string under the first of `keys` that the object has.
+
+        Raises:
+            InputError: The object has none of them, or the value is not a string.
+        """  # noqa: DOC502 - `build_error` builds it
+        key = self.find_first_key(*keys)
         value = self.value[key]
         if not isinstance(value, str):
-            raise self.error(f"must be a string, not {json_type(value)}", key)
+            raise self.build_error(f"must be a string, not {json_type(value)}", key)
         return value
 
-    def strings(self, key: str) -> list[str]:
-        """Return the list of strings under `key`, or raise `InputError`."""
-        value = self.value[self.first_key(key)]
+    def get_strings(self, key: str) -> list[str]:
+        """Return the list of strings under `key`.
+
+        Raises:
+            InputError: The object has no such key, or the value is not a list of strings.
+        """  # noqa: DOC502 - `build_error` builds it
+        value = self.value[self.find_first_key(key)]
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise self.error("must be a list of strings", key)
+            raise self.build_error("must be a list of strings", key)
         return value
 
-    def identifier(self, key: str) -> int | str:
-        """Return the integer or string under `key`, or raise `InputError`."""
-        value = self.value[self.first_key(key)]
+    def get_identifier(self, key: str) -> int | str:
+        """Return the integer or string under `key`.
+
+        Raises:
+            InputError: The object has no such key, or the value is neither an integer nor a string.
+        """  # noqa: DOC502 - `build_error` builds it
+        value = self.value[self.find_first_key(key)]
         if isinstance(value, bool) or not isinstance(value, int | str):
-            raise self.error(f"must be an integer or a string, not {json_type(value)}", key)
+            raise self.build_error(f"must be an integer or a string, not {json_type(value)}", key)
         return value
 
 
@@ -163,7 +181,7 @@ def _iter_array(file: Path) -> Iterator[JsonRecord]:
 
 def _check_object(value: object, position: JsonRecord) -> JsonRecord:
     if not isinstance(value, dict):
-        raise position.error(f"must be a JSON object, not {json_type(value)}")
+        raise position.build_error(f"must be a JSON object, not {json_type(value)}")
     return JsonRecord(value, position.file, position.line, position.index)
 
 

@@ -49,7 +49,7 @@ class EvalClient:
     async def __aenter__(self) -> Self:
         headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         self.http = httpx.AsyncClient(
-            base_url=api_root(self.base_url),
+            base_url=build_api_root(self.base_url),
             headers=headers,
             timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout)),
             limits=httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections),
@@ -191,7 +191,7 @@ async def read_bounded(stream: httpx.Response) -> httpx.Response:
     return httpx.Response(stream.status_code, headers=headers, content=bytes(content))
 
 
-def api_root(url: str) -> str:
+def build_api_root(url: str) -> str:
     """Normalise the address of a server, so that `http://host:8000` and `http://host:8000/v1` are equal.
 
     Args:

@@ -36,14 +36,14 @@ def read_answers(answers: Path, annotations: Path) -> list[AmberAnswer]:
     ids: set[int | str] = set()
     result = []
     for answer in read_records(answers):
-        number = answer.identifier("id")
+        number = answer.get_identifier("id")
         if not isinstance(number, int) or not 1 <= number <= len(annotation_records):
-            raise answer.error(f"{number!r} is not an integer from 1 to {len(annotation_records)}", "id")
+            raise answer.build_error(f"{number!r} is not an integer from 1 to {len(annotation_records)}", "id")
         if number in ids:
-            raise answer.error(f"{number} is repeated", "id")
+            raise answer.build_error(f"{number} is repeated", "id")
         ids.add(number)
         annotation = annotation_records[number - 1]
         if annotation.value.get("id", number) != number:
-            raise annotation.error(f"must be {number} at this position, because answers refer to positions", "id")
-        result.append(AmberAnswer(answer.string("response"), annotation.string("type"), annotation))
+            raise annotation.build_error(f"must be {number} at this position, because answers refer to positions", "id")
+        result.append(AmberAnswer(answer.get_string("response"), annotation.get_string("type"), annotation))
     return result

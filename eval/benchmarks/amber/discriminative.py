@@ -42,7 +42,7 @@ def score_questions(answers: Sequence[AmberAnswer]) -> dict[str, dict[str, float
 
 
 def _score_dimension(answers: Sequence[AmberAnswer], offset: float, epsilon: float) -> dict[str, float]:
-    truths = [each.annotation.string("truth") for each in answers]
+    truths = [each.annotation.get_string("truth") for each in answers]
     responses = [each.response for each in answers]
     pairs = list(zip(truths, responses, strict=True))
     correct = sum(response == ("Yes" if truth == "yes" else "No") for truth, response in pairs)

@@ -75,10 +75,10 @@ class AmberVocabulary:
         Returns:
             Associated words first, then the objects themselves.
         """
-        objects = answer.annotation.strings(key)
+        objects = answer.annotation.get_strings(key)
         for word in objects:
             if word not in self.associated:
-                raise answer.annotation.error(f"{word!r} is not in the relations", key)
+                raise answer.annotation.build_error(f"{word!r} is not in the relations", key)
         associated = [(other, index) for index, word in enumerate(objects) for other in self.associated[word]]
         return associated + [(word, index) for index, word in enumerate(objects)]
 
@@ -113,8 +113,8 @@ def score_captions(
             are_similar,
         )
         mentioned, wrong, clean = mentioned + len(nouns), wrong + unsupported, clean + (unsupported == 0)
-        present, covered = present + len(caption.annotation.strings("truth")), covered + len(correct)
-        likely, confirmed = likely + len(caption.annotation.strings("hallu")), confirmed + len(hallucinated)
+        present, covered = present + len(caption.annotation.get_strings("truth")), covered + len(correct)
+        likely, confirmed = likely + len(caption.annotation.get_strings("hallu")), confirmed + len(hallucinated)
     return {
         "chair": round(wrong / (mentioned + 0.001) * 100, 1),
         "cover": round(covered / (present + 0.001) * 100, 1),

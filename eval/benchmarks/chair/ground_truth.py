@@ -39,9 +39,9 @@ class CocoAnnotations:
 
     def check_image(self, record: JsonRecord) -> None:
         """Raise `InputError` if the image of a caption is unknown. The official script treats it as empty."""
-        image = record.identifier("image_id")
+        image = record.get_identifier("image_id")
         if image not in self.objects:
-            raise record.error(
+            raise record.build_error(
                 f"{image!r} is not an image of the annotations in {self.folder}{_type_hint(image, self)}", "image_id"
             )
 
@@ -69,9 +69,9 @@ def load_annotations(folder: Path, images: Collection[ImageId], vocabulary: Obje
         for image in content.iter_images(images):
             _ = objects[image]
         for annotation, image in content.iter_annotations(images):
-            category = annotation.identifier("category_id")
+            category = annotation.get_identifier("category_id")
             if category not in categories:
-                raise annotation.error(f"{category!r} is not one of the categories", "category_id")
+                raise annotation.build_error(f"{category!r} is not one of the categories", "category_id")
             objects[image].add(categories[category])
     for file in _find_files(folder, "captions"):
         content = _AnnotationFile(file)
@@ -79,11 +79,11 @@ def load_annotations(folder: Path, images: Collection[ImageId], vocabulary: Obje
             _ = objects[image]
         for annotation, image in content.iter_annotations(images):
             if image not in objects and _convert_id(image) in objects:
-                raise annotation.error(
+                raise annotation.build_error(
                     f"is {json_type(image)}, but the instances have the same id as another type", "image_id"
                 )
             _ = objects[image]
-            captions.setdefault(image, []).append(annotation.string("caption"))
+            captions.setdefault(image, []).append(annotation.get_string("caption"))
     nodes = {image: frozenset(names) for image, names in objects.items()}
     return CocoAnnotations(nodes, {image: captions.get(image, []) for image in nodes}, folder)
 
@@ -96,19 +96,19 @@ class _AnnotationFile:
     def read_categories(self, vocabulary: ObjectVocabulary) -> dict[Any, str]:
         categories = {}
         for row in self._iter_rows("categories"):
-            name = row.string("name")
+            name = row.get_string("name")
             if name not in vocabulary:
-                raise row.error(f"{name!r} is not in the table of synonyms", "name")
-            categories[row.identifier("id")] = vocabulary[name]
+                raise row.build_error(f"{name!r} is not in the table of synonyms", "name")
+            categories[row.get_identifier("id")] = vocabulary[name]
         return categories
 
     def iter_images(self, images: Collection[ImageId]) -> Iterator[ImageId]:
         if "images" in self._content:
-            yield from (image for row in self._iter_rows("images") if (image := row.identifier("id")) in images)
+            yield from (image for row in self._iter_rows("images") if (image := row.get_identifier("id")) in images)
 
     def iter_annotations(self, images: Collection[ImageId]) -> Iterator[tuple[JsonRecord, ImageId]]:
         for row in self._iter_rows("annotations"):
-            image = row.identifier("image_id")
+            image = row.get_identifier("image_id")
             if image in images:
                 yield row, image
 

@@ -134,7 +134,7 @@ def score_captions(
     vocabulary = ObjectVocabulary.load(synonyms)
     extractors = {variant: build_extractor(variant, vocabulary) for variant in variants}
     records = read_records(captions)
-    texts = [(record.identifier("image_id"), record.string("caption")) for record in records]
+    texts = [(record.get_identifier("image_id"), record.get_string("caption")) for record in records]
     loaded = load_annotations(annotations, {image for image, _ in texts}, vocabulary)
     for record in records:
         loaded.check_image(record)

@@ -220,4 +220,4 @@ def _read_image_names(file: Path) -> list[tuple[ImageId, str]]:
         JsonRecord(row if isinstance(row, dict) else {}, file, index=index, parent="images")
         for index, row in enumerate(rows)
     ]
-    return [(record.identifier("id"), record.string("file_name")) for record in records]
+    return [(record.get_identifier("id"), record.get_string("file_name")) for record in records]

@@ -138,8 +138,8 @@ def read_image_objects(file: Path) -> list[ImageObjects]:
     """Read `{"image": ..., "objects": [...]}` lines. Invalid lines raise `InputError`."""
     images = []
     for record in read_records(file):
-        objects = record.strings("objects")
+        objects = record.get_strings("objects")
         if not all(objects):
-            raise record.error("has an empty name", "objects")
-        images.append(ImageObjects(record.string("image"), objects))
+            raise record.build_error("has an empty name", "objects")
+        images.append(ImageObjects(record.get_string("image"), objects))
     return images

@@ -42,28 +42,30 @@ def read_labelled_answers(questions: Path, answers: Path, parsers: list[AnswerPa
     question_records, answer_records = read_records(questions), read_records(answers)
     pairs = LabelledAnswers(
         [_read_label(each, parsers) for each in question_records],
-        [each.string(*ANSWER_KEYS) for each in answer_records],
+        [each.get_string(*ANSWER_KEYS) for each in answer_records],
     )
     if len(question_records) != len(answer_records):
-        raise answer_records[-1].error(
+        raise answer_records[-1].build_error(
             f"is the last of {len(answer_records)} answers, but {questions} has {len(question_records)} questions"
         )
     for question, answer in zip(question_records, answer_records, strict=True):
         _check_ids(question, answer)
-        if not answer.string(*ANSWER_KEYS).strip():
-            pairs.warnings.append(str(answer.error("is empty", answer.first_key(*ANSWER_KEYS))))
-        if question.string("label") not in ("yes", "no"):
-            pairs.warnings.append(str(question.error(f"is {question.string('label')!r}, not yes or no", "label")))
+        if not answer.get_string(*ANSWER_KEYS).strip():
+            pairs.warnings.append(str(answer.build_error("is empty", answer.find_first_key(*ANSWER_KEYS))))
+        if question.get_string("label") not in ("yes", "no"):
+            pairs.warnings.append(
+                str(question.build_error(f"is {question.get_string('label')!r}, not yes or no", "label"))
+            )
     pairs.warnings.extend(_find_misplaced_answers(question_records, answer_records))
     return pairs
 
 
 def _read_label(question: JsonRecord, parsers: list[AnswerParser]) -> str:
-    label = question.string("label")
+    label = question.get_string("label")
     for parser in parsers:
         # VCD counts a question with another label only in the total. The other scripts stop.
         if parser.parse_label(label) is None and parser.name != "vcd":
-            raise question.error(f"is {label!r}, and {parser.name} accepts only yes or no", "label")
+            raise question.build_error(f"is {label!r}, and {parser.name} accepts only yes or no", "label")
     return label
 
 
@@ -74,13 +76,15 @@ def _find_misplaced_answers(questions: list[JsonRecord], answers: list[JsonRecor
     for text, answer in zip(texts, answers, strict=True):
         repeated = answer.value.get("question")
         if isinstance(repeated, str) and repeated != text and repeated in all_texts:
-            yield str(answer.error(f"is {repeated[:60]!r}, but the question at this position differs", "question"))
+            yield str(
+                answer.build_error(f"is {repeated[:60]!r}, but the question at this position differs", "question")
+            )
 
 
 def _check_ids(question: JsonRecord, answer: JsonRecord) -> None:
     expected, given = question.value.get("question_id"), answer.value.get("question_id")
     if expected is not None and given is not None and str(expected) != str(given):
-        raise answer.error(f"is {given!r}, but the question at this position has {expected!r}", "question_id")
+        raise answer.build_error(f"is {given!r}, but the question at this position has {expected!r}", "question_id")
 
 
 @dataclass(frozen=True)

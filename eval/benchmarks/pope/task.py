@@ -107,16 +107,20 @@ class PopeTask(BenchmarkTask):
     def _read_questions(self, split: str, file: Path, images: ImageFolder) -> list[BenchmarkQuestion]:
         questions = []
         for record in read_records(file):
-            name, label = record.string("image"), record.string("label")
+            name, label = record.get_string("image"), record.get_string("label")
             if label not in {"yes", "no"}:
-                raise record.error(f"must be yes or no, not {label[:40]!r}", "label")
+                raise record.build_error(f"must be yes or no, not {label[:40]!r}", "label")
             if (image := images.find_image(name)) is None:
-                raise record.error(f"there is no image {name} under {self.data}", "image")
-            text = record.string("text")
+                raise record.build_error(f"there is no image {name} under {self.data}", "image")
+            text = record.get_string("text")
             truth = {"label": label, "question": text}
             questions.append(
                 BenchmarkQuestion(
-                    f"{split}/{record.identifier('question_id')}", split, image, f"{text} {self.suffix}".strip(), truth
+                    f"{split}/{record.get_identifier('question_id')}",
+                    split,
+                    image,
+                    f"{text} {self.suffix}".strip(),
+                    truth,
                 )
             )
         if repeated := [id for id, times in Counter(question.id for question in questions).items() if times > 1]:

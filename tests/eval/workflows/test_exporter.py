@@ -24,7 +24,7 @@ ANSWERS = [
 def test_written_answers_can_be_read(tmp_path: Path) -> None:
     for name in ("pope", "llava", "chair"):
         WRITERS[name](ANSWERS, tmp_path / f"{name}.jsonl")
-        assert [each.string(*ANSWER_KEYS) for each in read_records(tmp_path / f"{name}.jsonl")] == [
+        assert [each.get_string(*ANSWER_KEYS) for each in read_records(tmp_path / f"{name}.jsonl")] == [
             answer.answer for answer in ANSWERS
         ]
     WRITERS["chair"](ANSWERS, tmp_path / "chair.json")
