@@ -368,8 +368,8 @@ async def measure_arms(
             (count_mentions(scorer.score([caption.answer.text for caption in run])) for run in runs), np.zeros(())
         )
         plain = counts if plain is None else plain
-        invented = counts[:, RATIOS.count_names.index("hallucinated")]
-        fewer = np.sign(invented - plain[:, RATIOS.count_names.index("hallucinated")])
+        hallucinated = counts[:, RATIOS.count_names.index("hallucinated")]
+        fewer = np.sign(hallucinated - plain[:, RATIOS.count_names.index("hallucinated")])
         figures[arm] = compare_arm(counts, plain, Bootstrap.draw(len(images)), is_single=len(seeds) == 1)
         figures[arm]["images"] = {"improved": int((fewer < 0).sum()), "worsened": int((fewer > 0).sum())}
         figures[arm] |= summarize_cost([caption for run in runs for caption in run])
@@ -379,7 +379,7 @@ async def measure_arms(
 async def measure_signals(
     engine: HFEngine, images: Sequence[ImageInput], scorer: SceneScorer, check: ClaimCheck
 ) -> dict[str, Any]:
-    """Describe all images greedily by plain decoding, and measure how well each signal separates invented mentions."""
+    """Describe all images greedily by plain decoding, and measure how well signals separate hallucinated mentions."""
     captions = await describe_all(engine, "plain", images, check=check, grounding=True)
     scores = scorer.score([caption.answer.text for caption in captions])
     mentions: list[LabelledMention] = []
@@ -390,7 +390,7 @@ async def measure_signals(
         missed += without_claim
     result = summarize_mentions("plain", mentions, missed, Bootstrap.draw(len(images)))
     if result is None:
-        raise SystemExit("The captions have no invented mention, or only invented ones. Draw more scenes.")
+        raise SystemExit("The captions have no hallucinated mention, or only hallucinated ones. Draw more scenes.")
     return result.model_dump()
 
 

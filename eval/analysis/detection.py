@@ -1,6 +1,6 @@
-"""How well the check, grounding and log-probability separate invented mentions of a caption from real ones.
+"""How well the check, grounding and log-probability separate hallucinated mentions of a caption from real ones.
 
-CHAIR's labels are the truth: a mention is invented if its object is not in the image. Images are resampled, because
+CHAIR's labels are the truth: a mention is hallucinated if its object is not in the image. Images are resampled, because
 mentions of one image are not independent.
 """
 
@@ -28,16 +28,16 @@ BINS = 10  # of the calibration
 
 @dataclass(frozen=True)
 class LabelledMention:
-    """An object that a caption mentions, with the signals that may indicate that it is invented.
+    """An object that a caption mentions, with the signals that may indicate that it is hallucinated.
 
     Attributes:
         image: Index of the image.
-        is_invented: Whether the image does not have the object.
-        signals: Name -> value. A larger value means invented.
+        is_hallucinated: Whether the image does not have the object.
+        signals: Name -> value. A larger value means hallucinated.
     """
 
     image: int
-    is_invented: bool
+    is_hallucinated: bool
     signals: Mapping[str, float]
 
 
@@ -50,7 +50,7 @@ def measure_detection(table: ScoreTable, label: str, draws: Bootstrap) -> Detect
         draws: Resamples of the images of all samples, in the order of `ScoreTable.list_images`.
 
     Returns:
-        The result; None if no mention is invented, or none is real.
+        The result; None if no mention is hallucinated, or none is real.
     """
     indices = range(len(table.samples))
     images = {image: number for number, image in enumerate(table.list_images(indices))}
@@ -121,9 +121,9 @@ def summarize_mentions(
         draws: Resamples of the images.
 
     Returns:
-        The result; None if no mention is invented, or none is real.
+        The result; None if no mention is hallucinated, or none is real.
     """
-    if not mentions or len({mention.is_invented for mention in mentions}) < 2:
+    if not mentions or len({mention.is_hallucinated for mention in mentions}) < 2:
         return None
     mentions = add_combination(mentions)
     names = [name for name in (CHECK, GROUNDING, LOGPROB, COMBINED) if all(name in each.signals for each in mentions)]
@@ -139,7 +139,7 @@ def summarize_mentions(
     return DetectionResult(
         strategy=label,
         mentions=len(mentions),
-        invented=sum(mention.is_invented for mention in mentions),
+        hallucinated=sum(mention.is_hallucinated for mention in mentions),
         mentions_without_claim=missed,
         signals=signals,
         calibration_error=_estimate(*calibration_error(mentions, draws)),
@@ -164,7 +164,7 @@ def add_combination(mentions: Sequence[LabelledMention]) -> list[LabelledMention
 
 
 def auroc(mentions: Sequence[LabelledMention], signal: str, draws: Bootstrap) -> tuple[float, Floats]:
-    """Compute the area under the ROC curve of a signal for invented mentions.
+    """Compute the area under the ROC curve of a signal for hallucinated mentions.
 
     Args:
         mentions: The mentions.
@@ -207,7 +207,7 @@ def wins_by_image(
 
 
 def average_precision(mentions: Sequence[LabelledMention], signal: str, draws: Bootstrap) -> tuple[float, Floats]:
-    """Compute the average precision of a signal for invented mentions: the area under steps of recall.
+    """Compute the average precision of a signal for hallucinated mentions: the area under steps of recall.
 
     Equal values share one threshold.
 
@@ -274,6 +274,6 @@ def _bin_of(probabilities: Floats) -> NDArray[np.int64]:
 def _as_arrays(mentions: Sequence[LabelledMention], signal: str) -> tuple[Floats, NDArray[np.bool_], NDArray[np.int64]]:
     return (
         np.array([mention.signals[signal] for mention in mentions]),
-        np.array([mention.is_invented for mention in mentions]),
+        np.array([mention.is_hallucinated for mention in mentions]),
         np.array([mention.image for mention in mentions]),
     )

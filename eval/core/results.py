@@ -172,11 +172,11 @@ class ExtraTable(BaseModel):
 
 
 class SignalResult(BaseModel):
-    """How well a signal separates invented mentions from real ones.
+    """How well a signal separates hallucinated mentions from real ones.
 
     Attributes:
         auroc: Area under the ROC curve.
-        average_precision: Average precision, with invented mentions as positives.
+        average_precision: Average precision, with hallucinated mentions as positives.
         check_lead: Area of the check minus the area of this signal. None for the check itself.
     """
 
@@ -196,11 +196,11 @@ class CalibrationBin(BaseModel):
 
 
 class DetectionResult(BaseModel):
-    """Detection of invented mentions in the answers of one strategy, in a run with `--check`.
+    """Detection of hallucinated mentions in the answers of one strategy, in a run with `--check`.
 
     Attributes:
         mentions: Mentions that are claims.
-        invented: Those whose object is not in the image.
+        hallucinated: Those whose object is not in the image.
         mentions_without_claim: Mentions that are no claims. They are left out.
         signals: Signals by name.
         calibration_error: Expected calibration error of the check.
@@ -209,7 +209,7 @@ class DetectionResult(BaseModel):
 
     strategy: str
     mentions: int
-    invented: int
+    hallucinated: int = Field(validation_alias=AliasChoices("hallucinated", "invented"))  # "invented" in stored studies
     mentions_without_claim: int
     signals: dict[str, SignalResult]
     calibration_error: Estimate

@@ -50,7 +50,7 @@ def format_estimate(estimate: Estimate | None, *, sign: bool = False) -> str:
 def describe_detection(result: DetectionResult) -> str:
     """Return the number of mentions and the calibration error."""
     return (
-        f"{result.mentions} mentions that are claims, {result.invented} of them not in the image; "
+        f"{result.mentions} mentions that are claims, {result.hallucinated} of them not in the image; "
         f"{result.mentions_without_claim} mentions are no claims. "
         f"Expected calibration error of the check: {format_estimate(result.calibration_error)}"
     )

@@ -20,18 +20,18 @@ IMAGES = 12
 
 
 def draw_mentions(seed: int, count: int = 60) -> list[LabelledMention]:
-    """Draw mentions whose signals differ in how well they tell invented ones, with ties."""
+    """Draw mentions whose signals differ in how well they separate hallucinated ones, with ties."""
     rng = np.random.default_rng(seed)
     mentions = []
     for _ in range(count):
-        is_invented = bool(rng.random() < 0.3)
+        is_hallucinated = bool(rng.random() < 0.3)
         noise = rng.normal(size=3)
         signals = {
-            "check": float(np.round(1 / (1 + np.exp(-(3 * is_invented - 1.5 + noise[0]))), 1)),
-            "grounding": float(is_invented + noise[1]),
-            "log-probability": float(0.5 * is_invented + noise[2]),
+            "check": float(np.round(1 / (1 + np.exp(-(3 * is_hallucinated - 1.5 + noise[0]))), 1)),
+            "grounding": float(is_hallucinated + noise[1]),
+            "log-probability": float(0.5 * is_hallucinated + noise[2]),
         }
-        mentions.append(LabelledMention(int(rng.integers(IMAGES)), is_invented, signals))
+        mentions.append(LabelledMention(int(rng.integers(IMAGES)), is_hallucinated, signals))
     return mentions
 
 
@@ -42,21 +42,21 @@ def summarize(mentions: list[LabelledMention]) -> DetectionResult:
 
 
 def area_by_pairs(mentions: list[LabelledMention], signal: str) -> float:
-    """Compute the area as the share of pairs in which the invented mention has the larger value."""
+    """Compute the area as the share of pairs in which the hallucinated mention has the larger value."""
     pairs = [
         (one.signals[signal], other.signals[signal])
         for one in mentions
         for other in mentions
-        if one.is_invented and not other.is_invented
+        if one.is_hallucinated and not other.is_hallucinated
     ]
     return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
 
 
 def precision_by_thresholds(mentions: list[LabelledMention], signal: str) -> float:
     """Compute the average precision threshold by threshold."""
-    total, found, result = sum(each.is_invented for each in mentions), 0, 0.0
+    total, found, result = sum(each.is_hallucinated for each in mentions), 0, 0.0
     for threshold in sorted({each.signals[signal] for each in mentions}, reverse=True):
-        above = [each.is_invented for each in mentions if each.signals[signal] >= threshold]
+        above = [each.is_hallucinated for each in mentions if each.signals[signal] >= threshold]
         result += (sum(above) - found) / total * sum(above) / len(above)
         found = sum(above)
     return result
