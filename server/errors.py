@@ -75,6 +75,8 @@ class StoreFailed(ServiceUnavailable):
 
 
 class ErrorDetail(BaseModel):
+    """An error as OpenAI's API describes it."""
+
     message: str
     type: str
     param: str | None = None

@@ -308,7 +308,19 @@ def open_source(
 
 
 def decode_cached(image: OpenedImage, source: ImageRef, cache: ImageCache) -> ImageInput:
-    """Return a cached image, or decode an opened one and add it to the cache. Slow: call it in a thread."""
+    """Return a cached image, or decode an opened one and add it to the cache. Slow: call it in a thread.
+
+    Args:
+        image: The image, cached or opened.
+        source: The image's address.
+        cache: Cache of decoded images.
+
+    Returns:
+        The decoded image.
+
+    Raises:
+        BadRequest: The image cannot be decoded.
+    """  # noqa: DOC502 - the error is raised again
     cached = image.cached or cache.peek(image.key)  # An image may be twice in a request.
     if image.encoded is None or cached is not None:
         assert cached is not None

@@ -29,6 +29,8 @@ COMPLETION_WINDOW = 24 * 3600  # seconds
 
 
 class BatchRequest(StrictModel):
+    """OpenAI's request to create a batch."""
+
     input_file_id: str = Field(max_length=64)
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
     completion_window: Literal["24h"]
@@ -36,6 +38,8 @@ class BatchRequest(StrictModel):
 
 
 class BatchList(BaseModel):
+    """One page of the batches of a key."""
+
     object: str = "list"
     data: list[Batch]
     has_more: bool
@@ -55,8 +59,8 @@ async def create_batch(
         The batch.
 
     Raises:
-        BadRequest: the body is invalid, or the file has another purpose.
-        NotFound: the input file does not exist.
+        BadRequest: The body is invalid, or the file has another purpose.
+        NotFound: The input file does not exist.
     """
     async with read_json_body(request, service.body_budget, owner) as body:
         batch_request = await parse_in_thread(body, parse_batch_request, service)
@@ -116,7 +120,7 @@ async def cancel_batch(batch_id: str, store: StoreDep, runner: RunnerDep, owner:
         The batch with its new status.
 
     Raises:
-        BadRequest: the batch has ended.
+        BadRequest: The batch has ended.
     """
     now = int(time.time())
     batch = await store.update_batch(owner, batch_id, *UNFINISHED_STATUSES, status="cancelling", cancelling_at=now)

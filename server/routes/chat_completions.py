@@ -43,23 +43,33 @@ from server.serving.request_handler import ParsedRequest, respond
 
 
 class ChatLogprobs(chat_completion.ChoiceLogprobs):
+    """The log-probabilities of a choice, with the scores of this server."""
+
     content: list[LogprobEntry] | None = None  # type: ignore[assignment]
 
 
 class ChatChoice(chat_completion.Choice):
+    """One answer to the conversation."""
+
     logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletionResponse(ChatCompletion):
+    """OpenAI's chat completion with the receipt."""
+
     choices: list[ChatChoice]  # type: ignore[assignment]
     onlyseen: Receipt
 
 
 class ChatChunkLogprobs(chat_completion_chunk.ChoiceLogprobs):
+    """The log-probabilities of a chunk, with the scores of this server."""
+
     content: list[LogprobEntry] | None = None  # type: ignore[assignment]
 
 
 class ChatChunkChoice(chat_completion_chunk.Choice):
+    """The part of one answer in a chunk."""
+
     logprobs: ChatChunkLogprobs | None = None
 
 
@@ -89,6 +99,8 @@ def parse_body(body: dict[str, Any]) -> ParsedRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatCompletionFormatter:
+    """Writes the responses of `/v1/chat/completions`."""
+
     model: str
     logprobs: LogprobFormatter
     include_usage: bool

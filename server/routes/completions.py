@@ -39,6 +39,8 @@ from server.serving.request_handler import ParsedRequest, respond
 
 
 class TextCompletionChoice(CompletionChoice):
+    """One continuation of a text."""
+
     finish_reason: str | None = None  # type: ignore[assignment]
     """null on every chunk of a choice but the last."""
 
@@ -68,6 +70,8 @@ def parse_body(body: dict[str, Any]) -> ParsedRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompletionFormatter:
+    """Writes the responses of `/v1/completions`."""
+
     model: str
     logprobs: bool
     include_usage: bool
@@ -129,9 +133,9 @@ class CompletionFormatter:
         """Build a choice of a full response or of a chunk.
 
         Args:
-            index: of the choice.
-            tokens: its tokens, or the chunk's.
-            offset: the number of characters that earlier chunks of the choice have.
+            index: Index of the choice.
+            tokens: Its tokens, or the chunk's.
+            offset: The number of characters that earlier chunks of the choice have.
 
         Returns:
             The choice.

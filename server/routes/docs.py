@@ -45,7 +45,7 @@ async def asset(name: str) -> FileResponse:
     """Return a style sheet or a script of the page.
 
     Raises:
-        HTTPException: there is no such file.
+        HTTPException: There is no such file.
     """
     if name not in (*STYLE_NAMES, *SCRIPT_NAMES):
         raise HTTPException(404)

@@ -31,6 +31,8 @@ PART_BYTES = 1 << 16
 
 
 class FileList(BaseModel):
+    """One page of the files of a key."""
+
     object: str = "list"
     data: list[FileObject]
     has_more: bool
@@ -67,8 +69,8 @@ async def upload_file(request: Request, service: ServiceDep, store: StoreDep, ow
         The description of the stored file.
 
     Raises:
-        UnsupportedMediaType: the body is not a form.
-        BadRequest: the form has no file, another purpose or an unknown field.
+        UnsupportedMediaType: The body is not a form.
+        BadRequest: The form has no file, another purpose or an unknown field.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise UnsupportedMediaType("Content-Type must be multipart/form-data.")
@@ -117,7 +119,7 @@ async def file_content(file_id: str, store: StoreDep, owner: OwnerDep) -> Respon
         The content as a stream, or as a snapshot while a batch writes it.
 
     Raises:
-        NotFound: the key has no file with this id.
+        NotFound: The key has no file with this id.
     """
     path = store.get_path((await store.get_file(owner, file_id)).id)
     with store_errors():

@@ -12,6 +12,8 @@ from server.service import DRAINING_MESSAGE, ServiceDep
 
 
 class Health(BaseModel):
+    """The state of the server."""
+
     status: Literal["ok", "ready"]
 
 
@@ -25,7 +27,7 @@ async def health(service: ServiceDep) -> Health:
     \f
 
     Raises:
-        ServiceUnavailable: the engine has died.
+        ServiceUnavailable: The engine has died.
     """
     if not service.is_alive:
         raise ServiceUnavailable("The engine is dead.")
@@ -39,7 +41,7 @@ async def ready(service: ServiceDep) -> Health:
     \f
 
     Raises:
-        ServiceUnavailable: the model is not loaded yet, or the server is draining.
+        ServiceUnavailable: The model is not loaded yet, or the server is draining.
     """
     _ = service.ready_engine
     if service.is_draining:

@@ -13,6 +13,8 @@ from server.service import ServiceDep
 
 
 class Version(BaseModel):
+    """The version of this package."""
+
     version: str
 
 

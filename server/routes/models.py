@@ -13,12 +13,16 @@ from server.serving.strategy_selection import parse_model_suffix
 
 
 class ServedModel(Model):
+    """A model of the list, with a fingerprint of its weights."""
+
     fingerprint: str | None = Field(
         description="A hash of the weights of model and matcher. null if they are not on this machine."
     )
 
 
 class ModelList(BaseModel):
+    """The names under which the server accepts requests."""
+
     object: str = "list"
     data: list[ServedModel]
 

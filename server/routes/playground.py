@@ -61,7 +61,7 @@ async def sample(name: str) -> FileResponse:
     """Return an example image.
 
     Raises:
-        HTTPException: there is no such image.
+        HTTPException: There is no such image.
     """
     if name not in SAMPLES:
         raise HTTPException(404)

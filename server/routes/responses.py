@@ -64,6 +64,8 @@ def parse_body(body: dict[str, Any]) -> ParsedRequest:
 
 @dataclass(frozen=True, slots=True)
 class ResponsesFormatter:
+    """Writes the responses of `/v1/responses`."""
+
     fields: ResponsesRequest  # without the input
     sampling: SamplingParams
     logprobs: LogprobFormatter

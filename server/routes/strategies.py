@@ -27,12 +27,16 @@ class DefaultCost(BaseModel):
 
 
 class EngineCompatibility(BaseModel):
+    """Whether an engine can run a strategy."""
+
     engine: str
     runs: bool
     reason: str | None = Field(description="Why the engine cannot run it.")
 
 
 class StrategyInfo(BaseModel):
+    """The description of a strategy."""
+
     name: str
     paper: str
     summary: str
@@ -44,6 +48,8 @@ class StrategyInfo(BaseModel):
 
 
 class StrategyList(BaseModel):
+    """All registered strategies."""
+
     object: str = "list"
     data: list[StrategyInfo]
 

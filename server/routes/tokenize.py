@@ -45,6 +45,8 @@ class TokenizeRequest(StrictModel):
 
 
 class TokenizeResponse(BaseModel):
+    """The tokens of a prompt as the model receives them."""
+
     count: int = Field(description="Image tokens included.")
     max_model_len: int = Field(description="The limit on the tokens of prompt and answer together.")
     tokens: list[int]
@@ -73,7 +75,7 @@ async def tokenize_request(normalized: NormalizedRequest, admission: Admission) 
         A `TokenizeResponse` as JSON.
 
     Raises:
-        Unsupported: the engine has no tokenizer.
+        Unsupported: The engine has no tokenizer.
     """
     service, engine = admission.service, admission.service.ready_engine
     deadline = asyncio.get_running_loop().time() + service.settings.request_timeout

@@ -50,6 +50,8 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
 
 
 class StrictModel(BaseModel):
+    """A part of a request. It has no unknown fields, and its values are not converted."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -81,7 +83,7 @@ def parse_json(body: bytes | bytearray, data_urls: Sequence[tuple[int, int]] = (
         The object.
 
     Raises:
-        BadRequest: the body is not JSON, not UTF-8, too deeply nested, or not an object.
+        BadRequest: The body is not JSON, not UTF-8, too deeply nested, or not an object.
     """
     name = uuid4().hex  # no string of the client's begins with it
     try:
@@ -149,14 +151,14 @@ def reject_unsupported(data: Mapping[str, Any], unsupported: Mapping[str, str]) 
     """Remove the fields that the server does not support, after a check that they request nothing.
 
     Args:
-        data: the parsed body.
-        unsupported: each unsupported field of the route, with the reason.
+        data: The parsed body.
+        unsupported: Each unsupported field of the route, with the reason.
 
     Returns:
         The fields for the request model.
 
     Raises:
-        BadRequest: an unsupported field has a value that is not neutral.
+        BadRequest: An unsupported field has a value that is not neutral.
     """
     for name, reason in unsupported.items():
         value = data.get(name)
@@ -177,7 +179,7 @@ def validate(model: type[Model], data: Any) -> Model:
         The request.
 
     Raises:
-        BadRequest: the first validation error, with the path of its field as `param`.
+        BadRequest: The first validation error, with the path of its field as `param`.
     """
     try:
         return model.model_validate(data)

@@ -57,11 +57,15 @@ UNSUPPORTED: Mapping[str, str] = {
 
 
 class TextPart(StrictModel):
+    """A text in a message."""
+
     type: Literal["text"]
     text: str
 
 
 class ImageUrl(StrictModel):
+    """The address of an image."""
+
     url: str = Field(
         description="data:image/png;base64,... (or jpeg, webp, gif), or http(s) at an allowed host. "
         "Up to 25 megapixels for all images together."
@@ -72,6 +76,8 @@ class ImageUrl(StrictModel):
 
 
 class ImagePart(StrictModel):
+    """An image in a message."""
+
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -84,11 +90,15 @@ ChatContent = Annotated[Annotated[str, Tag("string")] | Annotated[ChatParts, Tag
 
 
 class SystemMessage(StrictModel):
+    """An instruction to the model."""
+
     role: Literal["system", "developer"]
     content: TextContent
 
 
 class UserMessage(StrictModel):
+    """A message of the user, with texts and images."""
+
     role: Literal["user"]
     content: ChatContent
 

@@ -89,6 +89,8 @@ class Decoding(StrictModel):
 
 
 class TextFormat(StrictModel):
+    """Text without restrictions."""
+
     type: Literal["text"]
 
 
@@ -99,6 +101,8 @@ class JsonObjectFormat(StrictModel):
 
 
 class JsonSchema(StrictModel):
+    """A JSON Schema with its name."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     description: str | None = Field(default=None, max_length=4096, description="A hint without effect.")
     schema_: dict[str, Any] = Field(
@@ -108,6 +112,8 @@ class JsonSchema(StrictModel):
 
 
 class JsonSchemaFormat(StrictModel):
+    """JSON that matches a schema."""
+
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
@@ -116,6 +122,8 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class StreamOptions(StrictModel):
+    """The options of a stream."""
+
     include_usage: bool | None = Field(default=None, description="Adds a last chunk with the usage and no choices.")
 
 
@@ -152,10 +160,10 @@ class SamplingFields(StrictModel):
         """Check the shared fields against one another.
 
         Args:
-            max_new_tokens: the limit on the answer's tokens, under the route's own name for it.
+            max_new_tokens: The limit on the answer's tokens, under the route's own name for it.
 
         Raises:
-            BadRequest: min_tokens is above the limit, or stream_options has no stream.
+            BadRequest: The field min_tokens is above the limit, or stream_options has no stream.
         """
         if max_new_tokens and self.min_tokens and self.min_tokens > max_new_tokens:
             raise BadRequest("min_tokens is larger than max_tokens.", param="min_tokens")
@@ -241,7 +249,7 @@ class NormalizedRequest:
             None.
 
         Raises:
-            OnlySeenError: the renamed error.
+            OnlySeenError: The renamed error.
         """
         names = {
             "messages": self.prompt_param,
@@ -268,7 +276,7 @@ class NormalizedRequest:
             One prompt for the conversation, or one for each text.
 
         Raises:
-            BadRequest: the request has too many images. The image loader raises it too.
+            BadRequest: The request has too many images. The image loader raises it too.
         """
         if self.texts:
             return [Prompt((Message("user", (text,)),), raw_text=True) for text in self.texts]

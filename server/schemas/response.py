@@ -137,8 +137,8 @@ def to_claim_entries(claims: Sequence[CheckedClaim], choice: int | None) -> list
     """Format claims.
 
     Args:
-        claims: the claims of one choice.
-        choice: its index, or None if it is the only one.
+        claims: The claims of one choice.
+        choice: Its index, or None if it is the only one.
 
     Returns:
         The entries. A field that was never set is absent from the JSON.
@@ -164,7 +164,7 @@ def get_chosen_logprob(token: Token) -> TokenLogprob:
     """Return the log-probability of the token itself.
 
     Raises:
-        EngineFailed: the engine returned the token without log-probabilities.
+        EngineFailed: The engine returned the token without log-probabilities.
     """
     if token.chosen is None:
         raise EngineFailed("The engine returned a token without log-probabilities.")

@@ -65,11 +65,15 @@ LOGPROBS = "message.output_text.logprobs"
 
 
 class InputText(StrictModel):
+    """A text in a message."""
+
     type: Literal["input_text"]
     text: str
 
 
 class InputImage(StrictModel):
+    """An image in a message."""
+
     type: Literal["input_image"]
     image_url: str = Field(description="A data URL, or http(s) at an allowed host.")
     detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Without effect.")
@@ -89,6 +93,8 @@ ResponsesParts = Annotated[list[ResponsesPart], Field(min_length=1, max_length=M
 
 
 class InputMessage(StrictModel):
+    """A message of the conversation."""
+
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: Annotated[Annotated[str, Tag("string")] | Annotated[ResponsesParts, Tag("array")], STRING_OR_ARRAY]
@@ -101,10 +107,14 @@ InputMessages = Annotated[list[InputMessage], Field(min_length=1, max_length=MAX
 
 
 class FlatSchemaFormat(JsonSchema):
+    """JSON that matches a schema, whose fields are not nested as in chat completions."""
+
     type: Literal["json_schema"]
 
 
 class TextConfig(StrictModel):
+    """The options of the answer's text."""
+
     format: Annotated[TextFormat | JsonObjectFormat | FlatSchemaFormat, Field(discriminator="type")] | None = None
 
 

@@ -83,7 +83,7 @@ class Generation:
         """Run the strategies' extra requests and wait until every choice has its first token.
 
         Raises:
-            BadRequest: a strategy or the engine refuses the request. The response has not begun.
+            BadRequest: A strategy or the engine refuses the request. The response has not begun.
         """
         try:
             await self._start()
@@ -132,7 +132,7 @@ class Generation:
             The choice's index and its token.
 
         Raises:
-            EngineFailed: the engine ended a choice without a finish reason.
+            EngineFailed: The engine ended a choice without a finish reason.
         """
         if self._first is not None:
             yield self._record(*self._first)
@@ -246,14 +246,14 @@ async def enforce_timeout(deadline: float) -> AsyncGenerator[None, None]:
     """Cancel the body of the `async with` at the deadline.
 
     Args:
-        deadline: seconds of the event loop's clock.
+        deadline: Seconds of the event loop's clock.
 
     Yields:
         None.
 
     Raises:
-        RequestTimeout: the deadline has passed.
-        TimeoutError: the body raised it.
+        RequestTimeout: The deadline has passed.
+        TimeoutError: The body raised it.
     """
     try:
         async with asyncio.timeout_at(deadline) as timeout:
@@ -271,7 +271,17 @@ def merge_streams(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGenera
 
 
 async def iterate_several(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGenerator[ChoiceToken, None]:
-    """Yield the tokens of all streams, none before each stream has its first: a refusal must precede the response."""
+    """Yield the tokens of all streams, none before each stream has its first: a refusal must precede the response.
+
+    Args:
+        streams: The streams of the choices.
+
+    Yields:
+        Index of a stream and its next token, in the order of arrival.
+
+    Raises:
+        Exception: A stream has raised it.
+    """  # noqa: DOC502 - the first of the exceptions
 
     async def advance(stream: AsyncGenerator[Token, None]) -> Token | None:
         return await anext(stream, None)

@@ -61,6 +61,8 @@ class ResponseFormatter(Protocol):
 
 @dataclass(slots=True)
 class ParsedRequest:
+    """A validated request of any generating route, with the formatter of its responses."""
+
     request: NormalizedRequest
     formatter: ResponseFormatter
     stream: bool
@@ -189,16 +191,16 @@ async def prepare_generation(
     """Resolve the strategies, compile the grammar and load the images.
 
     Args:
-        request: the request.
+        request: The request.
         service: The server's `Service`.
-        deadline: when the request times out, in seconds of the event loop's clock.
-        lease: the memory for the images. The generation releases it.
+        deadline: When the request times out, in seconds of the event loop's clock.
+        lease: The memory for the images. The generation releases it.
 
     Returns:
         The generation, not started.
 
     Raises:
-        BadRequest: the request has no image but requires grounding or a check.
+        BadRequest: The request has no image but requires grounding or a check.
     """
     settings, engine, decoding = service.settings, service.ready_engine, request.decoding
     stack = resolve_stack(request.model, decoding, settings.name, settings.strategy)
@@ -258,8 +260,8 @@ async def compile_response_format(request: NormalizedRequest, engine: Engine, ex
         The grammar, or None for free text.
 
     Raises:
-        BadRequest: the schema is invalid, cannot be enforced, or takes too long to compile.
-        Unsupported: the engine has no grammars.
+        BadRequest: The schema is invalid, cannot be enforced, or takes too long to compile.
+        Unsupported: The engine has no grammars.
     """
     response_format, param = request.response_format, request.response_format_param
     if response_format is None or isinstance(response_format, TextFormat):
@@ -314,14 +316,14 @@ async def run_until_disconnect(http_request: Request, work: Coroutine[Any, Any, 
     """Await `work`, and cancel it when the client disconnects.
 
     Args:
-        http_request: the request, whose body has been read.
-        work: builds the response.
+        http_request: The request, whose body has been read.
+        work: Builds the response.
 
     Returns:
         The result of `work`.
 
     Raises:
-        ClientDisconnect: the client disconnected first.
+        ClientDisconnect: The client disconnected first.
     """
     working, waiting = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect(http_request))
     try:

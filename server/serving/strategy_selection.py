@@ -28,16 +28,16 @@ def resolve_stack(model: str, decoding: Decoding, served_name: str, default: str
     """Build the strategies that a request selects.
 
     Args:
-        model: the request's model, with or without a suffix.
-        decoding: the request's `decoding` field.
-        served_name: the name of the served model.
-        default: the server's default strategy.
+        model: The request's model, with or without a suffix.
+        decoding: The request's `decoding` field.
+        served_name: The name of the served model.
+        default: The server's default strategy.
 
     Returns:
         The stack, outermost first.
 
     Raises:
-        BadRequest: body and suffix disagree, or a strategy or its parameters are invalid.
+        BadRequest: Body and suffix disagree, or a strategy or its parameters are invalid.
     """
     from decoding import registry
 
@@ -53,14 +53,14 @@ def resolve_check(decoding: Decoding, stack: tuple[Strategy, ...]) -> Strategy |
     """Build the check that a request enables.
 
     Args:
-        decoding: the request's `decoding` field.
-        stack: the request's strategies.
+        decoding: The request's `decoding` field.
+        stack: The request's strategies.
 
     Returns:
         The check. None without one, and where a strategy of the stack sends the claims.
 
     Raises:
-        BadRequest: an option is invalid, or belongs to a strategy of the stack.
+        BadRequest: An option is invalid, or belongs to a strategy of the stack.
     """
     if not decoding.wants_check:
         return None
@@ -82,7 +82,7 @@ def parse_model_suffix(model: str, served_name: str) -> str | None:
     """Return the suffix: `agla+vhr` for `onlyseen-tiny:agla+vhr`, and None for the plain name.
 
     Raises:
-        ModelNotFound: the name is another model's, or the suffix names no valid stack of strategies.
+        ModelNotFound: The name is another model's, or the suffix names no valid stack of strategies.
     """
     from decoding import registry
 

@@ -27,7 +27,7 @@ def read_answers(answers: Path, annotations: Path) -> list[AmberAnswer]:
 
     Args:
         answers: File of the answers.
-        annotations: annotations.json of AMBER.
+        annotations: The file annotations.json of AMBER.
 
     Returns:
         The answers with their annotations.

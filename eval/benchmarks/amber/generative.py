@@ -43,14 +43,14 @@ class AmberVocabulary:
         """Load the official files.
 
         Args:
-            relation: relation.json.
+            relation: The file relation.json.
             safe_words: safe_words.txt.
 
         Returns:
             The vocabulary.
 
         Raises:
-            InputError: relation.json has another form. Unreadable files raise it as well.
+            InputError: The file relation.json has another form. Unreadable files raise it as well.
         """
         associated = read_object(relation)
         for word, others in associated.items():
@@ -194,7 +194,7 @@ def build_similarity_test() -> SimilarityTest:
         A function of two words.
 
     Raises:
-        EvaluationError: spaCy or its model is not installed.
+        EvaluationError: The package spaCy or its model is not installed.
     """
     try:
         import spacy  # type: ignore[import-not-found]
