@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import math
-import time
-from collections import defaultdict, deque
 from collections.abc import Collection, Iterable
 from typing import Annotated
 
 from fastapi import Depends, Request
-from limits import RateLimitItem, parse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from decoding.errors import OnlySeenError
-from server.errors import Forbidden, RateLimited, Unauthorized
+from server.errors import Forbidden, Unauthorized
 from server.middleware.http import HEALTH_PATHS
+from server.middleware.rate_limit import RateLimiter
 from server.middleware.request_body import drain_body
 from server.settings import Settings
 
@@ -42,8 +39,7 @@ class ApiKeys:
         """
         self._hashes = [hash_key(key.encode()) for key in keys]
         self._metrics_hash = None if metrics_key is None else hash_key(metrics_key.encode())
-        self._rate: RateLimitItem | None = parse(rate) if rate else None
-        self._hits: defaultdict[str, deque[float]] = defaultdict(deque)  # owner -> times on the monotonic clock
+        self._rate_limiter = RateLimiter(rate) if rate else None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ApiKeys:
@@ -79,27 +75,9 @@ class ApiKeys:
         if metrics_hash is None:
             if path == METRICS_PATH and len(self._hashes) > 1:
                 raise Forbidden(METRICS_FORBIDDEN)
-            self._check_rate(key_hash.hex())
+            if self._rate_limiter is not None:
+                self._rate_limiter.count(key_hash.hex())
         return key_hash.hex()
-
-    def _check_rate(self, owner: str) -> None:
-        """Count a request in a moving window, whose clock no change of the system's time moves.
-
-        Args:
-            owner: Hash of the key.
-
-        Raises:
-            RateLimited: The window has as many requests as the limit.
-        """
-        if self._rate is None:
-            return
-        now, hits, window = time.monotonic(), self._hits[owner], self._rate.get_expiry()
-        while hits and hits[0] <= now - window:
-            hits.popleft()
-        if len(hits) >= self._rate.amount:
-            message = f"Too many requests with this API key: the limit is {self._rate}."
-            raise RateLimited(message, retry_after=max(1, math.ceil(hits[0] + window - now)))
-        hits.append(now)
 
 
 class ApiKeyMiddleware:

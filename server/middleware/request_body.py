@@ -1,4 +1,4 @@
-"""Bounds on the size of request bodies, and on the time that they take to arrive."""
+"""The bounds of one request body: its size in bytes, and the time in which it arrives. All routes have them."""
 
 from __future__ import annotations
 
