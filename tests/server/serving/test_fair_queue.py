@@ -1,0 +1,76 @@
+"""The queues in which API keys take turns."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+
+from server.serving.fair_queue import FairQueue
+from tests.server.conftest import StartServer, chat_request, wait_until
+from tests.server.fakes import FakeEngine
+
+
+async def test_keys_take_turns() -> None:
+    queue, order = FairQueue(2), list[str]()
+
+    async def work(owner: str, rows: int) -> None:
+        held = await queue.acquire(owner, rows)
+        order.append(owner)
+        await asyncio.sleep(0.01)
+        queue.release(owner, held)
+
+    tasks = [asyncio.create_task(work("first", 1)) for _ in range(6)]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(work("second", 1)) for _ in range(2)]
+    tasks += [asyncio.create_task(work("third", 99))]
+    await asyncio.sleep(0)
+    cancelled = tasks[5]
+    cancelled.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order[:3] == ["first", "first", "second"]
+    assert sorted(order) == ["first"] * 5 + ["second"] * 2 + ["third"]
+    assert await asyncio.wait_for(queue.acquire("fourth", 2), 1) == 2
+
+
+async def test_rows_of_a_key_are_bounded() -> None:
+    queue = FairQueue(6, max_owner_units=2)
+    for _ in range(2):
+        await queue.acquire("first", 1)
+    waiting = asyncio.create_task(queue.acquire("first", 1))
+    assert await asyncio.wait_for(queue.acquire("second", 4), 1) == 4  # more than its share, but it holds none
+    assert not waiting.done()
+    queue.release("first", 1)
+    assert await asyncio.wait_for(waiting, 1) == 1
+
+
+async def test_one_key_holds_only_its_share(start_server: StartServer) -> None:
+    engine = FakeEngine(words=["word "] * 1000, pause=0.01)
+    server = await start_server(engine, api_keys="one,two", max_rows=2, max_waiting=2, key_share=0.5)
+
+    async def chat(key: str, **fields: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"}
+        return await server.http.post("/v1/chat/completions", json=chat_request(**fields), headers=headers)
+
+    calls = [asyncio.create_task(chat("one")) for _ in range(2)]
+    await wait_until(lambda: server.app.state.service.active_by_owner.total() == 2 and engine.running == 1)
+    refused = await chat("one", max_tokens=1)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert (await chat("two", max_tokens=1)).status_code == 200
+    assert engine.running == 1  # the second request of the first key waits for the first one
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_only_key_holds_everything(start_server: StartServer) -> None:
+    engine = FakeEngine(words=["word "] * 1000, pause=0.01)
+    server = await start_server(engine, api_keys="one", max_rows=2, max_waiting=1, key_share=0.3)
+    server.http.headers["authorization"] = "Bearer one"
+    calls = [asyncio.create_task(server.chat()) for _ in range(2)]
+    await wait_until(lambda: engine.running == 2)
+    assert (await server.chat(max_tokens=1)).status_code == 200
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
