@@ -130,7 +130,7 @@ async def fetch_from(addresses: Sequence[str]) -> list[str]:
     """Fetch an image from an allowed host whose name has the given addresses.
 
     Args:
-        addresses: What the resolver returns.
+        addresses: Addresses that the resolver returns.
 
     Returns:
         The addresses to which the fetcher tried to connect.

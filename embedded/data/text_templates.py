@@ -227,7 +227,7 @@ def make_presence_question(
     Args:
         rng: Source of all random choices.
         scene: The scene.
-        mix: What the questions are about.
+        mix: Topics of the questions.
 
     Returns:
         The question and its answer.

@@ -1,4 +1,4 @@
-"""Bounds on the shape of JSON, checked on the bytes as they arrive and before any parser sees them.
+"""The bounds on the shape of one JSON body: depth, members and values. They are checked before any parser sees it.
 
 A parser builds objects for every value, and the validation of a list builds an error for every element. Both hold the
 interpreter and take many times the memory of the bytes. The bounds keep that work small.

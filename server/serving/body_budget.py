@@ -1,4 +1,4 @@
-"""Reading of JSON bodies: bounded in shape while they arrive, and in memory over all requests."""
+"""The memory for the JSON bodies of all requests together, with a share for each API key."""
 
 from __future__ import annotations
 
