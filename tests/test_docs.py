@@ -52,7 +52,8 @@ def test_tutorial_shows_the_files_of_the_tested_package() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_have_a_target(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+)", text) + re.findall(r"^\[[^\]]+\]: *([^\s#]+)", text, re.MULTILINE):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
