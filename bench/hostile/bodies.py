@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Callable
 
+from bench.harness.models import EMBEDDED
 from bench.harness.server_process import ServerProcess
 from bench.hostile.attack_table import AttackTable, count_outcomes, measure_cost
 
@@ -16,15 +18,27 @@ RESPONSES_START = b'{"model": "onlyseen-tiny", "input": [{"role": "user", "conte
 PART = b'{"type": "text", "text": "a"},'
 IMAGE_START = b'[{"type": "image_url", "image_url": {"url": "data:image/png;base64,'
 PARALLEL = 8
+SCENES = EMBEDDED / "scenes" / "images"
+IMAGE_URL = "data:image/png;base64," + base64.b64encode(min(SCENES.glob("*.png")).read_bytes()).decode()
+IMAGE = {"type": "image_url", "image_url": {"url": IMAGE_URL}}
 LONG = {"model": "onlyseen-tiny", "n": 8, "max_tokens": 1900, "ignore_eos": True}  # answers that fill the context
 LARGE_ANSWERS = {
     "chat: 8 long answers with 20 log-probabilities per token": (
         CHAT,
         LONG | {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 20},
     ),
+    "chat: 8 long answers of four rows each": (
+        CHAT,
+        LONG
+        | {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]}],
+            "decoding": {"strategy": "vcd+icd+m3id"},
+            "max_tokens": 400,
+        },
+    ),
     "completions: 8 long answers with 5 log-probabilities per token": (
         "/v1/completions",
-        LONG | {"prompt": "a", "logprobs": 5},
+        LONG | {"prompt": "a", "logprobs": 5, "max_tokens": 500},
     ),
 }
 UPLOAD_TYPE = "multipart/form-data; boundary=b; charset=punycode"
@@ -149,7 +163,14 @@ async def attack_with_bodies(server: ServerProcess, table: AttackTable) -> None:
 
 
 async def attack_with_small_bodies(server: ServerProcess, table: AttackTable) -> None:
-    """Request large answers, which also fill the KV cache, and upload a field whose charset is slow to decode."""
+    """Request large answers, which also fill the KV cache, and upload a field whose charset is slow to decode.
+
+    Each is sent alone, and then eight at once.
+
+    Args:
+        server: The server.
+        table: Gets a row for each.
+    """
     attacks = {
         name: (path, json.dumps(body).encode(), "application/json") for name, (path, body) in LARGE_ANSWERS.items()
     }
@@ -158,6 +179,8 @@ async def attack_with_small_bodies(server: ServerProcess, table: AttackTable) ->
     for name, (path, content, content_type) in attacks.items():
         if not table.is_selected(name):
             continue
-        with measure_cost(server) as cost:
-            answer = await post(server.port, path, content, content_type=content_type)
-        table.add(name, 1, answer, cost=cost)
+        for count in (1, PARALLEL):
+            with measure_cost(server) as cost:
+                posts = (post(server.port, path, content, content_type=content_type) for _ in range(count))
+                answers = await asyncio.gather(*posts)
+            table.add(name, count, count_outcomes(answers), cost=cost)

@@ -9,7 +9,9 @@ from decoding.errors import EngineFailed
 from decoding.outputs import Answer
 from decoding.requests import GenerateRequest
 
-REQUIRED_PATCHES = frozenset({"load_model", "_model_forward", "_sample", "sample_tokens", "_bookkeeping_sync"})
+REQUIRED_PATCHES = frozenset(
+    {"load_model", "initialize_kv_cache", "_model_forward", "_sample", "sample_tokens", "_bookkeeping_sync"}
+)
 
 
 def check_report(report: Mapping[str, Any]) -> None:

@@ -97,6 +97,17 @@ def patch_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
     return load_model
 
 
+def patch_initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any]:
+    def initialize_kv_cache(runner: Any, *args: Any, **kwargs: Any) -> None:
+        original(runner, *args, **kwargs)
+        if runner.device.type == "cpu":
+            # The system gives out memory at the first write. Writing now shows at the start whether there is enough.
+            for tensor in runner.kv_caches:
+                tensor.zero_()
+
+    return initialize_kv_cache
+
+
 def patch_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(runner: Any, *args: Any, **kwargs: Any) -> Any:
         rows = runner.step_rows = build_step_rows(runner)
@@ -143,6 +154,7 @@ def patch_bookkeeping(original: Callable[..., Any]) -> Callable[..., Any]:
 
 PATCHES: dict[str, Callable[[Callable[..., Any]], Any]] = {
     "load_model": patch_load_model,
+    "initialize_kv_cache": patch_initialize_kv_cache,
     "_model_forward": patch_forward,
     "_sample": patch_sample,
     "sample_tokens": patch_sample_tokens,
