@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
+from decoding.hf_engine.batch import Batch
 from decoding.hf_engine.engine import HFEngine
 from decoding.outputs import Answer
+from decoding.requests import Prompt, SamplingParams
 from tests.decoding.hf_engine.harness import (
     build_stack,
     exact_length,
     generate,
     make_prompt,
+    pause_worker,
     run_strategies,
     wait_until,
 )
 from tests.decoding.hf_engine.test_batching import NEWCOMERS, BatchMember
 from tests.decoding.hf_engine.test_lazy_branches import LazyContrast
 
-LENGTH = 400  # several moves of the buffers
-LIMITED = 1900  # slots: eight short rows can start, but fewer than four can have `LENGTH` tokens
+LENGTH = 160  # several moves of the buffers
+LIMITED = 1100  # slots: six short rows can start, but only four can have `LENGTH` tokens
+PERIOD = 37  # steps between two forced preemptions
 
 
 @pytest.fixture
@@ -34,6 +39,26 @@ def limited(engine: HFEngine) -> Iterator[HFEngine]:
     worker.batch.cache.max_slots = before
 
 
+@pytest.fixture
+def preempting(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[HFEngine]:
+    """Let the engine preempt the newest request at every `PERIOD`-th step at which several run."""
+    steps = itertools.count(1)
+    engine.worker.preemptions = 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Batch, "has_room_for_step", property(lambda batch: next(steps) % PERIOD != 0))
+        yield engine
+
+
+async def start_together(
+    engine: HFEngine, prompts: Sequence[Prompt], sampling: Sequence[SamplingParams]
+) -> list[asyncio.Task[Answer]]:
+    """Start requests that reach the worker at one instant."""
+    async with pause_worker(engine):
+        tasks = [asyncio.create_task(generate(engine, *each)) for each in zip(prompts, sampling, strict=True)]
+        await wait_until(lambda: engine.worker._inbox.qsize() == len(tasks))
+    return tasks
+
+
 def test_default_size_of_the_cache(engine: HFEngine) -> None:
     model = engine.model
     (state,) = model.prefill([model.encoder.encode(make_prompt())])
@@ -42,7 +67,7 @@ def test_default_size_of_the_cache(engine: HFEngine) -> None:
 
 
 @pytest.mark.parametrize("names", NEWCOMERS)
-async def test_preemption_changes_no_answer(names: str, engine: HFEngine, limited: HFEngine) -> None:
+async def test_preemption_changes_no_answer(names: str, preempting: HFEngine) -> None:
     """Requests of each strategy are preempted beside plain ones, and beside one of each kind of hook."""
     parameters = {"verify": {"threshold": 0.0}} if names == "verify" else {}
     stack = build_stack(names, **parameters)
@@ -52,11 +77,9 @@ async def test_preemption_changes_no_answer(names: str, engine: HFEngine, limite
         (build_stack("vcd+vhr"), make_prompt(seed=3), LENGTH),
         (stack, make_prompt(seed=4), LENGTH),
     ]
-    together = await asyncio.gather(*(BatchMember(limited, each).run() for each in wanted))
-    assert limited.worker.preemptions > 0
-    limited.worker.batch.cache.max_slots = 1 << 30
-    assert together == [await BatchMember(limited, each).run() for each in wanted]
-    assert limited.worker.preemptions
+    together = await asyncio.gather(*(BatchMember(preempting, each).run() for each in wanted))
+    assert preempting.worker.preemptions > 0
+    assert together == [await BatchMember(preempting, each).run() for each in wanted]
 
 
 async def test_preempted_requests_sample_the_same_tokens(limited: HFEngine) -> None:
@@ -72,7 +95,7 @@ async def test_preempted_requests_sample_the_same_tokens(limited: HFEngine) -> N
         logprobs = [token.chosen.logprob for token in answer.tokens if token.chosen]
         return tokens, usage.forward_passes, usage.steps, usage.completion_tokens, logprobs
 
-    together = await asyncio.gather(*map(generate, [limited] * 6, prompts, sampling))
+    together = await asyncio.gather(*await start_together(limited, prompts, sampling))
     assert limited.worker.preemptions > 0
     limited.worker.batch.cache.max_slots = 1 << 30
     alone = [await generate(limited, *each) for each in zip(prompts, sampling, strict=True)]
@@ -81,13 +104,12 @@ async def test_preempted_requests_sample_the_same_tokens(limited: HFEngine) -> N
         assert preempted[-1] == pytest.approx(expected[-1], abs=1e-3)
 
 
-async def test_lazy_branches_continue_after_a_preemption(limited: HFEngine) -> None:
+async def test_lazy_branches_continue_after_a_preemption(preempting: HFEngine) -> None:
     cases = [((LazyContrast(most=0.5),), make_prompt(seed), exact_length(LENGTH)) for seed in range(3)]
-    together = await asyncio.gather(*(run_strategies(limited, *case) for case in cases))
-    assert limited.worker.preemptions > 0
-    limited.worker.batch.cache.max_slots = 1 << 30
+    together = await asyncio.gather(*(run_strategies(preempting, *case) for case in cases))
+    assert preempting.worker.preemptions > 0
     for (answer, _), case in zip(together, cases, strict=True):
-        alone, _ = await run_strategies(limited, *case)
+        alone, _ = await run_strategies(preempting, *case)
         assert [token.id for token in answer.tokens] == [token.id for token in alone.tokens]
         assert answer.finish.usage.forward_passes == alone.finish.usage.forward_passes
 
@@ -106,7 +128,8 @@ async def test_cache_stays_within_its_limit(limited: HFEngine) -> None:
     try:
         lengths = [LENGTH, 10, LENGTH // 2, 5, LENGTH, 20, 30, LENGTH]
         prompts = [make_prompt(seed) for seed in range(len(lengths))]
-        answers = await asyncio.gather(*map(generate, [limited] * len(lengths), prompts, map(exact_length, lengths)))
+        sampling = [exact_length(length) for length in lengths]
+        answers = await asyncio.gather(*await start_together(limited, prompts, sampling))
     finally:
         del cache._move
     assert [len(answer.tokens) for answer in answers] == lengths
@@ -124,7 +147,8 @@ async def test_request_that_needs_more_than_the_cache_runs_alone(limited: HFEngi
 
 
 async def test_preempted_request_can_be_cancelled(limited: HFEngine) -> None:
-    tasks = [asyncio.create_task(generate(limited, make_prompt(seed), exact_length(450))) for seed in range(5)]
+    prompts = [make_prompt(seed) for seed in range(5)]
+    tasks = await start_together(limited, prompts, [exact_length(450)] * 5)
     await wait_until(lambda: limited.worker.preemptions > 0)
     for task in tasks[1:]:
         task.cancel()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -12,7 +15,7 @@ from decoding.pipeline.runner import collect_answer
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt
 from decoding.strategies.vdgd import VDGD
 from decoding.strategies.vhr import VHR
-from tests.decoding.hf_engine.harness import build_stack, exact_length, make_prompt
+from tests.decoding.hf_engine.harness import build_stack, exact_length, make_prompt, wait_until
 from tests.decoding.hf_engine.reference import Reference
 
 N = 10
@@ -64,11 +67,16 @@ async def test_probe_stores_only_its_main_prompt(either: HFEngine) -> None:
     either.free_state(state)
 
 
-async def test_pixels_are_freed_after_prefill(either: HFEngine) -> None:
+async def test_pixels_are_freed_with_the_request(either: HFEngine) -> None:
     answer = either.generate(GenerateRequest(make_prompt(), exact_length(N)))
     await anext(answer)
-    assert [row.request.inputs for row in either.worker.batch.rows] == [{}]
+    (row,) = either.worker.batch.rows
+    pixels = weakref.ref(row.request.inputs["main"].extras["pixel_values"])
+    del row
     await answer.aclose()
+    await wait_until(lambda: not either.worker.batch.rows)
+    gc.collect()
+    assert pixels() is None
 
 
 async def test_head_scales_act_on_other_prompts(either: HFEngine, reference: Reference) -> None:
