@@ -10,6 +10,7 @@ from h11._connection import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE
 from uvicorn.config import Config
 
 from decoding import registry
+from decoding.hf_engine.settings import DEFAULT_CONTEXTS
 from decoding.matcher import model
 from decoding.text import grammar
 from server import __main__ as main
@@ -49,6 +50,7 @@ FIXED = {
     "Scans of a JPEG": image_structure.MAX_SCANS,
     "Segments of a JPEG": image_structure.MAX_SEGMENTS,
     "Chunks of metadata of a PNG": image_structure.MAX_METADATA_CHUNKS,
+    "KV cache of the transformers engine, without `--cache-gb`": DEFAULT_CONTEXTS,
     "Time for an image URL": image_fetcher.FETCH_TIMEOUT,
     "Size of the image of a URL": image_fetcher.MAX_BYTES / 1_000_000,
     "Fetched images that are not decoded, each counted as 10 MB": images.MAX_FETCHED_BYTES / 1_000_000,
