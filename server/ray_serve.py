@@ -17,6 +17,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -31,6 +32,7 @@ from server.middleware.http import ErrorMiddleware
 from server.observability import logs
 from server.observability.metrics import merge_metrics_pages
 from server.process_setup import freeze_heap
+from server.ray_router import SessionRouter
 from server.settings import Settings
 
 log = structlog.get_logger("onlyseen.server")
@@ -85,6 +87,7 @@ def application(arguments: dict[str, Any]) -> Any:
         max_ongoing_requests=settings.resolved_max_rows,
         max_queued_requests=settings.max_waiting,
         graceful_shutdown_timeout_s=settings.shutdown_timeout,
+        request_router_config=RequestRouterConfig(request_router_class=SessionRouter),
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
     )
     proxies = serve.deployment(

@@ -79,15 +79,18 @@ def test_each_server_has_a_data_volume_of_its_own() -> None:
 
 
 class Backend(BaseHTTPRequestHandler):
-    """Two backends in turn: the first request fails by a closed connection or a 503, the second succeeds."""
+    """Two backends. Of two requests, the first fails by a closed connection or a 503, unless `does_fail` is false."""
 
     paths: ClassVar[list[str]] = []
+    ports: ClassVar[list[int]] = []
     is_stopping: ClassVar[bool] = False
+    does_fail: ClassVar[bool] = True
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         self.paths.append(self.path)
-        is_second = len(self.paths) % 2 == 0
+        self.ports.append(self.server.server_port)  # type: ignore[attr-defined]
+        is_second = len(self.paths) % 2 == 0 or not self.does_fail
         if is_second or self.is_stopping:
             self.send_response(200 if is_second else 503)
             self.send_header("content-length", "0")
@@ -137,6 +140,23 @@ def test_nginx_retries_completions_on_the_next_server_but_not_uploads(
     assert httpx.post(f"{proxy}/v1/chat/completions", json={}).status_code == 200
     assert httpx.post(f"{proxy}/v1/files", json={}).status_code == status
     assert Backend.paths == ["/v1/chat/completions"] * 2 + ["/v1/files"]
+
+
+def test_nginx_sends_all_requests_of_a_session_to_one_server(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backend, "does_fail", False)
+    url, by_session = f"{proxy}/v1/chat/completions", list[int]()
+    with httpx.Client() as client:
+        for session in range(100):
+            Backend.ports.clear()
+            for _ in range(3):
+                assert client.post(url, json={}, headers={"x-session-id": f"image-{session}"}).status_code == 200
+            (port,) = set(Backend.ports)
+            by_session.append(port)
+        Backend.ports.clear()
+        for _ in range(10):
+            assert client.post(url, json={}).status_code == 200
+    assert len(set(Backend.ports)) == 2, "requests without a session"
+    assert 25 <= by_session.count(by_session[0]) <= 75
 
 
 async def test_dashboard_uses_existing_metrics() -> None:

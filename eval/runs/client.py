@@ -22,6 +22,7 @@ RETRIED_STATUSES = frozenset({408, 409, 425, 429})  # and all from 500 on
 MAX_WAIT = 60.0  # seconds between two attempts, even if Retry-After is longer
 MAX_MESSAGE_LENGTH = 300  # characters of a server's message in an error
 MAX_RESPONSE_BYTES = 64_000_000  # decoded; also an endless or highly compressed body ends here
+SESSION_HEADER = "x-session-id"
 FINISH_REASONS = frozenset({None, "stop", "length"})
 
 
@@ -114,10 +115,12 @@ class EvalClient:
             AssertionError: Never; the retry loop ends by returning or raising.
         """
         body = request.build_body(strategy_via)
+        # Balancers that know the header send all questions about an image to the server that has it in its caches.
+        headers = {SESSION_HEADER: request.question.image_hash}
         async for attempt in self._build_retrying():
             with attempt:
                 start = time.perf_counter()
-                document = await self._send("POST", "chat/completions", body)
+                document = await self._send("POST", "chat/completions", body, headers)
                 seconds = time.perf_counter() - start
                 return parse_answer(document, request, strategy_via, seconds, attempt.retry_state.attempt_number)
         raise AssertionError("tenacity ends by a return or by raising")
@@ -143,9 +146,11 @@ class EvalClient:
             reraise=True,
         )
 
-    async def _send(self, method: str, path: str, body: dict[str, JsonValue] | None = None) -> dict[str, Any]:
+    async def _send(
+        self, method: str, path: str, body: dict[str, JsonValue] | None = None, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
         try:
-            async with self.http.stream(method, path, json=body) as stream:
+            async with self.http.stream(method, path, json=body, headers=headers) as stream:
                 response = await read_bounded(stream)
         except httpx.TimeoutException:
             raise ServerUnavailable(f"no response from {self.base_url} within {self.timeout:g} s") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import signal
@@ -143,6 +144,17 @@ async def test_metrics_page_holds_all_replicas(client: httpx.AsyncClient) -> Non
     before = sum(await read_samples(client, "prompt_tokens_total"))
     assert [await complete(client, index) for index in range(2)] == [(200, 80)] * 2
     assert sum(await read_samples(client, "prompt_tokens_total")) > before
+
+
+async def test_each_image_is_read_by_one_replica(client: httpx.AsyncClient) -> None:
+    """Requests about one image have one session id, so that one replica has the image in its cache."""
+    before = sum(await read_samples(client, "image_cache_misses"))
+    for _ in range(4):
+        for scene in SCENES[:6]:
+            fields = greedy_request("plain", messages=build_messages(scene), max_tokens=1)
+            session = {"x-session-id": hashlib.sha256(scene.read_bytes()).hexdigest()}
+            assert (await client.post("/v1/chat/completions", json=fields, headers=session)).status_code == 200
+    assert sum(await read_samples(client, "image_cache_misses")) - before <= 6
 
 
 async def test_disconnected_client_frees_its_rows(client: httpx.AsyncClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from eval.runs.client import EvalClient
 from tests.eval.cli_driver import invoke_run, output_of, read_results, read_stored_answers, reply_by_hash
 from tests.eval.fake_server import ScriptedReply, ScriptedServer, prompt_of, start_server, strategy_of
+from tests.eval.runs.test_request import make_request
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,21 @@ async def test_a_list_of_models_that_is_none_is_ignored(data: bytes) -> None:
     async with EvalClient("http://server") as client:
         client.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(respond))
         assert await client.list_models() == {}
+
+
+async def test_requests_name_their_image_for_balancers(tmp_path: Path) -> None:
+    received: list[str | None] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        received.append(request.headers.get("x-session-id"))
+        return httpx.Response(200, json={"choices": [{"message": {"content": "Yes"}, "finish_reason": "stop"}]})
+
+    requests = [make_request(tmp_path, image=name) for name in ("one.png", "two.png", "one.png")]
+    async with EvalClient("http://server") as client:
+        client.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(respond))
+        for request in requests:
+            await client.complete(request, "none")
+    assert received == [hashlib.sha256(name).hexdigest() for name in (b"one.png", b"two.png", b"one.png")]
 
 
 def test_a_receipt_with_nested_and_nonfinite_values_is_stored(data: Path, tmp_path: Path) -> None:
