@@ -87,6 +87,11 @@ class GangHeadTap:
             except Exception as error:
                 record_failure(token_info, probe.request_id, error, "probe_failed")
 
+    def reset(self) -> None:
+        """Forget the step, so that the next one sets its scales anew."""
+        self.buffers.token_rows.fill_(self.buffers.unscaled_row)
+        self._is_scaling, self._layout, self._token_rows, self._probes = False, (), None, []
+
     def edit(self, layer: int, heads: Tensor) -> Tensor:
         """Show the head outputs of a layer to the probes, which may scale those of their main prompts in place.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from decoding.vllm_engine.worker.sampler_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.state_store import StateStore
-from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
+from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
 
 
 class StepHeadTap(Protocol):
@@ -19,12 +21,15 @@ class StepHeadTap(Protocol):
 
     def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None: ...
 
+    def reset(self) -> None: ...
+
 
 class StepHookRunner:
     """The hooks of one model runner.
 
     In every step that has a gang in it, the adapter calls `before_forward`, `after_forward`, `before_sampling`,
-    `after_sampling` and `take_token_info`, in this order.
+    `after_sampling` and `take_token_info`, in this order. An exception in one of them fails the gangs of the step. All
+    other requests go on, and so does the engine core of vLLM, which would stop on it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,12 +42,14 @@ class StepHookRunner:
         """Set up the head tap."""
         self.token_info = {}
         if self.head_tap is not None:
-            self.head_tap.before_forward(rows, self.token_info)
+            with self._isolate_failures(rows):
+                self.head_tap.before_forward(rows, self.token_info)
 
     def after_forward(self, rows: StepRows) -> None:
         """Reset the head tap, and store what probes have captured."""
         if self.head_tap is not None:
-            self.head_tap.after_forward(rows, self.token_info)
+            with self._isolate_failures(rows):
+                self.head_tap.after_forward(rows, self.token_info)
 
     def before_sampling(self, rows: StepRows, logits: Tensor) -> Tensor:
         """Run the `logits` hooks.
@@ -54,7 +61,9 @@ class StepHookRunner:
         Returns:
             [rows, vocab] with the scores of the strategies in the main rows.
         """
-        return self.sampler_hook_runner.before_sampling(rows, logits, self.token_info)
+        with self._isolate_failures(rows):
+            return self.sampler_hook_runner.before_sampling(rows, logits, self.token_info)
+        return logits
 
     def after_sampling(self, rows: StepRows, sampled: Tensor) -> None:
         """Copy the token of each main row to its branches.
@@ -63,12 +72,32 @@ class StepHookRunner:
             rows: Rows of the step.
             sampled: [rows, 1] sampled tokens, changed in place.
         """
-        self.sampler_hook_runner.after_sampling(rows, sampled, self.token_info)
+        with self._isolate_failures(rows):
+            self.sampler_hook_runner.after_sampling(rows, sampled, self.token_info)
 
     def take_token_info(self) -> TokenInfo:
         """Return the information about the tokens of this step, and forget it."""
         token_info, self.token_info = self.token_info, {}
         return token_info
+
+    @contextmanager
+    def _isolate_failures(self, rows: StepRows) -> Iterator[None]:
+        """Fail all gangs of the step if the block raises, and reset what the hooks keep between steps.
+
+        Args:
+            rows: Rows of the step.
+
+        Yields:
+            Nothing.
+        """
+        try:
+            yield
+        except Exception as error:
+            for row in rows.members:
+                record_failure(self.token_info, rows.request_ids[row], error, "step_hooks_failed")
+            self.sampler_hook_runner.reset()
+            if self.head_tap is not None:
+                self.head_tap.reset()
 
     def stats(self) -> dict[str, Any]:
         """Return the number and size of the states, and whether the head tap is installed."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 
 from decoding.vllm_engine.core.gangs import VllmRequest
 from decoding.vllm_engine.core.scheduler import GangScheduler, Unit
+from decoding.vllm_engine.worker.head_tap import GangHeadTap
+from decoding.vllm_engine.worker.sampler_hook_runner import SamplerHookRunner
+from decoding.vllm_engine.worker.step_rows import StepRows
 from tests.decoding.failing_strategy import register
 
 
@@ -25,8 +29,32 @@ class FaultyScheduler(GangScheduler):
 
 
 class RegisteringScheduler(GangScheduler):
-    """Registers the failing strategy in the engine core."""
+    """Registers the failing strategy in the engine core, and lets the engine's own code fail beside it."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         register()
+        for owner, method in FAULTS:
+            raise_for_marked_rows(owner, method)
         super().__init__(*args, **kwargs)
+
+
+FAULTS = (
+    (GangHeadTap, "before_forward"),
+    (GangHeadTap, "after_forward"),
+    (SamplerHookRunner, "before_sampling"),
+    (SamplerHookRunner, "after_sampling"),
+)
+
+
+def raise_for_marked_rows(owner: type, method: str) -> None:
+    """Let a method raise, after its work, in steps with a `FailingStrategy` whose hook is the method's name."""
+    original = getattr(owner, method)
+
+    @functools.wraps(original)
+    def raising(self: object, rows: StepRows, *args: object) -> object:
+        result = original(self, rows, *args)
+        if any(f'"{method}"' in spec.parameters for member in rows.members.values() for spec in member.stack):
+            raise RuntimeError("/some/path")
+        return result
+
+    setattr(owner, method, raising)

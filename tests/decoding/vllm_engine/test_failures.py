@@ -74,6 +74,21 @@ async def test_wrong_shape_fails_its_own_request_only(hook: str, engine: Any) ->
     assert "'failing' returned" in (await fail_beside_others(engine, failing)).message
 
 
+@pytest.mark.parametrize("method", ["before_forward", "after_forward", "before_sampling", "after_sampling"])
+async def test_fault_of_the_engine_fails_the_gangs_of_the_step_only(method: str, engine: Any) -> None:
+    """Plain requests go on, the engine core too, and gangs that come later have their answers."""
+    wanted = [(STACKS[name], OTHER_PROMPT) for name in ("plain", "vcd")]
+    (plain, vcd) = [token_ids(each) for each in await generate_all(engine, wanted, TOKENS)]
+    other = asyncio.create_task(generate_all(engine, wanted[:1], TOKENS))
+    with pytest.raises(EngineFailed) as failure:
+        await run_strategies(engine, (FailingStrategy(hook=method),), PROMPT, exact_length(TOKENS))
+    assert failure.value.message == "The engine failed on this request."
+    assert [token_ids(each) for each in await other] == [plain]
+    assert [token_ids(each) for each in await generate_all(engine, wanted[1:], TOKENS)] == [vcd]
+    report = await engine.report()
+    assert report["gangs"] == report["requests"] == report["worker"]["states"] == report["counters"]["violations"] == 0
+
+
 async def test_failing_requests_do_not_fail_requests_that_share_their_hook_calls(engine: Any) -> None:
     """Requests whose hooks do not fail share the calls with one that fails: the parameter belongs to the batch key."""
     stacks = [(FailingStrategy(hook=hook),) for hook in ("none", "nan", "none", "logits")]
