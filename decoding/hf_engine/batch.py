@@ -56,13 +56,22 @@ class Batch:
     @property
     def has_room_for_step(self) -> bool:
         """Whether the KV cache stays within its limit in the next step."""
-        return self.cache.has_free_column or self.cache.fits(self._num_states, self.cache.width)
+        return self.cache.has_free_column or self._num_states <= self.cache.count_fitting_rows(self.cache.width)
 
-    def has_room_for(self, requests: Sequence[EngineRequest]) -> bool:
-        """Return whether the KV cache has room for requests and, after that, for some steps of all rows."""
-        states = self._num_states + sum(1 + len(request.source.branches) for request in requests)
+    def count_excess_rows(self, requests: Sequence[EngineRequest]) -> tuple[int, int]:
+        """Count the rows that must leave before the KV cache has room for requests.
+
+        Args:
+            requests: Requests that join the batch.
+
+        Returns:
+            The number of rows, and how many rows the KV cache holds then, with room for some steps. Lazy branches
+            count as rows.
+        """
+        rows = self._num_states + sum(1 + len(request.source.branches) for request in requests)
         longest = max(self.cache.width, *(request.max_prompt_length for request in requests))
-        return self.cache.fits(states, longest + HEADROOM)
+        capacity = self.cache.count_fitting_rows(longest + HEADROOM)
+        return max(0, rows - capacity), capacity
 
     @property
     def _num_states(self) -> int:

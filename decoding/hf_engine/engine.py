@@ -105,7 +105,7 @@ class HFEngine(BaseEngine):
 
     async def get_counters(self) -> Mapping[str, int]:
         """Return the prompt tokens looked up and found in the prefix cache, and the number of preemptions."""
-        cache, preemptions = self.worker.prefix_cache, self.worker.preemptions
+        cache, preemptions = self.worker.prefix_cache, self.worker.scheduler.preemptions
         counters = {"prefix_cache_queries": cache.queries, "prefix_cache_hits": cache.hits}
         return {**counters, "num_preemptions": preemptions}
 

@@ -55,6 +55,7 @@ class RequestHandle:
     loop: asyncio.AbstractEventLoop
     outputs: asyncio.Queue[Token | OnlySeenError] = field(default_factory=asyncio.Queue)
     status: RequestStatus = RequestStatus.PENDING
+    blocked_since: float | None = None  # monotonic time; None while the KV cache has room for it
     _lock: Lock = field(default_factory=Lock)  # both threads set the status
 
     def advance(self, status: RequestStatus) -> None:

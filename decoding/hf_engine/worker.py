@@ -1,4 +1,4 @@
-"""The worker thread, which runs the model: it schedules requests, steps the batch and delivers tokens."""
+"""The worker thread, which runs the model: it prefills scheduled requests, steps the batch and delivers tokens."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from decoding.errors import EngineFailed, OnlySeenError, to_public_error
 from decoding.hf_engine.batch import Batch, StepOutputs
 from decoding.hf_engine.kv_cache.prefix_cache import PrefixCache
 from decoding.hf_engine.model.model import Model
-from decoding.hf_engine.prefill import PREFILL_TOKENS, prefill_requests
+from decoding.hf_engine.prefill import prefill_requests
 from decoding.hf_engine.request import RequestHandle, RequestStatus, call_in_loop
+from decoding.hf_engine.scheduler import Scheduler
 from decoding.hf_engine.settings import HFSettings
 
 log = structlog.get_logger(__name__)
@@ -55,18 +56,15 @@ class Worker:
 
     def __init__(self, model: Model, settings: HFSettings) -> None:
         self.model = model
-        self.max_rows = settings.max_rows
         self.max_slots = model.count_cache_slots(settings.cache_bytes)
         self.batch = Batch(model, self.max_slots)
+        self.scheduler = Scheduler(settings.max_rows)
         self.prefix_cache = PrefixCache(model, settings.prefix_cache_bytes)
-        self.preemptions = 0
         self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._inbox_lock = threading.Lock()
         self._is_closed = False  # no job enters the inbox any more
         self._is_closing = False
-        self._waiting: deque[RequestHandle] = deque()
         self._tasks: deque[ModelTask] = deque()
-        self._running: dict[int, RequestHandle] = {}  # by id of the request
         self._thread = threading.Thread(target=self._run, name="onlyseen-model", daemon=True)
 
     def start(self) -> None:
@@ -109,7 +107,7 @@ class Worker:
             with torch.inference_mode():
                 while not self._is_closing:
                     self._receive()
-                    self._drop_aborted()
+                    self.scheduler.drop_aborted(self.batch)
                     self._step()
         finally:
             self._stop()
@@ -117,20 +115,21 @@ class Worker:
     def _step(self) -> None:
         try:
             self._run_next_task()
-            self._schedule_waiting()
-            self._preempt()
+            if scheduled := self.scheduler.schedule(self.batch):
+                self._join(scheduled)
+            self.scheduler.preempt(self.batch)
             if self.batch.rows:
                 self._deliver(self.batch.step())
         except Exception as error:
             self.batch = Batch(self.model, self.max_slots)  # the old one may be inconsistent
-            self._fail([*self._running.values()], to_public_error(error, "step_failed"))
+            self._fail([*self.scheduler.running.values()], to_public_error(error, "step_failed"))
 
     def _stop(self) -> None:
         with self._inbox_lock:
             self._is_closed = True
         while not self._inbox.empty():
             self._dispatch(self._inbox.get())
-        for handle in (*self._running.values(), *self._waiting):
+        for handle in (*self.scheduler.running.values(), *self.scheduler.waiting):
             handle.advance(RequestStatus.FAILED)
             handle.send(EngineFailed(STOPPED))
         for task in self._tasks:
@@ -138,7 +137,7 @@ class Worker:
 
     def _receive(self) -> None:
         """Take all jobs from the inbox. If there is nothing to do, wait for one."""
-        if not (self.batch.rows or self._waiting or self._tasks):
+        if not (self.batch.rows or self.scheduler.waiting or self._tasks):
             self._dispatch(self._wait())
         while not self._inbox.empty():
             self._dispatch(self._inbox.get())
@@ -153,19 +152,11 @@ class Worker:
     def _dispatch(self, job: Job) -> None:
         match job:
             case RequestHandle():
-                self._waiting.append(job)
+                self.scheduler.waiting.append(job)
             case ModelTask():
                 self._tasks.append(job)
             case None:
                 self._is_closing = True
-
-    def _drop_aborted(self) -> None:
-        def is_aborted(handle: RequestHandle) -> bool:
-            return handle.status is RequestStatus.ABORTED
-
-        self._remove([handle for handle in self._running.values() if is_aborted(handle)])
-        if any(map(is_aborted, self._waiting)):
-            self._waiting = deque(handle for handle in self._waiting if not is_aborted(handle))
 
     def _run_next_task(self) -> None:
         """Run one task, so that the running requests wait for no more than that."""
@@ -174,37 +165,6 @@ class Worker:
             if not task.future.cancelled():
                 task.resolve(*run_captured(task.work, "probe_failed"))
                 return
-
-    def _schedule_waiting(self) -> None:
-        """Prefill waiting requests, first in, first out.
-
-        The limits are `max_rows`, the KV cache, and one pass of prompts, so that prefill does not stall decoding. A
-        request that needs more of the KV cache than there is runs alone.
-        """
-        scheduled: list[RequestHandle] = []
-        rows, tokens = self.max_rows - len(self.batch.rows), PREFILL_TOKENS
-        while self._waiting:
-            handle = self._waiting[0]
-            rows -= handle.reservation.rows
-            tokens -= sum(map(len, handle.request.inputs.values()))
-            requests = [each.request for each in (*scheduled, handle)]
-            if rows < 0 or (tokens < 0 and scheduled):
-                break
-            if (scheduled or self.batch.rows) and not self.batch.has_room_for(requests):
-                break
-            handle.advance(RequestStatus.PREFILLING)
-            scheduled.append(self._waiting.popleft())
-        if scheduled:
-            self._running |= {id(handle.request): handle for handle in scheduled}
-            self._join(scheduled)
-
-    def _preempt(self) -> None:
-        """Take the newest requests out of the batch until the KV cache has room for a step. They join again first."""
-        while len(self._running) > 1 and not self.batch.has_room_for_step:
-            newest = next(reversed(self._running.values()))
-            self._remove([newest])
-            self._waiting.appendleft(newest)
-            self.preemptions += 1
 
     def _join(self, handles: Sequence[RequestHandle]) -> None:
         """Prefill requests and add them to the batch. If that fails, retry one by one to isolate the failing one."""
@@ -226,7 +186,7 @@ class Worker:
     def _deliver(self, outputs: StepOutputs) -> None:
         finished: list[RequestHandle] = []
         for request, output in outputs:
-            handle = self._running[id(request)]
+            handle = self.scheduler.running[id(request)]
             if isinstance(output, Exception):
                 self._fail([handle], to_public_error(output, "request_failed"))
                 continue
@@ -234,16 +194,11 @@ class Worker:
                 handle.advance(RequestStatus.FINISHED)
                 finished.append(handle)
             handle.send(output)
-        self._remove(finished)
-
-    def _remove(self, handles: Sequence[RequestHandle]) -> None:
-        if handles:
-            self.batch.remove_requests([handle.request for handle in handles])
-            for handle in handles:
-                del self._running[id(handle.request)]
+        self.scheduler.remove(self.batch, finished)
 
     def _fail(self, handles: Sequence[RequestHandle], error: OnlySeenError) -> None:
         for handle in handles:
             handle.advance(RequestStatus.FAILED)
             handle.send(error)
-        self._remove([handle for handle in handles if id(handle.request) in self._running])
+        running = [handle for handle in handles if id(handle.request) in self.scheduler.running]
+        self.scheduler.remove(self.batch, running)

@@ -85,7 +85,7 @@ class AlignedCache(Cache):  # type: ignore[misc]
     A row that starts late begins at a later column: `starts[row]` is its first one. Keys already carry their rotary
     positions. So columns mean order only, and the distance between two columns of a row is that of its tokens.
 
-    A slot is one column of one row. `fits` tells a scheduler whether rows stay within `max_slots`. The cache itself
+    A slot is one column of one row. `count_fitting_rows` is for a scheduler that keeps to `max_slots`. The cache itself
     always takes a row, so that a request that needs more slots than that can run alone.
     """
 
@@ -115,9 +115,9 @@ class AlignedCache(Cache):  # type: ignore[misc]
         """Whether the next step needs no larger buffers."""
         return self.next_column < self._capacity()[1]
 
-    def fits(self, rows: int, width: int) -> bool:
-        """Return whether buffers for rows of `width` columns and the `HEADROOM` after them stay within the limit."""
-        return rows * (width + HEADROOM) <= self.max_slots
+    def count_fitting_rows(self, width: int) -> int:
+        """Count the rows of `width` columns, and the `HEADROOM` after them, that stay within the limit."""
+        return self.max_slots // (width + HEADROOM)
 
     def add_row(self, key_values: KeyValues) -> None:
         """Add a row with the keys and values of its prompt."""
@@ -219,7 +219,7 @@ class AlignedCache(Cache):  # type: ignore[misc]
             min_rows: Rows that the new buffers must have, besides those in use.
         """
         rows, first, width = self.rows, self.first_column, self.width
-        row_capacity = max(rows, min_rows, min(row_capacity, self.max_slots // (next_column + HEADROOM)))
+        row_capacity = max(rows, min_rows, min(row_capacity, self.count_fitting_rows(next_column)))
         for layer in self.layers:
             layer.keys = copy_buffer(layer.keys, row_capacity, rows, first, width, next_column)
             layer.values = copy_buffer(layer.values, row_capacity, rows, first, width, next_column)

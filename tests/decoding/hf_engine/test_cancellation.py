@@ -33,7 +33,13 @@ LONG = exact_length(200)
 
 def is_idle(engine: HFEngine) -> bool:
     working = engine.worker
-    return not (working.batch.rows or working._waiting or working._running or working._tasks or engine._reservations)
+    return not (
+        working.batch.rows
+        or working.scheduler.waiting
+        or working.scheduler.running
+        or working._tasks
+        or engine._reservations
+    )
 
 
 async def test_closing_a_stream_frees_its_rows_before_the_next_step(

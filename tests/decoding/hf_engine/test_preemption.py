@@ -34,7 +34,7 @@ PERIOD = 37  # steps between two forced preemptions
 def limited(engine: HFEngine) -> Iterator[HFEngine]:
     """Limit the KV cache of the engine."""
     worker, before = engine.worker, engine.worker.batch.cache.max_slots
-    worker.batch.cache.max_slots, worker.preemptions = LIMITED, 0
+    worker.batch.cache.max_slots, worker.scheduler.preemptions = LIMITED, 0
     yield engine
     worker.batch.cache.max_slots = before
 
@@ -43,7 +43,7 @@ def limited(engine: HFEngine) -> Iterator[HFEngine]:
 def preempting(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[HFEngine]:
     """Let the engine preempt the newest request at every `PERIOD`-th step at which several run."""
     steps = itertools.count(1)
-    engine.worker.preemptions = 0
+    engine.worker.scheduler.preemptions = 0
     with monkeypatch.context() as patched:
         patched.setattr(Batch, "has_room_for_step", property(lambda batch: next(steps) % PERIOD != 0))
         yield engine
@@ -78,7 +78,7 @@ async def test_preemption_changes_no_answer(names: str, preempting: HFEngine) ->
         (stack, make_prompt(seed=4), LENGTH),
     ]
     together = await asyncio.gather(*(BatchMember(preempting, each).run() for each in wanted))
-    assert preempting.worker.preemptions > 0
+    assert preempting.worker.scheduler.preemptions > 0
     assert together == [await BatchMember(preempting, each).run() for each in wanted]
 
 
@@ -96,7 +96,7 @@ async def test_preempted_requests_sample_the_same_tokens(limited: HFEngine) -> N
         return tokens, usage.forward_passes, usage.steps, usage.completion_tokens, logprobs
 
     together = await asyncio.gather(*await start_together(limited, prompts, sampling))
-    assert limited.worker.preemptions > 0
+    assert limited.worker.scheduler.preemptions > 0
     limited.worker.batch.cache.max_slots = 1 << 30
     alone = [await generate(limited, *each) for each in zip(prompts, sampling, strict=True)]
     for preempted, expected in zip(map(strip, together), map(strip, alone), strict=True):
@@ -107,7 +107,7 @@ async def test_preempted_requests_sample_the_same_tokens(limited: HFEngine) -> N
 async def test_lazy_branches_continue_after_a_preemption(preempting: HFEngine) -> None:
     cases = [((LazyContrast(most=0.5),), make_prompt(seed), exact_length(LENGTH)) for seed in range(3)]
     together = await asyncio.gather(*(run_strategies(preempting, *case) for case in cases))
-    assert preempting.worker.preemptions > 0
+    assert preempting.worker.scheduler.preemptions > 0
     for (answer, _), case in zip(together, cases, strict=True):
         alone, _ = await run_strategies(preempting, *case)
         assert [token.id for token in answer.tokens] == [token.id for token in alone.tokens]
@@ -149,10 +149,27 @@ async def test_request_that_needs_more_than_the_cache_runs_alone(limited: HFEngi
 async def test_preempted_request_can_be_cancelled(limited: HFEngine) -> None:
     prompts = [make_prompt(seed) for seed in range(5)]
     tasks = await start_together(limited, prompts, [exact_length(450)] * 5)
-    await wait_until(lambda: limited.worker.preemptions > 0)
+    await wait_until(lambda: limited.worker.scheduler.preemptions > 0)
     for task in tasks[1:]:
         task.cancel()
     await asyncio.wait(tasks[1:])
     assert len((await tasks[0]).tokens) == 450
-    await wait_until(lambda: not limited.worker.batch.rows and not limited.worker._waiting)
+    await wait_until(lambda: not limited.worker.batch.rows and not limited.worker.scheduler.waiting)
     assert not limited._reservations
+
+
+async def test_request_of_another_key_does_not_wait_for_long_answers(limited: HFEngine) -> None:
+    """Long answers of the first key hold the whole cache. Some are preempted, and have the same tokens in the end."""
+    plain = build_stack("plain")
+    long = [
+        asyncio.create_task(run_strategies(limited, plain, make_prompt(seed), exact_length(200), cache_salt="first"))
+        for seed in range(6)
+    ]
+    await wait_until(lambda: limited.worker.batch.cache.width > 150)
+    await run_strategies(limited, plain, make_prompt(9), exact_length(5), cache_salt="second")
+    assert not all(task.done() for task in long)
+    answers = [(await task)[0] for task in long]
+    limited.worker.batch.cache.max_slots = 1 << 30
+    for seed, answer in enumerate(answers):
+        alone, _ = await run_strategies(limited, plain, make_prompt(seed), exact_length(200))
+        assert [token.id for token in answer.tokens] == [token.id for token in alone.tokens]

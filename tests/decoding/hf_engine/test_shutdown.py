@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("captured_logs")
 async def test_close_fails_running_and_waiting_requests(tiny: Path) -> None:
     engine = await asyncio.to_thread(start_engine, tiny, max_rows=2)
     running = [asyncio.create_task(generate(engine, make_prompt(seed), exact_length(300))) for seed in range(4)]
-    await wait_until(lambda: len(engine.worker.batch.rows) == len(engine.worker._waiting) == 2)
+    await wait_until(lambda: len(engine.worker.batch.rows) == len(engine.worker.scheduler.waiting) == 2)
     async with pause_worker(engine):
         probes = [asyncio.create_task(engine.probe(make_probe())) for _ in range(2)]
         await wait_until(lambda: engine.worker._inbox.qsize() == 2)
