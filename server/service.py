@@ -18,10 +18,10 @@ from fastapi import Depends, Request
 
 from decoding.engine import Engine
 from server.errors import ServiceUnavailable
+from server.fair_queue import FairQueue
 from server.media.images import ImageLoader
+from server.middleware.body_budget import BodyBudget
 from server.observability.metrics import Metrics
-from server.serving.body_budget import BodyBudget
-from server.serving.fair_queue import FairQueue
 from server.settings import Settings
 from server.weights_fingerprint import fingerprint_weights
 

@@ -24,10 +24,10 @@ from pathlib import Path
 from PIL import Image
 from rich.progress import track
 
+from bench.harness.baselines import time_prompts
 from bench.harness.docs_page import describe_machine, write_results
 from bench.harness.models import EMBEDDED, build_wide_model
 from bench.per_token import PARAMETERS, STRATEGIES, TWO_BRANCH_STRATEGIES
-from bench.speed.baselines import time_prompts
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
 from decoding.pipeline.runner import StrategyRunner, collect_answer

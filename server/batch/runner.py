@@ -34,8 +34,8 @@ from server.batch.jsonl import (
 from server.batch.results import ResultFiles, attach_results
 from server.batch.store import READING_STATUSES, UNFINISHED_STATUSES, BatchStore
 from server.errors import ServiceUnavailable, StorageFull, StoreFailed
+from server.fair_queue import FairQueue
 from server.service import Service
-from server.serving.fair_queue import FairQueue
 from server.serving.request_handler import BodyParser, ParsedRequest, generate_batch_json
 
 log = structlog.get_logger("onlyseen.server")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from server.serving.fair_queue import FairQueue
+from server.fair_queue import FairQueue
 
 
 class ImageMemory:

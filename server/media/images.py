@@ -20,13 +20,13 @@ from PIL import Image
 
 from decoding.errors import BadRequest
 from decoding.prompt import ImageInput
+from server.fair_queue import FairQueue
 from server.media.host_allowlist import HostAllowlist
 from server.media.image_fetcher import FETCH_FAILED, MAX_BYTES, ImageFetcher
 from server.media.image_memory import ImageLease, ImageMemory
 from server.media.image_metadata import UPRIGHT, strip_metadata
 from server.media.image_ref import ImageRef
 from server.media.image_structure import TooManyParts, check_parts
-from server.serving.fair_queue import FairQueue
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_PIXELS = 25_000_000  # of one image, and of all images of a request together

@@ -18,9 +18,9 @@ from server.batch.runner import RunnerDep
 from server.batch.store import UNFINISHED_STATUSES, StoreDep
 from server.errors import ErrorBody, NotFound
 from server.middleware.auth import OwnerDep
+from server.middleware.body_budget import read_json_body
 from server.schemas.base import Metadata, StrictModel, validate
 from server.service import ServiceDep
-from server.serving.body_budget import read_json_body
 from server.serving.request_handler import parse_in_thread
 
 router = APIRouter(prefix="/v1/batches", responses={404: {"model": ErrorBody}})

@@ -13,9 +13,9 @@ from fastapi import Depends, Request
 from decoding.errors import OnlySeenError, Overloaded
 from server.errors import ServiceUnavailable
 from server.middleware.auth import OwnerDep
+from server.middleware.body_budget import BodyBuffer, read_json_body
 from server.middleware.request_body import drain_body
 from server.service import DRAINING_MESSAGE, Service, ServiceDep
-from server.serving.body_budget import BodyBuffer, read_json_body
 
 QUEUE_FULL = "The queue is full; try again in a moment."
 KEY_QUEUE_FULL = "This API key has as many active requests as it may have; try again in a moment."

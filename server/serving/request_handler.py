@@ -22,11 +22,11 @@ from decoding.errors import BadRequest, Unsupported
 from decoding.requests import GenerateRequest
 from server.errors import ErrorResponse, build_error_response
 from server.media.image_memory import ImageLease
+from server.middleware.body_budget import BodyBuffer
 from server.schemas.base import parse_json
 from server.schemas.normalized_request import JsonObjectFormat, NormalizedRequest, TextFormat
 from server.service import LARGE_BODY_BYTES, Service
 from server.serving.admission import Admission
-from server.serving.body_budget import BodyBuffer
 from server.serving.generation import Generation, enforce_timeout
 from server.serving.strategy_selection import estimate_rows, resolve_check, resolve_stack
 from server.settings import Settings

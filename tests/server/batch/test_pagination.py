@@ -13,8 +13,8 @@ from openai.types import Batch
 from server.batch import pagination
 from server.batch.pagination import build_page
 from server.batch.store import BatchStore
+from server.fair_queue import FairQueue
 from server.routes.batches import BatchList
-from server.serving.fair_queue import FairQueue
 from tests.server.batch.test_store import make_batch
 from tests.server.conftest import FakeServer, wait_until
 

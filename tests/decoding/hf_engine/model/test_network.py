@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from decoding.errors import Unsupported
-from decoding.hf_engine.model import network as loading
+from decoding.hf_engine.model import network
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.model.network import load_network
 from decoding.hf_engine.settings import HFSettings
@@ -31,12 +31,12 @@ def loaded_with(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         given.update(options)
         return SimpleNamespace(eval=lambda: None)
 
-    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(network.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
     return given
 
 
 def test_quantization_needs_bitsandbytes(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    monkeypatch.setattr(network, "find_spec", lambda _: None)
     with pytest.raises(Unsupported, match="needs bitsandbytes: pip install"):
         Model(HFSettings(str(checkpoint("llava")), device="cpu", quantization="4bit"))
 
@@ -49,7 +49,7 @@ def test_unknown_quantization_is_refused(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_weights_are_quantized_as_configured(bits: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = loaded_with(monkeypatch)
-    monkeypatch.setattr(loading, "find_spec", lambda _: object())
+    monkeypatch.setattr(network, "find_spec", lambda _: object())
     load_network(HFSettings("any", device="cpu", quantization=bits))
     config = given["quantization_config"]
     assert (config.load_in_4bit, config.load_in_8bit) == (bits == "4bit", bits == "8bit")
@@ -63,8 +63,8 @@ def test_model_is_split_only_over_several_gpus(
     device: str, gpus: int, placed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = loaded_with(monkeypatch)
-    monkeypatch.setattr(loading.torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(loading.torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(network.torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(network.torch.cuda, "device_count", lambda: gpus)
     load_network(HFSettings("any", device=device))
     assert given["device_map"] == placed
     assert given["dtype"] == (torch.float32 if placed == "cpu" else torch.bfloat16)

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from server.serving.fair_queue import FairQueue
+from server.fair_queue import FairQueue
 from tests.server.conftest import StartServer, chat_request, wait_until
 from tests.server.fakes import FakeEngine
 

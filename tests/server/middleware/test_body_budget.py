@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from server.middleware import body_budget
+from server.middleware.body_budget import BodyBudget, BodyBuffer
 from server.schemas.json_bounds import JsonBoundsScanner
-from server.serving import body_budget
-from server.serving.body_budget import BodyBudget, BodyBuffer
 from tests.server.conftest import StartServer, chat_request, wait_until
 from tests.server.fakes import FakeEngine
 from tests.server.unfinished_client import UnfinishedClient
