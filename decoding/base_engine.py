@@ -218,10 +218,10 @@ class BaseEngine(ABC):
     def _encode_prompts(self, prompts: Mapping[str, Prompt]) -> dict[str, ModelInputs]:
         return {name: self.encoder.encode(prompt) for name, prompt in prompts.items()}
 
-    def _encode_request(self, request: GenerateRequest, start: AnswerStart) -> dict[str, ModelInputs]:
+    def _encode_request(self, request: GenerateRequest, answer_start: AnswerStart) -> dict[str, ModelInputs]:
         """Encode the main prompt and the branches, each followed by the answer prefix."""
         prompts = self._encode_prompts({MAIN: request.prompt, **request.branches})
-        return {name: prompt.with_tokens(start.ids) for name, prompt in prompts.items()}
+        return {name: prompt.with_tokens(answer_start.ids) for name, prompt in prompts.items()}
 
     async def _prepare_start(self, request: GenerateRequest) -> tuple[GenerateRequest, AnswerStart, int]:
         """Encode the answer prefix and the ruled-out phrases.
@@ -234,11 +234,13 @@ class BaseEngine(ABC):
         """
         if not request.answer_prefix and not request.ruled_out:
             return request, AnswerStart(), 0
-        start = await self._encode(lambda: self.encoder.encode_answer_start(request.answer_prefix, request.ruled_out))
+        answer_start = await self._encode(
+            lambda: self.encoder.encode_answer_start(request.answer_prefix, request.ruled_out)
+        )
         if self._can_prefill_answer(request):
-            return request, start, 0
-        sampling = replace(request.sampling, forced_token_ids=start.ids)
-        return request.replace(sampling=sampling), AnswerStart(ruled_out=start.ruled_out), len(start.ids)
+            return request, answer_start, 0
+        sampling = replace(request.sampling, forced_token_ids=answer_start.ids)
+        return request.replace(sampling=sampling), AnswerStart(ruled_out=answer_start.ruled_out), len(answer_start.ids)
 
     @abstractmethod
     def _can_prefill_answer(self, request: GenerateRequest) -> bool:

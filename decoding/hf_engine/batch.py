@@ -14,7 +14,7 @@ from decoding.hf_engine.kv_cache.aligned_cache import HEADROOM
 from decoding.hf_engine.lazy_branches import LazyBranches
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.prefill import PrefillOutputs, get_head_scales
-from decoding.hf_engine.request import EngineRequest
+from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.sampler import sample_tokens
 from decoding.hf_engine.taps.head_tap import LayerScales
 from decoding.hf_engine.taps.pass_hook_runner import PassHookRunner
@@ -22,7 +22,7 @@ from decoding.outputs import Token
 from decoding.pipeline.logits_hooks import CHANGED, Failures, HookResults, LogitsHookRunner
 from decoding.requests import MAIN
 
-StepOutputs = list[tuple[EngineRequest, Token | Exception]]
+StepOutputs = list[tuple[RequestState, Token | Exception]]
 RowIndex = dict[str, int]  # name of a prompt -> row of the logits
 
 
@@ -30,7 +30,7 @@ RowIndex = dict[str, int]  # name of a prompt -> row of the logits
 class Row:
     """One prompt of a request. Its number in the batch is its number in the cache."""
 
-    request: EngineRequest
+    request: RequestState
     name: str
     next_position: int  # of the token that it reads next
 
@@ -49,7 +49,7 @@ class Batch:
         self._tokens = torch.empty(0, dtype=torch.long, device=model.device)  # [rows] that the next step reads
 
     @property
-    def requests(self) -> list[EngineRequest]:
+    def requests(self) -> list[RequestState]:
         """The requests in the order of their first rows."""
         return list({id(row.request): row.request for row in self.rows}.values())
 
@@ -58,7 +58,7 @@ class Batch:
         """Whether the KV cache stays within its limit in the next step."""
         return self.cache.has_free_column or self._num_states <= self.cache.count_fitting_rows(self.cache.width)
 
-    def count_excess_rows(self, requests: Sequence[EngineRequest]) -> tuple[int, int]:
+    def count_excess_rows(self, requests: Sequence[RequestState]) -> tuple[int, int]:
         """Count the rows that must leave before the KV cache has room for requests.
 
         Args:
@@ -78,8 +78,8 @@ class Batch:
         """Rows and lazy branches: a lazy branch has no row, but keys and values like one."""
         return len(self.rows) + self.lazy_branches.count()
 
-    def add_requests(self, requests: Sequence[EngineRequest], prefills: PrefillOutputs) -> StepOutputs:
-        """Add the rows of new requests, and of preempted ones, whose rows then read their answers again.
+    def add_requests(self, requests: Sequence[RequestState], prefills: PrefillOutputs) -> StepOutputs:
+        """Add the rows of new requests, and of preempted ones, which then recompute their answers.
 
         Args:
             requests: Requests that join the batch.
@@ -113,12 +113,12 @@ class Batch:
         return outputs
 
     def step(self) -> StepOutputs:
-        """Decode one token for every request. A preempted request first reads its answer again, one token a step.
+        """Decode one token for every request. A preempted request first recomputes its answer, one token a step.
 
-        Reading again goes through the same passes as the first time, so it is exact for every strategy.
+        The recomputation runs the same passes as the first time, so it is exact for every strategy.
 
         Returns:
-            The token of each request that has read its answer.
+            The token of each request that does not recompute its answer.
         """
         with limit_threads(self.model.step_threads):
             with self._pass_hook_runner.apply_to_step(self.cache):
@@ -131,7 +131,7 @@ class Batch:
             self._replay(replaying)
             return self._sample([request for request in self.requests if request not in replaying], logits, base=0)
 
-    def remove_requests(self, requests: Iterable[EngineRequest]) -> None:
+    def remove_requests(self, requests: Iterable[RequestState]) -> None:
         """Free the rows of requests. Requests that are not in the batch are ignored."""
         requests = list(requests)
         self.lazy_branches.remove_requests(requests)
@@ -144,14 +144,14 @@ class Batch:
                 self._tokens = self._tokens[:-1]
         self._refresh_rows()
 
-    def _replay(self, requests: Sequence[EngineRequest]) -> None:
-        """Let the rows of preempted requests read the next token of their answers."""
+    def _replay(self, requests: Sequence[RequestState]) -> None:
+        """Give the rows of preempted requests the next token of the answers that they recompute."""
         tokens = {id(request): request.replay_ids.popleft() for request in requests}
         for number, row in enumerate(self.rows):
             if id(row.request) in tokens:
                 self._tokens[number] = tokens[id(row.request)]
 
-    def _sample(self, requests: Sequence[EngineRequest], logits: Tensor, base: int) -> StepOutputs:
+    def _sample(self, requests: Sequence[RequestState], logits: Tensor, base: int) -> StepOutputs:
         """Sample a token for each request.
 
         Args:
@@ -192,7 +192,7 @@ class Batch:
                 outputs.append((request, error))
         return outputs
 
-    def _score_texts(self, request: EngineRequest, logits: Tensor, base: int) -> Token | Exception:
+    def _score_texts(self, request: RequestState, logits: Tensor, base: int) -> Token | Exception:
         rows = self._index_rows(base)[id(request)]
         raw = logits[[rows[MAIN]]]
         results, failures = self._run_logits_hooks([request], [rows], raw, logits)
@@ -201,7 +201,7 @@ class Batch:
         return failure or request.add_text_logprobs(results.scores[0], status == CHANGED)
 
     def _run_logits_hooks(
-        self, requests: Sequence[EngineRequest], rows: Sequence[RowIndex], raw: Tensor, logits: Tensor
+        self, requests: Sequence[RequestState], rows: Sequence[RowIndex], raw: Tensor, logits: Tensor
     ) -> tuple[HookResults, Failures]:
         """Run the lazy branches that this step needs, then the `logits` hooks.
 
@@ -227,7 +227,7 @@ class Batch:
 
     def _run_lazy_branches(
         self,
-        requests: Sequence[EngineRequest],
+        requests: Sequence[RequestState],
         rows: Sequence[RowIndex],
         logits: Tensor,
         needed: Mapping[int, Sequence[str]],
@@ -257,7 +257,7 @@ class Batch:
         )
 
 
-def mask_forbidden(requests: Sequence[EngineRequest], raw: Tensor) -> Tensor:
+def mask_forbidden(requests: Sequence[RequestState], raw: Tensor) -> Tensor:
     """Mask tokens that a request forbids: by its grammar, its ruled-out phrases or its `min_tokens`.
 
     They are masked before the strategies, so that a plausibility cut keeps a token that is allowed.

@@ -14,7 +14,7 @@ from decoding.errors import EngineFailed, OnlySeenError
 from decoding.hf_engine.cpu.runtime import limit_arenas
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.probe import run_probe
-from decoding.hf_engine.request import EngineRequest, RequestHandle, RequestStatus
+from decoding.hf_engine.request import RequestHandle, RequestState, RequestStatus
 from decoding.hf_engine.settings import HFSettings
 from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.hf_engine.worker import Worker
@@ -27,7 +27,7 @@ from decoding.text.prompt_encoder import AnswerStart, PromptEncoder
 COUNTER_HELP = {
     "prefix_cache_queries": "Tokens of prompts with images that were looked up in the prefix cache.",
     "prefix_cache_hits": "Tokens of prompts with images that were found in the prefix cache.",
-    "num_preemptions": "Requests that lost their rows because the KV cache was full, and read their answers again.",
+    "num_preemptions": "Requests preempted because the KV cache was full; they recompute their answers.",
 }
 ALL_CAPABILITIES: frozenset[Capability] = frozenset(get_args(Capability))
 
@@ -122,8 +122,8 @@ class HFEngine(BaseEngine):
         with self._reserve_request(request) as reservation:
             states = {strategy: self._states[state.handle] for strategy, state in request.states.items()}
             prepared, answer_start, dropped = await self._prepare_start(request)
-            engine_request = await self._encode(lambda: self._build_request(prepared, states, answer_start))
-            handle = RequestHandle(engine_request, reservation, asyncio.get_running_loop())
+            request_state = await self._encode(lambda: self._build_request(prepared, states, answer_start))
+            handle = RequestHandle(request_state, reservation, asyncio.get_running_loop())
             self.worker.submit(handle)
             try:
                 while True:
@@ -131,7 +131,7 @@ class HFEngine(BaseEngine):
                     if isinstance(output, OnlySeenError):
                         raise output
                     if output.finish is not None:
-                        updated = StoredStrategyState(engine_request.updated_state)
+                        updated = StoredStrategyState(request_state.updated_state)
                         state = self._store_state(updated) if request.updates_state else None
                         yield replace(output, finish=replace(output.finish, state=state))
                         return
@@ -159,9 +159,9 @@ class HFEngine(BaseEngine):
 
     def _build_request(
         self, request: GenerateRequest, states: Mapping[str, StoredStrategyState], answer_start: AnswerStart
-    ) -> EngineRequest:
+    ) -> RequestState:
         inputs = self._encode_request(request, answer_start)
-        return EngineRequest(request, inputs, states, self.model, self._token_text, self._grammars, answer_start)
+        return RequestState(request, inputs, states, self.model, self._token_text, self._grammars, answer_start)
 
     # Strategy states
 

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from decoding.hf_engine.model.model import Model, PrefillOutput
 from decoding.hf_engine.prefill import group_prompts, prefill_pruned
-from decoding.hf_engine.request import EngineRequest
+from decoding.hf_engine.request import RequestState
 from decoding.text.prompt_encoder import ModelInputs
 
 
@@ -39,14 +39,14 @@ class LazyBranches:
         self.model = model
         self._branches: dict[int, dict[str, LazyBranch]] = {}  # id of the request -> name -> branch
 
-    def add_request(self, request: EngineRequest) -> None:
+    def add_request(self, request: RequestState) -> None:
         """Register the lazy branches of a request, if it has some."""
         if request.lazy_branches:
             self._branches[id(request)] = {
                 name: LazyBranch(request.inputs[name], request.kept_tokens.get(name)) for name in request.lazy_branches
             }
 
-    def remove_requests(self, requests: Iterable[EngineRequest]) -> None:
+    def remove_requests(self, requests: Iterable[RequestState]) -> None:
         """Drop the branches of requests."""
         for request in requests:
             self._branches.pop(id(request), None)
@@ -55,12 +55,12 @@ class LazyBranches:
         """Count the branches."""
         return sum(map(len, self._branches.values()))
 
-    def add_token(self, request: EngineRequest, token: int) -> None:
+    def add_token(self, request: RequestState, token: int) -> None:
         """Record a token of the answer for the branches' next pass."""
         for branch in self._branches.get(id(request), {}).values():
             branch.pending.append(token)
 
-    def run(self, needed: Sequence[tuple[EngineRequest, Iterable[str]]]) -> list[Mapping[str, Tensor]]:
+    def run(self, needed: Sequence[tuple[RequestState, Iterable[str]]]) -> list[Mapping[str, Tensor]]:
         """Run branches up to the newest token.
 
         Each run counts one forward pass, however many tokens the branch reads, as a prompt does.

@@ -11,18 +11,18 @@ from torch import Tensor
 from decoding.hf_engine.kv_cache.aligned_cache import KVState
 from decoding.hf_engine.kv_cache.prefix_cache import PrefixCache, PrefixKey
 from decoding.hf_engine.model.model import Model, PrefillOutput
-from decoding.hf_engine.request import EngineRequest
+from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.taps.pass_hook_runner import PassHookRunner
 from decoding.hf_engine.taps.token_pruning import restore_columns
 from decoding.requests import MAIN
 from decoding.text.prompt_encoder import ModelInputs
 
 PREFILL_TOKENS = 2048  # most tokens of one pass over prompts, padding included
-PromptOf = tuple[EngineRequest, str]  # a request and the name of one of its prompts
+PromptOf = tuple[RequestState, str]  # a request and the name of one of its prompts
 PrefillOutputs = dict[tuple[int, str], PrefillOutput]  # id of a request, name of a prompt -> its output
 
 
-def prefill_requests(model: Model, requests: Sequence[EngineRequest], prefix_cache: PrefixCache) -> PrefillOutputs:
+def prefill_requests(model: Model, requests: Sequence[RequestState], prefix_cache: PrefixCache) -> PrefillOutputs:
     """Prefill every prompt of every request. A pass that prompts share counts for each of them.
 
     Args:
@@ -152,7 +152,7 @@ def prefill_pruned(model: Model, prompt: ModelInputs, kept: Tensor) -> PrefillOu
     return replace(output, key_values=restore_columns(output.key_values, kept))
 
 
-def get_head_scales(request: EngineRequest, name: str) -> Tensor | None:
+def get_head_scales(request: RequestState, name: str) -> Tensor | None:
     """Return the [layers, heads] scales of a prompt. Only the main prompt has some."""
     return request.head_scales if name == MAIN else None
 

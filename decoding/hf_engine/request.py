@@ -50,7 +50,7 @@ class RequestStatus(Enum):
 class RequestHandle:
     """A request between the event loop and the worker thread. The event loop aborts it and reads its outputs."""
 
-    request: EngineRequest
+    request: RequestState
     reservation: RowReservation
     loop: asyncio.AbstractEventLoop
     outputs: asyncio.Queue[Token | OnlySeenError] = field(default_factory=asyncio.Queue)
@@ -76,7 +76,7 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], 
         loop.call_soon_threadsafe(function, *arguments)
 
 
-class EngineRequest:
+class RequestState:
     """A generation request with its inputs and hooks. The encode thread builds it; then the worker thread owns it.
 
     Attributes:
@@ -84,7 +84,7 @@ class EngineRequest:
         inputs: Name of a prompt -> the prompt, encoded. The answer prefix follows each prompt.
         answer_start: Answer prefix and ruled-out phrases.
         output_ids: Tokens of the answer so far, the answer prefix included.
-        replay_ids: After a preemption, tokens of the answer that the rows have not read again.
+        replay_ids: After a preemption, tokens of the answer that the rows have not recomputed.
         hooks: Strategies with their states, for the `logits` hooks.
         head_scales: [layers, heads] of the main row.
         edits_attention: Whether a strategy edits attention scores of the main row.

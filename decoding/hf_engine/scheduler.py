@@ -22,7 +22,7 @@ class Scheduler:
 
     Attributes:
         waiting: Requests that wait. Preempted ones are at the front.
-        running: Requests in the batch by the id of their `EngineRequest`, oldest first.
+        running: Requests in the batch by the id of their `RequestState`, oldest first.
         preemptions: Number of preemptions since the start.
     """
 

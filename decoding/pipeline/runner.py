@@ -78,7 +78,9 @@ class StrategyRunner:
         return outcome
 
     async def stream(self, outcome: Outcome) -> AsyncGenerator[Token, None]:
-        """Stream the tokens of the outcome of `resolve`. Closing the generator cancels the engine's work at once.
+        """Stream the tokens of the outcome of `resolve`.
+
+        Closing the generator aborts the request in the engine at once.
 
         Yields:
             The tokens in order. The last one has a `finish`.

@@ -178,10 +178,10 @@ class VllmEngine(BaseEngine):
             collectors: list[OutputCollector] = []
             parser: OutputParser | None = None
             try:
-                request, start, dropped = await self._prepare_start(request)
-                members = await self._encode(lambda: self._build_members(request, updated_state, start))
-                parser = self._build_parser(request, members, updated_state, start)
-                new_tokens = parser.processor.max_new_tokens - len(start.ids)
+                request, answer_start, dropped = await self._prepare_start(request)
+                members = await self._encode(lambda: self._build_members(request, updated_state, answer_start))
+                parser = self._build_parser(request, members, updated_state, answer_start)
+                new_tokens = parser.processor.max_new_tokens - len(answer_start.ids)
                 collectors = await self._submit(members, request.sampling, new_tokens)
                 parser.processor.stats.scheduled_time = time.perf_counter()
                 while not parser.is_finished:
@@ -237,15 +237,15 @@ class VllmEngine(BaseEngine):
         return sampling.repetition_penalty == 1 and not (sampling.presence_penalty or sampling.frequency_penalty)
 
     def _build_members(
-        self, request: GenerateRequest, updated_state: StateHandle | None, start: AnswerStart
+        self, request: GenerateRequest, updated_state: StateHandle | None, answer_start: AnswerStart
     ) -> list[MemberRequest]:
         encoder, checkpoint = self.encoder, self.checkpoint
-        inputs = self._encode_request(request, start)
+        inputs = self._encode_request(request, answer_start)
         first_tokens = {text: encoder.find_first_tokens(text).tolist() for text in request.scored_texts}
         if request.sampling.grammar is not None:  # vLLM reports only after scheduling that no token begins
             checkpoint.grammars.compile(request.sampling.grammar)
         return build_members(
-            request, inputs, self._create_gang_id(), first_tokens, checkpoint.eos_token_ids, updated_state, start
+            request, inputs, self._create_gang_id(), first_tokens, checkpoint.eos_token_ids, updated_state, answer_start
         )
 
     def _build_probe_members(self, probe: ProbeRequest, state: StateHandle) -> list[MemberRequest]:
@@ -258,10 +258,10 @@ class VllmEngine(BaseEngine):
         request: GenerateRequest,
         members: Sequence[MemberRequest],
         updated_state: StateHandle | None,
-        start: AnswerStart,
+        answer_start: AnswerStart,
     ) -> OutputParser:
         checkpoint = self.checkpoint
-        prefix_length = len(start.ids)
+        prefix_length = len(answer_start.ids)
         processor = OutputProcessor(
             request,
             members[0].inputs.without_last(prefix_length),
@@ -270,7 +270,7 @@ class VllmEngine(BaseEngine):
             checkpoint.token_text,
             checkpoint.tokenizer,
             updated_state,
-            start.ids,
+            answer_start.ids,
         )
         return OutputParser(processor, len(members))
 

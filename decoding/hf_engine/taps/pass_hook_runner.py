@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache
 from decoding.hf_engine.model.model import Model
-from decoding.hf_engine.request import EngineRequest
+from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.taps.attention import AttentionEdit, EditScores
 from decoding.hf_engine.taps.early_exit import EarlyLogits
 from decoding.pipeline.composition import attribute_errors
@@ -26,7 +26,7 @@ PromptOffsets = Mapping[int, tuple[int, int]]  # row -> keys of the pass before 
 class EditGroup:
     """Main rows whose attention one call of the `edit_attention_scores` hooks edits: requests with equal batch keys."""
 
-    def __init__(self, model: Model, rows: Sequence[int], requests: Sequence[EngineRequest]) -> None:
+    def __init__(self, model: Model, rows: Sequence[int], requests: Sequence[RequestState]) -> None:
         self.rows = rows
         self.requests = requests
         self.num_layers = model.num_layers
@@ -85,7 +85,7 @@ class EditGroup:
 class PassHookRunner:
     """The hooks for the rows of a pass, given as requests and prompt names. Strategies act on the main rows."""
 
-    def __init__(self, model: Model, rows: Sequence[tuple[EngineRequest, str]]) -> None:
+    def __init__(self, model: Model, rows: Sequence[tuple[RequestState, str]]) -> None:
         self.model = model
         self._num_rows = len(rows)
         self._main_rows = {number: request for number, (request, name) in enumerate(rows) if name == MAIN}

@@ -94,8 +94,10 @@ COUNTER_HELP = {
     "tokens": "Tokens that complete gangs sampled, one per gang and step.",
     "holds": "Times that a member of a gang waited before its last known token for the others.",
     "alone": "Steps that ran one single-step gang (a probe) and nothing else.",
-    "preemptions": "Gangs that lost their KV cache because it was full, and start again.",
-    "others_preempted": "Requests without branches that lost their KV cache because it was full, and start again.",
+    "preemptions": "Gangs preempted because the KV cache was full; they recompute their answers.",
+    "others_preempted": (
+        "Requests without branches preempted because the KV cache was full; they recompute their answers."
+    ),
     "stock_preemptions": "Preemptions by vLLM's own scheduler while gangs are in the engine. It must stay 0.",
     "violations": "Members of gangs that would have sampled a token without the others. It must stay 0.",
     "redone": "Tokens that were dropped after a violation and sampled again.",

@@ -15,7 +15,7 @@ from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.kv_cache.prefix_cache import PrefixCache
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.prefill import PrefillOutputs
-from decoding.hf_engine.request import EngineRequest
+from decoding.hf_engine.request import RequestState
 from decoding.outputs import Token
 from decoding.requests import GenerateRequest
 from tests.decoding.hf_engine.harness import (
@@ -93,7 +93,7 @@ async def test_request_is_aborted_during_prefill(engine: HFEngine, monkeypatch: 
     running, go = threading.Event(), threading.Event()
     prefill = worker.prefill_requests
 
-    def prefill_slowly(model: Model, requests: list[EngineRequest], prefixes: PrefixCache) -> PrefillOutputs:
+    def prefill_slowly(model: Model, requests: list[RequestState], prefixes: PrefixCache) -> PrefillOutputs:
         running.set()
         go.wait(20)
         return prefill(model, requests, prefixes)

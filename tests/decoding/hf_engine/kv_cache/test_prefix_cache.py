@@ -11,7 +11,7 @@ from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.kv_cache.aligned_cache import KVState
 from decoding.hf_engine.kv_cache.prefix_cache import PrefixCache
 from decoding.hf_engine.model.model import Model, PrefillOutput
-from decoding.hf_engine.request import EngineRequest
+from decoding.hf_engine.request import RequestState
 from decoding.outputs import Answer
 from decoding.pipeline.runner import collect_answer
 from decoding.prompt import Noise, Prompt
@@ -60,7 +60,7 @@ async def test_prefix_of_an_edited_row_changes_logprobs(engine: HFEngine, monkey
     engine.worker.prefix_cache.clear()
     names = "pai without guidance"
     right = await run_stack(engine, names, PROMPT)
-    monkeypatch.setattr(EngineRequest, "is_plain", lambda *_: True)
+    monkeypatch.setattr(RequestState, "is_plain", lambda *_: True)
     await run_stack(engine, "plain", SIBLING)
     wrong = await run_stack(engine, names, PROMPT)
     engine.worker.prefix_cache.clear()
