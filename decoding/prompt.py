@@ -110,7 +110,7 @@ def apply_mask(image: Image, mask: Image) -> Image:
     return result
 
 
-Part = str | ImageInput
+ContentPart = str | ImageInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Message:
     """One message of a conversation."""
 
     role: Role
-    parts: tuple[Part, ...]
+    parts: tuple[ContentPart, ...]
 
     @property
     def text(self) -> str:
@@ -171,7 +171,7 @@ class Prompt:
     def map_images(self, change: Callable[[ImageInput], ImageInput | tuple[ImageInput, ...]]) -> Prompt:
         """Replace every image by `change(image)`: one image, several, or none."""
 
-        def change_part(part: Part) -> tuple[Part, ...]:
+        def change_part(part: ContentPart) -> tuple[ContentPart, ...]:
             new = change(part) if isinstance(part, ImageInput) else part
             return new if isinstance(new, tuple) else (new,)
 

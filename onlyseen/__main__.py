@@ -15,7 +15,7 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
+def format_usage() -> str:
     """Return the text of `--help`."""
     lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(["usage: python -m onlyseen COMMAND [OPTIONS]", "", *lines, "", "  --version   print the version"])
@@ -25,7 +25,7 @@ def main() -> None:
     """Run the command that the first argument names, with the other arguments."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
-        print(usage())
+        print(format_usage())
     elif command == "--version":
         print(onlyseen.__version__)
     elif command in COMMANDS:
@@ -33,7 +33,7 @@ def main() -> None:
         sys.argv = [f"{sys.argv[0]} {command}", *sys.argv[2:]]
         import_module(module).main()
     else:
-        sys.exit(f"python -m onlyseen: there is no command '{command}'\n\n{usage()}")
+        sys.exit(f"python -m onlyseen: there is no command '{command}'\n\n{format_usage()}")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def create_image_loader(settings: Settings) -> ImageLoader:
     """Create the loader of images. With two or more API keys that share no caches, each has a share of its memory."""
     has_shares = len(settings.load_api_keys()) > 1 and not settings.share_caches
     return ImageLoader(
-        settings.allowed_image_hosts(),
+        settings.list_image_hosts(),
         settings.image_cache_mb * 1_000_000,
         settings.image_memory_mb * 1_000_000,
         key_share=settings.key_share if has_shares else 1.0,

@@ -280,7 +280,7 @@ class Settings(BaseSettings):
         """
         return self.max_rows or {"hf": 32, "vllm": 64}[self.engine]
 
-    def allowed_image_hosts(self) -> list[str]:
+    def list_image_hosts(self) -> list[str]:
         return split_list(self.image_hosts)
 
     @property

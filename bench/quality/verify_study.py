@@ -181,13 +181,13 @@ class SceneScorer:
     def __init__(self, folder: Path, scenes: int) -> None:
         vocabulary = ObjectVocabulary.load(None)
         self._extract = build_extractor("original", vocabulary)
-        truth = load_annotations(folder, list(range(1, scenes + 1)), vocabulary).collect_nodes(self._extract)
-        self._truth = [truth[number] for number in range(1, scenes + 1)]
+        ground_truth = load_annotations(folder, list(range(1, scenes + 1)), vocabulary).collect_nodes(self._extract)
+        self._ground_truth = [ground_truth[number] for number in range(1, scenes + 1)]
 
     def score(self, texts: Sequence[str]) -> list[CaptionScore]:
         """Score one caption of each scene, in order."""
         return [
-            CaptionScore(number, text, self._extract(text), self._truth[number - 1])
+            CaptionScore(number, text, self._extract(text), self._ground_truth[number - 1])
             for number, text in enumerate(texts, 1)
         ]
 
@@ -209,9 +209,9 @@ def count_mentions(scores: Sequence[CaptionScore]) -> Floats:
             "hallucinated": len(score.hallucinated),
             "mentions": len(score.objects.mentions),
             "recalled": len(score.recalled),
-            "present": len(score.truth),
+            "present": len(score.ground_truth),
             "distinct": len(distinct),
-            "distinct_hallucinated": len(distinct - score.truth),
+            "distinct_hallucinated": len(distinct - score.ground_truth),
             "repetitive": len(distinct) < len(score.objects.mentions),
         }
         for score, distinct in zip(scores, nodes, strict=True)

@@ -52,9 +52,9 @@ class DoLa(Strategy):
         return request
 
     def early_exit_layers(self, layers: int, tied: bool) -> EarlyExits:
-        return EarlyExits(self.layers or self.candidates(layers, tied), self.normed)
+        return EarlyExits(self.layers or self.select_bucket(layers, tied), self.normed)
 
-    def candidates(self, layers: int, tied: bool) -> tuple[int, ...]:
+    def select_bucket(self, layers: int, tied: bool) -> tuple[int, ...]:
         """Return the layers of the bucket."""
         if self.bucket == "high":
             return tuple(range(max(layers // 2, layers - MAX_BUCKET), layers, 2))

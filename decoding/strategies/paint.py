@@ -64,7 +64,7 @@ class PAINT(Strategy):
         return request.with_state(state)
 
     def update_state(self, state: Tensors, activations: Activations) -> Tensors:
-        state = state or {"increase": self.attention_increase(activations.vision_attention["with_image"])}
+        state = state or {"increase": self.compute_attention_increase(activations.vision_attention["with_image"])}
         if self.modulation == "uniform":
             return state
         with_image, without_image = (
@@ -76,7 +76,7 @@ class PAINT(Strategy):
         factors[activations.layer] = sensitivity / sensitivity.mean().clamp(min=TINY)
         return {**state, "heads": factors}
 
-    def attention_increase(self, attention: Tensor) -> Tensor:
+    def compute_attention_increase(self, attention: Tensor) -> Tensor:
         """Compute the coefficients of |s|, [images * patches].
 
         Args:

@@ -38,9 +38,9 @@ class VCD(PlausibleContrast):
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
         request.prompt.require_images(self.name)
-        return request.with_branch("noisy", self.noisy(request.prompt))
+        return request.with_branch("noisy", self.add_noise(request.prompt))
 
-    def noisy(self, prompt: Prompt) -> Prompt:
+    def add_noise(self, prompt: Prompt) -> Prompt:
         """Add noise to every image, each with a seed of its own."""
         seeds = count(self.noise_seed)
         return prompt.map_images(lambda image: image.with_noise(Noise(self.noise_step, next(seeds))))

@@ -93,12 +93,12 @@ class VDGD(Strategy):
             support = support / step.state["tokens"]
         if self.official_scale:
             support = support / support.shape[-1]
-        keep = self.candidates(step.raw)
+        keep = self.mask_candidates(step.raw)
         if step.scores is not step.raw:  # an inner strategy may have ruled tokens out
             keep = keep & (step.scores > -torch.inf)
         return mask_logits(support.to(step.scores.dtype), keep)
 
-    def candidates(self, raw: Tensor) -> Tensor:
+    def mask_candidates(self, raw: Tensor) -> Tensor:
         """Compute S as a mask, [..., vocab]."""
         if self.truncation == "nucleus":
             return top_p_mask(raw, self.temperature, self.top_p)

@@ -60,22 +60,22 @@ class VHR(Strategy):
             activations.heads["without_image"],
         )  # [heads, head_dim]
         factors = state.get("factors", with_image.new_ones(activations.layers, len(with_image))).clone()
-        if activations.layer in self.layers(activations.layers):
+        if activations.layer in self.select_layers(activations.layers):
             factors[activations.layer].masked_fill_(
-                self.visual_heads(with_image.float(), without_image.float()), self.alpha
+                self.select_visual_heads(with_image.float(), without_image.float()), self.alpha
             )
         return {"factors": factors}
 
     def head_scales(self, state: Tensors) -> Tensor:
         return state["factors"]
 
-    def layers(self, depth: int) -> frozenset[int]:
+    def select_layers(self, depth: int) -> frozenset[int]:
         """Return the layers to reinforce in a model of `depth` layers."""
         last = math.floor(self.late * depth + 0.5)
         chosen = set(range(depth - last, depth))
         return frozenset(chosen | ({1} if self.second and depth > 1 else set()))
 
-    def visual_heads(self, with_image: Tensor, without_image: Tensor) -> Tensor:
+    def select_visual_heads(self, with_image: Tensor, without_image: Tensor) -> Tensor:
         """Select the heads to reinforce, as a mask [heads].
 
         Args:

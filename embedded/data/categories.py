@@ -90,8 +90,8 @@ GROUP_CATEGORIES = frozenset({"person", "car", "sheep", "cow", "bird", "book"})
 
 
 @dataclass(frozen=True)
-class Place:
-    """A kind of place: objects that are nearly always, often or sometimes there, and background colours."""
+class SceneType:
+    """A type of scene: objects that are nearly always, often or sometimes in it, and its background colours."""
 
     core: tuple[str, ...]
     secondary: tuple[str, ...]
@@ -99,78 +99,78 @@ class Place:
     palette: tuple[tuple[int, int, int], ...]
 
 
-def _make_place(core: str, secondary: str, occasional: str, *palette: tuple[int, int, int]) -> Place:
-    return Place(tuple(core.split(", ")), tuple(secondary.split(", ")), tuple(occasional.split(", ")), palette)
+def _make_scene_type(core: str, secondary: str, occasional: str, *palette: tuple[int, int, int]) -> SceneType:
+    return SceneType(tuple(core.split(", ")), tuple(secondary.split(", ")), tuple(occasional.split(", ")), palette)
 
 
 PLACES = {
-    "kitchen": _make_place(
+    "kitchen": _make_scene_type(
         "bowl, cup, knife, bottle",
         "spoon, banana, apple, carrot",
         "fork, person, potted plant, clock, wine glass, cat",
         *((222, 205, 170), (200, 190, 180), (240, 230, 205)),
     ),
-    "dining room": _make_place(
+    "dining room": _make_scene_type(
         "fork, spoon, pizza, chair",
         "wine glass, cake, knife, cup, person",
         "bottle, bowl, potted plant, clock, apple",
         *((190, 150, 110), (225, 200, 180), (160, 120, 90)),
     ),
-    "city street": _make_place(
+    "city street": _make_scene_type(
         "car, traffic light, person, bus",
         "truck, bicycle, dog, backpack",
         "umbrella, bird, skateboard, cell phone, suitcase",
         *((150, 150, 155), (120, 125, 135), (180, 185, 190)),
     ),
-    "farm": _make_place(
+    "farm": _make_scene_type(
         "cow, sheep, horse, dog",
         "person, bird, truck, cat",
         "apple, bicycle, carrot, car",
         *((140, 185, 90), (170, 200, 110), (110, 150, 70)),
     ),
-    "savanna": _make_place(
+    "savanna": _make_scene_type(
         "elephant, zebra, giraffe, bird",
         "person, horse, car",
         "truck, backpack, cow",
         *((215, 190, 110), (200, 170, 90), (230, 210, 150)),
     ),
-    "living room": _make_place(
+    "living room": _make_scene_type(
         "couch, tv, potted plant, book",
         "clock, cat, chair, person, cup",
         "dog, teddy bear, cell phone, laptop, wine glass",
         *((205, 185, 200), (225, 210, 190), (180, 160, 150)),
     ),
-    "office": _make_place(
+    "office": _make_scene_type(
         "laptop, keyboard, chair, cup",
         "cell phone, book, clock, person",
         "backpack, potted plant, bottle, tv, banana",
         *((210, 215, 220), (190, 200, 210), (230, 230, 235)),
     ),
-    "bedroom": _make_place(
+    "bedroom": _make_scene_type(
         "bed, teddy bear, clock, book",
         "cat, cell phone, laptop, chair",
         "tv, person, dog, potted plant, backpack",
         *((200, 190, 220), (220, 205, 225), (180, 180, 210)),
     ),
-    "bathroom": _make_place(
+    "bathroom": _make_scene_type(
         "toilet, toothbrush, bottle, cup",
         "potted plant, clock, cat, person",
         "book, chair, cell phone, teddy bear",
         *((190, 225, 230), (215, 235, 240), (170, 205, 215)),
     ),
-    "beach": _make_place(
+    "beach": _make_scene_type(
         "umbrella, boat, person, kite",
         "bird, dog, sports ball, chair",
         "bottle, backpack, cell phone, book, wine glass",
         *((235, 215, 160), (120, 195, 225), (245, 230, 190)),
     ),
-    "station": _make_place(
+    "station": _make_scene_type(
         "train, suitcase, person, clock",
         "backpack, bus, umbrella, cell phone",
         "bicycle, laptop, cup, book, bird",
         *((175, 175, 185), (150, 160, 180), (200, 195, 190)),
     ),
-    "park": _make_place(
+    "park": _make_scene_type(
         "dog, bicycle, sports ball, person",
         "kite, bird, skateboard, backpack",
         "umbrella, bottle, boat, apple, cake",

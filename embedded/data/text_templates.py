@@ -9,7 +9,7 @@ from embedded.data.categories import BY_NAME, NAMES, PLACES
 from embedded.data.renderer import RenderedScene, SceneObject
 from embedded.data.scene_sampler import TRAINING_PRIOR, sample_contents, sample_likely_absent
 
-Kind = Literal["caption", "presence", "detail"]
+QuestionType = Literal["caption", "presence", "detail"]
 
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 POSITION_PHRASES = (
@@ -74,7 +74,7 @@ class QAPair:
 
     question: str
     answer: str
-    kind: Kind
+    kind: QuestionType
     category_word: str = ""
     present: bool = False
 

@@ -54,7 +54,7 @@ class Comparison:
     @cached_property
     def indices(self) -> list[int]:
         """Indices of the samples in the scope."""
-        return self.table.indices_in(self.scope)
+        return self.table.find_indices_in(self.scope)
 
     @cached_property
     def ratios(self) -> RatioMetrics:
@@ -132,7 +132,7 @@ class Comparison:
                 detectable=minimum_detectable_difference(interval.standard_error, len(counts)),
             )
             if metric.name not in by_permutation:
-                indices = self.table.unique_indices(self.indices)
+                indices = self.table.find_unique_indices(self.indices)
                 outcomes = (self.table.list_outcomes(each, indices, metric) for each in (label, reference))
                 result = mcnemar_test(*outcomes)
                 difference.test, difference.p = "mcnemar", result.p

@@ -28,7 +28,7 @@ def compute_costs(table: ScoreTable, reference: str) -> list[StrategyCost]:
 
 
 def _compute_cost(table: ScoreTable, label: str) -> StrategyCost:
-    indices = table.unique_indices(range(len(table.samples)))
+    indices = table.find_unique_indices(range(len(table.samples)))
     answers = [table.answers[label][index] for index in indices]
     usages = [_read_usage(answer) for answer in answers]
     ratios = RatioMetrics.from_metrics((PASSES, SPEED))

@@ -49,11 +49,11 @@ class ScoreTable:
         """The seeds of the run, in order."""
         return list(dict.fromkeys(sample.seed for sample in self.samples))
 
-    def indices_in(self, scope: str | None) -> list[int]:
+    def find_indices_in(self, scope: str | None) -> list[int]:
         """Return the indices of the samples of a scope; None is all scopes."""
         return [index for index, sample in enumerate(self.samples) if scope in {None, sample.question.scope}]
 
-    def unique_indices(self, indices: Sequence[int]) -> list[int]:
+    def find_unique_indices(self, indices: Sequence[int]) -> list[int]:
         """Keep the first of equal requests. Splits share questions, which would count several times in a test."""
         unique = {(self._request_of(index), self.samples[index].seed): index for index in reversed(indices)}
         return sorted(unique.values())

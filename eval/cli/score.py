@@ -54,7 +54,7 @@ def score_pope(
     if not compare:
         typer.echo(json.dumps(scores[parser]) if as_json else _format_table(scores))
         return
-    disagreement = pope.parser_disagreement(pairs.labels, pairs.answers)
+    disagreement = pope.measure_parser_disagreement(pairs.labels, pairs.answers)
     if as_json:
         typer.echo(json.dumps({"parsers": scores, "disagreement": disagreement, "n": len(pairs.labels)}))
     else:

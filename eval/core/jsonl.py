@@ -60,7 +60,7 @@ class JsonRecord:
         key = self.find_first_key(*keys)
         value = self.value[key]
         if not isinstance(value, str):
-            raise self.build_error(f"must be a string, not {json_type(value)}", key)
+            raise self.build_error(f"must be a string, not {get_json_type(value)}", key)
         return value
 
     def get_strings(self, key: str) -> list[str]:
@@ -82,11 +82,11 @@ class JsonRecord:
         """  # noqa: DOC502 - `build_error` builds it
         value = self.value[self.find_first_key(key)]
         if isinstance(value, bool) or not isinstance(value, int | str):
-            raise self.build_error(f"must be an integer or a string, not {json_type(value)}", key)
+            raise self.build_error(f"must be an integer or a string, not {get_json_type(value)}", key)
         return value
 
 
-def json_type(value: object) -> str:
+def get_json_type(value: object) -> str:
     """Return the JSON name of the type of a value."""
     names = {
         bool: "a boolean",
@@ -133,7 +133,7 @@ def read_object(file: Path) -> dict[str, Any]:
     """
     value = _parse_json(_read_bytes(file), file)
     if not isinstance(value, dict):
-        raise InputError(f"must be one JSON object, not {json_type(value)}", file)
+        raise InputError(f"must be one JSON object, not {get_json_type(value)}", file)
     return value
 
 
@@ -181,7 +181,7 @@ def _iter_array(file: Path) -> Iterator[JsonRecord]:
 
 def _check_object(value: object, position: JsonRecord) -> JsonRecord:
     if not isinstance(value, dict):
-        raise position.build_error(f"must be a JSON object, not {json_type(value)}")
+        raise position.build_error(f"must be a JSON object, not {get_json_type(value)}")
     return JsonRecord(value, position.file, position.line, position.index)
 
 

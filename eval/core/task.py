@@ -102,7 +102,7 @@ class BenchmarkTask(Protocol):
     def score_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> list[Score]:
         """Score each answer. If questions are scored together, the last of them carries the joint counts."""
 
-    def source_files(self) -> list[Path]:
+    def list_source_files(self) -> list[Path]:
         """List the files that questions and scores depend on, without the images."""
 
     def summarize_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> dict[str, Any]:

@@ -160,10 +160,10 @@ class EvalClient:
             reason = str(error) or type(error).__name__
             raise ServerUnavailable(f"no connection to {self.base_url} ({reason}). Is the server running?") from None
         if response.status_code in RETRIED_STATUSES or response.status_code >= 500:
-            problem = f"the server fails with status {response.status_code}: {_error_message(response)}"
+            problem = f"the server fails with status {response.status_code}: {_format_error_message(response)}"
             raise ServerUnavailable(problem, _parse_retry_after(response.headers.get("retry-after")))
         if not response.is_success:
-            raise RequestRejected(response.status_code, _error_message(response))
+            raise RequestRejected(response.status_code, _format_error_message(response))
         try:
             # Unlike `json`, this parser rejects lone surrogates, which no file can hold, and deeply nested values.
             document = from_json(response.content)
@@ -214,7 +214,7 @@ def build_api_root(url: str) -> str:
     return url if url.endswith("/v1") else f"{url}/v1"
 
 
-def _error_message(response: httpx.Response) -> str:
+def _format_error_message(response: httpx.Response) -> str:
     """Return the message of OpenAI's error body, or the beginning of any other body."""
     try:
         return str(from_json(response.content)["error"]["message"])[:MAX_MESSAGE_LENGTH]

@@ -61,13 +61,13 @@ class Manifest(BaseModel):
             strategy_via=strategy_via,
             files={
                 str(file.relative_to(folder)) if file.is_relative_to(folder) else file.name: hash_file(file)
-                for file in task.source_files()
+                for file in task.list_source_files()
             },
             images=hash_json(sorted({f"{question.image.name} {question.image_hash}" for question in questions})),
             ids=hash_json([question.id for question in questions]),
             prompts=hash_json([question.prompt for question in questions]),
             answers=hash_json(sorted({f"{answer.key} {answer.text}" for answer in answers})),
-            versions=package_versions(),
+            versions=collect_package_versions(),
         )
 
     def list_changes(self, other: Manifest) -> list[str]:
@@ -84,7 +84,7 @@ class Manifest(BaseModel):
         ]
 
 
-def package_versions(
+def collect_package_versions(
     packages: Iterable[str] = ("numpy", "scipy", "statsmodels", "nltk", "onlyseen"),
 ) -> dict[str, str]:
     """Return the versions of Python and of the installed packages among `packages`."""

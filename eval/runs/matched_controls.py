@@ -56,13 +56,13 @@ def build_controls(spec: StackSpec, catalog: StrategyCatalog, *, greedy: bool) -
         values = spec.parameters.get(name, {})
         remaining = _turn_branches_off(name, values)
         if catalog.count_branches(name) and remaining != {name: values}:
-            params = ControlParams() if greedy else _control_params(name, values)
+            params = ControlParams() if greedy else _build_control_params(name, values)
             for cut in _cut_strategies(spec, params, catalog):
                 controls.append(spec.replace_strategy(name, {**cut, **remaining}))
     return list({control.label: control for control in controls}.values())
 
 
-def _control_params(name: str, values: Values) -> ControlParams:
+def _build_control_params(name: str, values: Values) -> ControlParams:
     if name in CONTROL_PARAMS:
         return CONTROL_PARAMS[name](values)
     beta = values.get("beta")

@@ -12,7 +12,7 @@ from eval.analysis.evaluation import evaluate
 from eval.core.answer_store import load_answers
 from eval.core.results import Results
 from eval.errors import InputError
-from eval.runs.manifest import Manifest, check_format, package_versions, read_manifest
+from eval.runs.manifest import Manifest, check_format, collect_package_versions, read_manifest
 from eval.workflows.run_directory import RunDirectory
 
 ANY_JSON: TypeAdapter[JsonValue] = TypeAdapter(JsonValue)
@@ -41,7 +41,7 @@ def verify_run(path: Path, data: str | None = None) -> list[str]:
     stored = _read_results(directory.results_file)
     computed = ANY_JSON.validate_json(results.model_dump_json())
     numbers = [f"{place}: {old} in results.json, {new} now" for place, old, new in _iter_differences(stored, computed)]
-    versions = package_versions()
+    versions = collect_package_versions()
     changed_packages = [name for name, version in manifest.versions.items() if versions.get(name) != version]
     if numbers and not inputs and changed_packages:
         inputs.append(f"the run was written with other versions of {', '.join(changed_packages)}")

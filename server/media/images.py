@@ -247,10 +247,10 @@ class ImageCache:
     def put(self, key: bytes, image: ImageInput) -> None:
         """Add an image, unless it is larger than the whole cache, and evict others until the bound holds."""
         with self._lock:
-            if key in self._images or pixel_bytes(image) > self.max_bytes:
+            if key in self._images or count_pixel_bytes(image) > self.max_bytes:
                 return
             self._images[key] = image
-            self.bytes += pixel_bytes(image)
+            self.bytes += count_pixel_bytes(image)
             self._evict(self.max_bytes)
 
     def make_room(self, size: int) -> None:
@@ -261,15 +261,15 @@ class ImageCache:
 
     def _evict(self, max_bytes: int) -> None:
         while self.bytes > max_bytes:
-            self.bytes -= pixel_bytes(self._images.popitem(last=False)[1])
+            self.bytes -= count_pixel_bytes(self._images.popitem(last=False)[1])
 
 
-def content_key(content: bytes, cache_salt: str | None = None) -> bytes:
+def build_content_key(content: bytes, cache_salt: str | None = None) -> bytes:
     """Return the cache key of an encoded image: the SHA-256 of all its bytes, so that two contents never share one."""
     return hashlib.sha256(f"{cache_salt};".encode() + DECODER_VERSION + content).digest()
 
 
-def pixel_bytes(image: ImageInput) -> int:
+def count_pixel_bytes(image: ImageInput) -> int:
     """Return the bytes of an image in memory. Pillow uses four bytes a pixel, for three colours as well."""
     return 4 * image.visible.width * image.visible.height
 
@@ -293,7 +293,7 @@ def open_source(
         BadRequest: The image has more than `max_pixels`, or is not accepted.
     """
     encoded = decode_data_url(source.url, source.param) if content is None else content
-    key = content_key(encoded, cache_salt)
+    key = build_content_key(encoded, cache_salt)
     cached = cache.get(key)
     if cached is not None:
         width, height = cached.source.size

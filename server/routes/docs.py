@@ -35,13 +35,13 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/docs")
-def page() -> HTMLResponse:
+def get_docs_page() -> HTMLResponse:
     headers = {"content-security-policy": CONTENT_SECURITY_POLICY, "cache-control": "no-cache"}
     return HTMLResponse(build_page(), headers=headers)
 
 
 @router.get("/docs/{name}")
-async def asset(name: str) -> FileResponse:
+async def get_asset(name: str) -> FileResponse:
     """Return a style sheet or a script of the page.
 
     Raises:

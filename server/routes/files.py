@@ -110,7 +110,7 @@ async def retrieve_file(file_id: str, store: StoreDep, owner: OwnerDep) -> FileO
 @router.get(
     "/{file_id}/content", response_class=FileResponse, responses={200: {"content": {"application/octet-stream": {}}}}
 )
-async def file_content(file_id: str, store: StoreDep, owner: OwnerDep) -> Response:
+async def retrieve_file_content(file_id: str, store: StoreDep, owner: OwnerDep) -> Response:
     """Download the content of a file. The file of results of an unfinished batch has the results so far.
 
     \f

@@ -21,7 +21,7 @@ router = APIRouter(responses={503: {"model": ErrorBody}})
 
 
 @router.get("/health")
-async def health(service: ServiceDep) -> Health:
+async def get_health(service: ServiceDep) -> Health:
     """Return 200 while the process is alive, also during model loading, and 503 after the engine has died.
 
     \f
@@ -35,7 +35,7 @@ async def health(service: ServiceDep) -> Health:
 
 
 @router.get("/ready")
-async def ready(service: ServiceDep) -> Health:
+async def get_readiness(service: ServiceDep) -> Health:
     """Return 200 from the end of the warm-up until the server begins to stop, and 503 otherwise.
 
     \f

@@ -28,7 +28,7 @@ async def get_version() -> Version:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(service: ServiceDep) -> Response:
+async def get_metrics(service: ServiceDep) -> Response:
     """Return the metrics in Prometheus' text format."""
     is_running = service.is_startup_finished and service.is_alive
     page = await service.metrics.build_page(service.engine if is_running else None)

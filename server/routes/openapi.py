@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.openapi.utils import get_openapi
+from fastapi.openapi import utils
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
@@ -30,7 +30,7 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/openapi.json")
-def openapi(request: Request) -> JSONResponse:
+def get_openapi(request: Request) -> JSONResponse:
     """Return the document. FastAPI runs this in a thread, since the first call takes seconds."""
     return JSONResponse(build_document(request.app))
 
@@ -38,7 +38,9 @@ def openapi(request: Request) -> JSONResponse:
 def build_document(app: FastAPI) -> dict[str, Any]:
     """Build the document once: the installed strategies do not change while the server runs."""
     if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        document = utils.get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
         schemas = document["components"]["schemas"]
         models: list[type[BaseModel]] = [*REQUEST_MODELS.values(), ErrorBody]
         for model in models:

@@ -33,14 +33,14 @@ def open_paths(settings: Settings) -> tuple[str, ...]:
 
 
 @router.get("/")
-async def page() -> HTMLResponse:
+async def get_playground() -> HTMLResponse:
     html = PAGE.read_text()
     headers = {"content-security-policy": build_content_security_policy(html), "cache-control": "no-cache"}
     return HTMLResponse(html, headers=headers)
 
 
 @router.get("/notice")
-def notice(service: ServiceDep) -> dict[str, str | list[str]]:
+def get_notice(service: ServiceDep) -> dict[str, str | list[str]]:
     """Describe what the embedded model knows. For another model the notice is empty."""
     if not service.settings.is_embedded:
         return {}
@@ -52,12 +52,12 @@ def notice(service: ServiceDep) -> dict[str, str | list[str]]:
 
 
 @router.get("/samples")
-async def samples() -> list[str]:
+async def list_samples() -> list[str]:
     return list(SAMPLES)
 
 
 @router.get("/samples/{name}")
-async def sample(name: str) -> FileResponse:
+async def get_sample(name: str) -> FileResponse:
     """Return an example image.
 
     Raises:

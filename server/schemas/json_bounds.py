@@ -89,7 +89,7 @@ class JsonBoundsScanner:
     def _check_text_bytes(self) -> None:
         open_bytes = self._size - self._string_start if self._in_string and self._head is not None else 0
         if self._size - self._data_url_bytes - open_bytes > MAX_TEXT_BYTES:
-            raise _too_complex(f"without data URLs, it has more than {MAX_TEXT_BYTES // 1_000_000} MB")
+            raise _build_too_complex(f"without data URLs, it has more than {MAX_TEXT_BYTES // 1_000_000} MB")
 
     def _open_string(self, start: int) -> None:
         self._strings += 1
@@ -114,7 +114,7 @@ class JsonBoundsScanner:
         if self._key_bytes is not None:
             self._key_bytes += stop - start
             if self._key_bytes > MAX_KEY_BYTES:
-                raise _too_complex(f"a key has more than {MAX_KEY_BYTES} bytes")
+                raise _build_too_complex(f"a key has more than {MAX_KEY_BYTES} bytes")
         self._in_string = quote < 0
         is_long = offset + stop - self._string_start >= MIN_DATA_URL_BYTES
         if self._head is not None and (self._in_string or is_long):
@@ -139,9 +139,9 @@ class JsonBoundsScanner:
         self._counts[-1] += 1
         if self._is_object[-1]:
             if self._counts[-1] >= MAX_MEMBERS:
-                raise _too_complex(f"an object has more than {MAX_MEMBERS} members")
+                raise _build_too_complex(f"an object has more than {MAX_MEMBERS} members")
         elif self._counts[-1] >= MAX_ELEMENTS:
-            raise _too_complex(f"a list has more than {MAX_ELEMENTS} elements")
+            raise _build_too_complex(f"a list has more than {MAX_ELEMENTS} elements")
         self._count_value()
 
     def _open_container(self, is_object: bool) -> None:
@@ -149,7 +149,7 @@ class JsonBoundsScanner:
         self._counts.append(0)
         self._is_object.append(is_object)
         if len(self._counts) > MAX_DEPTH:
-            raise _too_complex(f"objects and lists are nested more than {MAX_DEPTH} deep")
+            raise _build_too_complex(f"objects and lists are nested more than {MAX_DEPTH} deep")
         self._count_value()
 
     def _close_container(self) -> None:
@@ -161,7 +161,7 @@ class JsonBoundsScanner:
     def _count_value(self) -> None:
         self._values += 1
         if self._values > MAX_VALUES:
-            raise _too_complex(f"the document has more than {MAX_VALUES} values")
+            raise _build_too_complex(f"the document has more than {MAX_VALUES} values")
 
 
 def check_json_bounds(document: bytes) -> list[tuple[int, int]]:
@@ -176,5 +176,5 @@ def check_json_bounds(document: bytes) -> list[tuple[int, int]]:
     return scanner.data_urls
 
 
-def _too_complex(bound: str) -> BadRequest:
+def _build_too_complex(bound: str) -> BadRequest:
     return BadRequest(f"The body is too complex: {bound}.", code="body_too_complex")

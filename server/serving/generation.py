@@ -190,7 +190,7 @@ class Generation:
             steps=sum(usage.steps for usage in choices),
             forward_passes=prior.forward_passes + sum(usage.forward_passes for usage in choices),
             changed_steps=None if None in changed else sum(count or 0 for count in changed),
-            timings=round_seconds({**prior.seconds, **max_seconds(choices), "total": total}),
+            timings=round_seconds({**prior.seconds, **select_slowest(choices), "total": total}),
         )
         # A field that was never set is absent from the JSON.
         extra: dict[str, object] = {}
@@ -373,7 +373,7 @@ def to_data_url(image: ImageInput) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def max_seconds(usages: Sequence[Usage]) -> dict[str, float]:
+def select_slowest(usages: Sequence[Usage]) -> dict[str, float]:
     """Take the slowest choice of each phase."""
     phases = {phase for usage in usages for phase in usage.seconds}
     return {phase: max(usage.seconds.get(phase, 0.0) for usage in usages) for phase in sorted(phases)}

@@ -13,9 +13,11 @@ from eval.benchmarks.chair.vocabulary import ObjectVocabulary
 from eval.core.statistics import Bootstrap
 
 
-def score(text: str, *truth: str) -> CaptionScore:
+def score(text: str, *ground_truth: str) -> CaptionScore:
     """Score a caption of a scene with these objects."""
-    return CaptionScore(1, text, build_extractor("original", ObjectVocabulary.load(None))(text), frozenset(truth))
+    return CaptionScore(
+        1, text, build_extractor("original", ObjectVocabulary.load(None))(text), frozenset(ground_truth)
+    )
 
 
 def test_counts_give_chair_and_recall() -> None:

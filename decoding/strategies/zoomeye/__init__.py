@@ -125,12 +125,12 @@ class ZoomEye(Strategy):
             if best is not None and may_end and confidences[best] >= max(threshold, thresholds.lower):
                 return [best]
             if visited is not None:
-                priorities = yield from self.priorities(tree, cue, parts, depth + 1)
+                priorities = yield from self.compute_priorities(tree, cue, parts, depth + 1)
                 for priority, part in zip(priorities, parts, strict=True):
                     heappush(queue, (-priority, depth + 1, part))
         return []
 
-    def priorities(
+    def compute_priorities(
         self, tree: CropTree, cue: str, parts: Sequence[Box], depth: int
     ) -> Generator[Effect, Any, list[float]]:
         """Compute w c_e + (1 - w) c_l of every part. The weight of c_e grows with depth."""

@@ -5,7 +5,7 @@
   then have no part in the lockstep: a member that is delayed makes the others hold.
 - Preemption is decided before vLLM's loop runs, gang by gang from the newest on. The loop then finds room for every
   running request and never preempts.
-- vLLM's loop sees a waiting gang only when there are free_rows and KV blocks for all its members.
+- vLLM's loop receives a waiting gang only when rows and KV blocks are free for all its members.
 - A single-step gang (a probe) runs all its prompts uncut in a step of its own.
 - Violations are found before the model runs. Tokens of lone members are dropped and sampled again.
 
@@ -24,7 +24,7 @@ from vllm.v1.request import RequestStatus
 from decoding.vllm_engine.core.gang_lifecycle import GangLifecycle
 from decoding.vllm_engine.core.gangs import Gang, VllmRequest
 
-Unit = tuple[VllmRequest, ...]  # the running members of one gang, or one request without branches
+RequestGroup = tuple[VllmRequest, ...]  # the running members of one gang, or one request without branches
 
 
 class GangScheduler(GangLifecycle):
@@ -62,58 +62,60 @@ class GangScheduler(GangLifecycle):
         Returns:
             KV blocks left for waiting requests; 0 after a preemption.
         """
-        units, planned, budget = self._group_units(), 0, self.max_num_scheduled_tokens
+        groups, planned, budget = self._group_requests(), 0, self.max_num_scheduled_tokens
         preempted, number = False, 0
-        while number < len(units):
-            unit = units[number]
-            is_released = self._is_ready(unit) and budget >= len(unit)
-            wanted = self._count_wanted_tokens(unit, is_released, budget)
+        while number < len(groups):
+            group = groups[number]
+            is_released = self._is_ready(group) and budget >= len(group)
+            wanted = self._count_wanted_tokens(group, is_released, budget)
             need = sum(self._count_blocks(request, tokens) for request, tokens in wanted)
-            while need > self._num_free_blocks - planned and number < len(units):
-                self._preempt(units.pop())
+            while need > self._num_free_blocks - planned and number < len(groups):
+                self._preempt(groups.pop())
                 preempted = True
-            if number == len(units):
+            if number == len(groups):
                 break
             planned += need
             self._planned_tokens |= {request.request_id: tokens for request, tokens in wanted}
             budget -= sum(tokens for _, tokens in wanted)
-            if is_released and self.gangs.get_gang(unit[0].request_id):
-                self._released.update(request.request_id for request in self._find_members_to_release(unit))
+            if is_released and self.gangs.get_gang(group[0].request_id):
+                self._released.update(request.request_id for request in self._find_members_to_release(group))
             number += 1
         return 0 if preempted else self._num_free_blocks - planned
 
-    def _group_units(self) -> list[Unit]:
+    def _group_requests(self) -> list[RequestGroup]:
         """Group the running requests by gang, in the order in which they were scheduled first."""
-        units: dict[str, list[VllmRequest]] = {}
+        groups: dict[str, list[VllmRequest]] = {}
         for request in self.running:
             gang = self.gangs.get_gang(request.request_id)
-            units.setdefault(gang.id if gang else request.request_id, []).append(request)
-        self.running = [request for unit in units.values() for request in unit]
-        return [tuple(unit) for unit in units.values()]
+            groups.setdefault(gang.id if gang else request.request_id, []).append(request)
+        self.running = [request for group in groups.values() for request in group]
+        return [tuple(group) for group in groups.values()]
 
-    def _is_ready(self, unit: Unit) -> bool:
+    def _is_ready(self, group: RequestGroup) -> bool:
         """Return whether all members run and are before their last known token. True without a gang."""
-        gang = self.gangs.get_gang(unit[0].request_id)
-        return gang is None or (len(unit) == gang.size and all(count_unrun_tokens(request) == 1 for request in unit))
+        gang = self.gangs.get_gang(group[0].request_id)
+        return gang is None or (len(group) == gang.size and all(count_unrun_tokens(request) == 1 for request in group))
 
-    def _find_members_to_release(self, unit: Unit) -> Sequence[VllmRequest]:
+    def _find_members_to_release(self, group: RequestGroup) -> Sequence[VllmRequest]:
         """Return the members of a ready gang that sample a token in this step: all. A test withholds one."""
-        return unit
+        return group
 
-    def _count_wanted_tokens(self, unit: Unit, is_released: bool, budget: int) -> list[tuple[VllmRequest, int]]:
+    def _count_wanted_tokens(
+        self, group: RequestGroup, is_released: bool, budget: int
+    ) -> list[tuple[VllmRequest, int]]:
         """Return the tokens that each request runs in this step, within the budget."""
         wanted: list[tuple[VllmRequest, int]] = []
-        for request in unit:
+        for request in group:
             tokens = max(min(count_unrun_tokens(request) - (not is_released), budget), 0)
             wanted.append((request, tokens))
             budget -= tokens
         return wanted
 
-    def _preempt(self, unit: Unit) -> None:
-        for request in reversed(unit):  # puts the main request first in the queue again
+    def _preempt(self, group: RequestGroup) -> None:
+        for request in reversed(group):  # puts the main request first in the queue again
             self.running.remove(request)
             super()._preempt_request(request, time.monotonic())
-        if self.gangs.get_gang(unit[0].request_id):
+        if self.gangs.get_gang(group[0].request_id):
             self.counters.preemptions += 1
         else:
             self.counters.others_preempted += 1
@@ -192,28 +194,28 @@ class GangScheduler(GangLifecycle):
         free_rows = self.max_num_active_reqs - len(self.running)
         while queue and free > 0:
             gang = self.gangs.get_gang(queue.peek_request().request_id)
-            unit = [queue.pop_request()]
+            group = [queue.pop_request()]
             while queue and gang is not None and self.gangs.get_gang(queue.peek_request().request_id) is gang:
-                unit.append(queue.pop_request())
-            examined += unit
-            if self._waits_for_grammar(unit):
-                schedulable += unit if gang is None else ()
+                group.append(queue.pop_request())
+            examined += group
+            if self._waits_for_grammar(group):
+                schedulable += group if gang is None else ()
                 continue
-            need = sum(self._count_blocks(request, request.num_tokens) for request in unit)
-            is_full = len(unit) > free_rows or need + self.kv_cache_manager.watermark_blocks > free
+            need = sum(self._count_blocks(request, request.num_tokens) for request in group)
+            is_full = len(group) > free_rows or need + self.kv_cache_manager.watermark_blocks > free
             if is_full or (gang is not None and gang.is_single_step):
                 break
-            schedulable += unit
-            free_rows -= len(unit)
+            schedulable += group
+            free_rows -= len(group)
             free -= need
         return schedulable
 
-    def _waits_for_grammar(self, unit: Sequence[VllmRequest]) -> bool:
+    def _waits_for_grammar(self, group: Sequence[VllmRequest]) -> bool:
         """Return whether the grammar of a request is still being compiled."""
         return any(
             request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
             and (request.structured_output_request is None or request.structured_output_request.grammar is None)
-            for request in unit
+            for request in group
         )
 
     # Methods that vLLM's loop calls for each request

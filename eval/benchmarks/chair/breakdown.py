@@ -92,12 +92,12 @@ def count_by_category(captions: Sequence[CaptionScore], max_co_occurring: int = 
     """
     mentions = Counter(mention.node for each in captions for mention in each.objects.mentions)
     hallucinated = Counter(mention.node for each in captions for mention in each.hallucinated)
-    images = Counter(node for each in captions for node in each.truth)
+    images = Counter(node for each in captions for node in each.ground_truth)
     recalled = Counter(node for each in captions for node in each.recalled)
     co_occurring: dict[str, Counter[str]] = {node: Counter() for node in hallucinated}
     for each in captions:
         for node in {mention.node for mention in each.hallucinated}:
-            co_occurring[node].update(sorted(each.truth))
+            co_occurring[node].update(sorted(each.ground_truth))
     rows = [
         CategoryBreakdown(
             node=node,
@@ -127,7 +127,7 @@ def count_by_position(captions: Sequence[CaptionScore], parts: int = 10) -> list
         for mention in each.objects.mentions:
             part = mention.first * parts // len(each.objects.tokens)
             mentions[part] += 1
-            hallucinated[part] += mention.node not in each.truth
+            hallucinated[part] += mention.node not in each.ground_truth
     return [
         PositionBreakdown(part / parts, (part + 1) / parts, mentions[part], hallucinated[part]) for part in range(parts)
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from eval.benchmarks.chair.object_extraction import Extractor
 from eval.benchmarks.chair.vocabulary import ObjectVocabulary
-from eval.core.jsonl import JsonRecord, json_type, read_object
+from eval.core.jsonl import JsonRecord, get_json_type, read_object
 from eval.errors import InputError
 
 ImageId = int | str
@@ -80,7 +80,7 @@ def load_annotations(folder: Path, images: Collection[ImageId], vocabulary: Obje
         for annotation, image in content.iter_annotations(images):
             if image not in objects and _convert_id(image) in objects:
                 raise annotation.build_error(
-                    f"is {json_type(image)}, but the instances have the same id as another type", "image_id"
+                    f"is {get_json_type(image)}, but the instances have the same id as another type", "image_id"
                 )
             _ = objects[image]
             captions.setdefault(image, []).append(annotation.get_string("caption"))
@@ -115,11 +115,11 @@ class _AnnotationFile:
     def _iter_rows(self, key: str) -> Iterator[JsonRecord]:
         rows = self._content.get(key)
         if not isinstance(rows, list):
-            problem = f"must be a list, not {json_type(rows)}" if key in self._content else "is missing"
+            problem = f"must be a list, not {get_json_type(rows)}" if key in self._content else "is missing"
             raise InputError(problem, self._file, None, key)
         for index, row in enumerate(rows):
             if not isinstance(row, dict):
-                raise InputError(f"must be an object, not {json_type(row)}", self._file, None, f"{key}[{index}]")
+                raise InputError(f"must be an object, not {get_json_type(row)}", self._file, None, f"{key}[{index}]")
             yield JsonRecord(row, self._file, index=index, parent=key)
 
 

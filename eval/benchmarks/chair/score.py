@@ -20,23 +20,23 @@ class CaptionScore:
         image_id: Id of the image.
         caption: The caption.
         objects: Objects that the caption mentions.
-        truth: Nodes in the image.
+        ground_truth: Nodes in the image.
     """
 
     image_id: ImageId
     caption: str
     objects: CaptionObjects
-    truth: frozenset[str]
+    ground_truth: frozenset[str]
 
     @property
     def hallucinated(self) -> list[Mention]:
         """Mentions of objects that are not in the image."""
-        return [mention for mention in self.objects.mentions if mention.node not in self.truth]
+        return [mention for mention in self.objects.mentions if mention.node not in self.ground_truth]
 
     @property
     def recalled(self) -> frozenset[str]:
         """Nodes in the image that the caption mentions."""
-        return self.truth.intersection(mention.node for mention in self.objects.mentions)
+        return self.ground_truth.intersection(mention.node for mention in self.objects.mentions)
 
     def as_json(self) -> dict[str, object]:
         """Return the line of `--per-caption`."""
@@ -45,7 +45,7 @@ class CaptionScore:
             "words": [mention.word for mention in self.objects.mentions],
             "nodes": [mention.node for mention in self.objects.mentions],
             "hallucinated": [[mention.word, mention.node] for mention in self.hallucinated],
-            "gt_nodes": sorted(self.truth),
+            "gt_nodes": sorted(self.ground_truth),
         }
 
 
@@ -95,7 +95,7 @@ def compute_score(captions: Sequence[CaptionScore]) -> ChairScore:
     mentions = sum(len(each.objects.mentions) for each in captions)
     hallucinated_mentions = sum(len(each.hallucinated) for each in captions)
     hallucinated_captions = sum(bool(each.hallucinated) for each in captions)
-    objects = sum(len(each.truth) for each in captions)
+    objects = sum(len(each.ground_truth) for each in captions)
     notes = {}
     if not mentions:
         notes["chair_i"] = "no caption mentions an object"
@@ -140,6 +140,6 @@ def score_captions(
         loaded.check_image(record)
     scores: dict[Variant, list[CaptionScore]] = {}
     for variant, extract in extractors.items():
-        truth = loaded.collect_nodes(extract)
-        scores[variant] = [CaptionScore(image, text, extract(text), truth[image]) for image, text in texts]
+        ground_truth = loaded.collect_nodes(extract)
+        scores[variant] = [CaptionScore(image, text, extract(text), ground_truth[image]) for image, text in texts]
     return scores

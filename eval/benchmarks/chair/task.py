@@ -32,7 +32,7 @@ METRICS = (
     Metric("len", "Length", {"length": 1}, ALL, better="neither", percent=False, max_relative_change=0.15),
 )
 
-TruthByImage = dict[ImageId, frozenset[str]]
+GroundTruthByImage = dict[ImageId, frozenset[str]]
 ScoresByStrategy = Mapping[str, Sequence[CaptionScore]]
 
 
@@ -66,9 +66,9 @@ class ChairTask(BenchmarkTask):
         self.data = data
         self._loaded: tuple[frozenset[ImageId], CocoAnnotations] | None = None
         self._extractors: dict[Variant, Extractor] = {}
-        self._truths: dict[tuple[Variant, frozenset[ImageId]], TruthByImage] = {}
+        self._ground_truths: dict[tuple[Variant, frozenset[ImageId]], GroundTruthByImage] = {}
 
-    def source_files(self) -> list[Path]:
+    def list_source_files(self) -> list[Path]:
         """List the annotation files and the table of synonyms."""
         annotations = [
             file for kind in ("instances", "captions") for file in sorted(self.annotations.glob(f"{kind}*.json"))
@@ -140,9 +140,9 @@ class ChairTask(BenchmarkTask):
         self, variant: Variant, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]
     ) -> list[CaptionScore]:
         images = [cast(ImageId, question.truth["image_id"]) for question in questions]
-        extract, truth = self._get_extractor(variant), self._get_truth(variant, frozenset(images))
+        extract, ground_truth = self._get_extractor(variant), self._get_ground_truth(variant, frozenset(images))
         return [
-            CaptionScore(image, answer, extract(answer), truth[image])
+            CaptionScore(image, answer, extract(answer), ground_truth[image])
             for image, answer in zip(images, answers, strict=True)
         ]
 
@@ -151,11 +151,11 @@ class ChairTask(BenchmarkTask):
             self._extractors[variant] = build_extractor(variant, self._vocabulary)
         return self._extractors[variant]
 
-    def _get_truth(self, variant: Variant, images: frozenset[ImageId]) -> TruthByImage:
-        if (variant, images) not in self._truths:
+    def _get_ground_truth(self, variant: Variant, images: frozenset[ImageId]) -> GroundTruthByImage:
+        if (variant, images) not in self._ground_truths:
             nodes = self._get_annotations(images).collect_nodes(self._get_extractor(variant))
-            self._truths[variant, images] = nodes
-        return self._truths[variant, images]
+            self._ground_truths[variant, images] = nodes
+        return self._ground_truths[variant, images]
 
     def _get_annotations(self, images: frozenset[ImageId]) -> CocoAnnotations:
         if self._loaded is None or self._loaded[0] != images:
@@ -194,7 +194,7 @@ def _count_mentions(caption: CaptionScore) -> Score:
         "hallucinated": len(caption.hallucinated),
         "mentions": len(caption.objects.mentions),
         "recalled": len(caption.recalled),
-        "present": len(caption.truth),
+        "present": len(caption.ground_truth),
         "length": caption.objects.length,
     }
     return Score(counts, build_detail(caption))
@@ -205,10 +205,10 @@ def build_detail(caption: CaptionScore) -> dict[str, Any]:
     return {
         "tokens": list(caption.objects.tokens),
         "mentions": [
-            [each.first, each.last, each.node, each.node in caption.truth] for each in caption.objects.mentions
+            [each.first, each.last, each.node, each.node in caption.ground_truth] for each in caption.objects.mentions
         ],
-        "missed": sorted(caption.truth - caption.recalled),
-        "present": sorted(caption.truth),
+        "missed": sorted(caption.ground_truth - caption.recalled),
+        "present": sorted(caption.ground_truth),
     }
 
 

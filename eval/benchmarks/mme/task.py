@@ -37,7 +37,7 @@ class MmeTask(BenchmarkTask):
         self.data = data
         self.suffix = options.suffix or ""  # The questions already request yes or no.
 
-    def source_files(self) -> list[Path]:
+    def list_source_files(self) -> list[Path]:
         """List the question files. A subtask is a folder with a text file beside every image, or one level deeper.
 
         Returns:
@@ -58,7 +58,7 @@ class MmeTask(BenchmarkTask):
 
     def load_questions(self) -> list[BenchmarkQuestion]:
         """Read all question files."""
-        return [question for file in self.source_files() for question in self._read_questions(file)]
+        return [question for file in self.list_source_files() for question in self._read_questions(file)]
 
     def score_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> list[Score]:
         """Score the answers. The second question of an image carries the counts of the pair.

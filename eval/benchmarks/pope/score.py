@@ -173,7 +173,7 @@ def is_correct(label: str, answer: str, parser: AnswerParser = PARSERS["official
     return parser.parse_label(label) is not None and parser.parse(answer, label) == parser.parse_label(label)
 
 
-def parser_disagreement(labels: Sequence[str], answers: Sequence[str]) -> float:
+def measure_parser_disagreement(labels: Sequence[str], answers: Sequence[str]) -> float:
     """Compute the share of answers that the five parsers do not all parse alike."""
     pairs = list(zip(labels, answers, strict=True))
     differs = [len({parser.parse(answer, label) for parser in PARSERS.values()}) > 1 for label, answer in pairs]

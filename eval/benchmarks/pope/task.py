@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.pope.parsers import PARSERS
-from eval.benchmarks.pope.score import parser_disagreement
+from eval.benchmarks.pope.score import measure_parser_disagreement
 from eval.core.dataset import ImageFolder
 from eval.core.jsonl import read_records
 from eval.core.metrics import Metric
@@ -53,7 +53,7 @@ class PopeTask(BenchmarkTask):
         self.parser = PARSERS[options.parser]
         self.suffix = SUFFIX if options.suffix is None else options.suffix
 
-    def source_files(self) -> list[Path]:
+    def list_source_files(self) -> list[Path]:
         """List the question files.
 
         Returns:
@@ -69,7 +69,7 @@ class PopeTask(BenchmarkTask):
 
     def load_questions(self) -> list[BenchmarkQuestion]:
         """Read the questions of all splits."""
-        _ = self.source_files()
+        _ = self.list_source_files()
         images = ImageFolder(self.data)
         return [
             question
@@ -91,7 +91,7 @@ class PopeTask(BenchmarkTask):
         return {
             "parser": self.parser.name,
             "unparsed": sum(map(self.parser.is_unparsed, answers)),
-            "parsers_disagree": parser_disagreement(labels, answers),
+            "parsers_disagree": measure_parser_disagreement(labels, answers),
         }
 
     def _find_files(self, split: str) -> list[Path]:

@@ -19,15 +19,15 @@ LATE = [5.0, 0.2, 0.3, 0.2, 0.1, 0.2, 0.3, 0.2]  # Q1 .2, Q3 .3: the first alone
 
 def test_patch_sets_follow_from_two_tower_layers() -> None:
     """A quarter of eight is two, of which the summary takes one."""
-    increase = PAINT().attention_increase(make_tower_attention(FIRST, LATE))
+    increase = PAINT().compute_attention_increase(make_tower_attention(FIRST, LATE))
     torch.testing.assert_close(increase, torch.tensor([0.3, 0, 0.7, 0, 0, 0, 0, 0]))
-    increase = PAINT(ratio=0.5).attention_increase(make_tower_attention(FIRST, LATE))
+    increase = PAINT(ratio=0.5).compute_attention_increase(make_tower_attention(FIRST, LATE))
     torch.testing.assert_close(increase, torch.tensor([0.3, 0, 0.7, 0, 0, 0.7, 0, 0.7]))
 
 
 def test_each_image_has_its_own_patch_sets() -> None:
     images = torch.cat([make_tower_attention(FIRST, LATE), make_tower_attention(FIRST[::-1], LATE[::-1])], dim=1)
-    increase = PAINT().attention_increase(images)
+    increase = PAINT().compute_attention_increase(images)
     torch.testing.assert_close(increase, torch.tensor([0.3, 0, 0.7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.7, 0, 0.3]))
 
 

@@ -119,8 +119,8 @@ def test_vdgd_ranks_plausible_tokens_by_the_description(reduction: str, probabil
 def test_vdgd_nucleus_has_one_token() -> None:
     """Tempered to [.7201, .2649, .0132, .0018], the first alone reaches one half."""
     strategy = VDGD()
-    assert strategy.candidates(Z).tolist() == [True, False, False, False]
-    assert VDGD(top_p=0.73).candidates(Z).tolist() == [True, True, False, False]
+    assert strategy.mask_candidates(Z).tolist() == [True, False, False, False]
+    assert VDGD(top_p=0.73).mask_candidates(Z).tolist() == [True, True, False, False]
 
 
 def test_equal_branches_cancel_or_sharpen() -> None:

@@ -47,7 +47,7 @@ def test_closed_form_equals_the_divergence_of_every_one_hot(reduction: str) -> N
     torch.testing.assert_close(compute_scores(everything, description, raw), expected)
 
     nucleus = VDGD.model_validate({"reduction": reduction, "top_p": 0.8})
-    expected[~nucleus.candidates(raw)] = -torch.inf
+    expected[~nucleus.mask_candidates(raw)] = -torch.inf
     torch.testing.assert_close(compute_scores(nucleus, description, raw), expected)
 
 

@@ -34,7 +34,7 @@ def make_heads(*sizes: float) -> Tensor:
     ],
 )
 def test_reinforced_layers_follow_from_the_depth(parameters: dict[str, Any], depth: int, layers: set[int]) -> None:
-    assert VHR(**parameters).layers(depth) == layers
+    assert VHR(**parameters).select_layers(depth) == layers
 
 
 def test_run_probes_with_and_without_the_image_layer_by_layer() -> None:
@@ -75,8 +75,8 @@ def test_half_of_the_heads_of_a_reinforced_layer_are_scaled(count: int, outliers
 def test_outlier_head_is_not_scaled() -> None:
     """Eq. 6. By the plain median it would be chosen before all others."""
     with_image, without_image = make_heads(-50, 1, 2, 3, 4, 5), make_heads(50, 0, 0, 0, 0, 0)
-    assert VHR().visual_heads(with_image, without_image).tolist() == [False, False, False, True, True, True]
-    assert VHR(outliers="keep").visual_heads(with_image, without_image).tolist() == [
+    assert VHR().select_visual_heads(with_image, without_image).tolist() == [False, False, False, True, True, True]
+    assert VHR(outliers="keep").select_visual_heads(with_image, without_image).tolist() == [
         True,
         False,
         False,
@@ -89,21 +89,21 @@ def test_outlier_head_is_not_scaled() -> None:
 def test_outlier_exceeds_both_thresholds() -> None:
     """A head with a large change and a small output without the image is scaled."""
     with_image, without_image = make_heads(50, 1, 2, 3, 4, 5), make_heads(0, 0, 0, 0, 0, 0)
-    assert VHR().visual_heads(with_image, without_image)[0]
+    assert VHR().select_visual_heads(with_image, without_image)[0]
 
 
 def test_outliers_parameter_selects_the_deviation() -> None:
     """Changes of 2, 1.2 and 0 have mean 1.07 and deviation .82 or 1.01: only by the first is 2 an outlier."""
     without_image = make_heads(1, 0.6, 0)
-    assert VHR().visual_heads(-without_image, without_image).tolist() == [False, True, False]
-    assert VHR(outliers="sample").visual_heads(-without_image, without_image).tolist() == [True, False, False]
+    assert VHR().select_visual_heads(-without_image, without_image).tolist() == [False, True, False]
+    assert VHR(outliers="sample").select_visual_heads(-without_image, without_image).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("outliers", ["population", "sample", "keep"])
 def test_single_head_is_not_scaled(outliers: str) -> None:
     """A sample deviation of one value is 0/0."""
     vhr = VHR.model_validate({"outliers": outliers})
-    assert not vhr.visual_heads(make_heads(2.0), make_heads(1.0)).any()
+    assert not vhr.select_visual_heads(make_heads(2.0), make_heads(1.0)).any()
 
 
 def test_head_scales_have_the_dtype_of_the_heads() -> None:

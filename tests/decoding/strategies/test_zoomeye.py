@@ -37,7 +37,7 @@ def run_search(
     program, sent = strategy.run(request), None
     requests: list[GenerateRequest] = []
 
-    def reply_to(one: GenerateRequest) -> Answer:
+    def answer_request(one: GenerateRequest) -> Answer:
         requests.append(one)
         yes = min(max(judge(one.prompt.question, one.prompt.images[-1]), 1e-9), 1 - 1e-9) if one.scored_texts else 0.5
         logprobs = {"Yes": math.log(yes), "No": math.log(1 - yes)}
@@ -46,7 +46,7 @@ def run_search(
     try:
         while True:
             effect = program.send(sent)
-            sent = [reply_to(one) for one in effect] if isinstance(effect, list) else reply_to(effect)
+            sent = [answer_request(one) for one in effect] if isinstance(effect, list) else answer_request(effect)
     except StopIteration as stop:
         return requests, stop.value
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 
 from decoding.vllm_engine.core.gangs import VllmRequest
-from decoding.vllm_engine.core.scheduler import GangScheduler, Unit
+from decoding.vllm_engine.core.scheduler import GangScheduler, RequestGroup
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
 from decoding.vllm_engine.worker.sampler_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.step_rows import StepRows
@@ -21,7 +21,7 @@ class FaultyScheduler(GangScheduler):
         super().__init__(*args, **kwargs)
         self._random = random.Random(0)
 
-    def _find_members_to_release(self, unit: Unit) -> Sequence[VllmRequest]:
+    def _find_members_to_release(self, unit: RequestGroup) -> Sequence[VllmRequest]:
         if len(unit) > 1 and self._random.random() < 0.1:
             withheld = self._random.randrange(len(unit))
             return [request for number, request in enumerate(unit) if number != withheld]

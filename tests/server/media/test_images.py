@@ -17,7 +17,7 @@ from bench.hostile.images import encode_image_url, png
 from decoding.errors import BadRequest
 from decoding.prompt import ImageInput
 from server.media.image_ref import ImageRef
-from server.media.images import MAX_PIXELS, ImageCache, content_key, decode_cached, open_source
+from server.media.images import MAX_PIXELS, ImageCache, build_content_key, decode_cached, open_source
 from tests.server.conftest import FakeServer, StartServer, data_url, image_messages
 
 pytestmark = pytest.mark.flaky(reruns=2)  # refusals have a limit in time, and the machine may be busy
@@ -249,14 +249,14 @@ def test_same_content_is_decoded_once() -> None:
 def test_cache_stays_within_its_bytes() -> None:
     cache = ImageCache(3 * 10 * 10 * 4)
     for content in (b"a", b"b", b"c", b"a", b"d"):
-        if cache.get(content_key(content)) is None:
-            cache.put(content_key(content), ImageInput(Image.new("RGB", (10, 10))))
+        if cache.get(build_content_key(content)) is None:
+            cache.put(build_content_key(content), ImageInput(Image.new("RGB", (10, 10))))
     assert cache.bytes == cache.max_bytes
-    assert [cache.get(content_key(content)) is None for content in (b"a", b"b", b"c", b"d")] == [
+    assert [cache.get(build_content_key(content)) is None for content in (b"a", b"b", b"c", b"d")] == [
         False,
         True,
         False,
         False,
     ]
-    cache.put(content_key(b"e"), ImageInput(Image.new("RGB", (100, 100))))
-    assert cache.get(content_key(b"e")) is None
+    cache.put(build_content_key(b"e"), ImageInput(Image.new("RGB", (100, 100))))
+    assert cache.get(build_content_key(b"e")) is None

@@ -179,4 +179,4 @@ def test_the_lemma_variant_lemmatizes_by_part_of_speech(
     monkeypatch.setattr(WordNetLemmatizer, "lemmatize", lemmatize)
     found = score_variant("lemma")
     assert [mention.word for mention in found[1].objects.mentions] == ["bus", "bus"]
-    assert found[0].truth == {"dog", "person", "bus"}
+    assert found[0].ground_truth == {"dog", "person", "bus"}

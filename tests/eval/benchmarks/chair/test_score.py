@@ -28,7 +28,7 @@ def test_the_fixed_variant_finds_the_bus_in_captions_and_references(
 ) -> None:
     found = score_variant("fixed")
     assert [mention.node for mention in found[0].hallucinated] == ["cat"]
-    assert found[0].truth == {"person", "dog", "bus"}
+    assert found[0].ground_truth == {"person", "dog", "bus"}
     assert len(found[1].objects.mentions) == 2
 
 

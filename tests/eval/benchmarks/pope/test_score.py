@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eval.benchmarks.pope.parsers import PARSERS
-from eval.benchmarks.pope.score import compute_score, is_correct, parser_disagreement
+from eval.benchmarks.pope.score import compute_score, is_correct, measure_parser_disagreement
 
 LABELS = ["yes", "no", "yes", "no", "yes", "no"]
 
@@ -53,8 +53,8 @@ def test_vcd_counts_other_labels_only_in_the_total() -> None:
 
 
 def test_parser_disagreement_is_a_share() -> None:
-    assert parser_disagreement(["yes", "no", "no"], ["yes", "no", "No."]) == 1 / 3
-    assert parser_disagreement(["yes", "no"], ["Yes", "No"]) == 0
+    assert measure_parser_disagreement(["yes", "no", "no"], ["yes", "no", "No."]) == 1 / 3
+    assert measure_parser_disagreement(["yes", "no"], ["Yes", "No"]) == 0
 
 
 def test_is_correct_agrees_with_accuracy() -> None:
