@@ -30,9 +30,7 @@ class SessionRouter(RequestRouter):  # type: ignore[misc]
             Groups of replicas, the preferred group first. Ray takes the emptiest replica of a group that is not full.
         """
         if pending_request is not None:
-            pending_request.routing_context.should_backoff = (
-                True  # without it, Ray asks again at once while all are full
-            )
+            pending_request.routing_context.should_backoff = True  # without it, Ray retries at once while all are full
         session_id = None if pending_request is None else find_session_id(pending_request)
         if session_id is None:
             return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from server.media.images import ImageCache
     from server.schemas.response import Receipt
 
-MAX_STRATEGY_LABELS = 64  # stacks are composed by clients, who must not create series without bound
+MAX_STRATEGY_LABELS = 64  # stacks are composed by clients and must not create series without bound
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # seconds
 REFRESH_TIMEOUT = 2.0  # seconds; a busy engine answers between two steps
 

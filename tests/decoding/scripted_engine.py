@@ -17,7 +17,7 @@ Write = Callable[[str, tuple[str, ...], int | None], str]  # (prefix, ruled-out 
 class ScriptedEngine(RecordingEngine):
     """Writes answers word by word, an end token after them, and answers checks from a table.
 
-    `probabilities` maps the thing a question asks about ("dog" in "Is there a dog in the image?") to P(yes). Each word
+    `probabilities` maps the thing that a question names ("dog" in "Is there a dog in the image?") to P(yes). Each word
     is a token, with the space or the punctuation before it.
     """
 

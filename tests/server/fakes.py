@@ -44,7 +44,7 @@ ALL_CAPABILITIES: frozenset[Capability] = frozenset(
 
 
 class FakeEngine:
-    """Raises `failure` after `fails_after` words, and waits `pause` seconds before each word.
+    """Engine that raises `failure` after `fails_after` words, and waits `pause` seconds before each word.
 
     A request for scored texts gets P(yes) from `yes`, by the first key that its prompt contains, else 0.9. A word that
     is ruled out becomes its value in `replacements`.

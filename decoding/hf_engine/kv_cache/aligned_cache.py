@@ -85,7 +85,7 @@ class AlignedCache(Cache):  # type: ignore[misc]
     A row that starts late begins at a later column: `starts[row]` is its first one. Keys already carry their rotary
     positions. So columns mean order only, and the distance between two columns of a row is that of its tokens.
 
-    A slot is one column of one row. `count_fitting_rows` is for a scheduler that keeps to `max_slots`. The cache itself
+    A slot is one column of one row. `count_fitting_rows` lets a scheduler keep to `max_slots`. The cache itself
     always takes a row, so that a request that needs more slots than that can run alone.
     """
 

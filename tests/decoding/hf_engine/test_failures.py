@@ -61,7 +61,7 @@ class WrongLayout(Strategy):
 
 
 class BrokenAttention(Strategy):
-    """Raises in the attention hook, from token `after` on."""
+    """Attention hook that raises from token `after` on."""
 
     name: ClassVar[str] = "broken_attention"
     paper: ClassVar[str] = "none"

@@ -46,7 +46,7 @@ def watch_requests(engine: Any) -> Iterator[tuple[list[Any], list[int]]]:
 
 @pytest.mark.parametrize("names", ["plain", "vcd", "icd", "agla", "code"])
 async def test_another_salt_does_the_work_of_a_cold_request(names: str, roomy_engine: Any) -> None:
-    prompt = prompts(40)[20 + list(STACKS).index(names)]  # an image that no other test asks about
+    prompt = prompts(40)[20 + list(STACKS).index(names)]  # an image that no other test uses
     runs: dict[str, tuple[list[int], list[int]]] = {}
     hashes: dict[str, set[str]] = {}
     for run in ("one", "one again", "two", "two again"):
