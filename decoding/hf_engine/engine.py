@@ -10,7 +10,7 @@ from typing import get_args
 
 from decoding.base_engine import BaseEngine
 from decoding.engine import Capability
-from decoding.errors import EngineFailed, OnlySeenError
+from decoding.errors import BadRequest, EngineFailed, OnlySeenError
 from decoding.hf_engine.cpu.runtime import limit_arenas
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.probe import run_probe
@@ -160,7 +160,29 @@ class HFEngine(BaseEngine):
     def _build_request(
         self, request: GenerateRequest, states: Mapping[str, StoredStrategyState], answer_start: AnswerStart
     ) -> RequestState:
+        """Encode a request.
+
+        Args:
+            request: The request.
+            states: Strategy name -> its state.
+            answer_start: Answer prefix and ruled-out phrases.
+
+        Returns:
+            The request for the worker.
+
+        Raises:
+            BadRequest: The prompts of its rows take more than half of the KV cache. While they are prefilled, their
+                keys and values exist twice.
+        """
         inputs = self._encode_request(request, answer_start)
+        rows, longest = len(inputs), max(map(len, inputs.values()))
+        if rows > 1 and 2 * rows * longest > self.worker.max_slots:
+            raise BadRequest(
+                f"The prompts of the request's {rows} rows have up to {longest} tokens each. Together they fill more "
+                f"than half of the engine's KV cache of {self.worker.max_slots} tokens.",
+                param="messages",
+                code="context_length_exceeded",
+            )
         return RequestState(request, inputs, states, self.model, self._token_text, self._grammars, answer_start)
 
     # Strategy states

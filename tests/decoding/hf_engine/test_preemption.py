@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from decoding.errors import BadRequest
 from decoding.hf_engine.batch import Batch
 from decoding.hf_engine.engine import HFEngine
 from decoding.outputs import Answer
@@ -173,3 +174,16 @@ async def test_request_of_another_key_does_not_wait_for_long_answers(limited: HF
     for seed, answer in enumerate(answers):
         alone, _ = await run_strategies(limited, plain, make_prompt(seed), exact_length(200))
         assert [token.id for token in answer.tokens] == [token.id for token in alone.tokens]
+
+
+async def test_prompts_that_fill_half_of_the_cache_are_refused(
+    engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = len(await engine.tokenize(make_prompt()))
+    monkeypatch.setattr(engine.worker, "max_slots", 4 * length)
+    await run_strategies(engine, "vcd", make_prompt(), exact_length(2))
+    monkeypatch.setattr(engine.worker, "max_slots", 4 * length - 1)
+    with pytest.raises(BadRequest, match=r"2 rows .* KV cache") as refused:
+        await run_strategies(engine, "vcd", make_prompt(), exact_length(2))
+    assert (refused.value.param, refused.value.code) == ("messages", "context_length_exceeded")
+    await run_strategies(engine, "plain", make_prompt(), exact_length(2))
