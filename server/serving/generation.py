@@ -123,7 +123,8 @@ class Generation:
     def estimate_rows(self) -> int:
         """Estimate the batch rows from dry runs of the strategies. Slow at first: call it in a thread."""
         stack = self._runner.stack if self._check is None else (self._check, *self._runner.stack)
-        return estimate_rows(stack, self.choices, grounding=self._grounding)
+        cache_salt = self._runner.cache_salt
+        return estimate_rows(stack, self.choices, grounding=self._grounding, cache_salt=cache_salt)
 
     async def stream_tokens(self) -> AsyncGenerator[ChoiceToken, None]:
         """Yield the tokens of all choices in the order of arrival, until the deadline.

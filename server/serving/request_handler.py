@@ -154,7 +154,10 @@ def estimate_line_rows(request: NormalizedRequest, settings: Settings) -> int:
         return 1
     choices = request.choices * max(1, len(request.texts))
     return estimate_rows(
-        stack if check is None else (check, *stack), choices, grounding=bool(request.decoding.grounding)
+        stack if check is None else (check, *stack),
+        choices,
+        grounding=bool(request.decoding.grounding),
+        cache_salt=request.cache_salt,
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("onlyseen.server")
 
 MAX_DRY_RUNS = 256  # results that are kept; parameters have at most 20,000 characters
+DEFAULTS = "{}"  # parameters of a strategy that has none but defaults
 MAX_DRY_RUN_REQUESTS = 300  # of one dry run. With some parameters `zoomeye` makes thousands
 DRY_RUN_LOCK = threading.Lock()  # one at a time: a dry run keeps its requests, with crops of an image
 
@@ -98,7 +99,9 @@ def parse_model_suffix(model: str, served_name: str) -> str | None:
     return suffix
 
 
-def estimate_rows(stack: Sequence[Strategy], choices: int, *, grounding: bool = False) -> int:
+def estimate_rows(
+    stack: Sequence[Strategy], choices: int, *, grounding: bool = False, cache_salt: str | None = None
+) -> int:
     """Estimate the batch rows that a request takes at a time, from dry runs of its strategies.
 
     Slow at first: call it in a thread.
@@ -107,6 +110,7 @@ def estimate_rows(stack: Sequence[Strategy], choices: int, *, grounding: bool = 
         stack: Strategies, outermost first, a check included.
         choices: Choices of all prompts.
         grounding: Whether a branch without the image runs for the grounding.
+        cache_salt: Separates the dry runs that are kept, whose parameters other API keys could guess by their time.
 
     Returns:
         The estimate. A strategy whose requests depend on the image or the answer may take more or fewer rows. One whose
@@ -115,7 +119,8 @@ def estimate_rows(stack: Sequence[Strategy], choices: int, *, grounding: bool = 
     rows, branches = 1, 0
     for strategy in reversed(stack):
         with DRY_RUN_LOCK:
-            result = try_dry_run(type(strategy), strategy.model_dump_json(exclude_defaults=True))
+            parameters = strategy.model_dump_json(exclude_defaults=True)
+            result = try_dry_run(type(strategy), parameters, None if parameters == DEFAULTS else cache_salt)
             result = result or try_dry_run(type(strategy))
         if result is None:
             continue
@@ -127,12 +132,15 @@ def estimate_rows(stack: Sequence[Strategy], choices: int, *, grounding: bool = 
 
 
 @lru_cache(MAX_DRY_RUNS)
-def try_dry_run(strategy_class: type[Strategy], parameters: str = "{}") -> DryRun | None:
+def try_dry_run(
+    strategy_class: type[Strategy], parameters: str = DEFAULTS, cache_salt: str | None = None
+) -> DryRun | None:
     """Run a strategy on a blank image, or return None if it fails. The result is kept.
 
     Args:
         strategy_class: Class of the strategy.
         parameters: Its parameters other than the defaults, as JSON.
+        cache_salt: The result is kept for requests with the same salt.
 
     Returns:
         Its needs and costs.

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from decoding.claims.claim_check import ClaimCheck
+from decoding.pipeline import dry_run
 from decoding.requests import GenerateRequest
 from decoding.strategies.agla import AGLA
 from decoding.strategies.mvp import MVP
@@ -15,7 +16,7 @@ from decoding.strategies.verify import Verify
 from decoding.strategies.vhr import VHR
 from decoding.strategies.zoomeye import ZoomEye
 from decoding.strategy import Program, Strategy
-from server.serving.strategy_selection import estimate_rows
+from server.serving.strategy_selection import estimate_rows, try_dry_run
 from tests.server.conftest import FakeServer, StartServer, image_messages
 from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
 
@@ -128,6 +129,19 @@ def test_rows_are_estimated_from_the_parameters(
     stack: tuple[Strategy, ...], options: dict[str, Any], rows: int
 ) -> None:
     assert estimate_rows(stack, **{"choices": 1, **options}) == rows
+
+
+def test_dry_runs_are_not_shared_between_cache_salts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a request would tell which parameters another API key has sent."""
+    runs = []
+    try_dry_run.cache_clear()
+    monkeypatch.setattr(dry_run, "dry_run", lambda strategy, _: runs.append(strategy))
+    stack = (MVP(paths=5),)
+    for salt in ("first", "second", "second"):
+        estimate_rows(stack, choices=1, cache_salt=salt)
+    assert runs.count(stack[0]) == 2
+    assert len(runs) == 3, "default parameters run once for all"
+    try_dry_run.cache_clear()
 
 
 def test_rows_of_a_strategy_whose_dry_run_fails_count_as_one() -> None:
