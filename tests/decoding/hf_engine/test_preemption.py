@@ -33,8 +33,9 @@ PERIOD = 37  # steps between two forced preemptions
 
 @pytest.fixture
 def limited(engine: HFEngine) -> Iterator[HFEngine]:
-    """Limit the KV cache of the engine."""
+    """Limit the KV cache of the engine, and free the buffers of earlier tests, which may be larger."""
     worker, before = engine.worker, engine.worker.batch.cache.max_slots
+    worker.batch.cache.release_buffers()
     worker.batch.cache.max_slots, worker.scheduler.preemptions = LIMITED, 0
     yield engine
     worker.batch.cache.max_slots = before

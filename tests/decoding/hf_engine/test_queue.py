@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from decoding.errors import Overloaded, Unsupported
-from decoding.hf_engine import worker
+from decoding.hf_engine import scheduler
 from decoding.hf_engine.batch import StepOutputs
 from decoding.pipeline.runner import collect_answer
 from decoding.requests import GenerateRequest
@@ -76,7 +76,7 @@ async def test_requests_beyond_max_rows_wait_for_their_turn(tiny: Path) -> None:
 
 
 async def test_steps_run_between_prefills(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "PREFILL_TOKENS", 1)  # each prompt exceeds the limit, and runs alone
+    monkeypatch.setattr(scheduler, "PREFILL_TOKENS", 1)  # each prompt exceeds the limit, and runs alone
     engine = await asyncio.to_thread(start_engine, tiny, max_rows=8)
     batch, rows = engine.worker.batch, list[int]()
     step = batch.step

@@ -71,7 +71,7 @@ async def test_dying_worker_thread_fails_its_requests(tiny: Path, monkeypatch: p
     monkeypatch.setattr("threading.excepthook", lambda _: None)
     running = asyncio.create_task(generate(engine, make_prompt(), exact_length(300)))
     await wait_until(lambda: engine.worker.batch.rows)
-    engine.worker._drop_aborted = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    monkeypatch.setattr(engine.worker.scheduler, "drop_aborted", lambda _: 1 / 0)
     with pytest.raises(EngineFailed):
         await asyncio.wait_for(running, 5)
     await wait_until(lambda: not engine.is_alive)
