@@ -19,15 +19,16 @@ UNSUPPORTED: Mapping[str, str] = {
     "suffix": "the served models only continue a text",
 }
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+MAX_PROMPTS = 8
 PromptText = Annotated[str, Field(min_length=1)]
-PromptTexts = Annotated[list[PromptText], Field(min_length=1, max_length=8, fail_fast=True)]
+PromptTexts = Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
 
 
 class CompletionRequest(SamplingFields):
     """OpenAI's older completion request, with vLLM's extra sampling fields and `decoding`."""
 
     prompt: Annotated[Annotated[PromptText, Tag("string")] | Annotated[PromptTexts, Tag("array")], STRING_OR_ARRAY] = (
-        Field(description="One text, or up to 8. Token ids are not accepted.")
+        Field(description=f"One text, or up to {MAX_PROMPTS}. Token ids are not accepted.")
     )
     max_tokens: int | None = Field(default=None, ge=1, description=f"Default {DEFAULT_MAX_TOKENS}.")
     logprobs: int | None = Field(

@@ -19,7 +19,7 @@ from server.batch import jsonl, pagination, store, uploads
 from server.media import image_fetcher, image_structure, images
 from server.middleware import request_body
 from server.routes import batches
-from server.schemas import base, json_bounds
+from server.schemas import base, completion_request, json_bounds
 from server.schemas.chat_request import ChatCompletionRequest
 from server.serving import request_handler
 from server.settings import Settings
@@ -37,7 +37,8 @@ FIXED = {
     "Text of a JSON document, without long data URLs": json_bounds.MAX_TEXT_BYTES / 1_000_000,
     "Messages of a request": base.MAX_MESSAGES,
     "Content parts of a message": base.MAX_PARTS,
-    "Choices of a request (`n`)": MAX_CHOICES,
+    "Choices of a request (`n`), for each of its prompts": MAX_CHOICES,
+    "Prompts of a request for completions": completion_request.MAX_PROMPTS,
     "Chunks of a body, of fewer than 16 bytes on average": timed_protocol.MAX_TINY_CHUNKS,
     "Headers of a request": DEFAULT_MAX_INCOMPLETE_EVENT_SIZE / 1024,
     "Time for the rest of a refused body": request_body.DRAIN_TIMEOUT,
