@@ -13,6 +13,9 @@ class FairQueue:
 
     The units are rows of the engine, lines of batches, pages or bytes. In a queue that is first come, first served, all
     requests of a key would go before a later request of another key.
+
+    Attributes:
+        max_owner_units: Units that one owner can hold.
     """
 
     def __init__(self, units: int, max_owner_units: int | None = None) -> None:
@@ -24,7 +27,7 @@ class FairQueue:
                 more waits until its owner holds none. None: all units.
         """
         self._units = units
-        self._max_owner_units = max_owner_units or units
+        self.max_owner_units = max_owner_units or units
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
 
@@ -65,7 +68,7 @@ class FairQueue:
         """Return whether `acquire` would not wait."""
         units = min(units, self._units)
         held = self._held[owner]
-        has_share = not held or held + units <= self._max_owner_units
+        has_share = not held or held + units <= self.max_owner_units
         return not self._waiting and has_share and self._held.total() + units <= self._units
 
     def count_waiting(self, owner: str) -> int:
@@ -97,4 +100,4 @@ class FairQueue:
         """Return whether the first waiting request of an owner may have its units, if they are free."""
         units, turn = self._waiting[owner][0]
         held = self._held[owner]
-        return turn.cancelled() or not held or held + units <= self._max_owner_units
+        return turn.cancelled() or not held or held + units <= self.max_owner_units

@@ -124,6 +124,11 @@ class Service:
             raise ServiceUnavailable("The engine has stopped.")
         return self.engine
 
+    @property
+    def max_key_rows(self) -> int | None:
+        """The rows that one API key may take at a time; None with fewer than two keys."""
+        return None if self.fair_queue is None else self.fair_queue.max_owner_units
+
     def build_cache_salt(self, owner: str) -> str | None:
         """Build the salt that keeps the caches of an API key apart from those of other keys.
 

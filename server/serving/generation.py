@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -58,7 +59,24 @@ class Generation:
         deadline: float,
         lease: ImageLease,
         max_rows: int,
+        rows_at_once: int | None,
     ) -> None:
+        """Create a generation.
+
+        Args:
+            runner: Runs the strategies.
+            requests: A request for each prompt.
+            choices_per_prompt: Choices of each prompt.
+            grounding: Whether tokens get their grounding.
+            check: The check of claims, if there is one.
+            trace: Whether the receipt has the images of the branches.
+            metrics: Metrics of the request.
+            deadline: When the request times out, in seconds of the event loop's clock.
+            lease: Memory of the images. `close` releases it.
+            max_rows: Rows of the engine. A request of more is refused.
+            rows_at_once: Rows that the request may take at a time, the share of its API key. Choices beyond them start
+                when others have ended. One choice always runs. None: all choices run at a time.
+        """
         self.choices = choices_per_prompt * len(requests)
         self.finish_infos: dict[int, FinishInfo] = {}  # by choice
         self._runner = runner
@@ -70,6 +88,7 @@ class Generation:
         self._metrics = metrics
         self._lease = lease
         self._max_rows = max_rows
+        self._rows_at_once = rows_at_once
         self._deadline = deadline  # of the event loop's clock
         self._started_at = time.perf_counter()
         self._branches: tuple[str, ...] = ()
@@ -116,15 +135,35 @@ class Generation:
             for outcome in outcomes
             for choice in range(self._choices_per_prompt)
         ]
-        self._tokens = merge_streams(streams)
+        self._tokens = merge_streams(streams, await self._count_parallel_choices(requests))
         self._first = await anext(self._tokens, None)
         self._metrics.record_first_token()
 
     def estimate_rows(self) -> int:
-        """Estimate the batch rows from dry runs of the strategies. Slow at first: call it in a thread."""
+        """Estimate the rows at a time from dry runs of the strategies. Slow at first: call it in a thread."""
+        return self._estimate_rows(self.choices, self._rows_at_once)
+
+    def _estimate_rows(self, choices: int, rows_at_once: int | None = None) -> int:
         stack = self._runner.stack if self._check is None else (self._check, *self._runner.stack)
-        cache_salt = self._runner.cache_salt
-        return estimate_rows(stack, self.choices, grounding=self._grounding, cache_salt=cache_salt)
+        return estimate_rows(
+            stack,
+            choices,
+            grounding=self._grounding,
+            cache_salt=self._runner.cache_salt,
+            rows_at_once=rows_at_once,
+        )
+
+    async def _count_parallel_choices(self, requests: Sequence[GenerateRequest]) -> int:
+        """Return how many choices may run at a time.
+
+        Args:
+            requests: The requests of the prompts, with their branches.
+        """
+        if self._rows_at_once is None or self.choices == 1:
+            return self.choices
+        estimate = await run_sync(self._estimate_rows, 1)
+        rows = max(estimate, *(1 + len(request.branches) for request in requests), 1)
+        return max(1, self._rows_at_once // rows)
 
     async def stream_tokens(self) -> AsyncGenerator[ChoiceToken, None]:
         """Yield the tokens of all choices in the order of arrival, until the deadline.
@@ -265,17 +304,22 @@ async def enforce_timeout(deadline: float) -> AsyncGenerator[None, None]:
         raise
 
 
-def merge_streams(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGenerator[ChoiceToken, None]:
+def merge_streams(streams: Sequence[AsyncGenerator[Token, None]], at_once: int) -> AsyncGenerator[ChoiceToken, None]:
     """Merge the streams of the choices. Closing the result closes every stream at once."""
     # A single stream needs no tasks, which would be most of the server's cost per token.
-    return iterate_single(streams[0]) if len(streams) == 1 else iterate_several(streams)
+    return iterate_single(streams[0]) if len(streams) == 1 else iterate_several(streams, at_once)
 
 
-async def iterate_several(streams: Sequence[AsyncGenerator[Token, None]]) -> AsyncGenerator[ChoiceToken, None]:
-    """Yield the tokens of all streams, none before each stream has its first: a refusal must precede the response.
+async def iterate_several(
+    streams: Sequence[AsyncGenerator[Token, None]], at_once: int
+) -> AsyncGenerator[ChoiceToken, None]:
+    """Yield the tokens of all streams.
+
+    None is yielded before each of the first `at_once` streams has a token: a refusal must precede the response.
 
     Args:
         streams: The streams of the choices.
+        at_once: Streams that run at a time. The others start in their order, when one has ended.
 
     Yields:
         Index of a stream and its next token, in the order of arrival.
@@ -287,7 +331,8 @@ async def iterate_several(streams: Sequence[AsyncGenerator[Token, None]]) -> Asy
     async def advance(stream: AsyncGenerator[Token, None]) -> Token | None:
         return await anext(stream, None)
 
-    pending = {asyncio.create_task(advance(stream)): index for index, stream in enumerate(streams)}
+    waiting = deque(range(at_once, len(streams)))
+    pending = {asyncio.create_task(advance(stream)): index for index, stream in enumerate(streams[:at_once])}
     return_when = asyncio.FIRST_EXCEPTION
     try:
         while pending:
@@ -298,7 +343,9 @@ async def iterate_several(streams: Sequence[AsyncGenerator[Token, None]]) -> Asy
             if failures := [failure for _, task in arrived if (failure := task.exception())]:
                 raise failures[0]
             tokens = [(index, token) for index, task in arrived if (token := task.result()) is not None]
-            for index, _ in tokens:
+            ended = len(arrived) - len(tokens)
+            started = [waiting.popleft() for _ in range(min(ended, len(waiting)))]
+            for index in (*(index for index, _ in tokens), *started):
                 pending[asyncio.create_task(advance(streams[index]))] = index
             for index, token in tokens:
                 yield index, token

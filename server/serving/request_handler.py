@@ -29,7 +29,6 @@ from server.service import LARGE_BODY_BYTES, Service
 from server.serving.admission import Admission
 from server.serving.generation import Generation, enforce_timeout
 from server.serving.strategy_selection import estimate_rows, resolve_check, resolve_stack
-from server.settings import Settings
 
 log = structlog.get_logger("onlyseen.server")
 
@@ -137,7 +136,7 @@ async def generate_batch_json(parsed: ParsedRequest, service: Service, owner: st
     Returns:
         The response as JSON. The time limit of the request begins when the line has its rows.
     """
-    rows = await run_sync(estimate_line_rows, parsed.request, service.settings)
+    rows = await run_sync(estimate_line_rows, parsed.request, service)
     async with AsyncExitStack() as held_rows:
         await held_rows.enter_async_context(service.batch_queue.hold(owner, rows))
         if service.fair_queue is not None:
@@ -145,8 +144,9 @@ async def generate_batch_json(parsed: ParsedRequest, service: Service, owner: st
         return await generate_json(parsed, service)
 
 
-def estimate_line_rows(request: NormalizedRequest, settings: Settings) -> int:
+def estimate_line_rows(request: NormalizedRequest, service: Service) -> int:
     """Estimate the batch rows of a line. Slow at first: call it in a thread."""
+    settings = service.settings
     try:
         stack = resolve_stack(request.model, request.decoding, settings.name, settings.strategy)
         check = resolve_check(request.decoding, stack)
@@ -158,6 +158,7 @@ def estimate_line_rows(request: NormalizedRequest, settings: Settings) -> int:
         choices,
         grounding=bool(request.decoding.grounding),
         cache_salt=request.cache_salt,
+        rows_at_once=service.max_key_rows,
     )
 
 
@@ -232,6 +233,7 @@ async def prepare_generation(
         deadline=deadline,
         lease=lease,
         max_rows=settings.resolved_max_rows,
+        rows_at_once=service.max_key_rows,
     )
 
 

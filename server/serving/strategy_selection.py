@@ -100,7 +100,12 @@ def parse_model_suffix(model: str, served_name: str) -> str | None:
 
 
 def estimate_rows(
-    stack: Sequence[Strategy], choices: int, *, grounding: bool = False, cache_salt: str | None = None
+    stack: Sequence[Strategy],
+    choices: int,
+    *,
+    grounding: bool = False,
+    cache_salt: str | None = None,
+    rows_at_once: int | None = None,
 ) -> int:
     """Estimate the batch rows that a request takes at a time, from dry runs of its strategies.
 
@@ -111,11 +116,15 @@ def estimate_rows(
         choices: Choices of all prompts.
         grounding: Whether a branch without the image runs for the grounding.
         cache_salt: Separates the dry runs that are kept, whose parameters other API keys could guess by their time.
+        rows_at_once: Rows that the request may take. Only as many choices count as fit into them, at least one.
 
     Returns:
         The estimate. A strategy whose requests depend on the image or the answer may take more or fewer rows. One whose
         dry run fails, or makes too many requests, counts with its default parameters.
     """
+    if rows_at_once is not None and choices > 1:
+        rows_of_choice = estimate_rows(stack, 1, grounding=grounding, cache_salt=cache_salt)
+        choices = min(choices, max(1, rows_at_once // rows_of_choice))
     rows, branches = 1, 0
     for strategy in reversed(stack):
         with DRY_RUN_LOCK:

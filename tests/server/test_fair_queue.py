@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from server.fair_queue import FairQueue
-from tests.server.conftest import StartServer, chat_request, wait_until
+from tests.server.conftest import StartServer, chat_request, image_messages, wait_until
 from tests.server.fakes import FakeEngine
 
 
@@ -62,6 +62,27 @@ async def test_one_key_holds_only_its_share(start_server: StartServer) -> None:
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_choices_of_a_key_take_turns_within_its_share(start_server: StartServer) -> None:
+    """One request for all rows would make other keys wait for the end of all its choices."""
+    engine, most = FakeEngine(words=["word "] * 20, pause=0.005), 0
+    server = await start_server(engine, api_keys="one,two", max_rows=8, key_share=0.5)
+    headers = {"authorization": "Bearer one"}
+    fields = {"n": 4, "messages": image_messages(), "decoding": {"strategy": "blind"}}
+    for stream in (False, True):
+        call = asyncio.create_task(
+            server.http.post("/v1/chat/completions", json=chat_request(**fields, stream=stream), headers=headers)
+        )
+        while not call.done():
+            most = max(most, engine.running)
+            await asyncio.sleep(0.001)
+        response = await call
+        assert response.status_code == 200
+        for choice in range(4):
+            assert f'"index":{choice}' in response.text.replace(" ", "")
+    assert most == 2  # of two rows each
+    assert len(engine.requests) == 8
 
 
 async def test_only_key_holds_everything(start_server: StartServer) -> None:

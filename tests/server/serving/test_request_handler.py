@@ -51,7 +51,7 @@ async def test_merge_streams_retrieves_all_exceptions() -> None:
     missed: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: missed.append(context))
     with pytest.raises(Overloaded):
-        await anext(merge_streams([full() for _ in range(4)]))
+        await anext(merge_streams([full() for _ in range(4)], 4))
     gc.collect()
     await asyncio.sleep(0)
     assert missed == []
@@ -129,3 +129,24 @@ async def test_quiet_stream_has_pings(start_server: StartServer, monkeypatch: py
     assert ": ping" in response.text
     stream = await server.openai.chat.completions.create(**chat_request(stream=True))
     assert [chunk.choices[0].delta.content async for chunk in stream] == ["", "a", "b", None]
+
+
+async def test_streams_beyond_the_limit_start_when_others_end() -> None:
+    running, most = 0, 0
+
+    async def count(index: int) -> AsyncGenerator[Token, None]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            for step in range(2 + index):
+                await asyncio.sleep(0)
+                yield Token(step, str(index))
+        finally:
+            running -= 1
+
+    tokens = [choice_token async for choice_token in merge_streams([count(index) for index in range(5)], 2)]
+    assert most == 2
+    assert [sum(choice == index for choice, _ in tokens) for index in range(5)] == [2, 3, 4, 5, 6]
+    assert all(token.text == str(choice) for choice, token in tokens)
+    assert [choice for choice, _ in tokens[:2]] == [0, 1]

@@ -121,6 +121,8 @@ async def test_strategy_states_are_freed(server: FakeServer) -> None:
         ((MVP(), VCD()), {}, 18),
         ((Verify(),), {"choices": 2}, 4),  # a draft and a question for each choice
         ((ClaimCheck(), VCD()), {}, 4),
+        ((VCD(),), {"choices": 8, "rows_at_once": 5}, 4),  # two choices at a time
+        ((AGLA(), VCD()), {"choices": 8, "rows_at_once": 2}, 3),  # one choice always runs
         ((ZoomEye(),), {}, 8),
         ((ZoomEye(cues="a," * 2_000),), {}, 8),  # too many requests for a dry run: as with the default parameters
     ],
