@@ -12,18 +12,10 @@ import structlog
 
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
-from tests.decoding.hf_engine import checkpoint
 from tests.decoding.hf_engine.harness import FakeMatcher
 from tests.decoding.hf_engine.reference import Reference
 
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    checkpoint.write(folder)
-    return folder
 
 
 @pytest.fixture(scope="session", params=["tiny", "embedded"])
