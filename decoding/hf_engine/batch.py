@@ -13,11 +13,11 @@ from decoding.hf_engine.cpu.runtime import limit_threads
 from decoding.hf_engine.kv_cache.aligned_cache import HEADROOM
 from decoding.hf_engine.lazy_branches import LazyBranches
 from decoding.hf_engine.model.model import Model
+from decoding.hf_engine.pass_hook_runner import PassHookRunner
 from decoding.hf_engine.prefill import PrefillOutputs, get_head_scales
 from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.sampler import sample_tokens
 from decoding.hf_engine.taps.head_tap import LayerScales
-from decoding.hf_engine.taps.pass_hook_runner import PassHookRunner
 from decoding.outputs import Token
 from decoding.pipeline.logits_hooks import CHANGED, Failures, HookResults, LogitsHookRunner
 from decoding.requests import MAIN

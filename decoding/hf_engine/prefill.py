@@ -11,8 +11,8 @@ from torch import Tensor
 from decoding.hf_engine.kv_cache.aligned_cache import KVState
 from decoding.hf_engine.kv_cache.prefix_cache import PrefixCache, PrefixKey
 from decoding.hf_engine.model.model import Model, PrefillOutput
+from decoding.hf_engine.pass_hook_runner import PassHookRunner
 from decoding.hf_engine.request import RequestState
-from decoding.hf_engine.taps.pass_hook_runner import PassHookRunner
 from decoding.hf_engine.taps.token_pruning import restore_columns
 from decoding.requests import MAIN
 from decoding.text.prompt_encoder import ModelInputs

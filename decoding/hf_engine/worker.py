@@ -59,7 +59,7 @@ class Worker:
         self.max_slots = model.count_cache_slots(settings.cache_bytes)
         self.batch = Batch(model, self.max_slots)
         self.scheduler = Scheduler(settings.max_rows)
-        self.prefix_cache = PrefixCache(model, settings.prefix_cache_bytes)
+        self.prefix_cache = PrefixCache(model.encoder, model.image_token_id, settings.prefix_cache_bytes)
         self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._inbox_lock = threading.Lock()
         self._is_closed = False  # no job enters the inbox any more

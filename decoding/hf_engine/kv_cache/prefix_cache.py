@@ -6,9 +6,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from decoding.hf_engine.kv_cache.aligned_cache import KVState
-from decoding.hf_engine.model.model import Model
 from decoding.prompt import Prompt
-from decoding.text.prompt_encoder import ModelInputs
+from decoding.text.prompt_encoder import ModelInputs, PromptEncoder
 
 ExtraValues = tuple[str, tuple[int, ...]]
 
@@ -41,14 +40,14 @@ class PrefixCache:
         hits: Prompt tokens that were found.
     """
 
-    def __init__(self, model: Model, max_bytes: int) -> None:
-        self.model = model
+    def __init__(self, encoder: PromptEncoder, image_token_id: int, max_bytes: int) -> None:
+        self.image_token_id = image_token_id
         self.max_bytes = max_bytes
         self.bytes = 0
         self.queries = 0
         self.hits = 0
         # These inputs follow from the images or the ids. Idefics3's pixel mask alone would be millions of numbers.
-        self._derived_inputs = {*model.encoder.processor.image_processor.model_input_names, *model.family.per_token}
+        self._derived_inputs = {*encoder.processor.image_processor.model_input_names, *encoder.family.per_token}
         self._entries: OrderedDict[PrefixKey, KVState] = OrderedDict()
 
     def build_key(self, prompt: Prompt, inputs: ModelInputs, cache_salt: str | None = None) -> PrefixKey | None:
@@ -62,7 +61,7 @@ class PrefixCache:
         Returns:
             The key; None if the prompt has no image, or the cache is off.
         """
-        image_positions = (inputs.ids[:-1] == self.model.image_token_id).nonzero()
+        image_positions = (inputs.ids[:-1] == self.image_token_id).nonzero()
         if not len(image_positions) or not self.max_bytes:
             return None
         extra_names = sorted(inputs.extras.keys() - self._derived_inputs)

@@ -19,7 +19,7 @@ OF_THE_QUESTION = {
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_prefix_key_omits_inputs_derived_from_images(name: str, checkpoint: Callable[[str], Path]) -> None:
     model = Model(HFSettings(str(checkpoint(name)), device="cpu"))
-    prefixes = PrefixCache(model, max_bytes=1)
+    prefixes = PrefixCache(model.encoder, model.image_token_id, max_bytes=1)
     prompts = [ONE, ONE.with_question("Is there a dog?")]
     one, other = (prefixes.build_key(prompt, model.encoder.encode(prompt)) for prompt in prompts)
     assert one is not None

@@ -144,16 +144,16 @@ def test_cache_is_bounded_and_keys_are_distinct(engine: HFEngine) -> None:
     noisy = Prompt.from_text("Hello.", make_image(0).with_noise(Noise(500, 1)))
     prompts = [make_prompt(0, "Hello."), make_prompt(0, "Hello there."), make_prompt(1, "Hello."), noisy]
     encoded = [model.encoder.encode(one) for one in prompts]
-    cache = PrefixCache(model, 1 << 30)
+    cache = PrefixCache(model.encoder, model.image_token_id, 1 << 30)
     keys = [cache.build_key(*one) for one in zip(prompts, encoded, strict=True)]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
     text = prompts[0].without_images()
     assert cache.build_key(text, model.encoder.encode(text)) is None
-    assert PrefixCache(model, 0).build_key(prompts[0], encoded[0]) is None
+    assert PrefixCache(model.encoder, model.image_token_id, 0).build_key(prompts[0], encoded[0]) is None
 
     (state,) = model.prefill(encoded[:1])
-    small = PrefixCache(model, 2 * state.nbytes)
+    small = PrefixCache(model.encoder, model.image_token_id, 2 * state.nbytes)
     for one in (keys[0], keys[2], keys[0], keys[3]):
         assert one is not None
         small.get(one, 1)
