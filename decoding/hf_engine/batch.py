@@ -56,7 +56,7 @@ class Batch:
     @property
     def has_room_for_step(self) -> bool:
         """Whether the KV cache stays within its limit in the next step."""
-        return self.cache.has_free_column or self._num_states <= self.cache.count_fitting_rows(self.cache.width)
+        return self.cache.has_free_column or self._num_cached_rows <= self.cache.count_fitting_rows(self.cache.width)
 
     def count_excess_rows(self, requests: Sequence[RequestState]) -> tuple[int, int]:
         """Count the rows that must leave before the KV cache has room for requests.
@@ -68,13 +68,13 @@ class Batch:
             The number of rows, and how many rows the KV cache holds then, with room for some steps. Lazy branches
             count as rows.
         """
-        rows = self._num_states + sum(1 + len(request.source.branches) for request in requests)
+        rows = self._num_cached_rows + sum(1 + len(request.source.branches) for request in requests)
         longest = max(self.cache.width, *(request.max_prompt_length for request in requests))
         capacity = self.cache.count_fitting_rows(longest + HEADROOM)
         return max(0, rows - capacity), capacity
 
     @property
-    def _num_states(self) -> int:
+    def _num_cached_rows(self) -> int:
         """Rows and lazy branches: a lazy branch has no row, but keys and values like one."""
         return len(self.rows) + self.lazy_branches.count()
 
@@ -89,7 +89,7 @@ class Batch:
             The first token of each new request.
         """
         base = len(self.rows)
-        resumed = [request for request in requests if request.generated_ids]
+        preempted = [request for request in requests if request.generated_ids]
         for request in requests:
             self.lazy_branches.add_request(request)
             for name in request.row_prompts:
@@ -100,12 +100,12 @@ class Batch:
         logits = torch.stack([prefills[id(row.request), row.name].logits for row in self.rows[base:]])
         self._tokens = torch.cat([self._tokens, self._tokens.new_zeros(len(self.rows) - base)])
         self._refresh_rows()
-        for request in resumed:
-            request.replay_ids = deque(request.generated_ids)
+        for request in preempted:
+            request.recompute_ids = deque(request.generated_ids)
             for token in request.generated_ids:
                 self.lazy_branches.add_token(request, token)
-        self._replay(resumed)
-        sampled = [request for request in requests if not request.source.scored_texts and request not in resumed]
+        self._recompute(preempted)
+        sampled = [request for request in requests if not request.source.scored_texts and request not in preempted]
         outputs = self._sample(sampled, logits, base)
         for request in requests:
             if request.source.scored_texts:
@@ -124,12 +124,12 @@ class Batch:
             with self._pass_hook_runner.apply_to_step(self.cache):
                 positions = [row.next_position for row in self.rows]
                 logits = self.model.decode(self._tokens, positions, self.cache, self._head_scales)
-            replaying = [request for request in self.requests if request.replay_ids]
+            recomputing = [request for request in self.requests if request.recompute_ids]
             for row in self.rows:
                 row.next_position += 1
-                row.request.stats.forward_passes += not row.request.replay_ids
-            self._replay(replaying)
-            return self._sample([request for request in self.requests if request not in replaying], logits, base=0)
+                row.request.stats.forward_passes += not row.request.recompute_ids
+            self._recompute(recomputing)
+            return self._sample([request for request in self.requests if request not in recomputing], logits, base=0)
 
     def remove_requests(self, requests: Iterable[RequestState]) -> None:
         """Free the rows of requests. Requests that are not in the batch are ignored."""
@@ -144,9 +144,9 @@ class Batch:
                 self._tokens = self._tokens[:-1]
         self._refresh_rows()
 
-    def _replay(self, requests: Sequence[RequestState]) -> None:
+    def _recompute(self, requests: Sequence[RequestState]) -> None:
         """Give the rows of preempted requests the next token of the answers that they recompute."""
-        tokens = {id(request): request.replay_ids.popleft() for request in requests}
+        tokens = {id(request): request.recompute_ids.popleft() for request in requests}
         for number, row in enumerate(self.rows):
             if id(row.request) in tokens:
                 self._tokens[number] = tokens[id(row.request)]

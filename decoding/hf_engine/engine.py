@@ -178,8 +178,8 @@ class HFEngine(BaseEngine):
         rows, longest = len(inputs), max(map(len, inputs.values()))
         if rows > 1 and 2 * rows * longest > self.worker.max_slots:
             raise BadRequest(
-                f"The prompts of the request's {rows} rows have up to {longest} tokens each. Together they fill more "
-                f"than half of the engine's KV cache of {self.worker.max_slots} tokens.",
+                f"The prompts of the request's {rows} rows have up to {longest} tokens each. Together they take more "
+                f"than half of the {self.worker.max_slots} slots of the engine's KV cache. A slot holds one token.",
                 param="messages",
                 code="context_length_exceeded",
             )

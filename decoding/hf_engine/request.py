@@ -37,6 +37,7 @@ class RequestStatus(Enum):
     PENDING = auto()  # in the queue
     PREFILLING = auto()
     DECODING = auto()
+    PREEMPTED = auto()  # in the queue again, until it joins the batch and recomputes its answer
     FINISHED = auto()
     FAILED = auto()
     ABORTED = auto()
@@ -84,7 +85,7 @@ class RequestState:
         inputs: Name of a prompt -> the prompt, encoded. The answer prefix follows each prompt.
         answer_start: Answer prefix and ruled-out phrases.
         output_ids: Tokens of the answer so far, the answer prefix included.
-        replay_ids: After a preemption, tokens of the answer that the rows have not recomputed.
+        recompute_ids: After a preemption, tokens of the answer that the rows have not recomputed.
         hooks: Strategies with their states, for the `logits` hooks.
         head_scales: [layers, heads] of the main row.
         edits_attention: Whether a strategy edits attention scores of the main row.
@@ -124,7 +125,7 @@ class RequestState:
         self.inputs = inputs
         self.answer_start = answer_start
         self.output_ids = list(answer_start.ids)
-        self.replay_ids: deque[int] = deque()
+        self.recompute_ids: deque[int] = deque()
         self.hooks = RequestHooks.from_stack(
             stack, source.branches, {strategy: state.tensors for strategy, state in states.items()}
         )

@@ -10,15 +10,17 @@ from decoding.hf_engine.batch import Batch
 from decoding.hf_engine.prefill import PREFILL_TOKENS
 from decoding.hf_engine.request import RequestHandle, RequestStatus
 
-MAX_PASSED_SECONDS = 10.0  # in which requests of other cache salts may pass a request that has no room
+MAX_OVERTAKEN_SECONDS = 10.0  # in which requests of other cache salts may overtake a request that has no room
 
 
 class Scheduler:
-    """Schedules requests, first in, first out, and preempts the newest if the KV cache is full.
+    """Schedules requests, first in, first out, and preempts requests if the KV cache is full.
 
     Requests of one API key have one cache salt. While a request of one salt has no room in the KV cache, those of other
-    salts may pass it. A salt whose requests hold more than half of the KV cache gives up the newest of them for a
-    request of another salt. Without salts, no request passes another.
+    salts may overtake it. If the running rows outgrow the KV cache, the newest request of the salt with the most rows
+    is preempted. Salts that have one running request come last. A salt whose requests hold more than half of the KV
+    cache gives up the newest of them for a waiting request of another salt, but not its last one. Without salts, no
+    request overtakes another, and the newest of all requests is preempted.
 
     Attributes:
         waiting: Requests that wait. Preempted ones are at the front.
@@ -33,7 +35,7 @@ class Scheduler:
         self.preemptions = 0
 
     def drop_aborted(self, batch: Batch) -> None:
-        """Forget aborted requests, and free their rows."""
+        """Drop aborted requests, and free their rows."""
 
         def is_aborted(handle: RequestHandle) -> bool:
             return handle.status is RequestStatus.ABORTED
@@ -73,7 +75,7 @@ class Scheduler:
             if not self._make_room(batch, [*scheduled, handle]):
                 blocked.add(get_salt(handle))
                 handle.blocked_since = handle.blocked_since or time.monotonic()
-                if time.monotonic() > handle.blocked_since + MAX_PASSED_SECONDS:
+                if time.monotonic() > handle.blocked_since + MAX_OVERTAKEN_SECONDS:
                     break
                 continue
             rows, tokens = rows - handle.reservation.rows, tokens - prompt_tokens
@@ -87,7 +89,8 @@ class Scheduler:
     def preempt(self, batch: Batch) -> None:
         """Preempt requests until the KV cache has room for a step. They join again first.
 
-        The newest request of the salt with the most rows is preempted, if that salt has several.
+        Among the salts with several running requests, the one with the most rows gives up its newest request. If there
+        is no such salt, the newest of all requests is preempted.
         """
         while len(self.running) > 1 and not batch.has_room_for_step:
             groups = [group for group in self._group_by_salt().values() if len(group) > 1]
@@ -121,6 +124,7 @@ class Scheduler:
 
     def _preempt(self, batch: Batch, handle: RequestHandle) -> None:
         self.remove(batch, [handle])
+        handle.advance(RequestStatus.PREEMPTED)
         self.waiting.appendleft(handle)
         self.preemptions += 1
 

@@ -83,17 +83,17 @@ class Model:
         return self.head_tap.num_layers
 
     def create_cache(self, max_slots: int = sys.maxsize) -> AlignedCache:
-        """Build an empty KV cache for `decode`. `max_slots` bounds the tokens of all rows, padding included."""
+        """Build an empty KV cache for `decode`. `max_slots` bounds its slots, padding included."""
         return AlignedCache(self.num_layers, max_slots)
 
     def count_cache_slots(self, cache_bytes: int | None) -> int:
-        """Return how many tokens a KV cache holds.
+        """Count the slots of a KV cache. Each holds the keys and values of one token.
 
         Args:
             cache_bytes: Size of the cache. None: `DEFAULT_CONTEXTS`, but at most `GPU_SHARE` of a GPU's free memory.
 
         Returns:
-            The number of tokens.
+            The number of slots.
         """
         with torch.inference_mode():
             (output,) = self.prefill([ModelInputs(torch.zeros(1, dtype=torch.long), {})])

@@ -61,7 +61,7 @@ async def start_together(
     return tasks
 
 
-def test_default_size_of_the_cache(engine: HFEngine) -> None:
+def test_cache_has_eight_contexts_by_default(engine: HFEngine) -> None:
     model = engine.model
     (state,) = model.prefill([model.encoder.encode(make_prompt())])
     assert model.count_cache_slots(None) == engine.worker.max_slots == 8 * model.max_model_len

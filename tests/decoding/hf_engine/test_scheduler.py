@@ -51,7 +51,7 @@ class FakeHandle:
         self.status = status
 
 
-class Run:
+class SchedulerHarness:
     """A scheduler and its batch."""
 
     def __init__(self, max_rows: int = 64) -> None:
@@ -66,128 +66,132 @@ class Run:
         scheduled = self.scheduler.schedule(batch)
         self.batch.requests += [handle.request for handle in scheduled]
         self.scheduler.preempt(batch)
-        return names(self.scheduler.running.values())
+        return join_names(self.scheduler.running.values())
 
     def finish(self, name: str) -> None:
         batch: Any = self.batch
-        self.scheduler.remove(batch, [each for each in self.scheduler.running.values() if names([each]) == name])
+        self.scheduler.remove(batch, [each for each in self.scheduler.running.values() if join_names([each]) == name])
 
     @property
     def waiting(self) -> str:
-        return names(self.scheduler.waiting)
+        return join_names(self.scheduler.waiting)
 
 
-def names(handles: Any) -> str:
+def join_names(handles: Any) -> str:
     return " ".join(handle.name for handle in handles)
 
 
 @pytest.fixture
-def run() -> Run:
-    return Run()
+def harness() -> SchedulerHarness:
+    return SchedulerHarness()
 
 
-def test_requests_run_in_their_order(run: Run) -> None:
+def test_requests_run_in_their_order(harness: SchedulerHarness) -> None:
     for name, rows in [("a", 3), ("b", 4), ("c", 2), ("d", 1)]:
-        run.add(name, rows)
-    assert run.step() == "a b"  # d does not pass c
-    run.finish("a")
-    assert run.step() == "b c d"
+        harness.add(name, rows)
+    assert harness.step() == "a b"  # d does not overtake c
+    harness.finish("a")
+    assert harness.step() == "b c d"
 
 
 def test_rows_are_limited() -> None:
-    run = Run(max_rows=3)
+    harness = SchedulerHarness(max_rows=3)
     for name in "abcde":
-        run.add(name)
-    assert run.step() == "a b c"
+        harness.add(name)
+    assert harness.step() == "a b c"
 
 
-def test_request_that_needs_more_than_the_cache_runs_alone(run: Run) -> None:
-    run.add("a", 1)
-    run.add("b", CAPACITY + 1)
-    assert run.step() == "a"
-    run.finish("a")
-    run.add("c", 1)
-    assert run.step() == "b"
-    assert run.waiting == "c"
+def test_request_that_needs_more_than_the_cache_runs_alone(harness: SchedulerHarness) -> None:
+    harness.add("a", 1)
+    harness.add("b", CAPACITY + 1)
+    assert harness.step() == "a"
+    harness.finish("a")
+    harness.add("c", 1)
+    assert harness.step() == "b"
+    assert harness.waiting == "c"
 
 
-def test_newest_requests_are_preempted_and_join_again_first(run: Run) -> None:
+def test_newest_requests_are_preempted_and_join_again_first(harness: SchedulerHarness) -> None:
     for name in "abcd":
-        run.add(name, 2)
-    run.add("e")
-    assert run.step() == "a b c d"
-    run.batch.requests[0].rows = 5  # stands for rows that have grown
-    assert run.step() == "a b"
-    assert run.waiting == "c d e"
-    run.finish("a")
-    assert run.step() == "b c d e"
-    assert run.scheduler.preemptions == 2
+        harness.add(name, 2)
+    harness.add("e")
+    assert harness.step() == "a b c d"
+    harness.batch.requests[0].rows = 5  # stands for rows that have grown
+    assert harness.step() == "a b"
+    assert harness.waiting == "c d e"
+    statuses = [handle.status for handle in harness.scheduler.waiting]
+    assert statuses == [RequestStatus.PREEMPTED, RequestStatus.PREEMPTED, RequestStatus.PENDING]
+    harness.finish("a")
+    assert harness.step() == "b c d e"
+    assert harness.scheduler.preemptions == 2
 
 
-def test_other_key_gets_room_from_the_key_that_holds_more_than_half(run: Run) -> None:
+def test_other_key_gets_room_from_the_key_that_holds_more_than_half(harness: SchedulerHarness) -> None:
     for number in range(10):
-        run.add(f"a{number}", 1, "A")
-    assert run.step() == "a0 a1 a2 a3 a4 a5 a6 a7"
+        harness.add(f"a{number}", 1, "A")
+    assert harness.step() == "a0 a1 a2 a3 a4 a5 a6 a7"
     for number in range(5):
-        run.add(f"b{number}", 1, "B")
-    assert run.step() == "a0 a1 a2 a3 b0 b1 b2 b3"
-    assert run.waiting == "a4 a5 a6 a7 a8 a9 b4"
-    assert run.step() == "a0 a1 a2 a3 b0 b1 b2 b3"  # neither key preempts the other any more
-    run.finish("b0")
-    assert run.step() == "a0 a1 a2 a3 b1 b2 b3 a4"
-    assert run.step() == "a0 a1 a2 a3 b1 b2 b3 b4"  # each key has its half
-    assert run.step() == "a0 a1 a2 a3 b1 b2 b3 b4"
+        harness.add(f"b{number}", 1, "B")
+    assert harness.step() == "a0 a1 a2 a3 b0 b1 b2 b3"
+    assert harness.waiting == "a4 a5 a6 a7 a8 a9 b4"
+    assert harness.step() == "a0 a1 a2 a3 b0 b1 b2 b3"  # neither key preempts the other any more
+    harness.finish("b0")
+    assert harness.step() == "a0 a1 a2 a3 b1 b2 b3 a4"
+    assert harness.step() == "a0 a1 a2 a3 b1 b2 b3 b4"  # each key has its half
+    assert harness.step() == "a0 a1 a2 a3 b1 b2 b3 b4"
 
 
-def test_key_does_not_get_more_than_half_by_preemption(run: Run) -> None:
+def test_key_does_not_get_more_than_half_by_preemption(harness: SchedulerHarness) -> None:
     for number in range(8):
-        run.add(f"a{number}", 1, "A")
-    run.step()
-    run.add("b0", 5, "B")
-    run.add("b1", 1, "B")  # does not pass b0
-    assert run.step() == "a0 a1 a2 a3 a4 a5 a6 a7"
+        harness.add(f"a{number}", 1, "A")
+    harness.step()
+    harness.add("b0", 5, "B")
+    harness.add("b1", 1, "B")  # does not overtake b0
+    assert harness.step() == "a0 a1 a2 a3 a4 a5 a6 a7"
 
 
-def test_last_request_of_a_key_is_not_preempted(run: Run) -> None:
-    run.add("a", CAPACITY, "A")
-    assert run.step() == "a"
-    run.add("b", 1, "B")
-    assert run.step() == "a"
-    run.batch.requests[0].rows = CAPACITY + 1
-    assert run.step() == "a"
+def test_last_request_of_a_key_is_not_preempted(harness: SchedulerHarness) -> None:
+    harness.add("a", CAPACITY, "A")
+    assert harness.step() == "a"
+    harness.add("b", 1, "B")
+    assert harness.step() == "a"
+    harness.batch.requests[0].rows = CAPACITY + 1
+    assert harness.step() == "a"
 
 
-def test_growing_rows_of_one_key_preempt_that_key(run: Run) -> None:
-    run.add("a0", 3, "A")
-    run.add("a1", 3, "A")
-    run.add("b", 1, "B")
-    assert run.step() == "a0 a1 b"
-    run.batch.requests[0].rows = 6
-    assert run.step() == "a0 b"
+def test_growing_rows_of_one_key_preempt_that_key(harness: SchedulerHarness) -> None:
+    harness.add("a0", 3, "A")
+    harness.add("a1", 3, "A")
+    harness.add("b", 1, "B")
+    assert harness.step() == "a0 a1 b"
+    harness.batch.requests[0].rows = 6
+    assert harness.step() == "a0 b"
 
 
-def test_blocked_request_is_passed_for_a_limited_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.add("a0", 2, "A")
-    run.step()
-    run.add("a1", 7, "A")
-    run.add("b0", 1, "B")
-    assert run.step() == "a0 b0"
+def test_blocked_request_is_overtaken_for_a_limited_time(
+    harness: SchedulerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.add("a0", 2, "A")
+    harness.step()
+    harness.add("a1", 7, "A")
+    harness.add("b0", 1, "B")
+    assert harness.step() == "a0 b0"
     now = scheduler_module.time.monotonic() + 11
     monkeypatch.setattr(scheduler_module.time, "monotonic", lambda: now)
-    run.add("b1", 1, "B")
-    assert run.step() == "a0 b0"
-    run.finish("a0")
-    run.finish("b0")
-    assert run.step() == "a1 b1"
+    harness.add("b1", 1, "B")
+    assert harness.step() == "a0 b0"
+    harness.finish("a0")
+    harness.finish("b0")
+    assert harness.step() == "a1 b1"
 
 
-def test_aborted_requests_are_dropped(run: Run) -> None:
+def test_aborted_requests_are_dropped(harness: SchedulerHarness) -> None:
     for name in "abcd":
-        run.add(name, 4)
-    assert run.step() == "a b"
-    for handle in (*run.scheduler.running.values(), *run.scheduler.waiting):
+        harness.add(name, 4)
+    assert harness.step() == "a b"
+    for handle in (*harness.scheduler.running.values(), *harness.scheduler.waiting):
         if handle.name in "bc":  # type: ignore[attr-defined]
             handle.advance(RequestStatus.ABORTED)
-    batch: Any = run.batch
-    run.scheduler.drop_aborted(batch)
-    assert (names(run.scheduler.running.values()), run.waiting, len(run.batch.rows)) == ("a", "d", 4)
+    batch: Any = harness.batch
+    harness.scheduler.drop_aborted(batch)
+    assert (join_names(harness.scheduler.running.values()), harness.waiting, len(harness.batch.rows)) == ("a", "d", 4)
