@@ -56,7 +56,7 @@ def rank_by_session(session_id: bytes, names: list[str]) -> list[int]:
         The numbers of the replicas, the preferred one first. The order of `names` does not matter.
     """
 
-    def weigh(number: int) -> bytes:
+    def hash_replica(number: int) -> bytes:
         return hashlib.sha256(session_id + b"\0" + names[number].encode()).digest()
 
-    return sorted(range(len(names)), key=weigh)
+    return sorted(range(len(names)), key=hash_replica)

@@ -43,7 +43,7 @@ def test_lost_replica_moves_its_own_sessions_only() -> None:
             assert choose_first(session, ["a1", "c3"]) == before
 
 
-def test_session_id_of_a_call() -> None:
+def test_find_session_id_reads_the_header_of_a_call() -> None:
     assert find_session_id(make_request((b"x-session-id", b"image"))) == b"image"
     assert find_session_id(make_request((b"x-session-id", b""))) is None
     assert find_session_id(make_request()) is None
