@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from decoding.claims.claim_checker import ClaimChecker
 from decoding.claims.claim_extraction import find_claims
+from decoding.claims.claim_probabilities import ClaimProbabilities
 from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
 from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
@@ -43,28 +43,32 @@ class ClaimCheck(Strategy):
         """
         if not request.prompt.images:
             raise BadRequest("decoding.check needs an image: add an image_url part.", param="decoding.check")
-        checks, text, start = ClaimChecker(request.prompt, self.question, self.debias), "", 0
+        probabilities, text, start = ClaimProbabilities(request.prompt, self.question, self.debias), "", 0
         yield StartDraft()
         reason = None
         while reason is None:
             segment: Segment = yield ReadDraft(completes_sentence(text, start), send=True)
             text, reason = text + join_text(segment.tokens), segment.reason
             while (end := find_sentence_end(text, start)) is not None:
-                yield from self._report(checks, text[:end], start)
+                yield from self._report(probabilities, text[:end], start)
                 start = end
-        yield from self._report(checks, text, start)
+        yield from self._report(probabilities, text, start)
         return reason
 
-    def _report(self, checks: ClaimChecker, text: str, start: int) -> Generator[DraftEffect, Any, None]:
+    def _report(self, probabilities: ClaimProbabilities, text: str, start: int) -> Generator[DraftEffect, Any, None]:
         """Check and send the claims of a sentence, which begins at an offset of the text and ends with it."""
         claims = [claim for claim in find_claims(text) if claim.start >= start]
-        if requests := checks.build_requests(claims):
-            checks.add(claims, (yield requests))
+        if requests := probabilities.build_requests(claims):
+            probabilities.add(claims, (yield requests))
         if claims:
             yield SendTokens(
                 claims=tuple(
                     CheckedClaim(
-                        claim.text, claim.start, claim.end, checks.build_question(claim), checks.get_probability(claim)
+                        claim.text,
+                        claim.start,
+                        claim.end,
+                        probabilities.build_question(claim),
+                        probabilities.get_probability(claim),
                     )
                     for claim in claims
                 )

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from decoding.claims.claim_checker import ClaimChecker
 from decoding.claims.claim_extraction import Claim, find_claims
+from decoding.claims.claim_probabilities import ClaimProbabilities
 from decoding.claims.nouns import pluralize
 from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
 from decoding.claims.rewriting import is_well_formed, shorten_sentence
@@ -96,7 +96,7 @@ class Verification:
     def __init__(self, strategy: Verify, request: GenerateRequest) -> None:
         self.strategy = strategy
         self.sampling = request.sampling
-        self.checks = ClaimChecker(request.prompt, strategy.question, strategy.debias)
+        self.probabilities = ClaimProbabilities(request.prompt, strategy.question, strategy.debias)
         self.text = ""  # of what has been sent
         self.prefix: list[int | str] = []  # its tokens
         self.nouns: set[str] = set()  # of its claims
@@ -161,12 +161,12 @@ class Verification:
         """Check the claims of the pending sentence, and return them."""
         text = self.text + join_text(self.pending)[:end]
         claims = [claim for claim in find_claims(text) if claim.start >= len(self.text)]
-        if requests := self.checks.build_requests(claims):
-            self.checks.add(claims, (yield requests))
+        if requests := self.probabilities.build_requests(claims):
+            self.probabilities.add(claims, (yield requests))
         return claims
 
     def _fails(self, claim: Claim) -> bool:
-        return self.checks.get_probability(claim) < self.strategy.threshold
+        return self.probabilities.get_probability(claim) < self.strategy.threshold
 
     def _is_well_formed(self, end: int) -> bool:
         """Whether the text that the model has generated in place of a failed phrase is English."""
@@ -320,8 +320,8 @@ class Verification:
             claim.text,
             claim.start if is_in else None,
             claim.end if is_in else None,
-            self.checks.build_question(claim),
-            self.checks.get_probability(claim),
+            self.probabilities.build_question(claim),
+            self.probabilities.get_probability(claim),
             action,
         )
 

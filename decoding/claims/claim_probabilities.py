@@ -1,4 +1,4 @@
-"""Check the claims of an answer with questions to the model: one forward pass a claim, after the cached image.
+"""Probabilities of claims, from questions to the model: one forward pass a claim, after the cached image.
 
 Source: the question is POPE's (arXiv:2305.10355). Questions are sent without the answer, as in chain-of-verification
 (arXiv:2309.11495): a model that reads its own answer repeats it.
@@ -20,7 +20,7 @@ NO = ("No", "no")
 MAX_LOG_ODDS = 50.0
 
 
-class ClaimChecker:
+class ClaimProbabilities:
     """Probabilities of the claims of one answer. Equal questions are sent once.
 
     Attributes:
@@ -46,24 +46,24 @@ class ClaimChecker:
         """
         return [
             GenerateRequest(Prompt.from_text(question, *images), scored_texts=(*YES, *NO), bypasses_queue_limit=True)
-            for question in self._open_questions(claims)
+            for question in self._find_open_questions(claims)
             for images in ((self._images, ()) if self.debias else (self._images,))
         ]
 
     def add(self, claims: Sequence[Claim], answers: Sequence[Answer]) -> None:
-        """Take the answers to `build_requests(claims)`."""
+        """Add the answers to `build_requests(claims)`."""
         odds = [log_odds(answer) for answer in answers]
         if self.debias:
             odds = [
                 with_image - self.debias * without for with_image, without in zip(odds[::2], odds[1::2], strict=True)
             ]
-        self._log_odds.update(zip(self._open_questions(claims), odds, strict=True))
+        self._log_odds.update(zip(self._find_open_questions(claims), odds, strict=True))
 
     def get_probability(self, claim: Claim) -> float:
         """Return the probability of a claim whose question has been answered."""
         return 1 / (1 + math.exp(-self._log_odds[self.build_question(claim)]))
 
-    def _open_questions(self, claims: Sequence[Claim]) -> list[str]:
+    def _find_open_questions(self, claims: Sequence[Claim]) -> list[str]:
         return list(dict.fromkeys(q for q in map(self.build_question, claims) if q not in self._log_odds))
 
 
