@@ -23,9 +23,16 @@ from bench.hostile.addresses import ALLOWED_HOST, attack_with_resolved_addresses
 from bench.hostile.attack_table import AttackTable
 from bench.hostile.batches import attack_with_faults, attack_with_files, attack_with_lines
 from bench.hostile.bodies import CHAT, attack_with_bodies, post
-from bench.hostile.connections import BODY_TIMEOUT, HEADER_TIMEOUT, KEYS, NORMAL, attack_with_connections
+from bench.hostile.cache_timing import attack_caches_of_keys
+from bench.hostile.connections import (
+    API_KEYS,
+    BODY_TIMEOUT,
+    HEADER_TIMEOUT,
+    NORMAL,
+    VICTIM_KEY,
+    attack_with_connections,
+)
 from bench.hostile.images import attack_with_images
-from bench.hostile.keys import attack_caches_of_keys
 
 KINDS = ("bodies", "connections", "images", "addresses", "keys", "batches")
 
@@ -70,8 +77,8 @@ async def run_on_servers(kind: str, table: AttackTable, engine: str) -> None:
                 engine,
                 *timeouts,
                 "--api-keys",
-                ",".join(KEYS),
-                key=KEYS[1],
+                API_KEYS,
+                key=VICTIM_KEY,
             )
 
 

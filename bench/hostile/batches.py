@@ -28,7 +28,7 @@ END = f"\r\n--{BOUNDARY}--\r\n".encode()
 LINE = b'{"custom_id": "%d", "method": "POST", "url": "/v1/chat/completions", "body": %s}\n'
 
 
-def repeat(unit: bytes) -> Iterator[bytes]:
+def stream_units(unit: bytes) -> Iterator[bytes]:
     """Yield `SIZE` bytes of repeated units."""
     part = unit * max(1, PART // len(unit))
     for _ in range(SIZE // len(part)):
@@ -45,21 +45,21 @@ def number_lines(body: bytes) -> Iterator[bytes]:
         yield part
 
 
-def one_line(start: bytes, unit: bytes, end: bytes) -> Iterator[bytes]:
+def build_one_line(start: bytes, unit: bytes, end: bytes) -> Iterator[bytes]:
     """Yield one line of `SIZE` bytes."""
     yield start
-    yield from repeat(unit)
+    yield from stream_units(unit)
     yield end
 
 
 FILES: dict[str, tuple[Callable[[], Iterator[bytes]], str]] = {  # name -> content, and the expected end of its batch
     "lines of 75 bytes": (lambda: number_lines(b"{}"), "failed too_many_lines"),
-    "equal lines": (lambda: repeat(LINE % (0, b"{}")), "failed duplicate_id"),
-    "line breaks": (lambda: repeat(b"\n"), "failed too_many_lines"),
-    "lines of one brace": (lambda: repeat(b"{\n"), "failed invalid_line"),
-    "one line of text": (lambda: one_line(b'{"custom_id": "', b"x" * 1000, b'"}'), "failed request_too_large"),
-    "one line of numbers": (lambda: one_line(b'{"body": [', b"0,", b"0]}"), "failed request_too_large"),
-    "one line of spaces": (lambda: repeat(b" "), "failed empty_file"),
+    "equal lines": (lambda: stream_units(LINE % (0, b"{}")), "failed duplicate_id"),
+    "line breaks": (lambda: stream_units(b"\n"), "failed too_many_lines"),
+    "lines of one brace": (lambda: stream_units(b"{\n"), "failed invalid_line"),
+    "one line of text": (lambda: build_one_line(b'{"custom_id": "', b"x" * 1000, b'"}'), "failed request_too_large"),
+    "one line of numbers": (lambda: build_one_line(b'{"body": [', b"0,", b"0]}"), "failed request_too_large"),
+    "one line of spaces": (lambda: stream_units(b" "), "failed empty_file"),
 }
 
 

@@ -21,15 +21,16 @@ PARALLEL = 8
 SCENES = EMBEDDED / "scenes" / "images"
 IMAGE_URL = "data:image/png;base64," + base64.b64encode(min(SCENES.glob("*.png")).read_bytes()).decode()
 IMAGE = {"type": "image_url", "image_url": {"url": IMAGE_URL}}
-LONG = {"model": "onlyseen-tiny", "n": 8, "max_tokens": 900, "ignore_eos": True}  # 64 of them are four KV caches
+# 64 of them are four KV caches
+LONG_ANSWERS = {"model": "onlyseen-tiny", "n": 8, "max_tokens": 900, "ignore_eos": True}
 LARGE_ANSWERS = {
     "chat: 8 long answers with 20 log-probabilities per token": (
         CHAT,
-        LONG | {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 20},
+        LONG_ANSWERS | {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 20},
     ),
     "chat: 8 long answers of four rows each": (
         CHAT,
-        LONG
+        LONG_ANSWERS
         | {
             "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]}],
             "decoding": {"strategy": "vcd+icd+m3id"},
@@ -38,14 +39,14 @@ LARGE_ANSWERS = {
     ),
     "completions: 8 long answers with 5 log-probabilities per token": (
         "/v1/completions",
-        LONG | {"prompt": "a", "logprobs": 5, "max_tokens": 500},
+        LONG_ANSWERS | {"prompt": "a", "logprobs": 5, "max_tokens": 500},
     ),
 }
 UPLOAD_TYPE = "multipart/form-data; boundary=b; charset=punycode"
 UPLOAD = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n%s\r\n--b--\r\n'
 
 
-def repeat(unit: bytes, start: bytes = b"", end: bytes = b"") -> bytes:
+def fill_body(unit: bytes, start: bytes = b"", end: bytes = b"") -> bytes:
     """Return `start`, then `unit` as often as `SIZE` allows, then `end`."""
     return start + unit * ((SIZE - len(start) - len(end)) // len(unit)) + end
 
@@ -58,33 +59,36 @@ def number_keys(start: bytes, end: bytes) -> bytes:
 def build_bodies() -> dict[str, tuple[str, Callable[[], bytes]]]:
     """Return the route and the builder of each body, by name."""
     return {
-        "chat: list of numbers": (CHAT, lambda: repeat(b"0,", CHAT_START + b"[", b"0]}]}")),
-        "chat: list of empty objects": (CHAT, lambda: repeat(b"{},", CHAT_START + b"[", b"{}]}]}")),
-        "chat: text parts": (CHAT, lambda: repeat(PART, CHAT_START + b"[", PART[:-1] + b"]}]}")),
-        "chat: nested lists": (CHAT, lambda: repeat(b"[", CHAT_START)),
-        "chat: nested objects": (CHAT, lambda: repeat(b'{"a":')),
+        "chat: list of numbers": (CHAT, lambda: fill_body(b"0,", CHAT_START + b"[", b"0]}]}")),
+        "chat: list of empty objects": (CHAT, lambda: fill_body(b"{},", CHAT_START + b"[", b"{}]}]}")),
+        "chat: text parts": (CHAT, lambda: fill_body(PART, CHAT_START + b"[", PART[:-1] + b"]}]}")),
+        "chat: nested lists": (CHAT, lambda: fill_body(b"[", CHAT_START)),
+        "chat: nested objects": (CHAT, lambda: fill_body(b'{"a":')),
         "chat: unknown keys": (CHAT, lambda: number_keys(b"{", b"}")),
-        "chat: one long key": (CHAT, lambda: repeat(b"x", b'{"', b'": 1}')),
-        "chat: one long number": (CHAT, lambda: repeat(b"1", b'{"seed": ', b"}")),
-        "chat: commas": (CHAT, lambda: repeat(b",", b"[")),
-        "chat: colons": (CHAT, lambda: repeat(b":")),
-        "chat: spaces": (CHAT, lambda: repeat(b" ", b"{", b"}")),
-        "chat: one text": (CHAT, lambda: repeat(b"word ", CHAT_START + b'"', b'"}]}')),
-        "chat: one text of wide characters": (CHAT, lambda: repeat("é".encode(), CHAT_START + b'"', '🙂"}]}'.encode())),
-        "chat: one text of escapes": (CHAT, lambda: repeat(b"\\u0041", CHAT_START + b'"', b'"}]}')),
-        "chat: one image of base64": (CHAT, lambda: repeat(b"AAAA", CHAT_START + IMAGE_START, b'"}}]}]}')),
-        "chat: base64 with escapes": (CHAT, lambda: repeat(b"AA\\/A", CHAT_START + IMAGE_START, b'"}}]}]}')),
+        "chat: one long key": (CHAT, lambda: fill_body(b"x", b'{"', b'": 1}')),
+        "chat: one long number": (CHAT, lambda: fill_body(b"1", b'{"seed": ', b"}")),
+        "chat: commas": (CHAT, lambda: fill_body(b",", b"[")),
+        "chat: colons": (CHAT, lambda: fill_body(b":")),
+        "chat: spaces": (CHAT, lambda: fill_body(b" ", b"{", b"}")),
+        "chat: one text": (CHAT, lambda: fill_body(b"word ", CHAT_START + b'"', b'"}]}')),
+        "chat: one text of wide characters": (
+            CHAT,
+            lambda: fill_body("é".encode(), CHAT_START + b'"', '🙂"}]}'.encode()),
+        ),
+        "chat: one text of escapes": (CHAT, lambda: fill_body(b"\\u0041", CHAT_START + b'"', b'"}]}')),
+        "chat: one image of base64": (CHAT, lambda: fill_body(b"AAAA", CHAT_START + IMAGE_START, b'"}}]}]}')),
+        "chat: base64 with escapes": (CHAT, lambda: fill_body(b"AA\\/A", CHAT_START + IMAGE_START, b'"}}]}]}')),
         "chat: strategy parameters": (
             CHAT,
-            lambda: repeat(b"0,", CHAT_START + b'"a"}], "decoding": {"vcd": {"alpha": [', b"0]}}}"),
+            lambda: fill_body(b"0,", CHAT_START + b'"a"}], "decoding": {"vcd": {"alpha": [', b"0]}}}"),
         ),
         "chat: one long parameter": (
             CHAT,
-            lambda: repeat(b"x", CHAT_START + b'"a"}], "decoding": {"strategy": "vcd", "vcd": {"alpha": "', b'"}}}'),
+            lambda: fill_body(b"x", CHAT_START + b'"a"}], "decoding": {"strategy": "vcd", "vcd": {"alpha": "', b'"}}}'),
         ),
         "chat: one long name of a strategy": (
             CHAT,
-            lambda: repeat(b"vcd+", CHAT_START + b'"a"}], "decoding": {"strategy": "', b'vcd"}}'),
+            lambda: fill_body(b"vcd+", CHAT_START + b'"a"}], "decoding": {"strategy": "', b'vcd"}}'),
         ),
         "chat: schema": (
             CHAT,
@@ -92,16 +96,19 @@ def build_bodies() -> dict[str, tuple[str, Callable[[], bytes]]]:
                 CHAT_START + b'"a"}], "response_format": {"type": "json_schema", "json_schema": {"schema": {', b"}}}}"
             ),
         ),
-        "responses: list of numbers": (RESPONSES, lambda: repeat(b"0,", RESPONSES_START + b"[", b"0]}]}")),
+        "responses: list of numbers": (RESPONSES, lambda: fill_body(b"0,", RESPONSES_START + b"[", b"0]}]}")),
         "responses: metadata": (RESPONSES, lambda: number_keys(b'{"metadata": {', b"}}")),
-        "responses: one text": (RESPONSES, lambda: repeat(b"word ", b'{"model": "onlyseen-tiny", "input": "', b'"}')),
+        "responses: one text": (
+            RESPONSES,
+            lambda: fill_body(b"word ", b'{"model": "onlyseen-tiny", "input": "', b'"}'),
+        ),
         "completions: one text": (
             "/v1/completions",
-            lambda: repeat(b"word ", b'{"model": "onlyseen-tiny", "prompt": "', b'"}'),
+            lambda: fill_body(b"word ", b'{"model": "onlyseen-tiny", "prompt": "', b'"}'),
         ),
-        "completions: list of numbers": ("/v1/completions", lambda: repeat(b"0,", b'{"prompt": [', b"0]}")),
-        "tokenize: list of numbers": (TOKENIZE, lambda: repeat(b"0,", CHAT_START + b"[", b"0]}]}")),
-        "tokenize: one text": (TOKENIZE, lambda: repeat(b"word ", b'{"model": "onlyseen-tiny", "prompt": "', b'"}')),
+        "completions: list of numbers": ("/v1/completions", lambda: fill_body(b"0,", b'{"prompt": [', b"0]}")),
+        "tokenize: list of numbers": (TOKENIZE, lambda: fill_body(b"0,", CHAT_START + b"[", b"0]}]}")),
+        "tokenize: one text": (TOKENIZE, lambda: fill_body(b"word ", b'{"model": "onlyseen-tiny", "prompt": "', b'"}')),
         "batches: metadata": (BATCHES, lambda: number_keys(b'{"metadata": {', b"}}")),
     }
 

@@ -16,8 +16,9 @@ HEADER_TIMEOUT = BODY_TIMEOUT = 10  # seconds; the attacked server has these set
 HOLD_TIMEOUT = 6 * BODY_TIMEOUT  # seconds, after which the attack gives up
 HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\n%s"
 NORMAL = {"model": "onlyseen-tiny", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
-LONG = NORMAL | {"max_tokens": 64, "ignore_eos": True}
-KEYS = ("attacker", "victim")
+NORMAL_OF_64_TOKENS = NORMAL | {"max_tokens": 64, "ignore_eos": True}
+ATTACKER_KEY, VICTIM_KEY = "attacker", "victim"
+API_KEYS = f"{ATTACKER_KEY},{VICTIM_KEY}"  # of the attacked servers
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def build_attacks(key: str | None) -> dict[str, ConnectionAttack]:
     authorization = b"Authorization: Bearer %s\r\n" % key.encode() if key else b""
     head = HEAD % (CHAT.encode(), b"application/json", authorization)
     upload = HEAD % (b"/v1/files", b"multipart/form-data; boundary=b", authorization)
-    long = json.dumps(LONG).encode()
+    body = json.dumps(NORMAL_OF_64_TOKENS).encode()
     attacks = {
         "silent connections": ConnectionAttack(300, b""),
         "half headers": ConnectionAttack(1000, head[:60]),
@@ -58,7 +59,7 @@ def build_attacks(key: str | None) -> dict[str, ConnectionAttack]:
         "idle uploads of 512 MB": ConnectionAttack(8, upload + b"Content-Length: 512000000\r\n\r\n"),
     }
     if key:
-        request = head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(long) + long
+        request = head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         attacks["requests of one key, 64 tokens each"] = ConnectionAttack(300, request)
     return attacks
 
@@ -102,10 +103,10 @@ async def attack_with_connections(server: ServerProcess, table: AttackTable, *, 
     Args:
         server: The server.
         table: Gets a row for each attack.
-        has_keys: Whether the server has the API keys `KEYS`.
+        has_keys: Whether the server has the `API_KEYS`.
     """
     normal = json.dumps(NORMAL).encode()
-    for base_name, attack in build_attacks(KEYS[0] if has_keys else None).items():
+    for base_name, attack in build_attacks(ATTACKER_KEY if has_keys else None).items():
         name = f"{base_name}, with keys" if has_keys else base_name
         if not table.is_selected(name):
             continue
@@ -114,7 +115,7 @@ async def attack_with_connections(server: ServerProcess, table: AttackTable, *, 
             tasks = [asyncio.create_task(hold(server.port, attack)) for _ in range(attack.count)]
             await asyncio.sleep(2)
             before_normal = time.perf_counter()
-            answer = await post(server.port, CHAT, normal, KEYS[1] if has_keys else None)
+            answer = await post(server.port, CHAT, normal, VICTIM_KEY if has_keys else None)
             normal_seconds = time.perf_counter() - before_normal
             done, pending = await asyncio.wait(tasks, timeout=HOLD_TIMEOUT)
             seconds = time.perf_counter() - started_at

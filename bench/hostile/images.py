@@ -22,15 +22,17 @@ SIDE = 5000  # 25 megapixels, the limit of the server
 BASE_SCANS = 10  # of Pillow's progressive JPEG
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
+def build_chunk(kind: bytes, content: bytes) -> bytes:
     """Build a PNG chunk."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width: int, height: int, *chunks: bytes, pixels: bytes = b"") -> bytes:
+def build_png(width: int, height: int, *chunks: bytes, pixels: bytes = b"") -> bytes:
     """Build a PNG file with the given header."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"".join((b"\x89PNG\r\n\x1a\n", head, *chunks, chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")))
+    head = build_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"".join(
+        (b"\x89PNG\r\n\x1a\n", head, *chunks, build_chunk(b"IDAT", zlib.compress(pixels)), build_chunk(b"IEND", b""))
+    )
 
 
 def encode_image_url(content: bytes, kind: str = "png") -> str:
@@ -112,7 +114,7 @@ def build_metadata_bomb(seed: int, kind: str, numbers: bytes | None = None) -> s
     exif = build_exif_bomb() if numbers is None else build_exif((0x0112, 5, len(numbers) // 8, numbers))
     image, buffer = Image.new("RGB", (8, 8), (40 * seed + 17,) * 3), io.BytesIO()
     if kind == "png":
-        return encode_image_url(png(8, 8, chunk(b"eXIf", exif), pixels=8 * (b"\0" + bytes([seed]) * 24)))
+        return encode_image_url(build_png(8, 8, build_chunk(b"eXIf", exif), pixels=8 * (b"\0" + bytes([seed]) * 24)))
     if kind == "webp":
         image.save(buffer, kind, exif=b"Exif\0\0" + exif)
         return encode_image_url(buffer.getvalue(), kind)
@@ -124,8 +126,8 @@ def build_metadata_bomb(seed: int, kind: str, numbers: bytes | None = None) -> s
 
 def build_text_bomb(seed: int) -> str:
     """Build a PNG with 60 MB in a compressed text."""
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes([seed]) * 60_000_000, 9))
-    return encode_image_url(png(8, 8, text, pixels=bytes(8 * 25)))
+    text = build_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes([seed]) * 60_000_000, 9))
+    return encode_image_url(build_png(8, 8, text, pixels=bytes(8 * 25)))
 
 
 def build_segment_flood(seed: int) -> str:
@@ -138,20 +140,20 @@ def build_segment_flood(seed: int) -> str:
 
 def build_chunk_flood(seed: int) -> str:
     """Build a PNG with 300,000 short texts."""
-    text = chunk(b"tEXt", b"a\0" + bytes([seed + 65]))
-    return encode_image_url(png(8, 8, *[text] * 300_000, pixels=bytes(8 * 25)))
+    text = build_chunk(b"tEXt", b"a\0" + bytes([seed + 65]))
+    return encode_image_url(build_png(8, 8, *[text] * 300_000, pixels=bytes(8 * 25)))
 
 
 def build_inflating_texts(seed: int) -> str:
     """Build a PNG with 60 compressed texts, each of a million characters of four bytes in Python."""
     text = zlib.compress(("\U0001f600" + chr(97 + seed) * 1_000_000).encode())
-    texts = [chunk(b"iTXt", b"%d\0\1\0\0\0" % number + text) for number in range(60)]
-    return encode_image_url(png(8, 8, *texts, pixels=bytes(8 * 25)))
+    texts = [build_chunk(b"iTXt", b"%d\0\1\0\0\0" % number + text) for number in range(60)]
+    return encode_image_url(build_png(8, 8, *texts, pixels=bytes(8 * 25)))
 
 
 IMAGES: dict[str, Callable[[int], str]] = {  # name -> the image of a seed
-    "PNG bomb of 20000 x 20000": lambda seed: encode_image_url(png(20_000, 20_000, pixels=bytes([seed]) * 10**6)),
-    "PNG header of 65535 x 65535": lambda seed: encode_image_url(png(65_535, 65_535, pixels=bytes([seed]))),
+    "PNG bomb of 20000 x 20000": lambda seed: encode_image_url(build_png(20_000, 20_000, pixels=bytes([seed]) * 10**6)),
+    "PNG header of 65535 x 65535": lambda seed: encode_image_url(build_png(65_535, 65_535, pixels=bytes([seed]))),
     "GIF screen of 65535 x 65535": build_gif_bomb,
     "60 MB in a PNG's text": build_text_bomb,
     "1,000,000 comments in a JPEG": build_segment_flood,

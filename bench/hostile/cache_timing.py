@@ -11,13 +11,13 @@ import httpx
 from bench.harness.chat_requests import build_request
 from bench.harness.server_process import ServerProcess
 from bench.hostile.attack_table import AttackTable
-from bench.hostile.images import encode_image_url, png
+from bench.hostile.connections import API_KEYS, ATTACKER_KEY, VICTIM_KEY
+from bench.hostile.images import build_png, encode_image_url
 
 TRIALS = 80
 CALIBRATION = 12  # images that the attacker sends twice
 ACCURACY_LIMIT = 0.6
 SIDE = 336  # pixels
-KEYS = ("victim", "attacker")
 
 
 class TimingAttack:
@@ -33,11 +33,11 @@ class TimingAttack:
         self._client = client
         self._rng = rng
 
-    def new_image(self) -> str:
+    def draw_image(self) -> str:
         """Return an image of noise."""
         pixels = self._rng.randbytes(3 * SIDE * SIDE)
         rows = b"".join(b"\0" + pixels[3 * SIDE * row : 3 * SIDE * (row + 1)] for row in range(SIDE))
-        return encode_image_url(png(SIDE, SIDE, pixels=rows))
+        return encode_image_url(build_png(SIDE, SIDE, pixels=rows))
 
     def measure(self, image: str, key: str) -> dict[str, float]:
         """Send an image and return the seconds of each signal."""
@@ -52,15 +52,15 @@ class TimingAttack:
         """Return the accuracy of each signal. A guess has 0.5."""
         cold, warm = [], []
         for _ in range(CALIBRATION):
-            image = self.new_image()
-            cold.append(self.measure(image, KEYS[1]))
-            warm.append(self.measure(image, KEYS[1]))
+            image = self.draw_image()
+            cold.append(self.measure(image, ATTACKER_KEY))
+            warm.append(self.measure(image, ATTACKER_KEY))
         correct = dict.fromkeys(self.signals, 0)
         for trial in range(TRIALS):
-            image = self.new_image()
+            image = self.draw_image()
             is_known = trial % 2 == 0
-            self.measure(image if is_known else self.new_image(), KEYS[0])
-            seconds = self.measure(image, KEYS[1])
+            self.measure(image if is_known else self.draw_image(), VICTIM_KEY)
+            seconds = self.measure(image, ATTACKER_KEY)
             for signal in self.signals:
                 middle = statistics.mean(statistics.median(each[signal] for each in side) for side in (cold, warm))
                 correct[signal] += (seconds[signal] < middle) == is_known
@@ -78,7 +78,7 @@ def attack_caches_of_keys(table: AttackTable, engine: str) -> None:
         if not table.is_selected(name):
             continue
         with (
-            ServerProcess("--api-keys", ",".join(KEYS), *flags, engine=engine) as server,
+            ServerProcess("--api-keys", API_KEYS, *flags, engine=engine) as server,
             httpx.Client(base_url=server.url, timeout=60) as client,
         ):
             accuracies = TimingAttack(client, random.Random(0)).run()
