@@ -160,14 +160,18 @@ def measure(rounds: int, tokens: int) -> dict[str, Any]:
 def summarize_overhead(times: dict[str, list[float]], tokens: int) -> dict[str, float]:
     """Return medians of the differences within rounds, in milliseconds."""
 
-    def median_difference(name: str, baseline: str) -> float:
+    def compute_median_difference(name: str, baseline: str) -> float:
         return statistics.median(a - b for a, b in zip(times[name], times[baseline], strict=True))
 
     return {
-        "request": round(median_difference("served, 1 token", "alone, 1 token"), 3),
-        "long_request": round(median_difference("served", "alone"), 3),
+        "request": round(compute_median_difference("served, 1 token", "alone, 1 token"), 3),
+        "long_request": round(compute_median_difference("served", "alone"), 3),
         "streamed_token": round(
-            (median_difference("streamed", "alone") - median_difference("served, 1 token", "alone, 1 token")) / tokens,
+            (
+                compute_median_difference("streamed", "alone")
+                - compute_median_difference("served, 1 token", "alone, 1 token")
+            )
+            / tokens,
             4,
         ),
     }

@@ -78,7 +78,9 @@ class RequestTiming:
     usage: Usage
 
 
-async def per_token(engine: HFEngine, strategy: str, images: Sequence[ImageInput], tokens: int) -> RequestTiming:
+async def measure_per_token(
+    engine: HFEngine, strategy: str, images: Sequence[ImageInput], tokens: int
+) -> RequestTiming:
     """Run one request per image concurrently and measure the time per token."""
     prompts = [Prompt.from_text(QUESTION, image) for image in images]
 
@@ -155,7 +157,7 @@ def time_transformers_generate(network: Any, model: Model, images: Sequence[Imag
         Seconds per token of all requests.
     """
 
-    def seconds(image: ImageInput) -> float:
+    def measure_seconds(image: ImageInput) -> float:
         encoded, timestamps = model.encoder.encode(Prompt.from_text(QUESTION, image)), TokenTimestamps()
         network.generate(
             input_ids=encoded.ids[None],
@@ -169,7 +171,7 @@ def time_transformers_generate(network: Any, model: Model, images: Sequence[Imag
         return (last - first) / (tokens - 1)
 
     sample = images[:MAX_SERIAL_REQUESTS]
-    return statistics.mean(map(seconds, sample)) * len(images)
+    return statistics.mean(map(measure_seconds, sample)) * len(images)
 
 
 async def measure(name: str, folder: Path, concurrency: int, rounds: int, tokens: int) -> list[StrategyTiming]:
@@ -185,7 +187,7 @@ async def measure(name: str, folder: Path, concurrency: int, rounds: int, tokens
     peak_by_side, usages = dict[str, float](), dict[str, Usage]()
 
     async def time_strategy(strategy: str) -> float:
-        timing = await per_token(engine, strategy, images, tokens)
+        timing = await measure_per_token(engine, strategy, images, tokens)
         first_tokens.setdefault(strategy, []).append(timing.first)
         usages[strategy] = timing.usage
         return timing.each
@@ -204,25 +206,25 @@ async def measure(name: str, folder: Path, concurrency: int, rounds: int, tokens
     with limit_threads(model.step_threads):
         limits = HardwareLimits.measure()
     for strategy in STRATEGIES:
-        await per_token(engine, strategy, images[:8], 2)
+        await measure_per_token(engine, strategy, images[:8], 2)
     rng = random.Random(0)
     turns = [side for _ in range(rounds) for side in rng.sample(list(sides), len(sides))]
     for side in track(turns, f"{name}, {concurrency} at once"):
         reset_peak()
         times.setdefault(side, []).append(await sides[side]())
-        peak_by_side[side] = max(peak_by_side.get(side, 0), peak_megabytes())
+        peak_by_side[side] = max(peak_by_side.get(side, 0), read_peak_megabytes())
     await engine.close()
     sizes = StepSizes.of(model)
 
-    def ratios(side: str) -> list[float]:
+    def compute_ratios(side: str) -> list[float]:
         return [seconds / plain for seconds, plain in zip(times[side], times["plain"], strict=True)]
 
-    def minimum_seconds(side: str) -> float:
+    def compute_minimum_seconds(side: str) -> float:
         rows = concurrency * (2 if side in TWO_BRANCH_STRATEGIES else 1)
         columns = usages.get(side, usages["plain"]).prompt_tokens + tokens // 2
-        return sizes.minimum_step_seconds(rows, columns, limits)
+        return sizes.compute_minimum_step_seconds(rows, columns, limits)
 
-    def row(side: str) -> StrategyTiming:
+    def build_row(side: str) -> StrategyTiming:
         each, usage = statistics.median(times[side]), usages.get(side)
         return StrategyTiming(
             name,
@@ -232,15 +234,15 @@ async def measure(name: str, folder: Path, concurrency: int, rounds: int, tokens
             round(1000 * each, 3),
             round(1000 * statistics.median(first_tokens[side]), 1) if usage else None,
             round(concurrency / each, 1),
-            round(statistics.median(ratios(side)), 3),
-            (round(min(ratios(side)), 3), round(max(ratios(side)), 3)),
-            round(statistics.median(ratios("serial")), 2) if side in TWO_BRANCH_STRATEGIES else None,
-            round(minimum_seconds(side) / minimum_seconds("plain"), 3),
+            round(statistics.median(compute_ratios(side)), 3),
+            (round(min(compute_ratios(side)), 3), round(max(compute_ratios(side)), 3)),
+            round(statistics.median(compute_ratios("serial")), 2) if side in TWO_BRANCH_STRATEGIES else None,
+            round(compute_minimum_seconds(side) / compute_minimum_seconds("plain"), 3),
             round(usage.forward_passes / usage.steps, 2) if usage else 1.0,
             round(peak_by_side[side]),
         )
 
-    return [row(side) for side in sides if side != "serial"]
+    return [build_row(side) for side in sides if side != "serial"]
 
 
 def reset_peak() -> None:
@@ -248,13 +250,13 @@ def reset_peak() -> None:
     PROC_CLEAR_REFS.write_text("5")
 
 
-def peak_megabytes() -> float:
+def read_peak_megabytes() -> float:
     """Return the peak since the last reset in megabytes."""
     line = next(line for line in PROC_STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def table(rows: Sequence[StrategyTiming]) -> str:
+def format_table(rows: Sequence[StrategyTiming]) -> str:
     """Format the rows as a Markdown table."""
     lines = [
         "| model | strategy | at once | threads | first token, ms | ms / token | tokens / s "
@@ -300,9 +302,9 @@ def main() -> None:
                 rows += asyncio.run(
                     measure(name, path, concurrency, options.rounds or ROUNDS[concurrency], options.tokens)
                 )
-    print(table(rows))
+    print(format_table(rows))
     if options.write:
-        write_results("per_token", table(rows), {**describe_machine(), "rows": [asdict(row) for row in rows]})
+        write_results("per_token", format_table(rows), {**describe_machine(), "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

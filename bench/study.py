@@ -21,7 +21,7 @@ from eval.runs.strategy_catalog import StrategyCatalog
 CONTROLS = frozenset({"truncate", "sharpen"})  # the runs add matched controls by themselves
 
 
-def runnable_strategies(registry: StrategyCatalog) -> list[str]:
+def list_runnable_strategies(registry: StrategyCatalog) -> list[str]:
     """Return the strategies that the server can run, plain decoding first."""
     names = [entry.name for entry in registry.data if not entry.engines or any(engine.runs for engine in entry.engines)]
     return ["plain", *sorted(set(names) - CONTROLS - {"plain"})]
@@ -42,7 +42,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "state.json").write_text(json.dumps(state, indent=1))
     registry = study.fetch_registry()
-    strategies = options.only.split(",") if options.only else runnable_strategies(registry)
+    strategies = options.only.split(",") if options.only else list_runnable_strategies(registry)
     choice_file = options.out / f"tuned-{state['weights']}.json"
     choices: dict[str, str] = json.loads(choice_file.read_text()) if choice_file.is_file() else {}
     if not options.no_tuning:

@@ -158,11 +158,13 @@ class TensorHooks(BaseModel):
 
         The parameters are JSON because a list among them has no hash.
         """
-        return type(self), self.model_dump_json(exclude=self.marked_fields(PER_ROW) | self.marked_fields(TEXT_SIDE))
+        return type(self), self.model_dump_json(
+            exclude=self.find_marked_fields(PER_ROW) | self.find_marked_fields(TEXT_SIDE)
+        )
 
     @classmethod
     @cache
-    def marked_fields(cls, mark: str) -> set[str]:
+    def find_marked_fields(cls, mark: str) -> set[str]:
         """Return the names of the parameters with the mark `PER_ROW` or `TEXT_SIDE`."""
         return {name for name, parameter in cls.model_fields.items() if mark in parameter.metadata}
 

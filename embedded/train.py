@@ -36,8 +36,8 @@ from embedded.training.finish_stage import train_finish
 from embedded.training.joint_stage import (
     JointModel,
     assemble_llava,
+    build_joint_model,
     join_models,
-    new_joint_model,
     split_llava,
     train_joint,
 )
@@ -139,7 +139,7 @@ class TrainingPipeline:
         """Train or load the joined model."""
         config, tokenizer, dataset = self.config, self.build_tokenizer(), self.dataset("near")
         if (self.work_dir / "joint.pt").exists():
-            start = new_joint_model(tokenizer)
+            start = build_joint_model(tokenizer)
         else:
             language = train_language(
                 self.work_dir, dataset, tokenizer, steps=config.language_steps, batch_size=config.language_batch
@@ -153,7 +153,7 @@ class TrainingPipeline:
     def run_finish(self) -> JointModel:
         """Train or load the model on far scenes."""
         config, tokenizer = self.config, self.build_tokenizer()
-        start = new_joint_model(tokenizer) if (self.work_dir / "finish.pt").exists() else self.run_joint().cpu()
+        start = build_joint_model(tokenizer) if (self.work_dir / "finish.pt").exists() else self.run_joint().cpu()
         steps, batch = config.finish_steps, config.finish_batch
         return train_finish(
             self.work_dir, start, self.dataset("far"), self.dataset("tune"), tokenizer, steps=steps, batch_size=batch
@@ -175,14 +175,14 @@ class TrainingPipeline:
         """Train or load the model on questions about number, position and colour."""
         config, tokenizer = self.config, self.build_tokenizer()
         if (self.work_dir / "details.pt").exists():
-            joint = new_joint_model(tokenizer)
+            joint = build_joint_model(tokenizer)
             object_heads = ObjectHeads(joint.vision)
         else:
             joint, object_heads = self.run_objects()
         steps, batch = config.details_steps, config.details_batch
         tuning_dataset = self.dataset("tune")
 
-        def detail_accuracy(model: LlavaForConditionalGeneration) -> dict[str, float]:
+        def measure_detail_accuracy(model: LlavaForConditionalGeneration) -> dict[str, float]:
             found = evaluate_details(AnswerGenerator(model, tokenizer), tuning_dataset, 60)
             return {kind: figures["accuracy"] for kind, figures in found.items()}
 
@@ -192,7 +192,7 @@ class TrainingPipeline:
             object_heads,
             self.dataset("far"),
             tokenizer,
-            detail_accuracy,
+            measure_detail_accuracy,
             steps=steps,
             batch_size=batch,
         )

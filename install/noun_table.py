@@ -30,7 +30,7 @@ LONGEST = 3  # words of a lemma
 PHRASE_SHARE = 0.3  # least concrete share at which a lemma of several words is kept
 
 
-def proper_lemmas(wordnet: Path) -> set[str]:
+def find_proper_lemmas(wordnet: Path) -> set[str]:
     """Return the lemmas that WordNet writes with a capital letter in every synset: names, not kinds of things."""
     lower: set[str] = set()
     capital: set[str] = set()
@@ -43,7 +43,7 @@ def proper_lemmas(wordnet: Path) -> set[str]:
     return capital - lower
 
 
-def sense_weights(wordnet: Path) -> tuple[dict[str, dict[str, Weights]], dict[str, Weights]]:
+def weigh_senses(wordnet: Path) -> tuple[dict[str, dict[str, Weights]], dict[str, Weights]]:
     """Weigh the senses of each lemma.
 
     Returns:
@@ -58,7 +58,7 @@ def sense_weights(wordnet: Path) -> tuple[dict[str, dict[str, Weights]], dict[st
     weights: dict[str, dict[str, Weights]] = defaultdict(lambda: defaultdict(list))
     ranked: dict[str, Weights] = {}
     parts = {"noun": "1", "verb": "2", "adj": "35"}
-    files = {offset: file for part in parts for offset, file in synset_files(wordnet, part).items()}
+    files = {offset: file for part in parts for offset, file in map_synset_files(wordnet, part).items()}
     tagged: dict[tuple[str, str, int], int] = defaultdict(int)
     for key, count in counts.items():
         lemma, rest = key.split("%")
@@ -81,13 +81,13 @@ def sense_weights(wordnet: Path) -> tuple[dict[str, dict[str, Weights]], dict[st
     return weights, ranked
 
 
-def synset_files(wordnet: Path, part: str) -> dict[tuple[str, str], int]:
+def map_synset_files(wordnet: Path, part: str) -> dict[tuple[str, str], int]:
     """Map the offset of each synset of a part of speech to its lexicographer file."""
     lines = (wordnet / f"data.{part}").read_text().splitlines()
     return {(part, line[:8]): int(line.split()[1]) for line in lines if not line.startswith(" ")}
 
 
-def noun_synsets(wordnet: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def read_noun_synsets(wordnet: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Return the hypernyms of each noun synset, by offset, and the synsets of each lemma, the most frequent first."""
     hypernyms: dict[str, list[str]] = {}
     for line in (wordnet / "data.noun").read_text().splitlines():
@@ -106,7 +106,7 @@ def noun_synsets(wordnet: Path) -> tuple[dict[str, list[str]], dict[str, list[st
     return hypernyms, senses
 
 
-def below(roots: Iterable[str], hypernyms: dict[str, list[str]]) -> set[str]:
+def find_synsets_below(roots: Iterable[str], hypernyms: dict[str, list[str]]) -> set[str]:
     """Return the synsets that have one of the roots among their hypernyms, roots included."""
     found = set(roots)
     while new := {synset for synset, above in hypernyms.items() if found & set(above)} - found:
@@ -119,23 +119,23 @@ def is_place(senses: list[str], physical: set[str], places: set[str]) -> bool:
     return next((synset in places for synset in senses if synset in physical), False)
 
 
-def concrete_share(lemma: str, senses: Weights) -> float:
+def compute_concrete_share(lemma: str, senses: Weights) -> float:
     """Return the share of the weight that lies on concrete senses."""
     concrete = {*CONCRETE, *([TOP_LEVEL] if lemma in ROOTS else [])}
     return sum(weight for file, weight in senses if file in concrete) / sum(weight for _, weight in senses)
 
 
-def digit(share: float) -> str:
+def to_digit(share: float) -> str:
     return str(min(9, round(10 * share)))
 
 
 def main() -> None:
     """Write the table."""
     wordnet = Path(sys.argv[1]) if len(sys.argv) > 1 else WORDNET
-    proper, rows = proper_lemmas(wordnet), []
-    weights, ranked = sense_weights(wordnet)
-    synsets, senses = noun_synsets(wordnet)
-    places, physical = below(PLACES, synsets), below([PHYSICAL_ENTITY], synsets)
+    proper, rows = find_proper_lemmas(wordnet), []
+    weights, ranked = weigh_senses(wordnet)
+    synsets, senses = read_noun_synsets(wordnet)
+    places, physical = find_synsets_below(PLACES, synsets), find_synsets_below([PHYSICAL_ENTITY], synsets)
     for lemma, parts in weights.items():
         words = lemma.split("_")
         if "noun" not in parts or lemma in proper or len(words) > LONGEST:
@@ -144,10 +144,15 @@ def main() -> None:
             continue
         place = is_place(senses[lemma], physical, places)
         noun, verb, adjective = (sum(weight for _, weight in parts[part]) for part in ("noun", "verb", "adj"))
-        concrete = max(concrete_share(lemma, parts["noun"]), concrete_share(lemma, ranked[lemma]))
+        concrete = max(compute_concrete_share(lemma, parts["noun"]), compute_concrete_share(lemma, ranked[lemma]))
         if len(words) > 1 and concrete < PHRASE_SHARE:
             continue
-        digits = digit(concrete) + digit(verb / (noun + verb)) + digit(adjective / (noun + adjective)) + str(int(place))
+        digits = (
+            to_digit(concrete)
+            + to_digit(verb / (noun + verb))
+            + to_digit(adjective / (noun + adjective))
+            + str(int(place))
+        )
         rows.append(f"{lemma.replace('_', ' ')}\t{digits}")
     # No time stamp in the archive: the same database gives the same file.
     with TABLE.open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as archive:

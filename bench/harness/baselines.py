@@ -66,7 +66,9 @@ class HardwareLimits:
     def measure(cls) -> HardwareLimits:
         """Measure with torch's current number of threads; the best of some repetitions counts."""
         vector, matrix = torch.ones(1 << 26), torch.ones(1024, 1024)
-        return cls(vector.nbytes / best_time(vector.sum), 2 * 1024**3 / best_time(lambda: matrix @ matrix))
+        return cls(
+            vector.nbytes / measure_best_time(vector.sum), 2 * 1024**3 / measure_best_time(lambda: matrix @ matrix)
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class StepSizes:
         layers = sum(weight.nbytes for weight in model.decoder.layers.parameters())
         return cls(layers + model.head.weight.nbytes, 2 * model.num_layers * width * model.head.weight.element_size())
 
-    def minimum_step_seconds(self, rows: int, columns: int, limits: HardwareLimits) -> float:
+    def compute_minimum_step_seconds(self, rows: int, columns: int, limits: HardwareLimits) -> float:
         """Return the larger of the times to read and to compute a step.
 
         Args:
@@ -100,7 +102,7 @@ class StepSizes:
         return max(bytes_read / limits.bandwidth, operations / limits.arithmetic)
 
 
-def best_time(work: Callable[[], object]) -> float:
+def measure_best_time(work: Callable[[], object]) -> float:
     """Return the best time of some repetitions in seconds."""
     times = []
     for _ in range(REPEATS):

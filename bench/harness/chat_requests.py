@@ -20,7 +20,7 @@ TEXTS = ("Please describe this image in detail.", "Is there a dog in the image?"
 
 
 @cache
-def image_url(scene: int, size: int, format: str) -> str:
+def build_image_url(scene: int, size: int, format: str) -> str:
     """Return a scene as a data URL, resized to a square."""
     buffer = io.BytesIO()
     Image.open(SCENES[scene % len(SCENES)]).convert("RGB").resize((size, size)).save(buffer, format)
@@ -34,9 +34,9 @@ def build_request(image: str, text: str = TEXTS[0], **fields: Any) -> dict[str, 
     return base | {"messages": [{"role": "user", "content": parts}]} | fields
 
 
-def random_request(rng: random.Random) -> dict[str, Any]:
+def build_random_request(rng: random.Random) -> dict[str, Any]:
     """Build a chat request with random image, text, strategy and sampling parameters."""
-    image = image_url(rng.randrange(64), rng.choice(SIZES), rng.choice(FORMATS))
+    image = build_image_url(rng.randrange(64), rng.choice(SIZES), rng.choice(FORMATS))
     return build_request(
         image,
         rng.choice(TEXTS),

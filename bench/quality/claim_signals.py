@@ -13,7 +13,7 @@ from eval.core.answer_store import StoredAnswer
 from eval.core.statistics import Interval
 
 
-def claims_of(answer: Answer) -> list[CheckedClaim]:
+def list_claims(answer: Answer) -> list[CheckedClaim]:
     """Return the claims of an answer, in the order in which they were sent."""
     return [claim for token in answer.tokens for claim in token.claims]
 
@@ -36,7 +36,7 @@ def label_mentions(scene: int, answer: Answer, score: CaptionScore) -> tuple[lis
         The mentions, and the number of mentions that are no claims.
     """
     claims: list[JsonValue] = [
-        {"start": claim.start, "end": claim.end, "probability": claim.probability} for claim in claims_of(answer)
+        {"start": claim.start, "end": claim.end, "probability": claim.probability} for claim in list_claims(answer)
     ]
     scores = [(token.text, token.chosen.logprob, token.grounding) for token in answer.tokens if token.chosen]
     stored = StoredAnswer(

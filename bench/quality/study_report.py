@@ -87,12 +87,12 @@ def summarize_run(results: Results) -> dict[str, Any]:
                 "control": comparison.control,
                 **{name: with_test(difference) for name, difference in comparison.differences.items()},
             }
-            for comparison in informative_comparisons(results)
+            for comparison in select_informative_comparisons(results)
         ],
     }
 
 
-def informative_comparisons(results: Results) -> list[ControlComparison]:
+def select_informative_comparisons(results: Results) -> list[ControlComparison]:
     """Return the matched controls other than plain decoding, which the table shows already."""
     return [comparison for comparison in results.scopes[-1].control_comparisons if comparison.control != "plain"]
 
@@ -130,7 +130,7 @@ def build_section(results: Results, manifest: Manifest, tuned: Mapping[str, str]
     yield ""
     yield from build_table(results, overall, set(tuned.values()) - tuned.keys())
     yield ""
-    comparisons = informative_comparisons(results)
+    comparisons = select_informative_comparisons(results)
     if comparisons:
         yield from build_control_table(results, comparisons)
         yield ""

@@ -34,7 +34,7 @@ def format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def arm_rows(arms: Mapping[str, Any]) -> Iterable[str]:
+def format_arm_rows(arms: Mapping[str, Any]) -> Iterable[str]:
     """Format the metrics of each arm, with the paired difference to plain decoding.
 
     Yields:
@@ -58,7 +58,7 @@ def arm_rows(arms: Mapping[str, Any]) -> Iterable[str]:
         yield f"| `{name}` | {' | '.join(cells)} | {ratio} | {images} | {cost} |"
 
 
-def signal_rows(result: DetectionResult) -> Iterable[str]:
+def format_signal_rows(result: DetectionResult) -> Iterable[str]:
     """Format area and average precision of each signal.
 
     Yields:
@@ -72,7 +72,7 @@ def signal_rows(result: DetectionResult) -> Iterable[str]:
         yield f"| {name} | {area} | {precision} | {lead} |"
 
 
-def debias_rows(results: Mapping[str, Any]) -> Iterable[str]:
+def format_debias_rows(results: Mapping[str, Any]) -> Iterable[str]:
     """Format area and calibration of the check for each share of `debias`.
 
     Yields:
@@ -87,7 +87,7 @@ def debias_rows(results: Mapping[str, Any]) -> Iterable[str]:
         yield f"| {debias} | {' | '.join(map(format_estimate, cells))} |"
 
 
-def time_rows(times: Mapping[str, Any]) -> Iterable[str]:
+def format_time_rows(times: Mapping[str, Any]) -> Iterable[str]:
     """Format the time of a caption over plain decoding.
 
     Yields:
@@ -107,14 +107,18 @@ def format_report(figures: Mapping[str, Any], tuning: Mapping[str, Any]) -> str:
     signals = DetectionResult.model_validate(figures["signals"])
     parts = [f"{figures['scenes']} scenes of the seed {figures['seed']}. {describe_origin(figures['greedy_measured'])}"]
     titles = {"greedy": "Greedy:", "sampled": f"Temperature 1, seeds {', '.join(map(str, figures['seeds']))}:"}
-    parts += [title + "\n\n" + "\n".join(arm_rows(figures[part])) for part, title in titles.items() if part in figures]
     parts += [
-        f"Mentions of plain decoding, greedy: {describe_detection(signals)}.\n\n" + "\n".join(signal_rows(signals)),
+        title + "\n\n" + "\n".join(format_arm_rows(figures[part])) for part, title in titles.items() if part in figures
+    ]
+    parts += [
+        f"Mentions of plain decoding, greedy: {describe_detection(signals)}.\n\n"
+        + "\n".join(format_signal_rows(signals)),
         "![Share of real mentions over the probability of the check](reliability.svg)",
         f"Parameters of `verify` on {tuning['scenes']} other scenes, of the seed {tuning['seed']}:\n\n"
-        + "\n".join(arm_rows(tuning["parameters"])),
-        "\n".join(debias_rows(tuning["debias"])),
-        f"Time of a caption. {describe_origin(figures['time_measured'])}\n\n" + "\n".join(time_rows(figures["time"])),
+        + "\n".join(format_arm_rows(tuning["parameters"])),
+        "\n".join(format_debias_rows(tuning["debias"])),
+        f"Time of a caption. {describe_origin(figures['time_measured'])}\n\n"
+        + "\n".join(format_time_rows(figures["time"])),
     ]
     return "\n\n".join(parts)
 

@@ -29,7 +29,7 @@ from PIL import Image
 
 from bench.harness.docs_page import RESULTS, describe_machine
 from bench.harness.models import EMBEDDED
-from bench.quality.claim_signals import claims_of, label_mentions, summarize_interval
+from bench.quality.claim_signals import label_mentions, list_claims, summarize_interval
 from decoding.claims.claim_check import ClaimCheck
 from decoding.engine import Engine
 from decoding.hf_engine.engine import HFEngine
@@ -38,7 +38,7 @@ from decoding.outputs import Answer, Token
 from decoding.pipeline.runner import StrategyRunner, collect_answer
 from decoding.registry import build
 from decoding.requests import GenerateRequest, ImageInput, Prompt, SamplingParams
-from embedded.data.coco_annotations import image_file_name, write_scenes
+from embedded.data.coco_annotations import build_image_file_name, write_scenes
 from embedded.data.renderer import FAR_VIEW
 from embedded.data.scene_dataset import make_dataset
 from embedded.data.scene_sampler import SHIFTED_PRIOR
@@ -299,7 +299,7 @@ async def start_study(
 ) -> AsyncGenerator[tuple[HFEngine, list[ImageInput], SceneScorer], None]:
     """Draw scenes into a folder and start an engine with the embedded model."""
     write_scenes(folder, make_dataset(folder / "dataset", scenes, seed, SHIFTED_PRIOR, FAR_VIEW, processes=1))
-    files = [folder / "images" / image_file_name(number) for number in range(1, scenes + 1)]
+    files = [folder / "images" / build_image_file_name(number) for number in range(1, scenes + 1)]
     images = [ImageInput(Image.open(file).convert("RGB")) for file in files]
     engine = HFEngine(HFSettings(str(EMBEDDED / "model"), matcher=str(EMBEDDED / "matcher"), device="cpu"))
     await engine.start()
@@ -396,7 +396,7 @@ async def measure_signals(
 
 def summarize_cost(captions: Sequence[Caption]) -> dict[str, Any]:
     """Return means over captions: forward passes, words, and claims by what `verify` did with them."""
-    actions = Counter(claim.action for caption in captions for claim in claims_of(caption.answer))
+    actions = Counter(claim.action for caption in captions for claim in list_claims(caption.answer))
     return {
         "forward_passes": round(statistics.mean(caption.forward_passes for caption in captions), 2),
         "drafts": round(statistics.mean(caption.drafts for caption in captions), 2),

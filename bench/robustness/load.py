@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from bench.harness.chat_requests import SIZES, STRATEGIES, build_request, image_url
+from bench.harness.chat_requests import SIZES, STRATEGIES, build_image_url, build_request
 from bench.harness.docs_page import describe_machine, format_figures, write_results
 from bench.harness.server_process import ServerProcess
 
@@ -40,7 +40,7 @@ def encode_json(body: dict[str, Any]) -> bytes:
 async def run_burst(server: ServerProcess) -> dict[str, Any]:
     """Send requests of mixed strategies and sizes at once, and poll /health meanwhile."""
     models = [f"onlyseen-tiny:{STRATEGIES[index % len(STRATEGIES)]}" for index in range(REQUESTS)]
-    images = [image_url(index, SIZES[index % 3], "JPEG") for index in range(REQUESTS)]
+    images = [build_image_url(index, SIZES[index % 3], "JPEG") for index in range(REQUESTS)]
     bodies = [encode_json(build_request(image, model=model)) for image, model in zip(images, models, strict=True)]
     async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=httpx.Limits(max_connections=200)) as client:
         await post_completion(client, bodies[0])
@@ -82,8 +82,8 @@ async def poll_health(
 
 async def overload_queue(server: ServerProcess) -> dict[str, Any]:
     """Fill the engine and its queue with long answers, then send requests one by one and in a burst."""
-    long_body = encode_json(build_request(image_url(0, 112, "PNG"), max_tokens=1900, ignore_eos=True))
-    late_body = encode_json(build_request(image_url(1, 336, "JPEG")))
+    long_body = encode_json(build_request(build_image_url(0, 112, "PNG"), max_tokens=1900, ignore_eos=True))
+    late_body = encode_json(build_request(build_image_url(1, 336, "JPEG")))
     async with (
         httpx.AsyncClient(base_url=server.url, timeout=300, limits=httpx.Limits(max_connections=200)) as client,
         httpx.AsyncClient(base_url=server.url, timeout=300) as late_client,

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from bench.harness.chat_requests import STRATEGIES, build_request, image_url
+from bench.harness.chat_requests import STRATEGIES, build_image_url, build_request
 from bench.harness.docs_page import describe_machine, format_figures, write_results
 from bench.harness.server_process import ServerProcess
 
@@ -38,7 +38,9 @@ async def open_streams(server: ServerProcess) -> AsyncIterator[list[asyncio.Task
 async def read_stream(client: httpx.AsyncClient, number: int, first_chunk: asyncio.Event) -> str:
     """Read a stream and return how it ended."""
     model = f"onlyseen-tiny:{STRATEGIES[number % len(STRATEGIES)]}"
-    body = build_request(image_url(number, 336, "JPEG"), model=model, stream=True, max_tokens=150, ignore_eos=True)
+    body = build_request(
+        build_image_url(number, 336, "JPEG"), model=model, stream=True, max_tokens=150, ignore_eos=True
+    )
     last_line = ""
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:

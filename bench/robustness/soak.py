@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from bench.harness.chat_requests import random_request
+from bench.harness.chat_requests import build_random_request
 from bench.harness.docs_page import describe_machine, format_figures, write_results
 from bench.harness.server_process import ServerProcess
 
@@ -73,7 +73,7 @@ class SoakTest:
                 name: await self.server.metric(client, name)
                 for name in ("num_requests_running", "num_requests_waiting")
             }
-            answer = await client.post("/v1/chat/completions", json=random_request(random.Random(0)))
+            answer = await client.post("/v1/chat/completions", json=build_random_request(random.Random(0)))
         return self.summarize() | {"leaked_rows": int(sum(rows.values())), "status_afterwards": answer.status_code}
 
     async def run_client(self, client: httpx.AsyncClient, number: int) -> None:
@@ -99,12 +99,12 @@ class SoakTest:
 
     async def send_request(self, client: httpx.AsyncClient, rng: random.Random, headers: dict[str, str]) -> None:
         """Send a request and wait for the answer."""
-        response = await client.post("/v1/chat/completions", json=random_request(rng), headers=headers)
+        response = await client.post("/v1/chat/completions", json=build_random_request(rng), headers=headers)
         self.counts[str(response.status_code)] += 1
 
     async def read_stream(self, client: httpx.AsyncClient, rng: random.Random, headers: dict[str, str]) -> None:
         """Read a streamed answer to its end."""
-        body = random_request(rng) | {"stream": True}
+        body = build_random_request(rng) | {"stream": True}
         async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             lines = [line async for line in response.aiter_lines() if line]
             is_complete = response.status_code == 200 and lines[-1] == "data: [DONE]"
@@ -112,7 +112,7 @@ class SoakTest:
 
     async def disconnect_early(self, client: httpx.AsyncClient, rng: random.Random, headers: dict[str, str]) -> None:
         """Disconnect after a moment, with or without streaming."""
-        body = random_request(rng) | {"stream": rng.random() < 0.5, "max_tokens": 64, "ignore_eos": True}
+        body = build_random_request(rng) | {"stream": rng.random() < 0.5, "max_tokens": 64, "ignore_eos": True}
         with suppress(TimeoutError):
             async with asyncio.timeout(rng.uniform(0.01, 0.5)):
                 await client.post("/v1/chat/completions", json=body, headers=headers)
@@ -120,7 +120,7 @@ class SoakTest:
 
     async def read_slowly(self, _: httpx.AsyncClient, rng: random.Random, headers: dict[str, str]) -> None:
         """Read a few bytes at a time from a raw connection."""
-        body = json.dumps(random_request(rng) | {"stream": True, "logprobs": True, "top_logprobs": 20}).encode()
+        body = json.dumps(build_random_request(rng) | {"stream": True, "logprobs": True, "top_logprobs": 20}).encode()
         host, _, port = self.server.url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
         header_values = {**headers, "host": host, "content-type": "application/json", "content-length": len(body)}
@@ -136,7 +136,7 @@ class SoakTest:
 
     async def send_invalid(self, client: httpx.AsyncClient, rng: random.Random, headers: dict[str, str]) -> None:
         """Send an invalid request."""
-        body = random_request(rng) | rng.choice(
+        body = build_random_request(rng) | rng.choice(
             [
                 {"temperature": -1},
                 {"nonsense": 1},

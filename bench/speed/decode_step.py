@@ -23,7 +23,7 @@ from PIL import Image
 from rich.progress import track
 
 from bench.harness.models import EMBEDDED, build_wide_model
-from bench.per_token import STRATEGIES, per_token
+from bench.per_token import STRATEGIES, measure_per_token
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
 from decoding.requests import ImageInput
@@ -59,11 +59,11 @@ async def measure(folder: Path, concurrency: int, rounds: int, tokens: int) -> d
     rng, medians_by_strategy = random.Random(0), {strategy: Steps() for strategy in STRATEGIES}
     turns = [strategy for _ in range(rounds) for strategy in rng.sample(STRATEGIES, len(STRATEGIES))]
     for strategy in STRATEGIES:
-        await per_token(engine, strategy, images, 2)
+        await measure_per_token(engine, strategy, images, 2)
     for strategy in track(turns, f"{concurrency} at once"):
         step_times.clear()
         pass_times.clear()
-        await per_token(engine, strategy, images, tokens)
+        await measure_per_token(engine, strategy, images, tokens)
         last = slice(1 - tokens, None)  # earlier steps belong to extra requests of the strategy
         medians_by_strategy[strategy].append((statistics.median(step_times[last]), statistics.median(pass_times[last])))
     await engine.close()

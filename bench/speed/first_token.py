@@ -129,7 +129,7 @@ async def measure(name: str, folder: Path, rounds: int) -> list[QuestionTiming]:
     return rows
 
 
-def table(rows: Sequence[QuestionTiming]) -> str:
+def format_table(rows: Sequence[QuestionTiming]) -> str:
     """Format the rows as a Markdown table."""
     lines = ["| model | strategy | side | ms / question | over plain (least ... greatest) |", "|---|---|---|---|---|"]
     return "\n".join(
@@ -158,9 +158,9 @@ def main() -> None:
             if name.split()[0] in options.models
             for row in asyncio.run(measure(name, path, options.rounds))
         ]
-    print(table(rows))
+    print(format_table(rows))
     if options.write:
-        write_results("first_token", table(rows), {**describe_machine(), "rows": [asdict(row) for row in rows]})
+        write_results("first_token", format_table(rows), {**describe_machine(), "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

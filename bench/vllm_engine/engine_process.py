@@ -60,15 +60,15 @@ class TaskTiming:
     scheduling: float
     steps: int
 
-    def tokens_per_second(self, task: LoadTask) -> float:
+    def compute_tokens_per_second(self, task: LoadTask) -> float:
         """Return the output tokens per second of answering."""
         return task.at_once * task.tokens / self.answering
 
-    def total_tokens_per_second(self, task: LoadTask) -> float:
+    def compute_total_tokens_per_second(self, task: LoadTask) -> float:
         """Return the output tokens per second, extra requests included."""
         return task.at_once * task.tokens / (self.preparing + self.answering)
 
-    def tokens_per_processor_second(self, task: LoadTask) -> float:
+    def compute_tokens_per_processor_second(self, task: LoadTask) -> float:
         """Return the output tokens per processor second of answering."""
         return task.at_once * task.tokens / self.processor_seconds
 
@@ -131,7 +131,7 @@ async def handle_tasks(connection: Connection, engine: OnlySeenEngine | StockEng
     await engine.close()
 
 
-def processor_seconds() -> float:
+def measure_processor_seconds() -> float:
     """Return the processor seconds of this process and its children."""
     this_process = psutil.Process()
     times = (process.cpu_times() for process in (this_process, *this_process.children(recursive=True)))
@@ -191,13 +191,13 @@ class OnlySeenEngine:
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         for _ in tasks:
             await ready.acquire()
-        prepared_at, computed_before = time.perf_counter(), processor_seconds()
+        prepared_at, computed_before = time.perf_counter(), measure_processor_seconds()
         start.set()
         finished_at = await asyncio.gather(*tasks)
         return (
             prepared_at - started_at,
             max(finished_at[: task.at_once]) - prepared_at,
-            processor_seconds() - computed_before,
+            measure_processor_seconds() - computed_before,
             sum(sizes) / len(sizes),
         )
 
@@ -249,7 +249,7 @@ class StockEngine:
                 pass
             return time.perf_counter()
 
-        started_at, computed_before = time.perf_counter(), processor_seconds()
+        started_at, computed_before = time.perf_counter(), measure_processor_seconds()
         count = task.at_once * len(task.stacks)
         finished_at = await asyncio.gather(*(run_request(task.first_image + number) for number in range(count)))
-        return 0.0, max(finished_at[: task.at_once]) - started_at, processor_seconds() - computed_before, 1.0
+        return 0.0, max(finished_at[: task.at_once]) - started_at, measure_processor_seconds() - computed_before, 1.0

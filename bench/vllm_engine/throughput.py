@@ -82,7 +82,7 @@ class Measurements:
             self.tasks[name] = task
             self.timings.setdefault(name, []).append(side.run(task))
 
-    def list_rates(self, name: str, rate: RateFunction = TaskTiming.tokens_per_second) -> list[float]:
+    def list_rates(self, name: str, rate: RateFunction = TaskTiming.compute_tokens_per_second) -> list[float]:
         """Return a rate of every round."""
         return [rate(timing, self.tasks[name]) for timing in self.timings[name]]
 
@@ -98,10 +98,12 @@ class Measurements:
 def summarize(measurements: Measurements) -> dict[str, Any]:
     """Compute all ratios."""
 
-    def compare_rates(name: str, other: str, rate: RateFunction = TaskTiming.tokens_per_second) -> dict[str, float]:
+    def compare_rates(
+        name: str, other: str, rate: RateFunction = TaskTiming.compute_tokens_per_second
+    ) -> dict[str, float]:
         return asdict(Ratio.of(measurements.list_rates(name, rate), measurements.list_rates(other, rate)))
 
-    processor_rate = TaskTiming.tokens_per_processor_second
+    processor_rate = TaskTiming.compute_tokens_per_processor_second
     return {
         "plain_over_bare": {n: compare_rates(f"plain {n}", f"bare plain {n}") for n in CONCURRENCIES},
         "plain_over_bare_processor": {
@@ -116,7 +118,7 @@ def summarize(measurements: Measurements) -> dict[str, Any]:
                 "rows": measurements.compute_mean_rows(f"{strategy} {n}"),
                 "answer": compare_rates(f"{strategy} {n}", f"plain {n}"),
                 "processor": compare_rates(f"{strategy} {n}", f"plain {n}", processor_rate),
-                "whole": compare_rates(f"{strategy} {n}", f"plain {n}", TaskTiming.total_tokens_per_second),
+                "whole": compare_rates(f"{strategy} {n}", f"plain {n}", TaskTiming.compute_total_tokens_per_second),
                 "tokens_a_second": round(statistics.median(measurements.list_rates(f"{strategy} {n}")), 1),
             }
             for strategy in STRATEGIES
@@ -144,14 +146,15 @@ def summarize(measurements: Measurements) -> dict[str, Any]:
 def format_report(figures: dict[str, Any]) -> str:
     """Format the figures as Markdown tables."""
 
-    def ratio(of: dict[str, float]) -> str:
+    def format_ratio(of: dict[str, float]) -> str:
         return str(Ratio(**of))
 
     headers = [f"{n} at once" for n in CONCURRENCIES]
     stock, processor_rate = (
-        [ratio(figures[name][n]) for n in CONCURRENCIES] for name in ("plain_over_bare", "plain_over_bare_processor")
+        [format_ratio(figures[name][n]) for n in CONCURRENCIES]
+        for name in ("plain_over_bare", "plain_over_bare_processor")
     )
-    beside = [ratio(figures[f"beside_gangs_over_{other}"]) for other in ("bare", "plain")]
+    beside = [format_ratio(figures[f"beside_gangs_over_{other}"]) for other in ("bare", "plain")]
     tables = [
         [
             ["plain, over stock vLLM", *headers, "8 beside 8 gangs", "the same, over 24 plain rows of ours"],
@@ -163,12 +166,12 @@ def format_report(figures: dict[str, Any]) -> str:
     ]
     for strategy in STRATEGIES:
         own = [entry for entry in figures["over_plain"] if entry["strategy"] == strategy]
-        cells = [ratio(entry["answer"]) for entry in own]
+        cells = [format_ratio(entry["answer"]) for entry in own]
         rows = f"{own[-1]['rows']:.1f}".removesuffix(".0")
-        tables[1].append([strategy, rows, *cells, ratio(own[-1]["processor"]), ratio(own[-1]["whole"])])
+        tables[1].append([strategy, rows, *cells, format_ratio(own[-1]["processor"]), format_ratio(own[-1]["whole"])])
     for entry in figures["scheduler"]:
         times = (entry["rows"], entry["microseconds"], entry["stock_microseconds"])
-        tables[2].append([entry["requests"], *map(str, times), ratio(entry["over_stock"])])
+        tables[2].append([entry["requests"], *map(str, times), format_ratio(entry["over_stock"])])
     return "\n\n".join(format_table(head, rows) for head, *rows in tables)
 
 

@@ -338,8 +338,8 @@ def check_marks(strategy_class: type[Strategy]) -> Problems:
     """Require that only `logits` and `needs_branches` read `PER_ROW` parameters, and no hook `TEXT_SIDE` parameters."""
     samples = Samples(strategy_class())
     step = samples.step(strategy_class())
-    without_text = strategy_class().model_copy(update=dict.fromkeys(strategy_class.marked_fields(TEXT_SIDE)))
-    without = without_text.model_copy(update=dict.fromkeys(strategy_class.marked_fields(PER_ROW)))
+    without_text = strategy_class().model_copy(update=dict.fromkeys(strategy_class.find_marked_fields(TEXT_SIDE)))
+    without = without_text.model_copy(update=dict.fromkeys(strategy_class.find_marked_fields(PER_ROW)))
     scores, keys = draw_attention()
     calls: list[tuple[Strategy, str, tuple[Any, ...]]] = [
         (without_text, "logits", (step,)),
@@ -365,7 +365,7 @@ def check_marks(strategy_class: type[Strategy]) -> Problems:
 
 def check_per_row_values(strategy_class: type[Strategy], samples: Samples) -> Problems:
     """Require that rows whose `PER_ROW` parameters differ get in one call what each gets alone."""
-    bounds = {name: get_numeric_bounds(strategy_class, name) for name in strategy_class.marked_fields(PER_ROW)}
+    bounds = {name: get_numeric_bounds(strategy_class, name) for name in strategy_class.find_marked_fields(PER_ROW)}
     if not bounds:
         return
     random = Random(0)

@@ -83,9 +83,9 @@ class Matcher:
             ]
             features = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype))[0]
             patches = features[[index[request.cache_salt, request.image] for request in requests]]
-            tokens, mask = self._tokens([request.text for request in requests])
+            tokens, mask = self._tokenize([request.text for request in requests])
             grids = self.grad_cam(tokens, mask, patches).float().cpu().numpy()
-            similarities = self._similarities(tokens, mask, patches).tolist()
+            similarities = self._compute_similarities(tokens, mask, patches).tolist()
         grids.flags.writeable = False  # cached maps are shared between requests
         return [
             RelevanceMap(grid, similarity, pixels.shape[-1])
@@ -126,15 +126,15 @@ class Matcher:
         cam = (attention.detach() * gradient.clamp(min=0))[:, :, 1:-1, 1:].mean(dim=1)  # [texts, words, patches]
         is_word = mask[:, 2:, None]  # one entry less than tokens for [ENC], another for [SEP]
         relevance: Tensor = (cam * is_word).sum(dim=1) / is_word.sum(dim=1).clamp(min=1)
-        return relevance.view(len(tokens), self._grid_rows(), -1)
+        return relevance.view(len(tokens), self._count_grid_rows(), -1)
 
-    def _similarities(self, tokens: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
+    def _compute_similarities(self, tokens: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
         """Compute [texts] cosines of image and text, each encoded without the other."""
         hidden = self.model.text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
         images, texts = self.model.vision_proj(patches[:, 0]), self.model.text_proj(hidden[:, 0])
         return cosine_similarity(images.float(), texts.float())
 
-    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokenize texts into [texts, tokens] ids and a mask that is 1 at tokens."""
         encoded = self.tokenizer(
             [normalize_caption(text) for text in texts],
@@ -145,7 +145,7 @@ class Matcher:
         ).to(self.model.device)
         return encoded["input_ids"], encoded["attention_mask"]
 
-    def _grid_rows(self) -> int:
+    def _count_grid_rows(self) -> int:
         vision = self.model.config.vision_config
         height: int = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
         patch: int = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]

@@ -171,7 +171,7 @@ def batch_stacks(stacks: Sequence[Sequence[TensorHooks]], device: torch.device) 
 def batch_parameters(rows: Sequence[TensorHooks], device: torch.device) -> TensorHooks:
     """Merge strategies with equal batch keys. `PER_ROW` parameters that differ become float64 tensors [rows, 1]."""
     columns: dict[str, Tensor] = {}
-    for name in rows[0].marked_fields(PER_ROW):
+    for name in rows[0].find_marked_fields(PER_ROW):
         numbers = [getattr(strategy, name) for strategy in rows]
         if len(set(numbers)) > 1:
             columns[name] = torch.tensor(numbers, dtype=torch.float64, device=device)[:, None]

@@ -87,7 +87,7 @@ class OutputProcessor:
                 changed=None if self.acts_inside_model else changed,
                 stats=self.stats,
             )
-        text, reason = self.detokenizer.add_token(token), self._finish_reason()
+        text, reason = self.detokenizer.add_token(token), self._find_finish_reason()
         if reason == "length":
             text += self.detokenizer.flush()
         is_first = self.num_tokens == 1 and not self.request.prompt.raw_text
@@ -122,7 +122,7 @@ class OutputProcessor:
         self.stats.changed_steps += changed
         self.stats.first_token_time = self.stats.first_token_time or time.perf_counter()
 
-    def _finish_reason(self) -> FinishReason | None:
+    def _find_finish_reason(self) -> FinishReason | None:
         if self.detokenizer.is_stopped:
             return "stop"
         return "length" if self.num_tokens >= self.max_new_tokens else None
@@ -229,12 +229,12 @@ class TokenText:
         Returns:
             The entry as the API reports it.
         """
-        raw = self._bytes(token)
+        raw = self._get_bytes(token)
         if is_first and raw.startswith(b" ") and not self._tokenizer._tokenizer.decode([token]).startswith(" "):
             raw = raw[1:]
         return TokenLogprob(token, raw.decode(errors="replace"), raw, logprob)
 
-    def _bytes(self, token: int) -> bytes:
+    def _get_bytes(self, token: int) -> bytes:
         piece: str | None = self._tokenizer.convert_ids_to_tokens(token)
         if piece is None:  # the model's vocabulary is often padded beyond the tokenizer's
             return b""

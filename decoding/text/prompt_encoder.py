@@ -175,7 +175,7 @@ class PromptEncoder:
                 ids.append(part)
                 continue
             before = self.tokenizer.decode(ids[-PREFIX_CONTEXT:])
-            known, longer = (self._ids(text) for text in (before, before + part))
+            known, longer = (self._tokenize(text) for text in (before, before + part))
             if longer[: len(known)] == known:
                 ids += longer[len(known) :]
             else:  # the text merges with the token before it
@@ -189,7 +189,7 @@ class PromptEncoder:
         To forbid a token as short as `a` would forbid most words. To forbid the last token only would leave the rest of
         the phrase, which the model completes with nonsense.
         """
-        encodings = {tuple(self._ids(text)) for text in (phrase, f" {phrase}")}
+        encodings = {tuple(self._tokenize(text)) for text in (phrase, f" {phrase}")}
         starts = {
             ids[:1] if len(self.tokenizer.decode(ids[:1]).strip()) >= min(MIN_LETTERS, len(phrase)) else ids
             for ids in encodings
@@ -197,7 +197,7 @@ class PromptEncoder:
         }
         return sorted(starts)
 
-    def _ids(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 

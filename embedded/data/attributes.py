@@ -73,9 +73,9 @@ ATTRIBUTE_SIZES = (MAX_COUNT + 1, len(CELL_PHRASES), len(COLOURS))
 """Number of values of each attribute."""
 
 
-def attributes_by_category(scene: RenderedScene) -> dict[str, ObjectAttributes]:
+def compute_category_attributes(scene: RenderedScene) -> dict[str, ObjectAttributes]:
     """Compute the attributes of every category that a scene shows."""
-    attributes_per_object = attributes_by_object(scene)
+    attributes_per_object = compute_object_attributes(scene)
     attributes: dict[str, ObjectAttributes] = {}
     for obj, obj_attributes in zip(scene.objects, attributes_per_object, strict=True):
         previous = attributes.get(obj.name)
@@ -89,7 +89,7 @@ def attributes_by_category(scene: RenderedScene) -> dict[str, ObjectAttributes]:
     return attributes
 
 
-def attributes_by_object(scene: RenderedScene) -> list[ObjectAttributes]:
+def compute_object_attributes(scene: RenderedScene) -> list[ObjectAttributes]:
     """Compute the attributes of each object: the number of its category, its own grid cell and its own colour."""
     counts = Counter(obj.name for obj in scene.objects)
     return [
@@ -160,7 +160,7 @@ def sample_attribute_questions(rng: np.random.Generator, scene: RenderedScene, l
     Returns:
         Questions and answers, in random order.
     """
-    attributes = attributes_by_category(scene)
+    attributes = compute_category_attributes(scene)
     pairs: list[QAPair] = []
     for name, obj_attributes in attributes.items():
         if rng.random() < (0.9 if obj_attributes.count > 1 else 0.4):

@@ -19,7 +19,7 @@ POPE_OBJECTS = 3
 POPE_KINDS = ("random", "popular", "adversarial")
 
 
-def image_file_name(number: int) -> str:
+def build_image_file_name(number: int) -> str:
     return f"{number:012d}.png"
 
 
@@ -29,10 +29,10 @@ def write_scenes(folder: Path, dataset: SceneDataset) -> None:
     (folder / "pope").mkdir(exist_ok=True)
     for index in range(len(dataset)):
         Image.fromarray(np.array(dataset.pixels[index])).save(
-            folder / "images" / image_file_name(index + 1), optimize=True
+            folder / "images" / build_image_file_name(index + 1), optimize=True
         )
     images = [
-        {"id": index + 1, "file_name": image_file_name(index + 1), "height": side, "width": side}
+        {"id": index + 1, "file_name": build_image_file_name(index + 1), "height": side, "width": side}
         for index in range(len(dataset))
         for side in [dataset.pixels.shape[1]]
     ]
@@ -48,7 +48,7 @@ def write_scenes(folder: Path, dataset: SceneDataset) -> None:
         (folder / "pope" / f"{kind}.jsonl").write_text(lines)
 
 
-def objects_in_annotation_order(dataset: SceneDataset, index: int) -> list[SceneObject]:
+def shuffle_objects(dataset: SceneDataset, index: int) -> list[SceneObject]:
     """Return the objects of a scene in annotation order, which is random as in MSCOCO, not by size."""
     objects = dataset.objects[index]
     return [objects[number] for number in np.random.default_rng([6, index]).permutation(len(objects))]
@@ -59,7 +59,7 @@ def _build_instances(dataset: SceneDataset) -> list[dict[str, Any]]:
     annotations: list[dict[str, Any]] = []
     for index in range(len(dataset)):
         instance_map = np.array(dataset.instance_maps[index])
-        for obj in objects_in_annotation_order(dataset, index):
+        for obj in shuffle_objects(dataset, index):
             left, top, right, bottom = obj.box
             annotations.append(
                 {
@@ -108,8 +108,7 @@ def build_pope_questions(dataset: SceneDataset, seed: int = 0) -> dict[str, list
     """
     rng = np.random.default_rng(seed)
     objects = [
-        list(dict.fromkeys(obj.name for obj in objects_in_annotation_order(dataset, index)))
-        for index in range(len(dataset))
+        list(dict.fromkeys(obj.name for obj in shuffle_objects(dataset, index))) for index in range(len(dataset))
     ]
     scenes = [(index, names) for index, names in enumerate(objects) if len(names) >= POPE_OBJECTS]
     frequency = Counter(name for _, names in scenes for name in names)
@@ -135,7 +134,7 @@ def build_pope_questions(dataset: SceneDataset, seed: int = 0) -> dict[str, list
                     questions[kind].append(
                         {
                             "question_id": len(questions[kind]) + 1,
-                            "image": image_file_name(index + 1),
+                            "image": build_image_file_name(index + 1),
                             "text": format_pope_question(name),
                             "label": label,
                         }

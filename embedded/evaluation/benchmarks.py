@@ -17,13 +17,13 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from embedded.data.attributes import (
     COLOURS_BY_CATEGORY,
-    attributes_by_category,
+    compute_category_attributes,
     make_colour_question,
     make_counting_question,
     make_position_question,
 )
 from embedded.data.categories import CATEGORIES
-from embedded.data.coco_annotations import POPE_KINDS, build_pope_questions, image_file_name
+from embedded.data.coco_annotations import POPE_KINDS, build_image_file_name, build_pope_questions
 from embedded.data.scene_dataset import SceneDataset
 from embedded.data.text_templates import CAPTION_PROMPTS, QAPair
 from embedded.training.batch import normalize_pixels
@@ -88,7 +88,7 @@ def evaluate_pope(
 ) -> Figures:
     """Measure accuracy, F1 and the share of "yes" for the three kinds of absent objects."""
     questions_by_kind = build_pope_questions(dataset)
-    index_of = {image_file_name(index + 1): index for index in range(len(dataset))}
+    index_of = {build_image_file_name(index + 1): index for index in range(len(dataset))}
     queries = sorted(
         {
             (index_of[question["image"]], question["text"])
@@ -198,7 +198,7 @@ def build_detail_questions(dataset: SceneDataset, count: int) -> dict[str, list[
     }
     single_pairs: list[tuple[int, QAPair]] = []
     for index in range(count):
-        for name, attributes in attributes_by_category(dataset.scene(index)).items():
+        for name, attributes in compute_category_attributes(dataset.scene(index)).items():
             question = make_counting_question(name, attributes.count)
             pairs_by_kind["counting"].append((index, question))
             (pairs_by_kind["several"] if attributes.count > 1 else single_pairs).append((index, question))

@@ -90,7 +90,7 @@ def evaluate_matcher(folder: Path, dataset: SceneDataset, batch: int = 64) -> di
             correct += [(row.argmax() == 1) == (q["label"] == "yes") for row, q in zip(logits, chunk, strict=True)]
             if kind != "adversarial":
                 continue
-            cosine = _cosines(matcher, tokens, pixels)
+            cosine = _compute_cosines(matcher, tokens, pixels)
             for row, (number, question) in enumerate(zip(numbers, chunk, strict=True)):
                 cosines[question["label"]].append(float(cosine[row]))
                 boxes = np.zeros(dataset.instance_maps.shape[1:], bool)
@@ -135,7 +135,9 @@ def _evaluate_prompts(
 
 
 @torch.no_grad()
-def _cosines(matcher: BlipForImageTextRetrieval, tokens: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+def _compute_cosines(
+    matcher: BlipForImageTextRetrieval, tokens: dict[str, torch.Tensor], pixels: torch.Tensor
+) -> torch.Tensor:
     """Return the cosine of each text with its own image: the diagonal of the matcher's output for the batch."""
     scores: torch.Tensor = matcher(
         input_ids=tokens["input_ids"],

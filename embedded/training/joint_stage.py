@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, PreTra
 from embedded.data.scene_dataset import SceneDataset
 from embedded.training.batch import SceneBatch, sample_batch
 from embedded.training.language_stage import AuxiliaryLoss, LanguageModel
-from embedded.training.model_config import language_config, new_model
+from embedded.training.model_config import build_language_config, build_llava
 from embedded.training.packing import Packer, TextMix
 from embedded.training.trainer import Trainer, autocast, select_device
 from embedded.training.vision_stage import (
@@ -36,15 +36,15 @@ class JointModel(nn.Module):
         self.vision, self.language = vision, language
 
 
-def new_joint_model(tokenizer: PreTrainedTokenizerFast) -> JointModel:
+def build_joint_model(tokenizer: PreTrainedTokenizerFast) -> JointModel:
     """Build a joint model with random weights, in the language model's scale of image tokens."""
-    model = LlamaForCausalLM._from_config(language_config(len(tokenizer)), attn_implementation="eager")
+    model = LlamaForCausalLM._from_config(build_language_config(len(tokenizer)), attn_implementation="eager")
     return JointModel(VisionModel(LANGUAGE_SCALE), LanguageModel(model, Packer(tokenizer, MIX)))
 
 
 def split_llava(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> JointModel:
     """Take the parts out of a trained LLaVA model, with new training-only heads: the inverse of `assemble_llava`."""
-    joint = new_joint_model(tokenizer)
+    joint = build_joint_model(tokenizer)
     joint.vision.tower.load_state_dict(model.model.vision_tower.state_dict())
     joint.vision.projector.load_state_dict(model.model.multi_modal_projector.state_dict())
     joint.language.model.model.load_state_dict(model.model.language_model.state_dict())
@@ -53,7 +53,7 @@ def split_llava(model: LlavaForConditionalGeneration, tokenizer: PreTrainedToken
 
 def join_models(vision: VisionModel, language: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> JointModel:
     """Join the models of the first two stages."""
-    joint = new_joint_model(tokenizer)
+    joint = build_joint_model(tokenizer)
     joint.vision.load_state_dict(vision.state_dict())
     joint.vision.scale = vision.scale
     rescale_tokens(joint.vision, LANGUAGE_SCALE)
@@ -134,7 +134,7 @@ def train_joint(
 
 def assemble_llava(joint: JointModel, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     """Copy the parts into one LLaVA model on the CPU."""
-    model = new_model(tokenizer)
+    model = build_llava(tokenizer)
     copy_weights(joint.vision.cpu(), model.model.vision_tower, model.model.multi_modal_projector)
     model.model.language_model.load_state_dict(joint.language.model.model.state_dict())
     model.lm_head.load_state_dict(joint.language.model.lm_head.state_dict())

@@ -12,7 +12,7 @@ from embedded.data.categories import CATEGORIES, NAMES
 from embedded.data.renderer import RenderedScene
 from embedded.data.scene_dataset import SceneDataset
 from embedded.training.batch import patch_targets
-from embedded.training.model_config import IMAGE_TOKENS, WIDTH, class_vectors, language_config
+from embedded.training.model_config import IMAGE_TOKENS, WIDTH, build_class_vectors, build_language_config
 from embedded.training.packing import KIND_IDS, PackedBatch, Packer, TextMix
 from embedded.training.trainer import Trainer, autocast, select_device
 
@@ -35,7 +35,7 @@ class LanguageModel(nn.Module):
         self.probes = nn.ModuleList(nn.Linear(WIDTH, 1) for _ in PROBED_LAYERS)
         self.image = packer.image
         self.answers = (packer.encode(" Yes")[0], packer.encode(" No")[0])
-        self.register_buffer("weights", packer.object_weights(), persistent=False)
+        self.register_buffer("weights", packer.build_object_weights(), persistent=False)
         self.head_noise = HeadNoise(model)
         self.repetition_weight, self.detail_weight = 0.0, DETAIL_WEIGHT
 
@@ -68,19 +68,21 @@ class LanguageModel(nn.Module):
             is_labelled = labels >= 0
             logits = self.model.lm_head(output.last_hidden_state[:, :-1][is_labelled])
         named_before = batch.named_before[:, 1:].to(device)[is_labelled]
-        loss, figures = self._answer_losses(
+        loss, figures = self._compute_answer_losses(
             logits.float(),
             labels[is_labelled],
             kinds[is_labelled],
             output.hidden_states,
             batch.presence_labels.to(device),
         )
-        repetition = self._repetition_loss(logits.float(), labels[is_labelled], named_before)
+        repetition = self._compute_repetition_loss(logits.float(), labels[is_labelled], named_before)
         if auxiliary_loss:
             loss = loss + auxiliary_loss(output.hidden_states, batch)
         return loss + self.repetition_weight * repetition, {**figures, "repetition": repetition.item()}
 
-    def _repetition_loss(self, logits: torch.Tensor, labels: torch.Tensor, named_before: torch.Tensor) -> torch.Tensor:
+    def _compute_repetition_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, named_before: torch.Tensor
+    ) -> torch.Tensor:
         """Penalise, where an object is named, the probability p of naming one that was named already: -log(1 - p).
 
         From examples alone a small model hardly learns that captions do not repeat themselves.
@@ -97,7 +99,7 @@ class LanguageModel(nn.Module):
         is_naming = (self.weights[labels] > 1) & (named_before >= 0).any(1)
         return _mean(-torch.log1p(-chances.sum(1).clamp_max(0.999)), is_naming.float())
 
-    def _answer_losses(
+    def _compute_answer_losses(
         self,
         logits: torch.Tensor,
         labels: torch.Tensor,
@@ -183,7 +185,7 @@ def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def init_language(language: LanguageModel, packer: Packer) -> None:
     """Set start values: words near the vectors of their categories, two heads per layer that match equal vectors."""
-    vectors, _ = class_vectors()
+    vectors, _ = build_class_vectors()
     embeddings = language.model.model.embed_tokens.weight
     for category, vector in zip(CATEGORIES, vectors, strict=True):
         embeddings[packer.encode(" " + category.plural_name)[0]] = vector * 0.5 + torch.randn(WIDTH) * 0.02
@@ -202,9 +204,9 @@ def init_language(language: LanguageModel, packer: Packer) -> None:
             attention.k_proj.weight[head * 32 : head * 32 + 32] = matching
 
 
-def synthetic_image_tokens(rng: np.random.Generator, scenes: list[RenderedScene]) -> torch.Tensor:
+def simulate_image_tokens(rng: np.random.Generator, scenes: list[RenderedScene]) -> torch.Tensor:
     """Simulate image tokens [scenes, 64, 256]; small objects are uncertain and absent ones sometimes visible."""
-    vectors, empty = class_vectors()
+    vectors, empty = build_class_vectors()
     present = torch.from_numpy(patch_targets(np.stack([p.instance_map for p in scenes]), [p.objects for p in scenes]))
     count, patches, classes = present.shape
     confidence = rng.normal(np.where(present.sum(1) > 2, 0.85, 0.7), 0.22).clip(0.0, 1.3)  # [scenes, 48]
@@ -235,7 +237,7 @@ def train_language(
     torch.manual_seed(seed)
     mix = TextMix()
     packer = Packer(tokenizer, mix)
-    model = LlamaForCausalLM._from_config(language_config(len(tokenizer)), attn_implementation="eager")
+    model = LlamaForCausalLM._from_config(build_language_config(len(tokenizer)), attn_implementation="eager")
     language = LanguageModel(model, packer)
     init_language(language, packer)
     language.to(device)
@@ -247,7 +249,7 @@ def train_language(
         shown_scenes = [scene for scene, image in zip(scenes, with_image, strict=True) if image]
         language.head_noise.rate = 0.25 if step > 0.3 * HORIZON else 0.0
         loss, figures = language(
-            packer.batch(rng, scenes, with_image), synthetic_image_tokens(rng, shown_scenes).to(device).flatten(0, 1)
+            packer.batch(rng, scenes, with_image), simulate_image_tokens(rng, shown_scenes).to(device).flatten(0, 1)
         )
         trainer.update(loss, figures)
     return language

@@ -55,7 +55,7 @@ class MatcherText:
     category: str = ""
 
 
-def matcher_config(vocabulary: int) -> BlipConfig:
+def build_matcher_config(vocabulary: int) -> BlipConfig:
     """Return the configuration of the matcher."""
     return BlipConfig(
         text_config={
@@ -164,9 +164,9 @@ def _make_wrong_caption(rng: np.random.Generator, scene: RenderedScene) -> Match
     return MatcherText(format_sentence(f"the image shows a {scene.place} with {objects}"), False, wrong_name)
 
 
-def new_matcher(vocabulary: int) -> BlipForImageTextRetrieval:
+def build_matcher(vocabulary: int) -> BlipForImageTextRetrieval:
     """Build a matcher with random weights."""
-    return BlipForImageTextRetrieval._from_config(matcher_config(vocabulary), attn_implementation="eager")
+    return BlipForImageTextRetrieval._from_config(build_matcher_config(vocabulary), attn_implementation="eager")
 
 
 @torch.no_grad()

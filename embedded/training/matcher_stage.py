@@ -16,9 +16,9 @@ from embedded.training.matcher_model import (
     MAX_TEXT_TOKENS,
     TEXT_LAYERS,
     MatcherText,
+    build_matcher,
     copy_clip_tower,
     make_texts,
-    new_matcher,
 )
 from embedded.training.model_config import PIXEL_MEAN, PIXEL_STD, VISION_WIDTH
 from embedded.training.trainer import Trainer, autocast, select_device
@@ -38,7 +38,7 @@ class MatcherTrainingModel(nn.Module):
 
     def __init__(self, tokenizer: BertTokenizer) -> None:
         super().__init__()
-        self.matcher = new_matcher(len(tokenizer))
+        self.matcher = build_matcher(len(tokenizer))
         self.tokenizer = tokenizer
         self.dense = VisionModel()
         del self.dense.tower  # only its projector and its objective are used here
@@ -82,10 +82,10 @@ class MatcherTrainingModel(nn.Module):
                 output_hidden_states=True,
             )
             logits = self.matcher.itm_head(output.last_hidden_state[:, 0]).float()
-            cosines = self._cosines(vision_output.last_hidden_state, tokens, len(texts[0]))
+            cosines = self._compute_cosines(vision_output.last_hidden_state, tokens, len(texts[0]))
         matches = torch.tensor([int(text.matches) for text in all_texts], device=device)
         match_loss = nn.functional.cross_entropy(logits, matches)
-        probe_loss, attention_loss = self._auxiliary_losses(
+        probe_loss, attention_loss = self._compute_auxiliary_losses(
             tokens["input_ids"], all_texts, output.hidden_states, present
         )
         contrast_loss = self._contrast(cosines.float(), texts, present)
@@ -101,7 +101,7 @@ class MatcherTrainingModel(nn.Module):
             "dense": dense_loss.item(),
         }
 
-    def _cosines(self, images: torch.Tensor, tokens: dict[str, torch.Tensor], per_picture: int) -> torch.Tensor:
+    def _compute_cosines(self, images: torch.Tensor, tokens: dict[str, torch.Tensor], per_picture: int) -> torch.Tensor:
         """Return the cosines [scenes, scenes * 4] of all images with the first four texts of each scene."""
         selected = torch.arange(len(tokens["input_ids"]), device=images.device).view(-1, per_picture)[:, :4].flatten()
         text_states = self.matcher.text_encoder(
@@ -129,7 +129,7 @@ class MatcherTrainingModel(nn.Module):
             1 - matches
         ).sum().clamp_min(1)
 
-    def _auxiliary_losses(
+    def _compute_auxiliary_losses(
         self, ids: torch.Tensor, all_texts: list[MatcherText], hidden: tuple[torch.Tensor, ...], present: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two losses at the word of the category: its presence, and attention outside its patches."""
@@ -139,7 +139,7 @@ class MatcherTrainingModel(nn.Module):
         for row, text in enumerate(all_texts):
             if not text.category:
                 continue
-            singular, plural = (self.last_token(word) for word in _word_forms(text.category))
+            singular, plural = (self.find_last_token(word) for word in _list_word_forms(text.category))
             column = next(
                 (position for position, token in enumerate(token_ids[row]) if token in (singular, plural)), None
             )
@@ -163,12 +163,12 @@ class MatcherTrainingModel(nn.Module):
             attention_losses.append(-(inside.log() * presence).sum() / presence.sum().clamp_min(1))
         return torch.stack(probe_losses).mean(), torch.stack(attention_losses).mean()
 
-    def last_token(self, word: str) -> int:
+    def find_last_token(self, word: str) -> int:
         tokens: list[int] = self.tokenizer(word, add_special_tokens=False)["input_ids"]
         return tokens[-1]
 
 
-def _word_forms(name: str) -> tuple[str, str]:
+def _list_word_forms(name: str) -> tuple[str, str]:
     return name, BY_NAME[name].plural_name
 
 
@@ -189,8 +189,8 @@ def init_matcher(model: MatcherTrainingModel, vision: VisionModel, dataset: Scen
     embeddings.word_embeddings.weight.normal_(0, 0.05)
     embeddings.position_embeddings.weight.normal_(0, 0.02)
     for category, direction in zip(CATEGORIES, typical_size, strict=True):
-        for word in _word_forms(category.name):
-            embeddings.word_embeddings.weight[model.last_token(word)] = direction * 0.9
+        for word in _list_word_forms(category.name):
+            embeddings.word_embeddings.weight[model.find_last_token(word)] = direction * 0.9
     for layer in matcher.text_encoder.encoder.layer:
         attention = layer.crossattention.self
         for head in range(0, 6, 2):
@@ -200,7 +200,7 @@ def init_matcher(model: MatcherTrainingModel, vision: VisionModel, dataset: Scen
             attention.key.weight[rows] = basis.T
 
 
-def empty_scenes(rng: np.random.Generator, batch: SceneBatch) -> None:
+def replace_with_empty_scenes(rng: np.random.Generator, batch: SceneBatch) -> None:
     """Replace some scenes of a batch, in place, by backgrounds without objects."""
     for row in np.nonzero(rng.random(len(batch.scenes)) < EMPTY_FRACTION)[0]:
         scene = render_scene(rng, SceneContents(batch.scenes[row].place, {}), NEAR_VIEW)
@@ -238,7 +238,7 @@ def train_matcher(
     for step in trainer:
         rng = trainer.rng(step)
         batch = sample_batch(rng, dataset, batch_size)
-        empty_scenes(rng, batch)
+        replace_with_empty_scenes(rng, batch)
         texts = [make_texts(rng, scene, TEXTS_PER_PICTURE) for scene in batch.scenes]
         trainer.update(*model(batch, texts))
     return model.matcher.cpu().eval()
@@ -247,7 +247,7 @@ def train_matcher(
 def export_matcher(matcher: BlipForImageTextRetrieval, tokenizer: BertTokenizer, folder: Path) -> None:
     """Write the matcher in float16 with its processor."""
     folder.mkdir(parents=True, exist_ok=True)
-    halved = new_matcher(len(tokenizer)).half()
+    halved = build_matcher(len(tokenizer)).half()
     halved.load_state_dict({name: value.half() for name, value in matcher.state_dict().items()})
     halved.config.dtype = torch.float16
     halved.save_pretrained(folder)

@@ -22,7 +22,7 @@ VISION_HEADS = 6
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.27
 
 
-def vision_config() -> CLIPVisionConfig:
+def build_vision_config() -> CLIPVisionConfig:
     """Return the configuration of the CLIP tower."""
     return CLIPVisionConfig(
         hidden_size=VISION_WIDTH,
@@ -36,7 +36,7 @@ def vision_config() -> CLIPVisionConfig:
     )
 
 
-def language_config(vocabulary: int) -> LlamaConfig:
+def build_language_config(vocabulary: int) -> LlamaConfig:
     """Return the configuration of the Llama language model."""
     return LlamaConfig(
         vocab_size=vocabulary,
@@ -55,11 +55,11 @@ def language_config(vocabulary: int) -> LlamaConfig:
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+def build_llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     """Build a LLaVA model with random weights."""
     config = LlavaConfig(
-        vision_config=vision_config(),
-        text_config=language_config(len(tokenizer)),
+        vision_config=build_vision_config(),
+        text_config=build_language_config(len(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projector_hidden_act="gelu",
         vision_feature_select_strategy="default",
@@ -88,9 +88,9 @@ class Projector(nn.Module):
         return projected
 
 
-def new_tower() -> CLIPVisionModel:
+def build_tower() -> CLIPVisionModel:
     """Build a CLIP tower with random weights."""
-    return CLIPVisionModel._from_config(vision_config(), attn_implementation="eager")
+    return CLIPVisionModel._from_config(build_vision_config(), attn_implementation="eager")
 
 
 def patch_features(tower: CLIPVisionModel, pixels: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,7 @@ def patch_features(tower: CLIPVisionModel, pixels: torch.Tensor) -> torch.Tensor
     return features
 
 
-def class_vectors() -> tuple[torch.Tensor, torch.Tensor]:
+def build_class_vectors() -> tuple[torch.Tensor, torch.Tensor]:
     """Return a fixed direction per category in the language model's input, and the vector of an empty patch.
 
     The tower learns to write these vectors while the language model learns to read them.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from embedded.data.attributes import ATTRIBUTE_SIZES, MAX_COUNT, attributes_by_category, attributes_by_object
+from embedded.data.attributes import ATTRIBUTE_SIZES, MAX_COUNT, compute_category_attributes, compute_object_attributes
 from embedded.data.categories import INDEX, NAMES
 from embedded.data.renderer import RenderedScene
 from embedded.data.scene_dataset import SceneDataset
@@ -32,7 +32,7 @@ class ObjectHeads(nn.Module):
         nn.init.zeros_(self.centers.weight)  # a sum of 64 random numbers would disturb the tower
         nn.init.zeros_(self.centers.bias)
 
-    def off_subspace_energy(self, tokens: torch.Tensor) -> torch.Tensor:
+    def measure_off_subspace_energy(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the mean squared length of the part of image tokens outside the class vectors.
 
         The language model normalises its input. If that part grows, it no longer sees which categories are present.
@@ -96,7 +96,9 @@ def patch_attributes(scenes: list[RenderedScene]) -> np.ndarray[tuple[int, ...],
         blocks = scene.instance_map.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3).reshape(IMAGE_TOKENS, -1)
         coverage = np.stack([(blocks == obj.index).mean(1) for obj in scene.objects])
         largest = coverage.argmax(0)
-        object_attributes = np.array([(known.count, known.cell, known.colour) for known in attributes_by_object(scene)])
+        object_attributes = np.array(
+            [(known.count, known.cell, known.colour) for known in compute_object_attributes(scene)]
+        )
         is_shown = coverage.max(0) >= MIN_COVERAGE
         targets[row, is_shown] = object_attributes[largest[is_shown]]
     return targets
@@ -112,7 +114,7 @@ def measure_counting(object_heads: ObjectHeads, dataset: SceneDataset, count: in
     predicted = object_heads.centers(tokens).sum(1).round().clamp(1, MAX_COUNT)
     is_correct: dict[bool, list[bool]] = {False: [], True: []}
     for row in range(count):
-        for name, known in attributes_by_category(dataset.scene(row)).items():
+        for name, known in compute_category_attributes(dataset.scene(row)).items():
             is_correct[known.count > 1].append(int(predicted[row, INDEX[name]]) == known.count)
     return {"one": float(np.mean(is_correct[False])), "more": float(np.mean(is_correct[True]))}
 
@@ -139,7 +141,10 @@ def train_objects(
         with autocast(device):
             tokens = vision.image_tokens(batch.pixels.to(device))
         dense = vision.loss(tokens, batch.present.to(device), stray_weight=0.0)
-        object_loss, off_subspace_energy = object_heads.loss(tokens, batch), object_heads.off_subspace_energy(tokens)
+        object_loss, off_subspace_energy = (
+            object_heads.loss(tokens, batch),
+            object_heads.measure_off_subspace_energy(tokens),
+        )
         figures = {"dense": dense.item(), "objects": object_loss.item(), "off_subspace": off_subspace_energy.item()}
         if step % 250 == 249:
             object_heads.eval()

@@ -10,7 +10,7 @@ from embedded.data.attributes import (
     ABSENT_ATTRIBUTES,
     UNKNOWN_ATTRIBUTES,
     ObjectAttributes,
-    attributes_by_category,
+    compute_category_attributes,
     sample_attribute_questions,
 )
 from embedded.data.categories import BY_NAME, CATEGORIES
@@ -186,7 +186,7 @@ class Packer:
         row = PackedRow(
             prefix, [IGNORE_INDEX] * size, [0] * size, list(range(size)), no_labels, [*no_labels], unknown, [[]] * size
         )
-        scene_attributes = attributes_by_category(scene)
+        scene_attributes = compute_category_attributes(scene)
         pairs = self.build_pairs(rng, scene)
         if conversation:
             rng.shuffle(pairs)
@@ -224,7 +224,7 @@ class Packer:
             row.attributes += attributes
             enumerates = pair.kind == "caption" or pair.question in LIST_PROMPTS
             row.named_before += [[]] * len(question) + (
-                self._named_before(answer) if enumerates else [[]] * len(answer)
+                self._list_named_before(answer) if enumerates else [[]] * len(answer)
             )
             offset += length
         return row
@@ -251,7 +251,7 @@ class Packer:
             torch.zeros(visible.shape).masked_fill_(~visible, -1e9)[:, None],
         )
 
-    def _named_before(self, answer: list[int]) -> list[list[int]]:
+    def _list_named_before(self, answer: list[int]) -> list[list[int]]:
         before: list[list[int]] = []
         named_before: list[int] = []
         for token in answer:
@@ -259,7 +259,7 @@ class Packer:
             named_before = named_before + [word for word in self._words_for.get(token, []) if word not in named_before]
         return before
 
-    def object_weights(self) -> torch.Tensor:
+    def build_object_weights(self) -> torch.Tensor:
         """Return the loss weight of each token, [vocabulary]: tokens that name objects count double."""
         weights = torch.ones(len(self.tokenizer))
         for category in CATEGORIES:

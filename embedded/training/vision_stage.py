@@ -16,8 +16,8 @@ from embedded.training.model_config import (
     VISION_HEADS,
     VISION_WIDTH,
     Projector,
-    class_vectors,
-    new_tower,
+    build_class_vectors,
+    build_tower,
     patch_features,
 )
 from embedded.training.trainer import Trainer, autocast, select_device
@@ -56,9 +56,9 @@ class VisionModel(nn.Module):
     def __init__(self, scale: LogitScale = TOWER_SCALE) -> None:
         super().__init__()
         self.scale = scale
-        self.tower = new_tower()
+        self.tower = build_tower()
         self.projector = Projector()
-        vectors, empty = class_vectors()
+        vectors, empty = build_class_vectors()
         self.register_buffer("class_directions", vectors, persistent=False)
         self.register_buffer("empty", empty, persistent=False)
 

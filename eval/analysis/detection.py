@@ -143,7 +143,7 @@ def summarize_mentions(
         mentions_without_claim=missed,
         signals=signals,
         calibration_error=_estimate(*calibration_error(mentions, draws)),
-        calibration=calibration_bins(mentions),
+        calibration=build_calibration_bins(mentions),
     )
 
 
@@ -243,17 +243,17 @@ def calibration_error(mentions: Sequence[LabelledMention], draws: Bootstrap) -> 
     """
     values, is_positive, images = _as_arrays(mentions, CHECK)
     gaps = (1 - values) - ~is_positive
-    in_bin = np.eye(BINS)[_bin_of(1 - values)]  # [items, bins]
+    in_bin = np.eye(BINS)[_find_bins(1 - values)]  # [items, bins]
     weights = np.concatenate([np.ones((1, draws.weights.shape[1])), draws.weights])[:, images]
     errors = divide_or_nan(np.abs((weights * gaps) @ in_bin).sum(1), weights.sum(1))
     return float(errors[0]), errors[1:]
 
 
-def calibration_bins(mentions: Sequence[LabelledMention]) -> list[CalibrationBin]:
+def build_calibration_bins(mentions: Sequence[LabelledMention]) -> list[CalibrationBin]:
     """Compare P(yes) with the share of real mentions, for the bins that have a mention."""
     values, is_positive, _ = _as_arrays(mentions, CHECK)
     probabilities = 1 - values
-    bins = _bin_of(probabilities)
+    bins = _find_bins(probabilities)
     return [
         CalibrationBin(
             low=number / BINS,
@@ -267,7 +267,7 @@ def calibration_bins(mentions: Sequence[LabelledMention]) -> list[CalibrationBin
     ]
 
 
-def _bin_of(probabilities: Floats) -> NDArray[np.int64]:
+def _find_bins(probabilities: Floats) -> NDArray[np.int64]:
     return np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
 
 

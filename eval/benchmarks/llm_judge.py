@@ -106,7 +106,7 @@ class Judge:
 def cache_verdicts(model: str, judge: JudgeFunction, store: AnswerStore) -> JudgeFunction:
     """Wrap a judge so that each verdict is stored at once and requested only once, because verdicts cost money."""
 
-    def cached_judge(prompt: str) -> str:
+    def judge_once(prompt: str) -> str:
         key = hash_json({"judge": model, "prompt": prompt})
         if key not in store:
             start = time.perf_counter()
@@ -115,7 +115,7 @@ def cache_verdicts(model: str, judge: JudgeFunction, store: AnswerStore) -> Judg
             store.add(StoredAnswer(key=key, question=prompt, strategy=f"judge {model}", text=text, seconds=seconds))
         return store[key].text
 
-    return cached_judge
+    return judge_once
 
 
 def score_mmhal(file: Path, judge: JudgeFunction, prompt: str = MMHAL) -> dict[str, object]:

@@ -94,14 +94,14 @@ def score_chair(
     result = chair.compute_score(scores).as_json()
     fixed = chair.compute_score(by_variant["fixed"]).as_json()
     if as_json:
-        typer.echo(json.dumps({**result, "fixed": fixed, **(_breakdown_json(scores) if breakdown else {})}))
+        typer.echo(json.dumps({**result, "fixed": fixed, **(_build_breakdown(scores) if breakdown else {})}))
         return
     typer.echo(_format_table({variant: result, "fixed": fixed}))
     if breakdown:
         typer.echo(_format_breakdown(scores))
 
 
-def _breakdown_json(scores: Sequence[chair.CaptionScore]) -> dict[str, object]:
+def _build_breakdown(scores: Sequence[chair.CaptionScore]) -> dict[str, object]:
     return {
         "by_category": [each.as_json() for each in count_by_category(scores)],
         "by_position": [each.as_json() for each in count_by_position(scores)],

@@ -14,11 +14,11 @@ from eval.core.metrics import Metric
 from eval.core.statistics import CONFIDENCE, RESAMPLES, Interval
 
 
-def _nan_to_none(value: Any) -> Any:
+def _replace_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Number = Annotated[float | None, BeforeValidator(_nan_to_none)]
+Number = Annotated[float | None, BeforeValidator(_replace_nan)]
 Verdict = Literal["better", "worse", "unclear"]
 
 

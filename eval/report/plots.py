@@ -86,7 +86,7 @@ def plot_pareto(scope: ScopeResult, results: Results) -> str:
         colour = GOOD if (x, y) in front else NEUTRAL
         if estimate.low is not None and estimate.high is not None:
             panel.plot([x, x], [estimate.low * scale, estimate.high * scale], color=colour, alpha=0.35, linewidth=2)
-        if (bounds := _slowdown_interval(cost, x)) is not None:
+        if (bounds := _compute_slowdown_interval(cost, x)) is not None:
             panel.plot(bounds, [y, y], color=colour, alpha=0.35, linewidth=2)
         panel.plot([x], [y], "o", color=colour, markersize=7)
         panel.annotate(
@@ -155,7 +155,7 @@ def pareto_front(points: Sequence[tuple[float, float]], *, lower: bool) -> list[
     ]
 
 
-def _slowdown_interval(cost: StrategyCost, slowdown: float) -> list[float] | None:
+def _compute_slowdown_interval(cost: StrategyCost, slowdown: float) -> list[float] | None:
     speed = cost.tokens_per_second
     if not speed.value or not speed.low or not speed.high:
         return None

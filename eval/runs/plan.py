@@ -160,8 +160,8 @@ class RunPlan(BaseModel):
 
     def differs_only_in_shard(self, other: RunPlan) -> bool:
         """Return whether both plans are shards of one run. The data folder may differ."""
-        return _comparable_fields(self) == _comparable_fields(other)
+        return _select_comparable_fields(self) == _select_comparable_fields(other)
 
 
-def _comparable_fields(plan: RunPlan) -> dict[str, Any]:
+def _select_comparable_fields(plan: RunPlan) -> dict[str, Any]:
     return plan.model_dump(mode="json", exclude={"shard": {"number"}, "data": True})

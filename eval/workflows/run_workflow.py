@@ -60,7 +60,7 @@ async def run_evaluation(
         questions = plan.select_questions(task)
         check_images(question.image for question in questions)
         task.check_scorable(questions)
-        directory = RunDirectory(out or _default_folder(plan))
+        directory = RunDirectory(out or _build_default_folder(plan))
         _print_plan(plan, questions, directory, console)
         with AnswerStore(directory.answers_file) as store, ProgressBars(console) as progress:
             executor = RunExecutor(client, store, strategy_via, concurrency, progress)
@@ -99,7 +99,7 @@ def _print_failures(failures: Sequence[FailedRequest], console: Console) -> None
         console.print(f"  {times}x {reason} (first: {example.question}, {example.strategy})", markup=False)
 
 
-def _default_folder(plan: RunPlan) -> Path:
+def _build_default_folder(plan: RunPlan) -> Path:
     name = "".join(char if char.isalnum() or char in "-._" else "-" for char in f"{plan.task}-{plan.model}")
     if not plan.sampling.greedy:
         name += f"-t{plan.sampling.temperature:g}"

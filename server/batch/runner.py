@@ -213,7 +213,7 @@ class BatchRunner:
         latest, read_lock = batch, asyncio.Lock()
         failure: Exception | None = None
 
-        async def next_line() -> BatchLine | None:
+        async def read_next_line() -> BatchLine | None:
             """Read in a thread, because many megabytes of finished lines may come before the next one."""
             async with read_lock:
                 return await run_sync(next, remaining, None)
@@ -230,7 +230,7 @@ class BatchRunner:
             """Run lines. A failure of one worker does not stop others before they have stored what they have."""
             nonlocal failure
             try:
-                while failure is None and not is_over(latest) and (line := await next_line()) is not None:
+                while failure is None and not is_over(latest) and (line := await read_next_line()) is not None:
                     result, is_answer = await self._run_line(line, batch, owner)
                     await self._retry_storing(batch, partial(results.append, result, is_answer))
                     await self._retry_storing(batch, save_counts)

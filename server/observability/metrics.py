@@ -34,20 +34,20 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._page: asyncio.Task[bytes] | None = None  # the page that is being built
         self._labels: set[str] = set()
-        self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their first token.")
-        self.running = self._gauge("num_requests_running", "Requests between their first token and their last.")
-        self.time_to_first_token = self._histogram(
+        self.waiting = self._add_gauge("num_requests_waiting", "Requests that wait for their first token.")
+        self.running = self._add_gauge("num_requests_running", "Requests between their first token and their last.")
+        self.time_to_first_token = self._add_histogram(
             "time_to_first_token_seconds", "Seconds from the parsed request to its first token."
         )
-        self.inter_token_latency = self._histogram(
+        self.inter_token_latency = self._add_histogram(
             "inter_token_latency_seconds", "Seconds between two tokens of a request."
         )
-        self.request_latency = self._histogram(
+        self.request_latency = self._add_histogram(
             "e2e_request_latency_seconds", "Seconds from the parsed request to its last token."
         )
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
-        self.generation_tokens = self._counter("generation_tokens", "Generated tokens of finished requests.")
-        self.forward_passes = self._counter("forward_passes", "Rows run through the model for finished requests.")
+        self.prompt_tokens = self._add_counter("prompt_tokens", "Prompt tokens of finished requests.")
+        self.generation_tokens = self._add_counter("generation_tokens", "Generated tokens of finished requests.")
+        self.forward_passes = self._add_counter("forward_passes", "Rows run through the model for finished requests.")
         self.responses = Counter(
             "onlyseen_http_responses", "HTTP responses by status.", ["status"], registry=self.registry
         )
@@ -94,13 +94,13 @@ class Metrics:
             self._labels.add(strategy)
         return RequestMetrics(self, strategy if strategy in self._labels else "other")
 
-    def _gauge(self, name: str, text: str) -> Gauge:
+    def _add_gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"onlyseen_{name}", text, ["strategy"], registry=self.registry)
 
-    def _counter(self, name: str, text: str) -> Counter:
+    def _add_counter(self, name: str, text: str) -> Counter:
         return Counter(f"onlyseen_{name}", text, ["strategy"], registry=self.registry)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
+    def _add_histogram(self, name: str, text: str) -> Histogram:
         return Histogram(f"onlyseen_{name}", text, ["strategy"], registry=self.registry, buckets=LATENCY_BUCKETS)
 
 
@@ -193,13 +193,13 @@ class ReplicaPagesCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return each metric family once with the samples of all replicas, because names must be unique on a page."""
         families: dict[str, Metric] = {}
-        for replica, family in self._families():
+        for replica, family in self._iterate_families():
             merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for name, labels, value, *_ in family.samples:
                 merged.add_sample(name, {**labels, "replica": replica}, value)
         return families.values()
 
-    def _families(self) -> Iterator[tuple[str, Metric]]:
+    def _iterate_families(self) -> Iterator[tuple[str, Metric]]:
         for replica, page in self._pages.items():
             for family in text_string_to_metric_families(page):
                 yield replica, family

@@ -172,7 +172,7 @@ class ResponsesRequest(StrictModel):
             ),
             messages=self._list_messages(),
             decoding=self.decoding or Decoding(),
-            response_format=self._nested_format(),
+            response_format=self._nest_format(),
             response_format_param="text.format",
             max_tokens_param="max_output_tokens",
             user=self.user,
@@ -187,7 +187,7 @@ class ResponsesRequest(StrictModel):
             *(to_unloaded_message(message, f"input[{index}].content") for index, message in enumerate(self.input)),
         )
 
-    def _nested_format(self) -> ResponseFormat | None:
+    def _nest_format(self) -> ResponseFormat | None:
         """Nest the format as chat completions do."""
         flat = self.text.format if self.text else None
         if not isinstance(flat, FlatSchemaFormat):

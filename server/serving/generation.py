@@ -107,7 +107,7 @@ class Generation:
         try:
             await self._start()
         except BadRequest as error:
-            if error.code == "context_length_exceeded" and await self._original_prompts_fit():
+            if error.code == "context_length_exceeded" and await self._fits_without_strategy():
                 error.param = "decoding.strategy"
             raise
 
@@ -261,7 +261,7 @@ class Generation:
             param = "n" if self._choices_per_prompt > 1 else "messages" if several_prompts else "decoding.strategy"
             raise BadRequest(message, param=param, code="too_many_sequences")
 
-    async def _original_prompts_fit(self) -> bool:
+    async def _fits_without_strategy(self) -> bool:
         """Return whether the prompts fit the context without the strategies' changes to them."""
         if not self._runner.stack or "tokens" not in self._runner.engine.capabilities:
             return False

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from embedded.data.attributes import (
     COLOURS_BY_CATEGORY,
-    attributes_by_category,
+    compute_category_attributes,
     make_colour_question,
     make_counting_question,
     make_position_question,
@@ -140,7 +140,7 @@ def answer_detail_questions() -> dict[str, list[tuple[str, str]]]:
     questions_by_kind: dict[str, list[tuple[RenderedScene, QAPair]]] = {"position": [], "colour": [], "number": []}
     balance = 0
     for scene in load_scenes_with_masks().values():
-        for name, attributes in attributes_by_category(scene).items():
+        for name, attributes in compute_category_attributes(scene).items():
             if attributes.cell >= 0:
                 questions_by_kind["position"].append((scene, make_position_question(name, attributes.cell)))
             if attributes.colour >= 0 and len(COLOURS_BY_CATEGORY[name]) > 1:

@@ -17,11 +17,11 @@ from embedded.data.text_templates import CAPTION_PROMPTS
 from embedded.train import TINY_CONFIG, TrainingPipeline, build_pipeline
 from embedded.training.analytic_init import collect_word_states, write_object_readout
 from embedded.training.batch import center_targets, mask_objects, normalize_pixels, patch_targets, sample_batch
-from embedded.training.joint_stage import assemble_llava, new_joint_model, split_llava
-from embedded.training.language_stage import init_language, synthetic_image_tokens
+from embedded.training.joint_stage import assemble_llava, build_joint_model, split_llava
+from embedded.training.language_stage import init_language, simulate_image_tokens
 from embedded.training.matcher_model import make_texts
-from embedded.training.matcher_stage import empty_scenes
-from embedded.training.model_config import WIDTH, class_vectors
+from embedded.training.matcher_stage import replace_with_empty_scenes
+from embedded.training.model_config import WIDTH, build_class_vectors
 from embedded.training.object_stage import ObjectHeads
 from embedded.training.packing import IGNORE_INDEX, Packer, TextMix
 from embedded.training.position_init import position_waves, ridge_regression, write_positions
@@ -90,9 +90,9 @@ def test_packed_pairs_do_not_attend_to_each_other(pipeline: TrainingPipeline) ->
 
 @needs_font
 def test_synthetic_image_tokens_encode_the_categories_of_patches(pipeline: TrainingPipeline) -> None:
-    dataset, (vectors, empty) = pipeline.dataset("near"), class_vectors()
+    dataset, (vectors, empty) = pipeline.dataset("near"), build_class_vectors()
     scenes = [dataset.scene(index) for index in range(8)]
-    tokens = synthetic_image_tokens(np.random.default_rng(0), scenes)
+    tokens = simulate_image_tokens(np.random.default_rng(0), scenes)
     present = patch_targets(np.stack([p.instance_map for p in scenes]), [p.objects for p in scenes]) > 0
     coefficients = ((tokens - empty) @ vectors.T / vectors.square().sum(1)).numpy()
     assert coefficients[present].mean() > 0.6 > 0.1 > abs(coefficients[~present].mean())
@@ -117,7 +117,7 @@ def test_masked_scenes_keep_the_objects_that_they_show(pipeline: TrainingPipelin
 def test_scenes_without_objects_match_no_request_for_a_description(pipeline: TrainingPipeline) -> None:
     rng, dataset = np.random.default_rng(0), pipeline.dataset("near")
     batch = sample_batch(rng, dataset, 60)
-    empty_scenes(rng, batch)
+    replace_with_empty_scenes(rng, batch)
     is_empty = [not scene.objects for scene in batch.scenes]
     assert 0 < sum(is_empty) < 30
     assert [bool(present.any()) for present in batch.present] == [not empty for empty in is_empty]
@@ -163,8 +163,8 @@ def test_write_object_readout_makes_counts_readable_at_words(tmp_path: Path, mon
     dataset = make_dataset(tmp_path / "dataset", 192, 7, TRAINING_PRIOR, FAR_VIEW, 1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(EMBEDDED / "model")
     torch.manual_seed(0)
-    joint = new_joint_model(tokenizer).eval()
-    vectors, empty = class_vectors()
+    joint = build_joint_model(tokenizer).eval()
+    vectors, empty = build_class_vectors()
     spanned, _ = torch.linalg.qr(torch.cat([vectors, empty[None]]).T)
     free = torch.randn(WIDTH, len(NAMES))
     center_vectors = torch.linalg.qr(free - spanned @ (spanned.T @ free))[0].T

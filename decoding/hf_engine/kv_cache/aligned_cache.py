@@ -113,7 +113,7 @@ class AlignedCache(Cache):  # type: ignore[misc]
     @property
     def has_free_column(self) -> bool:
         """Whether the next step needs no larger buffers."""
-        return self.next_column < self._capacity()[1]
+        return self.next_column < self._get_capacity()[1]
 
     def count_fitting_rows(self, width: int) -> int:
         """Count the rows of `width` columns, and the `HEADROOM` after them, that stay within the limit."""
@@ -123,7 +123,7 @@ class AlignedCache(Cache):  # type: ignore[misc]
         """Add a row with the keys and values of its prompt."""
         length = key_values[0][0].shape[1]
         if not self.starts:
-            self.next_column = length if self._capacity()[1] > length else 0
+            self.next_column = length if self._get_capacity()[1] > length else 0
         self._reserve(length, key_values)
         row, start = self.rows, self.next_column - length
         for layer, (keys, values) in zip(self.layers, key_values, strict=True):
@@ -143,7 +143,7 @@ class AlignedCache(Cache):  # type: ignore[misc]
             self._clear_before(row, start)
             self.starts[row] = start
         self.starts.pop()
-        capacity = self._capacity()[0]
+        capacity = self._get_capacity()[0]
         if capacity > MIN_ROW_CAPACITY and 4 * self.rows <= capacity:
             self._move(capacity // 2, self.width)
             trim_heap()
@@ -156,8 +156,8 @@ class AlignedCache(Cache):  # type: ignore[misc]
 
     def reserve_column(self) -> None:
         """Ensure that there is a column for the next token. To be called before a step."""
-        if self.next_column >= self._capacity()[1]:
-            self._move(self._capacity()[0], self.width)
+        if self.next_column >= self._get_capacity()[1]:
+            self._move(self._get_capacity()[0], self.width)
 
     def advance(self) -> None:
         """Move to the next column. To be called after a step."""
@@ -194,13 +194,13 @@ class AlignedCache(Cache):  # type: ignore[misc]
             layer.keys[row, :, :start] = 0
             layer.values[row, :, :start] = 0
 
-    def _capacity(self) -> tuple[int, int]:
+    def _get_capacity(self) -> tuple[int, int]:
         """Return rows and columns of the buffers."""
         keys = self.layers[0].keys
         return (0, 0) if keys is None else (keys.shape[0], keys.shape[2])
 
     def _reserve(self, length: int, key_values: Sequence[tuple[Tensor, Tensor]]) -> None:
-        rows, columns = self._capacity()
+        rows, columns = self._get_capacity()
         if columns == 0:
             for layer, (keys, values) in zip(self.layers, key_values, strict=True):
                 layer.keys = keys.new_zeros(1, keys.shape[0], 0, keys.shape[2])

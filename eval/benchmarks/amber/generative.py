@@ -150,16 +150,16 @@ def _match_nouns(
     for noun in nouns:
         if noun in safe:
             continue
-        exact = next(_equal_words(truth, noun), None)
+        exact = next(_find_equal_words(truth, noun), None)
         if exact is not None:
             correct.add(exact)
             continue
         for index in (
-            next(_equal_words(likely_hallucinations, noun), None),
-            _first_similar(likely_hallucinations, noun, are_similar),
+            next(_find_equal_words(likely_hallucinations, noun), None),
+            _find_first_similar(likely_hallucinations, noun, are_similar),
         ):
             hallucinated.update([] if index is None else [index])
-        similar = _first_similar(truth, noun, are_similar)
+        similar = _find_first_similar(truth, noun, are_similar)
         if similar is None:
             unsupported += 1
         else:
@@ -167,11 +167,11 @@ def _match_nouns(
     return correct, hallucinated, unsupported
 
 
-def _equal_words(words: Sequence[IndexedWord], noun: str) -> Iterator[int]:
+def _find_equal_words(words: Sequence[IndexedWord], noun: str) -> Iterator[int]:
     return (index for word, index in words if word == noun)
 
 
-def _first_similar(words: Sequence[IndexedWord], noun: str, are_similar: SimilarityTest) -> int | None:
+def _find_first_similar(words: Sequence[IndexedWord], noun: str, are_similar: SimilarityTest) -> int | None:
     return next((index for word, index in words if are_similar(noun, word)), None)
 
 

@@ -28,7 +28,9 @@ ABBREVIATIONS = """
 
 def tokenize(text: str) -> list[str]:
     """Split a text into words and punctuation marks, in lower case as CHAIR does."""
-    return [word for sentence in _sentence_tokenizer().tokenize(text.lower()) for word in _tokenize_sentence(sentence)]
+    return [
+        word for sentence in _build_sentence_tokenizer().tokenize(text.lower()) for word in _tokenize_sentence(sentence)
+    ]
 
 
 def locate_tokens(text: str, tokens: list[str]) -> list[tuple[int, int] | None]:
@@ -56,7 +58,7 @@ def locate_tokens(text: str, tokens: list[str]) -> list[tuple[int, int] | None]:
 
 
 @cache
-def _sentence_tokenizer() -> PunktSentenceTokenizer:
+def _build_sentence_tokenizer() -> PunktSentenceTokenizer:
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
     parameters = PunktParameters()
@@ -65,7 +67,7 @@ def _sentence_tokenizer() -> PunktSentenceTokenizer:
 
 
 @cache
-def _word_tokenizer() -> NLTKWordTokenizer:
+def _build_word_tokenizer() -> NLTKWordTokenizer:
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
     return NLTKWordTokenizer()
@@ -73,4 +75,4 @@ def _word_tokenizer() -> NLTKWordTokenizer:
 
 @lru_cache(maxsize=10_000)
 def _tokenize_sentence(sentence: str) -> tuple[str, ...]:
-    return tuple(cast("list[str]", _word_tokenizer().tokenize(sentence)))
+    return tuple(cast("list[str]", _build_word_tokenizer().tokenize(sentence)))

@@ -120,7 +120,7 @@ def test_similarity_is_the_cosine_of_image_and_text(matcher: Matcher, image: Ima
 def test_long_texts_are_truncated_with_their_mask(matcher: Matcher, image: ImageInput) -> None:
     """The official code cuts the words at 35 pieces and the mask at 512: longer questions fail there."""
     fits, long = " ".join(["cat"] * 33), " ".join(["cat"] * 33 + ["dog"] * 40)
-    assert matcher._tokens([long])[0].shape == (1, 35)
+    assert matcher._tokenize([long])[0].shape == (1, 35)
     np.testing.assert_array_equal(
         matcher.compute_relevance_map(image, long).grid, matcher.compute_relevance_map(image, fits).grid
     )
