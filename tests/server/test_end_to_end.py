@@ -7,7 +7,6 @@ import base64
 import io
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -17,7 +16,6 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from openai.types.chat import ChatCompletion
 from PIL import Image
@@ -25,11 +23,11 @@ from pydantic import BaseModel, Field
 
 from bench.robustness import fuzz
 from decoding.hf_engine.model.model import Model
-from server.app import create_app
-from server.settings import EMBEDDED_DIR, Settings
+from server.settings import EMBEDDED_DIR
+from tests.server.harness import NAME, SCENES, build_messages, greedy_request, url
 
-NAME = "onlyseen-tiny"
-SCENES = sorted((EMBEDDED_DIR / "scenes" / "images").glob("*.png"))[:8]
+__all__ = ["url"]  # a fixture
+
 STRATEGIES = [
     "plain",
     "truncate",
@@ -51,49 +49,9 @@ def _use_fake_strategies() -> None:
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    app = create_app(Settings(device="cpu"))
-    config = uvicorn.Config(app, port=0, http="h11", log_level="warning", access_log=False)
-    server, socket = uvicorn.Server(config), config.bind_socket()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-    thread.start()
-    base = f"http://127.0.0.1:{socket.getsockname()[1]}"
-    try:
-        wait_until_ready(base)
-        yield base
-    finally:
-        server.should_exit = True
-        thread.join()
-        socket.close()
-
-
-def wait_until_ready(base: str, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if httpx.get(f"{base}/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise TimeoutError(f"{base} is not ready")
-
-
-@pytest.fixture(scope="module")
 def client(url: str) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-def build_messages(scene: Path, text: str = "Please describe this image in detail.") -> list[Any]:
-    image_url = "data:image/png;base64," + base64.b64encode(scene.read_bytes()).decode()
-    parts = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": text}]
-    return [{"role": "user", "content": parts}]
-
-
-def greedy_request(strategy: str, scene: Path = SCENES[0] if SCENES else Path(), **fields: Any) -> dict[str, Any]:
-    fields = {"model": f"{NAME}:{strategy}", "temperature": 0, "max_tokens": 16, **fields}
-    return {"messages": build_messages(scene)} | fields
 
 
 def get_receipt(answer: Any) -> dict[str, Any]:

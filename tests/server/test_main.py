@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from tests.server.test_end_to_end import NAME, greedy_request, wait_until_ready
+from tests.server.harness import NAME, greedy_request, wait_until_ready
 
 
 @dataclass

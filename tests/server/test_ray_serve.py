@@ -21,7 +21,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.server.test_end_to_end import NAME, SCENES, build_messages, greedy_request, wait_until_ready
+from tests.server.harness import NAME, SCENES, build_messages, greedy_request, wait_until_ready
 
 SERVE = Path(sys.executable).with_name("serve")
 REPLICA = re.compile(r'replica="(\w+)"')

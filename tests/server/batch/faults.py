@@ -8,7 +8,7 @@ from typing import Any
 
 from openai.types import Batch
 
-from tests.server.batch.test_batches import make_line, read_results, wait_for_status
+from tests.server.batch.harness import make_line, read_results, wait_for_status
 from tests.server.conftest import FakeServer
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

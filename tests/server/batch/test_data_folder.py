@@ -15,7 +15,7 @@ from structlog.typing import EventDict
 from server.batch.data_folder import DataFolder, DataFolderError
 from server.batch.store import BatchStore
 from tests.server.batch.faults import LINES
-from tests.server.batch.test_batches import create_batch, stop, wait_for_status
+from tests.server.batch.harness import create_batch, stop, wait_for_status
 from tests.server.conftest import StartServer
 from tests.server.fakes import FakeEngine
 

@@ -14,7 +14,7 @@ from server.batch import runner
 from server.batch.data_folder import DataFolderError
 from server.batch.store import BatchStore, get_result_file_ids
 from tests.server.batch.faults import LINES, FaultyCalls, assert_complete
-from tests.server.batch.test_batches import count_lines, create_batch, read_results, stop, wait_for_status
+from tests.server.batch.harness import count_lines, create_batch, read_results, stop, wait_for_status
 from tests.server.conftest import FakeServer, StartServer, wait_until
 from tests.server.fakes import FakeEngine
 

@@ -20,7 +20,7 @@ from tests.server.batch.faults import (
     create_batch_that_waits,
     wait_for_reason,
 )
-from tests.server.batch.test_batches import count_lines, create_batch, read_results, stop, wait_for_status
+from tests.server.batch.harness import count_lines, create_batch, read_results, stop, wait_for_status
 from tests.server.conftest import StartServer, wait_until
 from tests.server.fakes import FakeEngine
 

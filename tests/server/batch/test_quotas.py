@@ -18,7 +18,7 @@ from server.batch import runner, store
 from server.batch.data_folder import DataFolder
 from server.errors import StorageFull
 from tests.server.batch.faults import LINES, assert_complete, wait_for_reason
-from tests.server.batch.test_batches import create_batch, make_line, read_results, stop, wait_for_status
+from tests.server.batch.harness import create_batch, make_line, read_results, stop, wait_for_status
 from tests.server.conftest import FakeServer, StartServer, wait_until
 from tests.server.fakes import FakeEngine
 

@@ -17,7 +17,7 @@ from server.batch import jsonl
 from server.batch.jsonl import parse_line, recover_finished_ids
 from server.batch.store import BatchStore, get_result_file_ids
 from tests.server.batch.faults import ALL_IDS, LINES, assert_complete
-from tests.server.batch.test_batches import count_lines, create_batch, make_line, stop, wait_for_status
+from tests.server.batch.harness import count_lines, create_batch, make_line, stop, wait_for_status
 from tests.server.conftest import StartServer, wait_until
 from tests.server.fakes import FakeEngine
 

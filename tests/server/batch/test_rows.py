@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.server.batch.test_batches import create_batch, make_line, wait_for_status
+from tests.server.batch.harness import create_batch, make_line, wait_for_status
 from tests.server.conftest import FakeServer, StartServer, wait_until
 from tests.server.fakes import FakeEngine
 

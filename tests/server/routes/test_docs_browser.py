@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from tests.eval.report.browser import find_chromium
-from tests.server.test_end_to_end import url
+from tests.server.harness import url
 from tests.system_packages import require_library
 
 __all__ = ["url"]  # a fixture

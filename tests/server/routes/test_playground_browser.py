@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from server.routes.playground import SAMPLES
 from tests.eval.report.browser import find_chromium
-from tests.server.test_end_to_end import build_messages, greedy_request, url
+from tests.server.harness import build_messages, greedy_request, url
 from tests.system_packages import require_library
 
 __all__ = ["url"]  # a fixture
