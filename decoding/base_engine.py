@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +40,28 @@ class EngineStatus(Enum):
     LOADING = auto()  # from its construction on
     RUNNING = auto()
     STOPPED = auto()
+
+
+@dataclass(slots=True)
+class ForcedPrefix:
+    """The tokens of an answer prefix that an engine generates as forced tokens. They are not output.
+
+    Attributes:
+        remaining: Number of the tokens that have not been generated.
+    """
+
+    remaining: int = 0
+
+    def consume(self, token: Token) -> bool:
+        """Consume the next token of an answer if it belongs to the prefix.
+
+        Returns:
+            Whether it does. The last token of an answer, which carries the finish information, does not.
+        """
+        if self.remaining == 0 or token.finish is not None:
+            return False
+        self.remaining -= 1
+        return True
 
 
 class BaseEngine(ABC):
@@ -223,24 +245,25 @@ class BaseEngine(ABC):
         prompts = self._encode_prompts({MAIN: request.prompt, **request.branches})
         return {name: prompt.with_tokens(answer_start.ids) for name, prompt in prompts.items()}
 
-    async def _prepare_start(self, request: GenerateRequest) -> tuple[GenerateRequest, AnswerStart, int]:
+    async def _prepare_start(self, request: GenerateRequest) -> tuple[GenerateRequest, AnswerStart, ForcedPrefix]:
         """Encode the answer prefix and the ruled-out phrases.
 
         Prefilling the answer prefix is not possible for every request: see `_can_prefill_answer`. Otherwise its tokens
         are forced, one step each, and the engine drops them from its output.
 
         Returns:
-            The request, its encoded answer prefix and ruled-out phrases, and the number of tokens to drop.
+            The request, its encoded answer prefix and ruled-out phrases, and the forced tokens.
         """
         if not request.answer_prefix and not request.ruled_out:
-            return request, AnswerStart(), 0
+            return request, AnswerStart(), ForcedPrefix()
         answer_start = await self._encode(
             lambda: self.encoder.encode_answer_start(request.answer_prefix, request.ruled_out)
         )
         if self._can_prefill_answer(request):
-            return request, answer_start, 0
+            return request, answer_start, ForcedPrefix()
         sampling = replace(request.sampling, forced_token_ids=answer_start.ids)
-        return request.replace(sampling=sampling), AnswerStart(ruled_out=answer_start.ruled_out), len(answer_start.ids)
+        start, forced_prefix = AnswerStart(ruled_out=answer_start.ruled_out), ForcedPrefix(len(answer_start.ids))
+        return request.replace(sampling=sampling), start, forced_prefix
 
     @abstractmethod
     def _can_prefill_answer(self, request: GenerateRequest) -> bool:

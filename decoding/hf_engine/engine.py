@@ -121,7 +121,7 @@ class HFEngine(BaseEngine):
         """
         with self._reserve_request(request) as reservation:
             states = {strategy: self._states[state.handle] for strategy, state in request.states.items()}
-            prepared, answer_start, dropped = await self._prepare_start(request)
+            prepared, answer_start, forced_prefix = await self._prepare_start(request)
             request_state = await self._encode(lambda: self._build_request(prepared, states, answer_start))
             handle = RequestHandle(request_state, reservation, asyncio.get_running_loop())
             self.worker.submit(handle)
@@ -135,9 +135,7 @@ class HFEngine(BaseEngine):
                         state = self._store_state(updated) if request.updates_state else None
                         yield replace(output, finish=replace(output.finish, state=state))
                         return
-                    if dropped > 0:
-                        dropped -= 1
-                    else:
+                    if not forced_prefix.consume(output):
                         yield output
             finally:
                 handle.advance(RequestStatus.ABORTED)

@@ -138,7 +138,7 @@ class RequestState:
         self.early_logits: Mapping[str, Tensor] = {}
         self.image_token_index = index_image_tokens(main_ids, model.image_token_id)
         self.kept_tokens = find_kept_tokens(source, inputs, self.hooks.states, model)
-        self.first_tokens = {text: model.encoder.find_first_tokens(text).tolist() for text in source.scored_texts}
+        self.first_tokens = model.encoder.find_first_tokens(source.scored_texts)
         self.sampler_state = SamplerState(sampling, prompt.ids.to(model.device), model.eos_token_ids, model.vocab_size)
         self.grammar_mask = None if sampling.grammar is None else grammars.compile(sampling.grammar)
         for token in answer_start.ids:

@@ -144,14 +144,21 @@ class PromptEncoder:
             )
         return inputs
 
-    def find_first_tokens(self, text: str) -> Tensor:
-        """Return the ids, [n], of tokens that can begin the answer `text`, with and without a space before it."""
-        return self._first_tokens(text)
+    def find_first_tokens(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """Find the tokens that can begin an answer.
 
-    def _find_first_tokens(self, text: str) -> Tensor:
+        Args:
+            texts: Scored texts.
+
+        Returns:
+            Text -> ids of tokens that can begin it, with and without a space before it.
+        """
+        return {text: list(self._first_tokens(text)) for text in texts}
+
+    def _find_first_tokens(self, text: str) -> list[int]:
         encodings = (self.tokenizer(each, add_special_tokens=False)["input_ids"] for each in (text, " " + text))
         first_ids = {ids[0] if self.tokenizer.decode(ids[:1]).strip() else ids[1] for ids in encodings if ids}
-        return torch.tensor(sorted(first_ids))
+        return sorted(first_ids)
 
     def encode_answer_start(self, prefix: Sequence[int | str], ruled_out: Sequence[str]) -> AnswerStart:
         """Encode the answer prefix and the ruled-out phrases of a request."""

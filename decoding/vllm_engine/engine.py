@@ -178,7 +178,7 @@ class VllmEngine(BaseEngine):
             collectors: list[OutputCollector] = []
             parser: OutputParser | None = None
             try:
-                request, answer_start, dropped = await self._prepare_start(request)
+                request, answer_start, forced_prefix = await self._prepare_start(request)
                 members = await self._encode(lambda: self._build_members(request, updated_state, answer_start))
                 parser = self._build_parser(request, members, updated_state, answer_start)
                 new_tokens = parser.processor.max_new_tokens - len(answer_start.ids)
@@ -188,9 +188,7 @@ class VllmEngine(BaseEngine):
                     output = await collectors[-1].get()
                     for token in parser.parse(output):
                         reservation.is_running = True
-                        if dropped > 0 and token.finish is None:
-                            dropped -= 1
-                        else:
+                        if not forced_prefix.consume(token):
                             yield token
             finally:
                 if self.is_alive:
@@ -239,9 +237,9 @@ class VllmEngine(BaseEngine):
     def _build_members(
         self, request: GenerateRequest, updated_state: StateHandle | None, answer_start: AnswerStart
     ) -> list[MemberRequest]:
-        encoder, checkpoint = self.encoder, self.checkpoint
+        checkpoint = self.checkpoint
         inputs = self._encode_request(request, answer_start)
-        first_tokens = {text: encoder.find_first_tokens(text).tolist() for text in request.scored_texts}
+        first_tokens = self.encoder.find_first_tokens(request.scored_texts)
         if request.sampling.grammar is not None:  # vLLM reports only after scheduling that no token begins
             checkpoint.grammars.compile(request.sampling.grammar)
         return build_members(

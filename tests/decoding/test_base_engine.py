@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from decoding.base_engine import BaseEngine
+from decoding.base_engine import BaseEngine, ForcedPrefix
 from decoding.engine import Capability, EngineSettings
 from decoding.errors import BadRequest, EngineFailed, Unsupported
-from decoding.outputs import StateHandle, Token, Usage
+from decoding.outputs import FinishInfo, StateHandle, Token, Usage
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
 from tests.decoding.hf_engine.harness import make_image
 
@@ -124,3 +124,11 @@ def test_requests_that_the_engine_cannot_run_are_refused_before_they_wait(engine
         assert engine.is_full
         reservation.is_running = True
         assert not engine.is_full
+
+
+def test_forced_prefix_consumes_its_tokens_but_not_the_end_of_an_answer() -> None:
+    tokens = [Token(number, "a") for number in range(3)]
+    prefix = ForcedPrefix(2)
+    assert [prefix.consume(token) for token in tokens] == [True, True, False]
+    assert not ForcedPrefix(1).consume(Token(0, "", finish=FinishInfo("length", Usage())))
+    assert not ForcedPrefix().consume(tokens[0])

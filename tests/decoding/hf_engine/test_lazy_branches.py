@@ -139,7 +139,7 @@ async def test_choices_run_lazy_branches_when_needed(engine: HFEngine, reference
                 reference_of_tiny.logits(reference_of_tiny.encode(one), [], {}) for one in (blind, other)
             )
             z = 1.5 * (2 * z - z_blind) - 0.5 * z_other
-        ids = engine.model.encoder.find_first_tokens("Yes")
+        ids = engine.model.encoder.find_first_tokens(["Yes"])["Yes"]
         assert answer.text_logprobs["Yes"] == pytest.approx(math.log(z.softmax(-1)[ids].sum()), abs=2e-3)
 
 

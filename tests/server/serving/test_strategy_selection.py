@@ -134,7 +134,7 @@ def test_rows_are_estimated_from_the_parameters(
 
 
 def test_dry_runs_are_not_shared_between_cache_salts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of a request would tell which parameters another API key has sent."""
+    """The time of a request would reveal which parameters another API key has sent."""
     runs = []
     try_dry_run.cache_clear()
     monkeypatch.setattr(dry_run, "dry_run", lambda strategy, _: runs.append(strategy))
