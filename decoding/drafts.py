@@ -57,7 +57,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class SendTokens:
-    """Send tokens, or the claims of what has been sent, to the client. Sent tokens and claims cannot be taken back."""
+    """Send tokens, or the claims of sent tokens, to the client. Sent tokens and claims cannot be taken back."""
 
     tokens: tuple[Token, ...] = ()
     claims: tuple[CheckedClaim, ...] = ()

@@ -143,7 +143,7 @@ class TimedH11Protocol(H11Protocol):
         return self.conn.events_left == 0 and not self.transport.is_closing()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what the client has sent, and close the connection."""
+        """Refuse the bytes of the client, and close the connection."""
         super().send_400_response(self.conn.refusal or msg)
 
     def _leave_queue(self) -> None:

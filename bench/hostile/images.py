@@ -46,7 +46,7 @@ def draw(mode: str, size: tuple[int, int], seed: int, kind: str = "png", **optio
     Args:
         mode: Pillow's mode.
         size: Width and height.
-        seed: Images with different seeds differ, so that no cache knows them.
+        seed: Images with different seeds differ, so that no cache holds them.
         kind: The format.
         options: Options of Pillow's encoder.
 

@@ -36,7 +36,7 @@ def find_sentence_end(text: str, start: int = 0) -> int | None:
 
 
 def completes_sentence(text: str, start: int = 0) -> Callable[[str], bool]:
-    """Return a condition for `ReadDraft`: whether what follows completes the sentence that begins at `start`."""
+    """Return a condition for `ReadDraft`: whether the next text completes the sentence that begins at `start`."""
 
     def is_complete(following: str) -> bool:
         return find_sentence_end(text + following, start) is not None

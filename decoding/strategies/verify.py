@@ -97,7 +97,7 @@ class Verification:
         self.strategy = strategy
         self.sampling = request.sampling
         self.probabilities = ClaimProbabilities(request.prompt, strategy.question, strategy.debias)
-        self.text = ""  # of what has been sent
+        self.text = ""  # sent text of the answer
         self.prefix: list[int | str] = []  # its tokens
         self.nouns: set[str] = set()  # of its claims
         self.sentences: set[str] = set()  # that have been sent
@@ -143,7 +143,7 @@ class Verification:
         self.cut: dict[Claim, None] = {}  # claims of earlier attempts at the sentence, which were cut off
 
     def _may_end(self) -> bool:
-        """Whether the answer may end after what has been sent."""
+        """Return whether the answer may end after the sent text."""
         return len(self.prefix) >= self.sampling.min_tokens and not self.sampling.ignore_eos
 
     def _read_sentence(self) -> Generator[DraftEffect, Any, int]:

@@ -115,7 +115,7 @@ class EvalClient:
             AssertionError: Never; the retry loop ends by returning or raising.
         """
         body = request.build_body(strategy_via)
-        # Balancers that know the header send all questions about an image to the server that has it in its caches.
+        # Balancers that read the header send all questions about an image to the server that has it in its caches.
         headers = {SESSION_HEADER: request.question.image_hash}
         async for attempt in self._build_retrying():
             with attempt:

@@ -273,11 +273,11 @@ class BatchStore:
         values = (batch.id, owner, batch.status, to_document(batch), *UNFINISHED_STATUSES, MAX_BATCHES)
         if not await self._execute(query, values):
             raise Overloaded(f"There are {MAX_BATCHES} unfinished batches.", code="too_many_batches")
-        forget = (
+        statement = (
             "DELETE FROM batches WHERE id IN (SELECT id FROM batches WHERE owner = ?1 AND status NOT IN (?2, ?3, ?4) "
             "ORDER BY rowid LIMIT MAX(0, (SELECT COUNT(*) FROM batches WHERE owner = ?1) - ?5))"
         )
-        await self._execute(forget, (owner, *UNFINISHED_STATUSES, MAX_BATCHES))
+        await self._execute(statement, (owner, *UNFINISHED_STATUSES, MAX_BATCHES))
 
     async def update_batch(self, owner: str, batch_id: str, *statuses: str, **fields: Any) -> Batch | None:
         """Change some fields of a batch in one statement, so that concurrent updates of other fields are kept.

@@ -71,7 +71,7 @@ class ParsedRequest:
         return replace(self, request=replace(self.request, cache_salt=cache_salt))
 
     def take_request(self) -> NormalizedRequest:
-        """Return the request and keep only what is small, so that the data URLs of its images can be freed."""
+        """Return the request and keep its small fields only, so that the data URLs of its images can be freed."""
         request, self.request = self.request, self.request.without_prompt()
         return request
 

@@ -88,7 +88,7 @@ class GangHeadTap:
                 record_failure(token_info, probe.request_id, error, "probe_failed")
 
     def reset(self) -> None:
-        """Forget the step, so that the next one sets its scales anew."""
+        """Drop the step, so that the next one sets its scales anew."""
         self.buffers.token_rows.fill_(self.buffers.unscaled_row)
         self._is_scaling, self._layout, self._token_rows, self._probes = False, (), None, []
 

@@ -77,7 +77,7 @@ class SamplerHookRunner:
         self._built: dict[tuple[StrategySpec, ...], tuple[TensorHooks, ...]] = {}
 
     def reset(self) -> None:
-        """Forget the rows of the last step, so that the next one finds its gangs anew."""
+        """Drop the rows of the last step, so that the next one finds its gangs anew."""
         self._layout, self._gangs, self._pending = (), [], None
         self._main_rows, self._main_rows_of_branches, self._branch_rows = (to_index([], self.device) for _ in range(3))
 

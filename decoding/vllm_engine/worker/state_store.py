@@ -47,7 +47,7 @@ class StateStore:
         return self._states.get(handle, {})
 
     def free(self, handle: str) -> None:
-        """Forget a state, if it exists."""
+        """Drop a state, if it exists."""
         self.num_bytes -= count_bytes(self._states.pop(handle, {}))
 
 

@@ -76,7 +76,7 @@ class StepHookRunner:
             self.sampler_hook_runner.after_sampling(rows, sampled, self.token_info)
 
     def take_token_info(self) -> TokenInfo:
-        """Return the information about the tokens of this step, and forget it."""
+        """Return the information about the tokens of this step, and drop it."""
         token_info, self.token_info = self.token_info, {}
         return token_info
 
