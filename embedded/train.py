@@ -98,7 +98,7 @@ class TrainingPipeline:
     config: TrainingConfig
     base_dir: Path | None = None
 
-    def dataset(self, name: str) -> SceneDataset:
+    def open_dataset(self, name: str) -> SceneDataset:
         """Open one of the datasets that `draw_datasets` has drawn."""
         return open_dataset(self.work_dir / "datasets" / name)
 
@@ -115,29 +115,31 @@ class TrainingPipeline:
         """Load the tokenizer of the language model; train it if it does not exist."""
         folder = self.base_dir / "model" if self.base_dir else self.work_dir / "tokenizer"
         if not folder.exists():
-            train_tokenizer(self.dataset("near")).save_pretrained(folder)
+            train_tokenizer(self.open_dataset("near")).save_pretrained(folder)
         return PreTrainedTokenizerFast.from_pretrained(folder)
 
     def build_matcher_tokenizer(self) -> BertTokenizer:
         """Load the tokenizer of the matcher; train it if it does not exist."""
         folder = self.work_dir / "matcher-tokenizer"
         if not folder.exists():
-            train_matcher_tokenizer(self.dataset("near")).save_pretrained(folder)
+            train_matcher_tokenizer(self.open_dataset("near")).save_pretrained(folder)
         return BertTokenizer.from_pretrained(folder)
 
     def run_vision(self) -> VisionModel:
         """Train or load the vision model."""
         steps, batch = self.config.vision_steps, self.config.vision_batch
-        return train_vision(self.work_dir, self.dataset("near"), self.dataset("tune"), steps=steps, batch_size=batch)
+        return train_vision(
+            self.work_dir, self.open_dataset("near"), self.open_dataset("tune"), steps=steps, batch_size=batch
+        )
 
     def run_language(self) -> None:
         """Train the language model on synthetic image tokens."""
         steps, batch = self.config.language_steps, self.config.language_batch
-        train_language(self.work_dir, self.dataset("near"), self.build_tokenizer(), steps=steps, batch_size=batch)
+        train_language(self.work_dir, self.open_dataset("near"), self.build_tokenizer(), steps=steps, batch_size=batch)
 
     def run_joint(self) -> JointModel:
         """Train or load the joined model."""
-        config, tokenizer, dataset = self.config, self.build_tokenizer(), self.dataset("near")
+        config, tokenizer, dataset = self.config, self.build_tokenizer(), self.open_dataset("near")
         if (self.work_dir / "joint.pt").exists():
             start = build_joint_model(tokenizer)
         else:
@@ -147,7 +149,7 @@ class TrainingPipeline:
             start = join_models(self.run_vision().cpu(), language.cpu(), tokenizer)
         steps, batch = config.joint_steps, config.joint_batch
         return train_joint(
-            self.work_dir, start, dataset, self.dataset("tune"), tokenizer, steps=steps, batch_size=batch
+            self.work_dir, start, dataset, self.open_dataset("tune"), tokenizer, steps=steps, batch_size=batch
         )
 
     def run_finish(self) -> JointModel:
@@ -156,7 +158,13 @@ class TrainingPipeline:
         start = build_joint_model(tokenizer) if (self.work_dir / "finish.pt").exists() else self.run_joint().cpu()
         steps, batch = config.finish_steps, config.finish_batch
         return train_finish(
-            self.work_dir, start, self.dataset("far"), self.dataset("tune"), tokenizer, steps=steps, batch_size=batch
+            self.work_dir,
+            start,
+            self.open_dataset("far"),
+            self.open_dataset("tune"),
+            tokenizer,
+            steps=steps,
+            batch_size=batch,
         )
 
     def run_objects(self) -> tuple[JointModel, ObjectHeads]:
@@ -168,7 +176,7 @@ class TrainingPipeline:
         else:
             joint = self.run_finish().cpu()
         steps, batch = config.object_steps, config.object_batch
-        far, tune = self.dataset("far"), self.dataset("tune")
+        far, tune = self.open_dataset("far"), self.open_dataset("tune")
         return joint, train_objects(self.work_dir, joint.vision, far, tune, steps=steps, batch_size=batch)
 
     def run_details(self) -> JointModel:
@@ -180,7 +188,7 @@ class TrainingPipeline:
         else:
             joint, object_heads = self.run_objects()
         steps, batch = config.details_steps, config.details_batch
-        tuning_dataset = self.dataset("tune")
+        tuning_dataset = self.open_dataset("tune")
 
         def measure_detail_accuracy(model: LlavaForConditionalGeneration) -> dict[str, float]:
             found = evaluate_details(AnswerGenerator(model, tokenizer), tuning_dataset, 60)
@@ -190,7 +198,7 @@ class TrainingPipeline:
             self.work_dir,
             joint,
             object_heads,
-            self.dataset("far"),
+            self.open_dataset("far"),
             tokenizer,
             measure_detail_accuracy,
             steps=steps,
@@ -200,7 +208,7 @@ class TrainingPipeline:
     def run_matcher(self) -> None:
         """Train the matcher and export it."""
         tokenizer, config = self.build_matcher_tokenizer(), self.config
-        vision, dataset = self.run_vision(), self.dataset("near")
+        vision, dataset = self.run_vision(), self.open_dataset("near")
         matcher = train_matcher(
             self.work_dir, vision, dataset, tokenizer, steps=config.matcher_steps, batch_size=config.matcher_batch
         )
@@ -210,12 +218,12 @@ class TrainingPipeline:
         """Write `model/`, `scenes/` and `samples/`."""
         model = assemble_llava(self.run_details(), self.build_tokenizer())
         export_model(model, self.build_tokenizer(), self.out_dir / "model")
-        write_scenes(self.out_dir / "scenes", self.dataset("report"))
+        write_scenes(self.out_dir / "scenes", self.open_dataset("report"))
         write_samples(self.out_dir / "samples")
 
     def evaluate(self, name: str = "report") -> dict[str, Any]:
         """Measure the figures of the model card, by default on scenes that neither training nor tuning uses."""
-        dataset, tokenizer, joint = self.dataset(name), self.build_tokenizer(), self.run_details()
+        dataset, tokenizer, joint = self.open_dataset(name), self.build_tokenizer(), self.run_details()
         tower_figures = measure_recognition(joint.vision.cpu(), dataset, len(dataset))
         generator = AnswerGenerator(assemble_llava(joint, tokenizer).to(select_device()), tokenizer)
         return {

@@ -79,7 +79,7 @@ class ServerProcess:
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.handle.pid}/fd").iterdir()))
 
-    async def metric(self, client: httpx.AsyncClient, name: str) -> float:
+    async def read_metric(self, client: httpx.AsyncClient, name: str) -> float:
         """Return the sum of a metric over its labels."""
         lines = (await client.get(f"{self.url}/metrics")).text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"onlyseen_{name}[ {{]", line))

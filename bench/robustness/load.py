@@ -112,7 +112,7 @@ async def overload_queue(server: ServerProcess) -> dict[str, Any]:
 
 async def is_full(server: ServerProcess, client: httpx.AsyncClient) -> bool:
     """Check that the engine and its queue are full."""
-    running, waiting = [await server.metric(client, f"num_requests_{state}") for state in ("running", "waiting")]
+    running, waiting = [await server.read_metric(client, f"num_requests_{state}") for state in ("running", "waiting")]
     return (running, waiting) == (MAX_ROWS, REQUESTS - MAX_ROWS)
 
 

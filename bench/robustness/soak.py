@@ -70,7 +70,7 @@ class SoakTest:
                     group.create_task(self.run_client(client, number))
             await asyncio.sleep(2)
             rows = {
-                name: await self.server.metric(client, name)
+                name: await self.server.read_metric(client, name)
                 for name in ("num_requests_running", "num_requests_waiting")
             }
             answer = await client.post("/v1/chat/completions", json=build_random_request(random.Random(0)))

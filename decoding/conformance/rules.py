@@ -357,8 +357,8 @@ def check_marks(strategy_class: type[Strategy]) -> Problems:
             is_equal = False
         if not is_equal:
             yield f"`{hook}` reads a parameter whose mark excludes it"
-    state = samples.state(strategy_class(), seed=1)
-    if not has_equal_value(samples.state(without, seed=1), state):
+    state = samples.fold_state(strategy_class(), seed=1)
+    if not has_equal_value(samples.fold_state(without, seed=1), state):
         yield "`update_state` reads a parameter whose mark excludes it"
     yield from check_per_row_values(strategy_class, samples)
 
@@ -447,7 +447,7 @@ def check_image_tokens(strategy_class: type[Strategy]) -> Problems:
     if "keep_image_tokens" not in strategy_class.hooks():
         return
     strategy = strategy_class()
-    kept = call(strategy, "keep_image_tokens", Samples(strategy).state(strategy))
+    kept = call(strategy, "keep_image_tokens", Samples(strategy).fold_state(strategy))
     if kept is None:
         return
     if (kept.shape, kept.dtype) != ((LAYERS, IMAGE_TOKENS), torch.bool):

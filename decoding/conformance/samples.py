@@ -33,7 +33,7 @@ class Samples:
         branches = self.outcome.branches if isinstance(self.outcome, GenerateRequest) else {}
         self.branches = [name.removeprefix(f"{strategy.name}/") for name in branches]
 
-    def state(self, strategy: Strategy, seed: int = 0) -> Tensors:
+    def fold_state(self, strategy: Strategy, seed: int = 0) -> Tensors:
         """Fold random activations into a state, as the last probe or description of the strategy does.
 
         Args:
@@ -75,7 +75,7 @@ class Samples:
         scores[inner] = -torch.inf
         branches = {name: draw(everywhere, in_branches) for name in self.branches}
         early = [draw(everywhere, in_branches) for _ in strategy.early_exit_layers(LAYERS, False).layers]
-        state = self.state(strategy, seed)
+        state = self.fold_state(strategy, seed)
         return Step(scores, raw, branches, state, torch.tensor([seed]), torch.stack(early) if early else None)
 
 

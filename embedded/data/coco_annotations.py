@@ -88,7 +88,7 @@ def _build_captions(dataset: SceneDataset) -> list[dict[str, Any]]:
     for index in range(len(dataset)):
         rng = np.random.default_rng([4, index])
         for _ in range(REFERENCE_CAPTIONS):
-            text = make_caption(rng, dataset.scene(index))
+            text = make_caption(rng, dataset.get_scene(index))
             captions.append({"id": len(captions) + 1, "image_id": index + 1, "caption": text})
     return captions
 

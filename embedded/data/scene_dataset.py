@@ -38,7 +38,7 @@ class SceneDataset:
     def __len__(self) -> int:
         return len(self.places)
 
-    def scene(self, index: int) -> RenderedScene:
+    def get_scene(self, index: int) -> RenderedScene:
         """Return one scene."""
         return RenderedScene(
             self.places[index], self.pixels[index], self.instance_maps[index], self.objects[index], self.hidden[index]

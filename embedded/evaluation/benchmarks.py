@@ -43,7 +43,7 @@ class AnswerGenerator:
     def __init__(self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
 
-    def prompts(self, questions: list[str]) -> dict[str, torch.Tensor]:
+    def encode_prompts(self, questions: list[str]) -> dict[str, torch.Tensor]:
         """Encode prompts with one image each."""
         texts = [f"USER: {'<image>' * IMAGE_TOKENS}\n{question} ASSISTANT:" for question in questions]
         encoded = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
@@ -62,7 +62,7 @@ class AnswerGenerator:
         Returns:
             The answers, stripped.
         """
-        inputs = self.prompts(questions)
+        inputs = self.encode_prompts(questions)
         images = normalize_pixels(pixels).to(self.model.device)
         output = self.model.generate(**inputs, pixel_values=images, max_new_tokens=max_tokens, do_sample=False)
         answers: list[str] = self.tokenizer.batch_decode(
@@ -119,7 +119,7 @@ def evaluate_pope(
         hits = (predicted & labels).sum()
         figures[kind] = {
             "accuracy": to_percent((predicted == labels).mean()),
-            "interval": bootstrap_interval(len(chosen), partial(_mean_rows, predicted == labels)),
+            "interval": bootstrap_interval(len(chosen), partial(_compute_mean, predicted == labels)),
             "f1": to_percent(2 * hits / (predicted.sum() + labels.sum())),
             "yes": to_percent(predicted.mean()),
             "questions": labels.size,
@@ -198,7 +198,7 @@ def build_detail_questions(dataset: SceneDataset, count: int) -> dict[str, list[
     }
     single_pairs: list[tuple[int, QAPair]] = []
     for index in range(count):
-        for name, attributes in compute_category_attributes(dataset.scene(index)).items():
+        for name, attributes in compute_category_attributes(dataset.get_scene(index)).items():
             question = make_counting_question(name, attributes.count)
             pairs_by_kind["counting"].append((index, question))
             (pairs_by_kind["several"] if attributes.count > 1 else single_pairs).append((index, question))
@@ -244,7 +244,7 @@ def _share(part: NDArray[np.int64], total: NDArray[np.int64], image_indices: NDA
     return float(part[image_indices].sum() / max(1, total[image_indices].sum()))
 
 
-def _mean_rows(values: NDArray[np.bool_], image_indices: NDArray[np.int64]) -> float:
+def _compute_mean(values: NDArray[np.bool_], image_indices: NDArray[np.int64]) -> float:
     return float(values[image_indices].mean())
 
 

@@ -15,7 +15,7 @@ from embedded.training.joint_stage import JointModel
 from embedded.training.model_config import IMAGE_TOKENS
 from embedded.training.object_stage import ObjectHeads
 from embedded.training.packing import CATEGORY_BY_WORD, PackedBatch, Packer
-from embedded.training.position_init import WAVELENGTHS, position_waves, ridge_regression
+from embedded.training.position_init import WAVELENGTHS, compute_position_waves, ridge_regression
 
 CATEGORY_LOGIT, CENTER_LOGIT, COUNT_LOGIT = 5.0, 4.0, 6.0
 """Preference of heads, in nats, for patches of the named category, for centres of objects, and for any patch."""
@@ -68,9 +68,11 @@ def write_heads(
     """
     layer, device = joint.language.model.model.layers[0], joint.vision.empty.device
     attention = layer.self_attn
-    scenes = [dataset.scene(index) for index in range(min(count, len(dataset)))]
+    scenes = [dataset.get_scene(index) for index in range(min(count, len(dataset)))]
     instance_map = np.stack([scene.instance_map for scene in scenes])
-    tokens = joint.vision.image_tokens(normalize_pixels(np.stack([scene.pixels for scene in scenes])).to(device))
+    tokens = joint.vision.compute_image_tokens(
+        normalize_pixels(np.stack([scene.pixels for scene in scenes])).to(device)
+    )
     tokens = tokens.flatten(0, 1)
     words = joint.language.model.model.embed_tokens.weight
     patch_inputs, word_inputs = layer.input_layernorm(tokens).double(), layer.input_layernorm(words).double()
@@ -96,7 +98,7 @@ def write_heads(
     center_readout = _calibrate(
         patch_inputs, fit_readout(centers.sum(1, keepdim=True), 0.0, 1), centers.sum(1, keepdim=True)
     )
-    wave_readout = fit_readout(position_waves().repeat(len(scenes), 1), 0.0, 4 * len(WAVELENGTHS))
+    wave_readout = fit_readout(compute_position_waves().repeat(len(scenes), 1), 0.0, 4 * len(WAVELENGTHS))
     count_readout = fit_readout(IMAGE_TOKENS * centers, 0.0, len(NAMES))
     patch_readout = fit_readout(1.0, 0.0, 1)
 
@@ -187,10 +189,10 @@ def collect_word_states(
         return states[2].sum() * 0
 
     for start in range(0, min(count, len(dataset)), batch_size):
-        scenes = [dataset.scene(index) for index in range(start, min(start + batch_size, len(dataset)))]
+        scenes = [dataset.get_scene(index) for index in range(start, min(start + batch_size, len(dataset)))]
         pixels = normalize_pixels(np.stack([scene.pixels for scene in scenes])).to(device)
         batch = packer.batch(np.random.default_rng(start), scenes, [True] * len(scenes))
-        joint.language(batch, joint.vision.image_tokens(pixels).flatten(0, 1), capture)
+        joint.language(batch, joint.vision.compute_image_tokens(pixels).flatten(0, 1), capture)
     handle.remove()
     fields = (torch.cat(list(values)) for values in zip(*(vars(words).values() for words in collected), strict=True))
     return WordStates(*fields)

@@ -49,7 +49,7 @@ def sample_batch(rng: np.random.Generator, dataset: SceneDataset, size: int, shi
     """
     pixels, instance_maps, masks, scenes = [], [], [], []
     for index in rng.integers(len(dataset), size=size):
-        scene = dataset.scene(int(index))
+        scene = dataset.get_scene(int(index))
         image, instances, objects = scene.pixels, scene.instance_map, scene.objects
         if rng.random() < 0.5:
             image, instances = image[:, ::-1], instances[:, ::-1]

@@ -110,7 +110,7 @@ def train_details(
     )
     for step in trainer:
         loss, tokens, batch, figures = joint_loss(
-            joint, packer, trainer.rng(step), dataset, batch_size, device, STRAY_WEIGHT, model.word_loss
+            joint, packer, trainer.create_rng(step), dataset, batch_size, device, STRAY_WEIGHT, model.word_loss
         )
         object_loss = object_heads.loss(tokens, batch)
         position_loss = model.position_loss(tokens)

@@ -74,7 +74,7 @@ def train_finish(
     )
     for step in trainer:
         loss, tokens, _, figures = joint_loss(
-            joint, packer, trainer.rng(step), dataset, batch_size, device, STRAY_WEIGHT
+            joint, packer, trainer.create_rng(step), dataset, batch_size, device, STRAY_WEIGHT
         )
         position_loss = model.position_loss(tokens)
         figures["position"] = position_loss.item()

@@ -90,7 +90,7 @@ def joint_loss(
     scenes = batch.scenes[:batch_size]
     with_image = [bool(rng.random() >= packer.mix.without_image) for _ in scenes]
     with autocast(device):
-        tokens = joint.vision.image_tokens(batch.pixels.to(device))
+        tokens = joint.vision.compute_image_tokens(batch.pixels.to(device))
     dense = joint.vision.loss(tokens, batch.present.to(device), stray_weight)
     shown = tokens[:batch_size][torch.tensor(with_image, device=device)].flatten(0, 1)
     loss, figures = joint.language(packer.batch(rng, scenes, with_image), shown, auxiliary_loss)
@@ -127,7 +127,7 @@ def train_joint(
     )
     joint.language.head_noise.rate = 0.25
     for step in trainer:
-        loss, _, _, figures = joint_loss(joint, packer, trainer.rng(step), dataset, batch_size, device)
+        loss, _, _, figures = joint_loss(joint, packer, trainer.create_rng(step), dataset, batch_size, device)
         trainer.update(loss, figures | measure_recognition_periodically(joint, tuning_dataset, step))
     return joint
 

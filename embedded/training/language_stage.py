@@ -243,8 +243,8 @@ def train_language(
     language.to(device)
     trainer = Trainer("language", work_dir, language, steps, seed=seed, horizon=HORIZON)
     for step in trainer:
-        rng = trainer.rng(step)
-        scenes = [dataset.scene(int(index)) for index in rng.integers(len(dataset), size=batch_size)]
+        rng = trainer.create_rng(step)
+        scenes = [dataset.get_scene(int(index)) for index in rng.integers(len(dataset), size=batch_size)]
         with_image = [bool(rng.random() >= mix.without_image) for _ in scenes]
         shown_scenes = [scene for scene, image in zip(scenes, with_image, strict=True) if image]
         language.head_noise.rate = 0.25 if step > 0.3 * HORIZON else 0.0

@@ -107,7 +107,7 @@ def train_matcher_tokenizer(dataset: SceneDataset, scenes: int = 3000) -> BertTo
 def _iterate_corpus(dataset: SceneDataset, scenes: int) -> Iterator[str]:
     rng = np.random.default_rng(8)
     for index in range(scenes):
-        yield from (text.text for text in make_texts(rng, dataset.scene(index), 6))
+        yield from (text.text for text in make_texts(rng, dataset.get_scene(index), 6))
     for _ in range(100):
         yield " ".join(f"{category.name} {category.plural_name}" for category in CATEGORIES)
         yield " ".join(CAPTION_PROMPTS) + " you are given a picture with a question how many what which color"

@@ -236,7 +236,7 @@ def train_matcher(
         slow={"matcher.vision_model": 0.5},
     )
     for step in trainer:
-        rng = trainer.rng(step)
+        rng = trainer.create_rng(step)
         batch = sample_batch(rng, dataset, batch_size)
         replace_with_empty_scenes(rng, batch)
         texts = [make_texts(rng, scene, TEXTS_PER_PICTURE) for scene in batch.scenes]

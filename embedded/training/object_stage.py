@@ -108,13 +108,13 @@ def patch_attributes(scenes: list[RenderedScene]) -> np.ndarray[tuple[int, ...],
 def measure_counting(object_heads: ObjectHeads, dataset: SceneDataset, count: int = 300) -> dict[str, float]:
     """Measure the fraction of correct counts, by sums of centres, for categories with one and with more objects."""
     count = min(count, len(dataset))
-    tokens = object_heads.vision.image_tokens(
+    tokens = object_heads.vision.compute_image_tokens(
         normalize_pixels(np.array(dataset.pixels[:count])).to(object_heads.vision.empty.device)
     )
     predicted = object_heads.centers(tokens).sum(1).round().clamp(1, MAX_COUNT)
     is_correct: dict[bool, list[bool]] = {False: [], True: []}
     for row in range(count):
-        for name, known in compute_category_attributes(dataset.scene(row)).items():
+        for name, known in compute_category_attributes(dataset.get_scene(row)).items():
             is_correct[known.count > 1].append(int(predicted[row, INDEX[name]]) == known.count)
     return {"one": float(np.mean(is_correct[False])), "more": float(np.mean(is_correct[True]))}
 
@@ -137,9 +137,9 @@ def train_objects(
         write_positions(vision.eval(), dataset)
     trainer = Trainer("objects", work_dir, object_heads, steps, seed=seed, muon_rate=1e-3, adam_rate=1e-3, warmup=50)
     for step in trainer:
-        batch = sample_batch(trainer.rng(step), dataset, batch_size)
+        batch = sample_batch(trainer.create_rng(step), dataset, batch_size)
         with autocast(device):
-            tokens = vision.image_tokens(batch.pixels.to(device))
+            tokens = vision.compute_image_tokens(batch.pixels.to(device))
         dense = vision.loss(tokens, batch.present.to(device), stray_weight=0.0)
         object_loss, off_subspace_energy = (
             object_heads.loss(tokens, batch),

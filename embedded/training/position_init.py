@@ -17,7 +17,7 @@ GELU_GAIN, GELU_SHIFT = 0.6, 3.0
 """GELU is nearly linear from GELU_SHIFT - 2 on."""
 
 
-def position_waves() -> torch.Tensor:
+def compute_position_waves() -> torch.Tensor:
     """Return the position waves of each patch, [64, 12]."""
     angles = 2 * torch.pi * (torch.arange(GRID)[:, None] + 0.5) / torch.tensor(WAVELENGTHS)
     waves = torch.cat([angles.cos(), angles.sin()], 1)
@@ -51,7 +51,7 @@ def write_positions(vision: VisionModel, dataset: SceneDataset, count: int = 300
     """
     device = vision.empty.device
     pixels = normalize_pixels(np.array(dataset.pixels[:count])).to(device)
-    waves = position_waves().to(device)
+    waves = compute_position_waves().to(device)
     features = patch_features(vision.tower, pixels).flatten(0, 1).double()
     unused_directions = torch.linalg.eigh(features.T.cov()).eigenvectors[:, : waves.shape[1]].float()
     embeddings, norm = vision.tower.base_model.embeddings, vision.tower.base_model.pre_layrnorm

@@ -79,7 +79,7 @@ def train_tokenizer(dataset: SceneDataset, scenes: int = 5000) -> PreTrainedToke
 def _iterate_corpus(dataset: SceneDataset, scenes: int) -> Iterator[str]:
     rng = np.random.default_rng(5)
     for index in range(scenes):
-        scene = dataset.scene(index)
+        scene = dataset.get_scene(index)
         start = "" if index % 3 == 0 else "\n"  # with an image the question begins a line
         for pair in (
             make_caption_pair(rng, scene, 0.3),

@@ -95,7 +95,7 @@ class Trainer:
         if self.path.exists():
             self._load()
 
-    def rng(self, step: int, stream: int = 0) -> np.random.Generator:
+    def create_rng(self, step: int, stream: int = 0) -> np.random.Generator:
         """Return the generator of a step."""
         return np.random.default_rng([self.seed, step, stream])
 

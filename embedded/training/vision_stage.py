@@ -62,12 +62,12 @@ class VisionModel(nn.Module):
         self.register_buffer("class_directions", vectors, persistent=False)
         self.register_buffer("empty", empty, persistent=False)
 
-    def image_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+    def compute_image_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return image tokens [batch, 64, 256] for images [batch, 3, 112, 112]."""
         tokens: torch.Tensor = self.projector(patch_features(self.tower, pixels))
         return tokens
 
-    def evidence(self, tokens: torch.Tensor) -> torch.Tensor:
+    def compute_evidence(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return logits [batch, 64, 48] of each category in each patch: the projection onto its class vector."""
         directions = self.class_directions / self.class_directions.square().sum(1, keepdim=True)
         return ((tokens.float() - self.empty) @ directions.T) * self.scale.sharpness - self.scale.bias
@@ -83,7 +83,7 @@ class VisionModel(nn.Module):
         Returns:
             Scalar.
         """
-        logits = self.evidence(tokens)
+        logits = self.compute_evidence(tokens)
         per_patch = nn.functional.binary_cross_entropy_with_logits(
             logits, present, reduction="none", pos_weight=torch.tensor(1.5, device=logits.device)
         )
@@ -118,7 +118,9 @@ def init_vision(vision: VisionModel, dataset: SceneDataset) -> None:
     frequencies = 2 * torch.pi / torch.tensor([16.0, 8.0, 5.0, 3.2])
     position_basis, _ = torch.linalg.qr(torch.randn(VISION_WIDTH, 16))
     rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
-    waves = torch.cat([_waves(columns.flatten(), frequencies), _waves(rows.flatten(), frequencies)], dim=1)
+    waves = torch.cat(
+        [_compute_waves(columns.flatten(), frequencies), _compute_waves(rows.flatten(), frequencies)], dim=1
+    )
     embeddings.position_embedding.weight.normal_(0, 0.1)
     embeddings.position_embedding.weight[1:] += 1.8 * waves @ position_basis.T
 
@@ -139,7 +141,7 @@ def init_vision(vision: VisionModel, dataset: SceneDataset) -> None:
     vision.projector.linear_2.bias.copy_(vision.empty)
 
 
-def _waves(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+def _compute_waves(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
     angles = positions[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -168,7 +170,9 @@ def measure_recognition(vision: VisionModel, dataset: SceneDataset, count: int =
     """Measure precision and recall of "this category is somewhere in the image"."""
     device = vision.empty.device
     count = min(count, len(dataset))
-    logits = vision.evidence(vision.image_tokens(normalize_pixels(np.array(dataset.pixels[:count])).to(device))).cpu()
+    logits = vision.compute_evidence(
+        vision.compute_image_tokens(normalize_pixels(np.array(dataset.pixels[:count])).to(device))
+    ).cpu()
     present = (
         torch.from_numpy(patch_targets(np.array(dataset.instance_maps[:count]), dataset.objects[:count])).amax(1) > 0
     )
@@ -188,10 +192,10 @@ def train_vision(
     vision.to(device)
     trainer = Trainer("vision", work_dir, vision, steps, seed=seed, horizon=HORIZON)
     for step in trainer:
-        batch = sample_batch(trainer.rng(step), dataset, batch_size, shift=10)
+        batch = sample_batch(trainer.create_rng(step), dataset, batch_size, shift=10)
         present = batch.present.to(device)
         with autocast(device):
-            tokens = vision.image_tokens(batch.pixels.to(device))
+            tokens = vision.compute_image_tokens(batch.pixels.to(device))
         loss = vision.loss(tokens, present)
         figures = {"loss": loss.item()}
         if step % 200 == 199:

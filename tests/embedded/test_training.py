@@ -24,7 +24,7 @@ from embedded.training.matcher_stage import replace_with_empty_scenes
 from embedded.training.model_config import WIDTH, build_class_vectors
 from embedded.training.object_stage import ObjectHeads
 from embedded.training.packing import IGNORE_INDEX, Packer, TextMix
-from embedded.training.position_init import position_waves, ridge_regression, write_positions
+from embedded.training.position_init import compute_position_waves, ridge_regression, write_positions
 from embedded.training.trainer import Trainer
 from embedded.training.vision_stage import LANGUAGE_SCALE, VisionModel, rescale_tokens
 
@@ -75,10 +75,10 @@ def test_every_stage_runs_and_exports(pipeline: TrainingPipeline) -> None:
 
 @needs_font
 def test_packed_pairs_do_not_attend_to_each_other(pipeline: TrainingPipeline) -> None:
-    packer, dataset = Packer(pipeline.build_tokenizer(), TextMix(conversation=0.0)), pipeline.dataset("near")
+    packer, dataset = Packer(pipeline.build_tokenizer(), TextMix(conversation=0.0)), pipeline.open_dataset("near")
     rng = np.random.default_rng(0)
-    row = packer.pack(rng, dataset.scene(0), with_image=True)
-    batch = packer.batch(np.random.default_rng(0), [dataset.scene(0)], [True])
+    row = packer.pack(rng, dataset.get_scene(0), with_image=True)
+    batch = packer.batch(np.random.default_rng(0), [dataset.get_scene(0)], [True])
     segments = torch.tensor(row.segments)
     visible = batch.mask[0, 0, : len(segments), : len(segments)] == 0
     allowed = (segments[:, None] == segments[None]) | (segments[None] == 0)
@@ -90,8 +90,8 @@ def test_packed_pairs_do_not_attend_to_each_other(pipeline: TrainingPipeline) ->
 
 @needs_font
 def test_synthetic_image_tokens_encode_the_categories_of_patches(pipeline: TrainingPipeline) -> None:
-    dataset, (vectors, empty) = pipeline.dataset("near"), build_class_vectors()
-    scenes = [dataset.scene(index) for index in range(8)]
+    dataset, (vectors, empty) = pipeline.open_dataset("near"), build_class_vectors()
+    scenes = [dataset.get_scene(index) for index in range(8)]
     tokens = simulate_image_tokens(np.random.default_rng(0), scenes)
     present = patch_targets(np.stack([p.instance_map for p in scenes]), [p.objects for p in scenes]) > 0
     coefficients = ((tokens - empty) @ vectors.T / vectors.square().sum(1)).numpy()
@@ -100,10 +100,10 @@ def test_synthetic_image_tokens_encode_the_categories_of_patches(pipeline: Train
 
 @needs_font
 def test_masked_scenes_keep_the_objects_that_they_show(pipeline: TrainingPipeline) -> None:
-    rng, dataset = np.random.default_rng(0), pipeline.dataset("far")
+    rng, dataset = np.random.default_rng(0), pipeline.open_dataset("far")
     lost = 0
     for index in range(len(dataset)):
-        scene = dataset.scene(index)
+        scene = dataset.get_scene(index)
         region, instance_map, objects = mask_objects(rng, scene.instance_map, scene.objects)
         assert 0.02 < region.mean() <= 0.7
         assert objects
@@ -115,7 +115,7 @@ def test_masked_scenes_keep_the_objects_that_they_show(pipeline: TrainingPipelin
 
 @needs_font
 def test_scenes_without_objects_match_no_request_for_a_description(pipeline: TrainingPipeline) -> None:
-    rng, dataset = np.random.default_rng(0), pipeline.dataset("near")
+    rng, dataset = np.random.default_rng(0), pipeline.open_dataset("near")
     batch = sample_batch(rng, dataset, 60)
     replace_with_empty_scenes(rng, batch)
     is_empty = [not scene.objects for scene in batch.scenes]
@@ -131,9 +131,9 @@ def test_rescale_tokens_keeps_the_logits() -> None:
     torch.manual_seed(0)
     vision, pixels = VisionModel().eval(), torch.randn(2, 3, 112, 112)
     with torch.no_grad():
-        evidence_before = vision.evidence(vision.image_tokens(pixels))
+        evidence_before = vision.compute_evidence(vision.compute_image_tokens(pixels))
         rescale_tokens(vision, LANGUAGE_SCALE)
-        assert torch.allclose(vision.evidence(vision.image_tokens(pixels)), evidence_before, atol=1e-3)
+        assert torch.allclose(vision.compute_evidence(vision.compute_image_tokens(pixels)), evidence_before, atol=1e-3)
 
 
 def test_split_llava_inverts_assemble_llava() -> None:
@@ -146,15 +146,15 @@ def test_split_llava_inverts_assemble_llava() -> None:
 
 @needs_font
 def test_write_positions_makes_positions_readable_from_image_tokens(pipeline: TrainingPipeline) -> None:
-    dataset, vision = pipeline.dataset("far"), VisionModel(LANGUAGE_SCALE).eval()
+    dataset, vision = pipeline.open_dataset("far"), VisionModel(LANGUAGE_SCALE).eval()
     pixels = normalize_pixels(np.array(dataset.pixels[:]))
-    evidence_before = vision.evidence(vision.image_tokens(pixels))
+    evidence_before = vision.compute_evidence(vision.compute_image_tokens(pixels))
     assert write_positions(vision, dataset, len(dataset)) > 0.7
-    tokens = vision.image_tokens(pixels).detach()
-    target_waves = position_waves().repeat(len(pixels), 1)
+    tokens = vision.compute_image_tokens(pixels).detach()
+    target_waves = compute_position_waves().repeat(len(pixels), 1)
     predicted_waves = tokens.flatten(0, 1) @ ridge_regression(tokens.flatten(0, 1), target_waves)
     assert (predicted_waves - target_waves).square().mean() < 0.3 * target_waves.square().mean()
-    assert (vision.evidence(tokens) - evidence_before).abs().mean() < evidence_before.abs().mean()
+    assert (vision.compute_evidence(tokens) - evidence_before).abs().mean() < evidence_before.abs().mean()
 
 
 @needs_font
@@ -168,7 +168,7 @@ def test_write_object_readout_makes_counts_readable_at_words(tmp_path: Path, mon
     spanned, _ = torch.linalg.qr(torch.cat([vectors, empty[None]]).T)
     free = torch.randn(WIDTH, len(NAMES))
     center_vectors = torch.linalg.qr(free - spanned @ (spanned.T @ free))[0].T
-    scenes = [dataset.scene(index) for index in range(len(dataset))]
+    scenes = [dataset.get_scene(index) for index in range(len(dataset))]
     present = torch.from_numpy(patch_targets(np.array(dataset.instance_maps), dataset.objects))
     tokens = empty + 0.8 * present @ vectors + torch.from_numpy(center_targets(scenes)) @ center_vectors
     rows = {float(pixels.sum()): row for row, pixels in enumerate(normalize_pixels(np.array(dataset.pixels)))}
@@ -202,7 +202,7 @@ def test_interrupted_stage_resumes_exactly(tmp_path: Path) -> None:
             module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
             trainer = Trainer("stage", work_dir, module, last_step, seed=3, horizon=8, warmup=2)
             for step in trainer:
-                inputs = torch.from_numpy(trainer.rng(step).normal(size=(5, 4))).float()
+                inputs = torch.from_numpy(trainer.create_rng(step).normal(size=(5, 4))).float()
                 trainer.update(module(inputs).square().mean(), {})
         return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 

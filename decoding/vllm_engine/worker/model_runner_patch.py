@@ -42,7 +42,7 @@ class WorkerExtension:
         return {
             "runner": None if hooks is None else "v1",
             "patches": list_patches(self.model_runner),
-            **({} if hooks is None else hooks.stats()),
+            **({} if hooks is None else hooks.get_stats()),
         }
 
 

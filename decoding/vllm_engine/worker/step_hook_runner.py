@@ -99,7 +99,7 @@ class StepHookRunner:
             if self.head_tap is not None:
                 self.head_tap.reset()
 
-    def stats(self) -> dict[str, Any]:
+    def get_stats(self) -> dict[str, Any]:
         """Return the number and size of the states, and whether the head tap is installed."""
         return {
             "states": len(self.states),
