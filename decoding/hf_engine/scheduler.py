@@ -18,9 +18,9 @@ class Scheduler:
 
     Requests of one API key have one cache salt. While a request of one salt has no room in the KV cache, those of other
     salts may overtake it. If the running rows outgrow the KV cache, the newest request of the salt with the most rows
-    is preempted. Salts that have one running request come last. A salt whose requests hold more than half of the KV
-    cache gives up the newest of them for a waiting request of another salt, but not its last one. Without salts, no
-    request overtakes another, and the newest of all requests is preempted.
+    is preempted. A salt with one running request keeps it, unless every salt has only one. A salt whose requests hold
+    more than half of the KV cache gives up the newest of them for a waiting request of another salt, but not its last
+    one. Without salts, no request overtakes another, and the newest of all requests is preempted.
 
     Attributes:
         waiting: Requests that wait. Preempted ones are at the front.
