@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from decoding.conformance.device_rule import check_device
 from decoding.conformance.fake_drafts import MAX_EFFECTS, FakeDrafts, list_sent_tokens
+from decoding.conformance.hook_calls import HookError, Problems, Rule, call
 from decoding.conformance.samples import (
     HEADS,
     IMAGE_TOKENS,
@@ -33,15 +35,12 @@ from decoding.pipeline.composition import batch_stacks, check_layout, find_inval
 from decoding.pipeline.dry_run import QUESTION, build_fake_reply, create_blank_image, run_program
 from decoding.pipeline.program import ProgramResult, StrategyProgram, start_program
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt
-from decoding.strategy import PER_ROW, TEXT_SIDE, AttentionKeys, Strategy, TensorHooks
+from decoding.strategy import PER_ROW, TEXT_SIDE, AttentionKeys, Strategy
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SEEDS = range(4)
 MODEL_DEPTHS = (1, 2, 3, 6, 8, 28, 32, 48)
 MAX_PROBLEMS = 5  # reported per rule
-
-Problems = Iterator[str]
-Rule = Callable[[type[Strategy]], Problems]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,6 @@ class RuleResult:
 
     rule: str
     problems: tuple[str, ...]
-
-
-class HookError(Exception):
-    """A hook raised an exception. The message names the hook."""
 
 
 def run_rules(strategy_class: type[Strategy]) -> list[RuleResult]:
@@ -87,21 +82,6 @@ def get_rule_name(rule: Rule) -> str:
 def describe_failure(error: StrategyFailed) -> str:
     """Return the message of an error with the text of its cause."""
     return f"{error.message} ({error.__cause__})" if error.__cause__ else error.message
-
-
-def call(strategy: TensorHooks, hook: str, *arguments: Any) -> Any:
-    """Call a hook.
-
-    Returns:
-        The result of the hook.
-
-    Raises:
-        HookError: The hook raises.
-    """
-    try:
-        return getattr(strategy, hook)(*arguments)
-    except Exception as error:
-        raise HookError(f"`{hook}` raised {type(error).__name__}: {error}") from error
 
 
 def check_class_attributes(strategy_class: type[Strategy]) -> Problems:
@@ -495,4 +475,5 @@ RULES: tuple[Rule, ...] = (
     check_early_exits,
     check_image_tokens,
     check_neutral,
+    check_device,
 )

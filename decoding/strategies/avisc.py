@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -61,8 +62,9 @@ class AvisC(PlausibleContrast):
     def select_blind_tokens(self, attention: Tensor) -> Tensor:
         """Select blind tokens, as a mask [image tokens], from [layers, image tokens] attention."""
         ordered, layers = (attention.sum(dim=-1) / attention.sum()).sort(descending=True)
-        attending = layers[ordered.cumsum(dim=0) - ordered < self.gamma]
-        mean = attention[attending].mean(dim=0)
+        is_needed = (ordered.cumsum(dim=0) - ordered < self.gamma).float()
+        weights = torch.zeros_like(is_needed).scatter(0, layers, is_needed)  # a mask as an index would make a GPU wait
+        mean = (weights[:, None] * attention).sum(dim=0) / weights.sum()
         return mean >= mean.mean() + self.deviations * mean.std(correction=0)
 
     def contrast(self, step: Step) -> Tensor:

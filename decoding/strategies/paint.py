@@ -86,7 +86,7 @@ class PAINT(Strategy):
             [images * patches] coefficients.
         """
         first, late = attention[0].sum(dim=1), attention[max(len(attention) - 2, 0)].sum(dim=1)  # [images, patches]
-        lower, upper = late.quantile(torch.tensor([0.25, 0.75], device=late.device), dim=-1, keepdim=True)
+        lower, upper = (late.quantile(share, dim=-1, keepdim=True) for share in (0.25, 0.75))
         summary = late > upper + 1.5 * (upper - lower)
         informative = first.topk(int(self.ratio * first.shape[-1]), dim=-1).indices
         local = torch.zeros_like(summary).scatter(-1, informative, True) & ~summary

@@ -382,6 +382,43 @@ class NotNeutral(Base):
         return step.scores * (2 + self.alpha)
 
 
+class CopiesFromHost(Base):
+    """Adds a tensor that it makes from numbers of the host."""
+
+    def logits(self, step: Step) -> Tensor:
+        return step.scores + torch.tensor([0.0, 0.0], device=step.scores.device)[0].to(step.scores.dtype)
+
+
+class WaitsForValue(Base):
+    """Decides by a value of the device."""
+
+    def logits(self, step: Step) -> Tensor:
+        return step.scores if step.raw.max() > 100 else step.raw.where(step.scores > -torch.inf, step.scores)
+
+
+class SelectsByMask(Base):
+    """Uses a mask as an index."""
+
+    def logits(self, step: Step) -> Tensor:
+        scores = step.scores.clone()
+        scores[scores.isnan()] = -torch.inf
+        return scores + 0 * step.raw[step.raw > -torch.inf].mean()
+
+
+class MixesDevices(Base):
+    """Adds a tensor of the host."""
+
+    def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
+        return scores + torch.zeros(scores.shape, dtype=scores.dtype)
+
+
+class StateOnHost(ProbingStrategy):
+    """A state that is not on the device of the activations."""
+
+    def update_state(self, state: Tensors, activations: Activations) -> Tensors:
+        return {"heads": torch.zeros(activations.layers, len(activations.heads["main"]))}
+
+
 @pytest.mark.parametrize("strategy_class", [Base, ProbingStrategy, DraftReadingStrategy])
 def test_correct_strategy_passes_every_rule(strategy_class: type[Strategy]) -> None:
     assert {result.rule: result.problems for result in run_rules(strategy_class)} == {
@@ -433,6 +470,11 @@ def test_correct_strategy_passes_every_rule(strategy_class: type[Strategy]) -> N
         (AlwaysReads, "lazy-branches", "`logits` depends on branches in a step for which `needs_branches` is false"),
         (TooDeep, "early-exits", "`early_exit_layers` returned (1,) for a model of 1 layers"),
         (Resurrects, "image-tokens", "`keep_image_tokens` keeps a token in a layer after one that drops it"),
+        (CopiesFromHost, "device", "`logits` raised"),
+        (WaitsForValue, "device", "`logits` raised DataDependentOutputException"),
+        (SelectsByMask, "device", "`logits` raised DynamicOutputShapeException"),
+        (MixesDevices, "device", "`edit_attention_scores` raised"),
+        (StateOnHost, "device", "`update_state` returned 'heads' on the host"),
         (NotNeutral, "neutral", "`logits` changes scores with neutral parameters"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
