@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses import fake_tensor
 from torch.utils import backend_registration
 
 # The backend that torch reserves for others. The name "cuda" would not do: indexing such a tensor calls CUDA's runtime.
@@ -31,7 +32,8 @@ def register_device() -> None:
 def simulate_device() -> Iterator[None]:
     """Simulate the tensors that are made within the context."""
     register_device()
-    with FakeTensorMode():
+    # Else the mode computes with single numbers of the host, and the simulated device cannot.
+    with patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", 0), fake_tensor.FakeTensorMode():
         yield
 
 

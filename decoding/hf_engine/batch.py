@@ -19,6 +19,7 @@ from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.sampler import sample_tokens
 from decoding.hf_engine.taps.head_tap import LayerScales
 from decoding.outputs import Token
+from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.logits_hooks import CHANGED, Failures, HookResults, LogitsHookRunner
 from decoding.requests import MAIN
 
@@ -166,15 +167,16 @@ class Batch:
             return []
         index = self._index_rows(base)
         rows = [index[id(request)] for request in requests]
-        raw = mask_forbidden(requests, logits[[own[MAIN] for own in rows]])
+        main_rows = copy_numbers([own[MAIN] for own in rows], torch.long, logits.device)
+        raw = mask_forbidden(requests, logits[main_rows])
         results, failures = self._run_logits_hooks(requests, rows, raw, logits)
         sampled = sample_tokens(results.scores, [request.sampler_state for request in requests])
         # The token of a main row goes to all rows of its request.
         pairs = [(base + row, number) for number, own in enumerate(rows) for row in own.values()]
-        batch_rows, request_numbers = torch.tensor(pairs, device=sampled.device).unbind(1)
+        batch_rows, request_numbers = copy_numbers(pairs, torch.long, sampled.device).unbind(1)
         self._tokens[batch_rows] = sampled[request_numbers]
         outputs: StepOutputs = []
-        for number, (token, status) in enumerate(torch.stack([sampled, results.status], 1).tolist()):
+        for number, (token, status) in enumerate(read_tokens(sampled, results.status)):
             request = requests[number]
             self.lazy_branches.add_token(request, token)
             failure = failures.get(number) or results.get_failure(number, status)
@@ -221,7 +223,8 @@ class Batch:
             failures |= lazy_failures
             if needed:
                 rows, logits = self._run_lazy_branches(requests, rows, logits, needed)
-        position = torch.tensor([[request.output_processor.num_tokens] for request in requests], device=raw.device)
+        num_tokens = [request.output_processor.num_tokens for request in requests]
+        position = copy_numbers(num_tokens, torch.long, raw.device)[:, None]
         early_logits = [request.early_logits for request in requests]
         return self._hook_runner.run(hooks, rows, raw, logits, position, early_logits), failures
 
@@ -255,6 +258,19 @@ class Batch:
         self._head_scales = self.model.head_tap.expand_scales(
             [get_head_scales(row.request, row.name) for row in self.rows]
         )
+
+
+def read_tokens(sampled: Tensor, status: Tensor) -> list[tuple[int, int]]:
+    """Read the tokens of a step. Only here a step waits for the device.
+
+    Args:
+        sampled: [requests] token ids.
+        status: [requests], as in `HookResults`.
+
+    Returns:
+        Token id and status of each request.
+    """
+    return torch.stack([sampled, status], 1).tolist()
 
 
 def mask_forbidden(requests: Sequence[RequestState], raw: Tensor) -> Tensor:

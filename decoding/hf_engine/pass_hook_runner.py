@@ -15,7 +15,7 @@ from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.taps.attention import AttentionEdit, EditScores
 from decoding.hf_engine.taps.early_exit import EarlyLogits
-from decoding.pipeline.composition import attribute_errors
+from decoding.pipeline.composition import attribute_errors, copy_numbers
 from decoding.pipeline.logits_hooks import stack_states
 from decoding.requests import MAIN
 from decoding.tensor_hooks import AttentionKeys, TensorHooks, Tensors
@@ -47,14 +47,14 @@ class EditGroup:
         Returns:
             The edit.
         """
-        device = self.index.device if isinstance(self.index, Tensor) else None
         image_token_index = torch.stack(
             [
                 pad(request.image_token_index, offsets[row], value=-1)
                 for row, request in zip(self.rows, self.requests, strict=True)
             ]
         )
-        newest_positions = torch.tensor([newest[row] for row in self.rows], device=device)
+        device = self.index.device if isinstance(self.index, Tensor) else torch.device("cpu")
+        newest_positions = copy_numbers([newest[row] for row in self.rows], torch.long, device)
         return AttentionEdit(self.index, newest_positions, self._build_edit_scores(image_token_index))
 
     def _build_edit_scores(self, image_token_index: Tensor) -> EditScores:

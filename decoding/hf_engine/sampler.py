@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from decoding.logits_ops import mask_logits, top_k_mask, top_p_mask
+from decoding.pipeline.composition import copy_numbers
 from decoding.sampling_params import SamplingParams
 
 
@@ -67,7 +68,7 @@ def sample_token(scores: Tensor, state: SamplerState) -> Tensor:
     """Sample one token: [vocab] -> [] token id."""
     params = state.params
     if state.num_tokens < len(params.forced_token_ids):
-        return torch.tensor(params.forced_token_ids[state.num_tokens], device=scores.device)
+        return copy_numbers([params.forced_token_ids[state.num_tokens]], torch.long, scores.device)[0]
     if state.output_counts is not None and state.prompt_mask is not None:
         scores = apply_penalties(scores, state.output_counts, state.prompt_mask, params)
     if params.temperature == 0:

@@ -174,8 +174,15 @@ def batch_parameters(rows: Sequence[TensorHooks], device: torch.device) -> Tenso
     for name in rows[0].find_marked_fields(PER_ROW):
         numbers = [getattr(strategy, name) for strategy in rows]
         if len(set(numbers)) > 1:
-            columns[name] = torch.tensor(numbers, dtype=torch.float64, device=device)[:, None]
+            columns[name] = copy_numbers(numbers, torch.float64, device)[:, None]
     return rows[0].model_copy(update=columns) if columns else rows[0]
+
+
+def copy_numbers(
+    numbers: Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Copy numbers to a device, as [n] or [n, m]. `torch.tensor` would wait until the device has done its work."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 def combine_head_scales(

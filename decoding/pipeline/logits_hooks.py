@@ -20,6 +20,7 @@ from decoding.pipeline.composition import (
     apply_logits_hooks,
     attribute_errors,
     batch_stacks,
+    copy_numbers,
     find_invalid_strategy,
     find_invalid_values,
     select_branch_names,
@@ -332,7 +333,7 @@ def stack_states(states: Sequence[Tensors]) -> dict[str, Tensor]:
 
 
 def to_index(numbers: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
+    return copy_numbers(numbers, torch.long, device)
 
 
 def call_needs_branches(strategy: TensorHooks, raw: Tensor) -> list[bool]:

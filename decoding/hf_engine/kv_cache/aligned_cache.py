@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from decoding.hf_engine.cpu.runtime import trim_heap
+from decoding.pipeline.composition import copy_numbers
 
 HEADROOM = 64  # free columns after a move, so steps between two moves. A move copies as much as a step reads
 MIN_ROW_CAPACITY = 8  # buffers do not shrink below this number of rows
@@ -183,7 +184,7 @@ class AlignedCache(Cache):  # type: ignore[misc]
         oldest = 0 if window is None else columns - window
         if oldest <= 0 and all(start == first for start in self.starts):
             return None
-        first_visible = torch.tensor([max(start - first, oldest) for start in self.starts], device=device)
+        first_visible = copy_numbers([max(start - first, oldest) for start in self.starts], torch.long, device)
         hidden = torch.arange(columns, device=device) < first_visible[:, None]
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
         return mask[:, None, None, :]

@@ -23,6 +23,7 @@ from decoding.hf_engine.taps.early_exit import EarlyExitTap
 from decoding.hf_engine.taps.head_tap import HeadObserver, HeadTap, LayerScales
 from decoding.hf_engine.taps.token_pruning import TokenPruningTap
 from decoding.hf_engine.taps.vision_attention import VisionAttentionTap
+from decoding.pipeline.composition import copy_numbers
 from decoding.text.model_families import ModelFamily, get_family, get_max_model_len
 from decoding.text.processor import get_eos_token_ids, load_processor
 from decoding.text.prompt_encoder import ModelInputs, PromptEncoder
@@ -126,7 +127,7 @@ class Model:
             [rows, vocab] logits, float32.
         """
         cache.reserve_column()
-        position_ids = torch.tensor(positions, device=self.device)[:, None]
+        position_ids = copy_numbers(positions, torch.long, self.device)[:, None]
         with self.head_tap.scale(scales):
             hidden = self.decoder(
                 input_ids=tokens[:, None],

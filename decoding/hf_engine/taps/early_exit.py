@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decoding.pipeline.composition import copy_numbers
 from decoding.tensor_hooks import EarlyExits
 
 ExitsByRow = Mapping[int, Mapping[str, EarlyExits]]  # row of a pass -> strategy -> its early exits
@@ -64,5 +65,5 @@ class EarlyExitTap:
 
     def _project(self, hidden: Tensor, is_normed: Sequence[bool]) -> Tensor:
         """Multiply with the head once for all exits: [exits, width] -> [exits, vocab]."""
-        through_norm = torch.tensor(is_normed, device=hidden.device)[:, None]
+        through_norm = copy_numbers(is_normed, torch.bool, hidden.device)[:, None]
         return self._head(torch.where(through_norm, self._norm(hidden), hidden))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.pipeline.composition import attribute_errors
+from decoding.pipeline.composition import attribute_errors, copy_numbers
 from decoding.pipeline.grounding import compute_grounding, score_texts
 from decoding.pipeline.logits_hooks import CHANGED, HookResults, LogitsHookRunner, RequestHooks, to_index
 from decoding.requests import MAIN
@@ -105,7 +105,7 @@ class SamplerHookRunner:
         raw = logits[self._main_rows]
         visible, failures = self._select_visible_rows(raw)
         generated = [gang.count_tokens(rows) for gang in self._gangs]
-        position = torch.tensor(generated, device=self.device)[:, None]
+        position = copy_numbers(generated, torch.long, self.device)[:, None]
         results = self._runner.run(self._hooks, visible, raw, logits, position)
         results.failures |= failures
         self._pending = PendingStep(raw, results, grounding)
