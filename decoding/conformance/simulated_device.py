@@ -28,12 +28,18 @@ def register_device() -> None:
     setattr(torch, DEVICE.type, backend_registration._DummyBackendModule())
 
 
+@cache
+def create_mode() -> fake_tensor.FakeTensorMode:
+    """Create the mode. Tensors of two modes do not mix, so that there is one."""
+    return fake_tensor.FakeTensorMode()
+
+
 @contextmanager
 def simulate_device() -> Iterator[None]:
     """Simulate the tensors that are made within the context."""
     register_device()
     # Else the mode computes with single numbers of the host, and the simulated device cannot.
-    with patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", 0), fake_tensor.FakeTensorMode():
+    with patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", 0), create_mode():
         yield
 
 

@@ -90,7 +90,7 @@ class HFEngine(BaseEngine):
         tokenizer = model.encoder.tokenizer
         self._model = model
         self._token_text = TokenText(tokenizer)
-        self._grammars = GrammarCompiler(tokenizer, model.vocab_size, model.eos_token_ids.tolist(), model.device)
+        self._grammars = GrammarCompiler(tokenizer, model.vocab_size, model.eos_token_ids, model.device)
         self._worker = await loop.run_in_executor(self._encode_thread, Worker, model, self.settings)
         self._worker.start()
         return str(model.device)

@@ -30,6 +30,7 @@ class EditGroup:
         self.rows = rows
         self.requests = requests
         self.num_layers = model.num_layers
+        self.device = model.device
         self.index = to_row_index(rows, model.device)
         self.stack: list[tuple[TensorHooks, Tensors]] = [  # innermost first
             (strategy, stack_states([request.hooks.states.get(strategy.name, {}) for request in requests]))
@@ -53,8 +54,7 @@ class EditGroup:
                 for row, request in zip(self.rows, self.requests, strict=True)
             ]
         )
-        device = self.index.device if isinstance(self.index, Tensor) else torch.device("cpu")
-        newest_positions = copy_numbers([newest[row] for row in self.rows], torch.long, device)
+        newest_positions = copy_numbers([newest[row] for row in self.rows], torch.long, self.device)
         return AttentionEdit(self.index, newest_positions, self._build_edit_scores(image_token_index))
 
     def _build_edit_scores(self, image_token_index: Tensor) -> EditScores:

@@ -139,7 +139,9 @@ class RequestState:
         self.image_token_index = index_image_tokens(main_ids, model.image_token_id)
         self.kept_tokens = find_kept_tokens(source, inputs, self.hooks.states, model)
         self.first_tokens = model.encoder.find_first_tokens(source.scored_texts)
-        self.sampler_state = SamplerState(sampling, prompt.ids.to(model.device), model.eos_token_ids, model.vocab_size)
+        self.sampler_state = SamplerState(
+            sampling, prompt.ids.to(model.device), model.eos_token_ids_on_device, model.vocab_size
+        )
         self.grammar_mask = None if sampling.grammar is None else grammars.compile(sampling.grammar)
         for token in answer_start.ids:
             self.sampler_state.add_token(token)
@@ -152,7 +154,7 @@ class RequestState:
             source,
             prompt,
             min(sampling.max_tokens or model.max_model_len, model.max_model_len - longest),
-            frozenset(model.eos_token_ids.tolist()),
+            frozenset(model.eos_token_ids),
             token_text,
             model.encoder.tokenizer,
             answer_prefix=answer_start.ids,

@@ -75,8 +75,8 @@ class Model:
         self.image_token_id: int = self.network.config.image_token_id
         self.has_tied_embeddings: bool = self.head.weight is embedding
         self.vocab_size: int = self.head.weight.shape[0]
-        eos_token_ids = get_eos_token_ids(self.network.generation_config, self.encoder.tokenizer)
-        self.eos_token_ids = torch.tensor(eos_token_ids, dtype=torch.long, device=self.device)  # [n]
+        self.eos_token_ids = tuple(get_eos_token_ids(self.network.generation_config, self.encoder.tokenizer))
+        self.eos_token_ids_on_device = copy_numbers(self.eos_token_ids, torch.long, self.device)  # [n]
 
     @property
     def num_layers(self) -> int:

@@ -46,7 +46,8 @@ class HeadTap:
     def expand_scales(self, head_scales: Sequence[Tensor | None]) -> LayerScales | None:
         """Expand the head scales of a batch over the elements of each head.
 
-        They are expanded once, so that a step costs one multiplication in the layers that are scaled.
+        They are expanded once, so that a step costs one multiplication in the layers that are scaled. On a GPU these
+        are all layers.
 
         Args:
             head_scales: For each row [layers, heads], or None for all 1.
@@ -59,7 +60,9 @@ class HeadTap:
             return None
         ones = torch.ones_like(given[0])
         stacked = torch.stack([ones if scales is None else scales for scales in head_scales])
-        is_neutral = (stacked == 1).all(-1).all(0).tolist()
+        is_neutral = [False] * self.num_layers
+        if stacked.device.type == "cpu":  # a GPU would have to be waited for, and multiplies in no time
+            is_neutral = (stacked == 1).all(-1).all(0).tolist()
         return [
             None if is_neutral[layer] else stacked[:, layer].repeat_interleave(head_dim, -1)[:, None]
             for layer, head_dim in enumerate(self._head_dims)

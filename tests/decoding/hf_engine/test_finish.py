@@ -29,9 +29,11 @@ FILLER = "Is there a person? "
 def end_token(engine: HFEngine) -> Iterator[int]:
     """Make the fifth token of the model's answer its end token."""
     fifth = asyncio.run(generate(engine, make_prompt(), exact_length(5))).tokens[4].id
-    before, engine.model.eos_token_ids = engine.model.eos_token_ids, torch.tensor([fifth, engine.model.vocab_size - 1])
-    yield fifth
-    engine.model.eos_token_ids = before
+    end_tokens = (fifth, engine.model.vocab_size - 1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine.model, "eos_token_ids", end_tokens)
+        patched.setattr(engine.model, "eos_token_ids_on_device", torch.tensor(end_tokens))
+        yield fifth
 
 
 async def test_answer_ends_with_the_eos_token(engine: HFEngine, end_token: int) -> None:

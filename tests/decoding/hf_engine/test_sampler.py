@@ -90,7 +90,7 @@ async def test_penalties_follow_their_definitions(mixed: bool, engine: HFEngine)
     scores: list[torch.Tensor] = []
     first = torch.zeros(vocab, dtype=torch.bool)
     first[ids] = True
-    one = SamplerState(sampling, torch.tensor(ids), engine.model.eos_token_ids, vocab)
+    one = SamplerState(sampling, torch.tensor(ids), engine.model.eos_token_ids_on_device, vocab)
     generator = torch.Generator().manual_seed(3)
     tokens: list[int] = []
     for _ in range(24):

@@ -78,7 +78,7 @@ async def test_max_tokens_and_min_tokens_count_the_prefix(embedded: HFEngine) ->
     prefix = tuple(embedded.model.encoder.tokenizer("The image shows", add_special_tokens=False)["input_ids"])
     short = await continue_answer(embedded, "plain", prefix, SamplingParams(max_tokens=len(prefix) + 2))
     assert (len(list_ids(short)), short.finish.reason) == (2, "length")
-    eos = int(embedded.model.eos_token_ids[0])
+    eos = embedded.model.eos_token_ids[0]
     short_enough = SamplingParams(max_tokens=40, min_tokens=len(prefix) + 5)
     assert eos not in list_ids(await continue_answer(embedded, "plain", prefix, short_enough))[:5]
 
