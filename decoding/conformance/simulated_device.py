@@ -38,8 +38,8 @@ def create_mode() -> fake_tensor.FakeTensorMode:
 def simulate_device() -> Iterator[None]:
     """Simulate the tensors that are made within the context."""
     register_device()
-    # Else the mode computes with single numbers of the host, and the simulated device cannot.
-    with patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", 0), create_mode():
+    # Else the mode computes with the values of the smallest tensors, which the simulated device cannot.
+    with patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", -1), create_mode():
         yield
 
 

@@ -289,7 +289,8 @@ def mask_forbidden(requests: Sequence[RequestState], raw: Tensor) -> Tensor:
         if request.grammar_mask is not None:
             raw[row].masked_fill_(~request.grammar_mask.allowed, -torch.inf)
         if request.answer_start.ruled_out:
-            raw[row, request.answer_start.find_forbidden_tokens(request.output_ids)] = -torch.inf
+            forbidden = request.answer_start.find_forbidden_tokens(request.output_ids)
+            raw[row].index_fill_(-1, copy_numbers(forbidden, torch.long, raw.device), -torch.inf)
         if request.sampler_state.is_below_min_tokens:
             raw[row].index_fill_(-1, request.sampler_state.eos_token_ids, -torch.inf)
     return raw

@@ -137,10 +137,13 @@ class SamplerHookRunner:
         vLLM forbids them after the strategies. A plausibility cut may have kept the forbidden token alone by then.
         """
         for gang in self._gangs:
+            forbidden: list[int] = []
             if gang.count_tokens(rows) < gang.member.min_tokens:
-                logits[gang.main_row, list(gang.member.eos_token_ids)] = -torch.inf
+                forbidden += gang.member.eos_token_ids
             if gang.member.ruled_out:
-                logits[gang.main_row, gang.find_forbidden_tokens(rows)] = -torch.inf
+                forbidden += gang.find_forbidden_tokens(rows)
+            if forbidden:
+                logits[gang.main_row].index_fill_(-1, copy_numbers(forbidden, torch.long, self.device), -torch.inf)
 
     def _compute_grounding(self, logits: Tensor) -> dict[int, Tensor]:
         """Return the [vocab] grounding of each token, by number of a gang."""
@@ -167,7 +170,7 @@ class SamplerHookRunner:
             return
         pending, self._pending = self._pending, None
         tokens = sampled[self._main_rows, 0].long()
-        status = pending.results.status.tolist()
+        status = read_status(pending.results.status)
         for number, gang in enumerate(self._gangs):
             failure = pending.results.get_failure(number, status[number])
             if failure is not None:
@@ -246,3 +249,8 @@ class SamplerHookRunner:
                 self._built.clear()
             stack = self._built[specs] = tuple(spec.build() for spec in specs)
         return stack
+
+
+def read_status(status: Tensor) -> list[int]:
+    """Read the [gangs] status of a step, as in `HookResults`. Here a step waits for the device."""
+    return status.tolist()

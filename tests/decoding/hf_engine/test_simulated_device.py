@@ -25,9 +25,10 @@ from decoding.pipeline.logits_hooks import UNCHANGED
 from decoding.requests import MAIN, GenerateRequest
 from decoding.text.prompt_encoder import AnswerStart, ModelInputs
 from tests.decoding.hf_engine.harness import build_stack, exact_length, make_prompt, run_strategies
-from tests.decoding.hf_engine.test_batching import NEWCOMERS
 
-STEPS = 3
+STEPS = 2
+# Each kind of hook and of branch. `onlyseen-check` calls every hook of the others on the simulated GPU.
+STACKS = ["plain", "agla+vhr", "avisc+pai", "paint", "sid", "dola", "mvp", "vdgd+vcd"]
 Captured = tuple[GenerateRequest, dict[str, StoredStrategyState], AnswerStart, dict[str, ModelInputs]]
 
 
@@ -87,7 +88,7 @@ def build_prefills(model: Model, request: RequestState) -> PrefillOutputs:
     return prefills
 
 
-@pytest.mark.parametrize("names", NEWCOMERS)
+@pytest.mark.parametrize("names", STACKS)
 async def test_steps_wait_only_for_their_tokens(
     names: str, engine: HFEngine, simulated_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,13 +111,13 @@ async def test_steps_wait_only_for_their_tokens(
             if source.scored_texts:
                 continue
             request = RequestState(
-                replace(source, sampling=replace(source.sampling, top_logprobs=None)),
+                replace(source, sampling=replace(source.sampling, min_tokens=2, top_logprobs=None)),
                 {name: copy_inputs(each) for name, each in inputs.items()},
                 {name: StoredStrategyState(copy_all_to_device(state.tensors)) for name, state in states.items()},
                 model,
                 engine._token_text,
                 engine._grammars,
-                answer_start,
+                replace(answer_start, ruled_out=((7,), (5, 9))),
             )
             requests.append(request)
             prefills |= build_prefills(model, request)
