@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.server.test_end_to_end import wait_until_ready
+from tests.server.harness import wait_until_ready
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"

@@ -173,7 +173,7 @@ def test_write_object_readout_makes_counts_readable_at_words(tmp_path: Path, mon
     tokens = empty + 0.8 * present @ vectors + torch.from_numpy(center_targets(scenes)) @ center_vectors
     rows = {float(pixels.sum()): row for row, pixels in enumerate(normalize_pixels(np.array(dataset.pixels)))}
     monkeypatch.setattr(
-        joint.vision, "image_tokens", lambda pixels: tokens[[rows[float(scene.sum())] for scene in pixels]]
+        joint.vision, "compute_image_tokens", lambda pixels: tokens[[rows[float(scene.sum())] for scene in pixels]]
     )
     object_heads = ObjectHeads(joint.vision)
     object_heads.centers.weight.data = center_vectors

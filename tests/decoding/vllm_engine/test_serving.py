@@ -18,7 +18,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.server.test_end_to_end import NAME, SCENES, build_messages, greedy_request, wait_until_ready
+from tests.server.harness import NAME, SCENES, build_messages, greedy_request, wait_until_ready
 
 STRATEGIES = ("plain", "vcd", "agla", "m3id", "agla+vcd", "agla+vhr", "vdgd+vcd")
 REFUSED = ("avisc", "deco", "dola", "pai", "paint", "sid")

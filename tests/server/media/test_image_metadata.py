@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from bench.hostile.images import build_exif, build_exif_bomb, build_jpeg_with_segments, build_metadata_bomb, chunk
+from bench.hostile.images import (
+    build_chunk,
+    build_exif,
+    build_exif_bomb,
+    build_jpeg_with_segments,
+    build_metadata_bomb,
+)
 from decoding.errors import BadRequest
 from server.media.image_metadata import strip_metadata
 from server.media.images import decode_image, open_image
@@ -63,7 +69,7 @@ def test_exif_of_either_byte_order_is_read(order: str) -> None:
 )
 def test_invalid_orientation_leaves_the_image_upright(exif: bytes) -> None:
     content = draw("PNG")
-    assert strip_metadata(content[:33] + chunk(b"eXIf", exif) + content[33:]) == (content, 1)
+    assert strip_metadata(content[:33] + build_chunk(b"eXIf", exif) + content[33:]) == (content, 1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,7 @@ def test_transparency_is_kept() -> None:
 
 def test_texts_and_profile_of_a_png_are_not_decoded() -> None:
     content = draw("PNG", icc_profile=bytes(100_000))
-    text = chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(("\U0001f600" + "a" * 1_000_000).encode()))
+    text = build_chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(("\U0001f600" + "a" * 1_000_000).encode()))
     content = content[:33] + 60 * text + content[33:-12] + text + content[-12:] + bytes(100)
     image = open_image(content, "url")
     image.load()
@@ -115,7 +121,7 @@ def test_directory_that_names_the_same_numbers_again_and_again_costs_nothing(pla
     bomb = build_exif_bomb()
     png, jpeg, webp = draw("PNG"), draw("JPEG"), draw("WEBP", exif=b"Exif\0\0" + bomb)
     content = {
-        "eXIf of a PNG": png[:33] + chunk(b"eXIf", bomb) + png[33:],
+        "eXIf of a PNG": png[:33] + build_chunk(b"eXIf", bomb) + png[33:],
         "Exif of a JPEG": build_jpeg_with_segments(jpeg, (0xE1, b"Exif\0\0" + bomb)),
         "MPF of a JPEG": build_jpeg_with_segments(jpeg, (0xE2, b"MPF\0" + bomb)),
         "EXIF of a WebP": webp,

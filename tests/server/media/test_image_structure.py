@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.hostile.images import chunk
+from bench.hostile.images import build_chunk
 from decoding.errors import BadRequest
 from server.media.image_metadata import strip_metadata
 from server.media.image_structure import check_parts
@@ -43,8 +43,8 @@ FLOODS = {
     "restart markers of a JPEG": JPEG[:2] + 200_000 * b"\xff\xd0" + JPEG[2:],
     "bytes between segments of a JPEG": JPEG[:2] + bytes(1_000_000) + JPEG[2:],
     "bytes at the end of a JPEG": JPEG[:2] + bytes(1_000_000),
-    "text chunks of a PNG": PNG[:HEADER_END] + 2_000 * chunk(b"tEXt", b"a\0b") + PNG[HEADER_END:],
-    "pixel chunks of a PNG": PNG[:HEADER_END] + 30_000 * chunk(b"IDAT", b"") + PNG[HEADER_END:],
+    "text chunks of a PNG": PNG[:HEADER_END] + 2_000 * build_chunk(b"tEXt", b"a\0b") + PNG[HEADER_END:],
+    "pixel chunks of a PNG": PNG[:HEADER_END] + 30_000 * build_chunk(b"IDAT", b"") + PNG[HEADER_END:],
     "chunks of a WebP": add_chunks(200_000),
     "extensions of a GIF": GIF[:781] + 200_000 * b"!\xfe\0" + GIF[781:],
     "blocks of a GIF": GIF[:781] + b"!\xfe" + 20_000 * b"\1a" + b"\0" + GIF[781:],
@@ -70,7 +70,7 @@ ORDINARY = {
     "video after a photo": JPEG + 200 * b"\xff\xda" + bytes(100_000),
     "fill bytes": JPEG[:2] + 1_000 * b"\xff" + JPEG[2:],
     "profile and EXIF": encode("JPEG", icc_profile=bytes(1_000_000), exif=Image.Exif()),
-    "texts": PNG[:HEADER_END] + 500 * chunk(b"tEXt", b"a\0b") + PNG[HEADER_END:],
+    "texts": PNG[:HEADER_END] + 500 * build_chunk(b"tEXt", b"a\0b") + PNG[HEADER_END:],
     "small pixel chunks": encode("PNG", (1000, 1000)),
     "padding of a PNG": PNG + bytes(1_000_000),
     "animation": encode("WEBP", save_all=True, append_images=100 * [Image.new("L", (64, 64))]),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.hostile.images import encode_image_url, png
+from bench.hostile.images import build_png, encode_image_url
 from decoding.errors import BadRequest
 from decoding.prompt import ImageInput
 from server.media.image_ref import ImageRef
@@ -113,14 +113,14 @@ WHOLE = data_url(image("RGB", RED, (64, 64)))
         (encode_image_url(SVG, "svg+xml"), "invalid_image"),
         (encode_image_url(EPS), "invalid_image"),
         (WHOLE[: len(WHOLE) // 8 * 4], "invalid_image"),
-        (encode_image_url(png(0, 0)), "invalid_image"),
-        (encode_image_url(png(20_000, 20_000)), "image_too_large"),
-        (encode_image_url(png(65_535, 65_535)), "image_too_large"),
-        (encode_image_url(png(5_001, 5_000)), "image_too_large"),
-        (encode_image_url(png(1, 25_000_000)), "image_too_large"),
-        (encode_image_url(png(16_385, 200)), "image_too_large"),
-        (encode_image_url(png(101, 1)), "invalid_image_aspect_ratio"),
-        (encode_image_url(png(1, 16_384)), "invalid_image_aspect_ratio"),
+        (encode_image_url(build_png(0, 0)), "invalid_image"),
+        (encode_image_url(build_png(20_000, 20_000)), "image_too_large"),
+        (encode_image_url(build_png(65_535, 65_535)), "image_too_large"),
+        (encode_image_url(build_png(5_001, 5_000)), "image_too_large"),
+        (encode_image_url(build_png(1, 25_000_000)), "image_too_large"),
+        (encode_image_url(build_png(16_385, 200)), "image_too_large"),
+        (encode_image_url(build_png(101, 1)), "invalid_image_aspect_ratio"),
+        (encode_image_url(build_png(1, 16_384)), "invalid_image_aspect_ratio"),
         (encode_image_url(GIF, "gif"), "image_too_large"),
     ],
     ids=lambda value: value[:40],
