@@ -241,7 +241,7 @@ class GangScheduler(GangLifecycle):
         # reserved no KV blocks for them here.
         return min(tokens, self._planned_tokens.get(request.request_id, tokens))
 
-    def _get_local_prefix_cache_hit(self, request: VllmRequest) -> tuple[Any, ...]:
+    def _get_local_prefix_cache_hit(self, request: VllmRequest, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Shorten the prefix hit of a member whose prompt is cached up to its last token, by one block.
 
         The member would have nothing to run until the others arrive, and vLLM schedules no request that runs nothing.
@@ -249,7 +249,7 @@ class GangScheduler(GangLifecycle):
         Returns:
             The cached blocks, the number of cached tokens, and whatever else vLLM returns.
         """
-        blocks, hit, *rest = super()._get_local_prefix_cache_hit(request)
+        blocks, hit, *rest = super()._get_local_prefix_cache_hit(request, *args, **kwargs)
         if hit and hit >= request.num_tokens - 1 and self.gangs.get_gang(request.request_id) is not None:
             hit -= self.block_size
             blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, hit)

@@ -24,6 +24,7 @@ WITHOUT_VLLM = (
     "frontend/test_selftest.py",
     "test_states.py",
     "worker/test_sampler_hook_runner.py",
+    "worker/test_simulated_device.py",
 )
 if find_spec("vllm") is None:
     collect_ignore = sorted({str(file.relative_to(HERE)) for file in HERE.rglob("test_*.py")} - {*WITHOUT_VLLM})

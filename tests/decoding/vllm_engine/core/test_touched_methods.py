@@ -1,0 +1,35 @@
+"""`install/vllm_changes.py` lists every method of vLLM that the engine overrides or wraps."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from decoding.vllm_engine.worker.model_runner_patch import PATCHES
+from install.vllm_changes import METHODS, find_method, read_source
+
+
+def test_listed_methods_exist() -> None:
+    spec = find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    release = Path(spec.origin).parents[1]
+    for file, names in METHODS.items():
+        source = read_source(release, file)
+        assert source is not None, file
+        assert [name for name in names if find_method(source, name) is None] == []
+
+
+@pytest.mark.filterwarnings("default")
+def test_overridden_and_wrapped_methods_are_listed() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from decoding.vllm_engine.core.scheduler import GangScheduler
+
+    listed = {name for names in METHODS.values() for name in names}
+    ours = {name for kind in GangScheduler.__mro__ if not kind.__module__.startswith("vllm") for name in vars(kind)}
+    overridden = {f"Scheduler.{name}" for name in ours & set(vars(Scheduler)) if callable(vars(Scheduler)[name])}
+    assert "Scheduler.schedule" in overridden
+    assert overridden | {f"GPUModelRunner.{name}" for name in PATCHES} <= listed
