@@ -13,7 +13,7 @@ from decoding.engine import Capability
 from decoding.errors import BadRequest, EngineFailed, OnlySeenError
 from decoding.hf_engine.cpu.runtime import limit_arenas
 from decoding.hf_engine.model.model import Model
-from decoding.hf_engine.probe import run_probe
+from decoding.hf_engine.probe import EncodedProbe
 from decoding.hf_engine.request import RequestHandle, RequestState, RequestStatus
 from decoding.hf_engine.settings import HFSettings
 from decoding.hf_engine.strategy_state import StoredStrategyState
@@ -148,7 +148,7 @@ class HFEngine(BaseEngine):
         """
         with self._reserve_probe(probe):
             inputs = await self._encode(lambda: self._encode_prompts(probe.prompts))
-            state = await self.worker.run_task(lambda: run_probe(probe, inputs, self.model))
+            state = await self.worker.run_task(EncodedProbe(probe, inputs))
         return self._store_state(state), Usage(forward_passes=len(inputs))
 
     def _can_prefill_answer(self, request: GenerateRequest) -> bool:

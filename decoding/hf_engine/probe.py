@@ -1,92 +1,173 @@
-"""Run a probe: its prompts in one pass, whose activations are folded into a strategy state layer by layer."""
+"""Run probes: their prompts in one pass, whose activations are folded into strategy states layer by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from decoding.hf_engine.model.model import Model
+from decoding.hf_engine.model.model import Model, PrefillOutput
+from decoding.hf_engine.prefill import can_share_pass
 from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.hf_engine.taps.attention import AttentionEdit
-from decoding.pipeline.composition import attribute_errors
+from decoding.pipeline.composition import attribute_errors, copy_numbers
 from decoding.requests import ProbeRequest
 from decoding.tensor_hooks import Activations, Tensors
 from decoding.text.prompt_encoder import ModelInputs
 
 
-def run_probe(probe: ProbeRequest, prompts: Mapping[str, ModelInputs], model: Model) -> StoredStrategyState:
-    """Run a probe.
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedProbe:
+    """A probe with its prompts, encoded, by name."""
+
+    request: ProbeRequest
+    prompts: Mapping[str, ModelInputs]
+
+    def can_join(self, others: Sequence[EncodedProbe]) -> bool:
+        """Return whether the probe can share a pass with others: they capture the same, and the prompts fit."""
+        if any(other.request.capture != self.request.capture for other in others):
+            return False
+        group = [prompt for other in others for prompt in other.prompts.values()]
+        for prompt in self.prompts.values():
+            if group and not can_share_pass(prompt, group):
+                return False
+            group.append(prompt)
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class RunningProbe:
+    """A probe in a pass.
+
+    Attributes:
+        request: The probe.
+        rows: Name of a prompt -> row of the pass.
+        state: State after the layers that have run.
+        failure: Exception of a hook. The other probes of the pass go on.
+    """
+
+    request: ProbeRequest
+    rows: Mapping[str, int]
+    state: Tensors = field(default_factory=dict)
+    failure: Exception | None = None
+
+    def fold(self, activations: Activations) -> Tensor | None:
+        """Fold the activations of a layer into the state.
+
+        Args:
+            activations: Activations of the probe's prompts.
+
+        Returns:
+            [layers, heads] scales of the main row in this layer, or None.
+        """
+        strategy = self.request.strategy
+        try:
+            with attribute_errors(strategy):
+                self.state = strategy.update_state(self.state, activations)
+                return strategy.head_scales(self.state) if self.request.layerwise else None
+        except Exception as error:
+            self.failure = error
+            return None
+
+    def build_result(self, outputs: Sequence[PrefillOutput]) -> StoredStrategyState | Exception:
+        """Build the result of the probe from the outputs of the pass.
+
+        Returns:
+            The state, or the exception of a hook. If a request with the same prompt can continue from the pass, the
+            state has the main prompt's prefill output.
+        """
+        if self.failure is not None:
+            return self.failure
+        strategy, main = self.request.strategy, self.request.main
+        try:
+            with attribute_errors(strategy):
+                scales = strategy.head_scales(self.state)
+        except Exception as error:
+            return error
+        is_scaled_later = scales is not None and not self.request.layerwise
+        if is_scaled_later or "edit_attention_scores" in strategy.hooks():  # the KV states were computed without
+            return StoredStrategyState(self.state)
+        output = outputs[self.rows[main]]
+        output = replace(output, key_values=output.clone_key_values())
+        return StoredStrategyState(self.state, self.request.prompts[main], output, scales)
+
+
+def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrategyState | Exception]:
+    """Run probes in one pass.
 
     Args:
-        probe: The probe.
-        prompts: Its prompts by name, encoded.
+        probes: The probes. `EncodedProbe.can_join` holds for each and those before it.
         model: The model.
 
     Returns:
-        The strategy's state. If a request with the same prompt can continue from this pass, also the main prompt's
-        prefill output.
+        For each probe the strategy's state, or the exception of a hook.
     """
-    names = list(prompts)
-    newest = [len(prompts[name]) - 1 for name in names]
-    main = names.index(probe.main)
-    state: Tensors = {}
-    attention: dict[str, Tensor] = {}  # prompt -> [heads, image tokens] in the layer that has just run
+    prompts = [prompt for probe in probes for prompt in probe.prompts.values()]
+    newest = [len(prompt) - 1 for prompt in prompts]
+    numbers = iter(range(len(prompts)))
+    running = [RunningProbe(probe.request, {name: next(numbers) for name in probe.prompts}) for probe in probes]
+    capture = probes[0].request.capture
+    attention: dict[int, Tensor] = {}  # row -> [heads, image tokens] in the layer that has just run
+    vision: dict[int, Tensor] = {}  # row -> [tower layers, images, heads, patches]
 
-    def observe_heads(layer: int, outputs: Tensor) -> Tensor:  # [prompts, length, heads, head_dim], as the result
-        nonlocal state
-        vision = split_by_prompt(vision_attention, prompts) if vision_attention else {}
-        heads = {name: outputs[row, newest[row]].to(model.device) for row, name in enumerate(names)}
-        activations = Activations(heads, layer, model.num_layers, vision, dict(attention))
-        with attribute_errors(probe.strategy):
-            state = probe.strategy.update_state(state, activations)
-            scales = probe.strategy.head_scales(state) if probe.layerwise else None
-        if scales is None:
+    def observe_heads(layer: int, outputs: Tensor) -> Tensor:  # [rows, length, heads, head_dim], as the result
+        if vision_attention and not vision:
+            vision.update(enumerate(split_by_prompt(vision_attention, prompts)))
+        factors: dict[int, Tensor] = {}  # main row -> [heads]
+        for probe in running:
+            if probe.failure is not None:
+                continue
+            activations = Activations(
+                {name: outputs[row, newest[row]].to(model.device) for name, row in probe.rows.items()},
+                layer,
+                model.num_layers,
+                {name: vision[row] for name, row in probe.rows.items()} if vision else {},
+                {name: attention[row] for name, row in probe.rows.items()} if attention else {},
+            )
+            scales = probe.fold(activations)
+            if scales is not None:
+                factors[probe.rows[probe.request.main]] = scales[layer]
+        if not factors:
             return outputs
         outputs = outputs.clone()
-        outputs[main] *= scales[layer, :, None].to(outputs.device)
+        for row, scale in factors.items():
+            outputs[row] *= scale[:, None].to(outputs.device)
         return outputs
 
-    is_image = [prompts[name].ids == model.image_token_id for name in names]
-    image_positions = [mask.nonzero().flatten().to(model.device) for mask in is_image]
+    image_positions = [(prompt.ids == model.image_token_id).nonzero().flatten().to(model.device) for prompt in prompts]
 
-    def observe_attention(_: int, weights: Tensor) -> None:  # [prompts, heads, keys]
-        for name, own, positions in zip(names, weights, image_positions, strict=True):
-            attention[name] = own[:, positions.to(own.device)].to(model.device)
+    def observe_attention(_: int, weights: Tensor) -> None:  # [rows, heads, keys]
+        for row, positions in enumerate(image_positions):
+            attention[row] = weights[row][:, positions.to(weights.device)].to(model.device)
 
-    edit = AttentionEdit(slice(None), torch.tensor(newest, device=model.device), observe_weights=observe_attention)
-    edits = [edit] if "attention" in probe.capture else []
-    with capture_vision_attention(probe, model) as vision_attention, model.attention_tap.edit(edits):
-        outputs = model.prefill_observed([prompts[name] for name in names], observe_heads)
-    with attribute_errors(probe.strategy):
-        scales = probe.strategy.head_scales(state)
-    is_scaled_later = scales is not None and not probe.layerwise
-    if is_scaled_later or "edit_attention_scores" in probe.strategy.hooks():  # the KV states were computed without
-        return StoredStrategyState(state)
-    output = replace(outputs[main], key_values=outputs[main].clone_key_values())
-    return StoredStrategyState(state, probe.prompts[probe.main], output, scales)
+    newest_positions = copy_numbers(newest, torch.long, model.device)
+    edit = AttentionEdit(slice(None), newest_positions, observe_weights=observe_attention)
+    edits = [edit] if "attention" in capture else []
+    with capture_vision_attention(capture, model) as vision_attention, model.attention_tap.edit(edits):
+        outputs = model.prefill_observed(prompts, observe_heads)
+    return [probe.build_result(outputs) for probe in running]
 
 
-def capture_vision_attention(probe: ProbeRequest, model: Model) -> AbstractContextManager[list[Tensor]]:
-    """Capture the vision tower's attention, if the probe needs it. The list fills while the tower runs."""
-    if "vision" not in probe.capture:
+def capture_vision_attention(capture: Set[str], model: Model) -> AbstractContextManager[list[Tensor]]:
+    """Capture the vision tower's attention, if probes need it. The list fills while the tower runs."""
+    if "vision" not in capture:
         return nullcontext([])
     assert model.vision_attention_tap is not None, "the engine has checked its capabilities"
     return model.vision_attention_tap.capture()
 
 
-def split_by_prompt(attention: Sequence[Tensor], prompts: Mapping[str, ModelInputs]) -> dict[str, Tensor]:
+def split_by_prompt(attention: Sequence[Tensor], prompts: Sequence[ModelInputs]) -> Sequence[Tensor]:
     """Split the tower's attention by prompt. The tower had the images of all prompts, in their order.
 
     Args:
         attention: For each layer of the tower [images, heads, patches].
-        prompts: Prompts of the pass by name.
+        prompts: Prompts of the pass.
 
     Returns:
-        Name of a prompt -> [tower layers, images, heads, patches].
+        [tower layers, images, heads, patches] of each prompt.
     """
-    counts = [len(prompt.extras["pixel_values"]) if prompt.extras else 0 for prompt in prompts.values()]
-    return dict(zip(prompts, torch.split(torch.stack(list(attention)), counts, dim=1), strict=True))
+    counts = [len(prompt.extras["pixel_values"]) if prompt.extras else 0 for prompt in prompts]
+    return torch.split(torch.stack(list(attention)), counts, dim=1)

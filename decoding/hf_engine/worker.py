@@ -19,6 +19,7 @@ from decoding.hf_engine.batch import Batch, StepOutputs
 from decoding.hf_engine.kv_cache.prefix_cache import PrefixCache
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.prefill import prefill_requests
+from decoding.hf_engine.probe import EncodedProbe, run_probes
 from decoding.hf_engine.request import RequestHandle, RequestStatus, call_in_loop
 from decoding.hf_engine.scheduler import Scheduler
 from decoding.hf_engine.settings import HFSettings
@@ -29,9 +30,9 @@ IDLE_SECONDS = 1.0  # without work, until the KV buffers are freed; the next req
 
 @dataclass(eq=False, slots=True)
 class ModelTask:
-    """Work other than a generation request that needs the model: a probe."""
+    """Work other than a generation request that needs the model: a probe, or a function."""
 
-    work: Callable[[], Any]
+    work: EncodedProbe | Callable[[], Any]
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
 
@@ -80,8 +81,11 @@ class Worker:
         """Queue a request. After the end of the thread this raises `EngineFailed`."""
         self._put(handle)
 
-    async def run_task(self, work: Callable[[], Any]) -> Any:
+    async def run_task(self, work: EncodedProbe | Callable[[], Any]) -> Any:
         """Run work in the thread between two steps. A failure of the work raises an `OnlySeenError`.
+
+        Args:
+            work: A function, or a probe. Probes that wait share a pass.
 
         Returns:
             The result of the work.
@@ -159,12 +163,45 @@ class Worker:
                 self._is_closing = True
 
     def _run_next_task(self) -> None:
-        """Run one task, so that the running requests wait for no more than that."""
+        """Run one task, or the probes of one pass, so that the running requests wait for no more than that."""
         while self._tasks:
             task = self._tasks.popleft()
-            if not task.future.cancelled():
+            if task.future.cancelled():
+                continue
+            if isinstance(task.work, EncodedProbe):
+                self._run_probes([task, *self._take_probes(task.work)])
+            else:
                 task.resolve(*run_captured(task.work, "probe_failed"))
+            return
+
+    def _take_probes(self, first: EncodedProbe) -> list[ModelTask]:
+        """Take the probes that wait and can share the pass of another one."""
+        taken, probes, remaining = list[ModelTask](), [first], deque[ModelTask]()
+        for task in self._tasks:
+            if isinstance(task.work, EncodedProbe) and not task.future.cancelled() and task.work.can_join(probes):
+                taken.append(task)
+                probes.append(task.work)
+            else:
+                remaining.append(task)
+        self._tasks = remaining
+        return taken
+
+    def _run_probes(self, tasks: Sequence[ModelTask]) -> None:
+        """Run probes in one pass. If that fails, retry one by one to isolate the failing one."""
+        probes = [task.work for task in tasks if isinstance(task.work, EncodedProbe)]
+        try:
+            results: Sequence[Any] = run_probes(probes, self.model)
+        except Exception as error:
+            if len(tasks) > 1:
+                for task in tasks:
+                    self._run_probes([task])
                 return
+            results = [error]
+        for task, result in zip(tasks, results, strict=True):
+            if isinstance(result, Exception):
+                task.resolve(None, to_public_error(result, "probe_failed"))
+            else:
+                task.resolve(result, None)
 
     def _join(self, handles: Sequence[RequestHandle]) -> None:
         """Prefill requests and add them to the batch. If that fails, retry one by one to isolate the failing one."""

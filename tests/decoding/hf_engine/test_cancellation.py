@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from decoding.hf_engine import probe as probe_module
 from decoding.hf_engine import worker
 from decoding.hf_engine.batch import Batch
 from decoding.hf_engine.engine import HFEngine
@@ -109,7 +108,7 @@ async def test_request_is_aborted_during_prefill(engine: HFEngine, monkeypatch: 
 
 
 async def test_cancelled_probe_does_not_run(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_module, "run_probe", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(worker, "run_probes", lambda *_: pytest.fail("it ran"))
     async with pause_worker(engine):
         task = asyncio.create_task(engine.probe(make_probe()))
         await wait_until(lambda: not engine.worker._inbox.empty())

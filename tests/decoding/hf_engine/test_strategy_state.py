@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from decoding.errors import BadRequest
+from decoding.errors import BadRequest, EngineFailed, StrategyFailed
 from decoding.hf_engine.engine import HFEngine
+from decoding.hf_engine.model.model import PrefillOutput
+from decoding.hf_engine.strategy_state import StoredStrategyState
+from decoding.hf_engine.taps.head_tap import HeadObserver
 from decoding.outputs import StateHandle
 from decoding.pipeline.runner import collect_answer
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt
 from decoding.strategies.vdgd import VDGD
 from decoding.strategies.vhr import VHR
-from tests.decoding.hf_engine.harness import build_stack, exact_length, make_prompt, wait_until
+from decoding.text.prompt_encoder import ModelInputs
+from tests.decoding.failing_strategy import FailingStrategy
+from tests.decoding.hf_engine.harness import build_stack, exact_length, make_prompt, pause_worker, wait_until
 from tests.decoding.hf_engine.reference import Reference
 
 N = 10
@@ -139,3 +146,77 @@ async def test_requests_with_and_without_state_share_a_batch(engine: HFEngine) -
     assert plain.finish.usage.forward_passes == N
     assert plain.text == (await collect_answer(engine.generate(GenerateRequest(prompt, exact_length(N))))).text
     engine.free_state(state)
+
+
+async def run_together(engine: HFEngine, probes: Sequence[ProbeRequest]) -> list[StoredStrategyState | BaseException]:
+    """Return the states of probes that reach the worker at one instant, or their errors."""
+    async with pause_worker(engine):
+        tasks = [asyncio.create_task(engine.probe(probe)) for probe in probes]
+        await wait_until(lambda: engine.worker._inbox.qsize() == len(tasks))
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    return [result if isinstance(result, BaseException) else engine._states.pop(result[0].handle) for result in results]
+
+
+def build_probe(name: str, seed: int) -> ProbeRequest:
+    """Return the probe of a strategy for an image of its own, and for a question of another length."""
+    (strategy,) = build_stack(name)
+    program = strategy.run(GenerateRequest(make_prompt(seed, "Is there a cat? " * (1 + seed % 3))))
+    probe = next(program)
+    assert isinstance(probe, ProbeRequest)
+    return probe.with_strategy(strategy)
+
+
+@pytest.mark.parametrize("names", [("vhr",), ("sid", "avisc"), ("paint",), ("vhr", "sid", "paint")])
+async def test_waiting_probes_share_a_pass(
+    names: tuple[str, ...], engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probes that capture the same share a pass, and leave the states that each leaves alone."""
+    probes = [build_probe(names[seed % len(names)], seed) for seed in range(6)]
+    alone = [(await run_together(engine, [probe]))[0] for probe in probes]
+    passes, prefill_observed = list[int](), engine.model.prefill_observed
+
+    def count_passes(prompts: Sequence[ModelInputs], observer: HeadObserver) -> list[PrefillOutput]:
+        passes.append(len(prompts))
+        return prefill_observed(prompts, observer)
+
+    monkeypatch.setattr(engine.model, "prefill_observed", count_passes)
+    together = await run_together(engine, probes)
+    assert len(passes) == len({probe.capture for probe in probes})
+    assert sum(passes) == sum(len(probe.prompts) for probe in probes)
+    for one, other in zip(alone, together, strict=True):
+        assert isinstance(one, StoredStrategyState)
+        assert isinstance(other, StoredStrategyState)
+        assert one.tensors.keys() == other.tensors.keys()
+        for name, tensor in one.tensors.items():
+            torch.testing.assert_close(other.tensors[name], tensor)
+        assert (one.prefill is None) == (other.prefill is None)
+        if one.prefill is not None and other.prefill is not None:
+            assert one.prefill.next_position == other.prefill.next_position
+            torch.testing.assert_close(other.prefill.logits, one.prefill.logits, atol=1e-4, rtol=1e-4)
+
+
+async def test_failing_probe_fails_alone(engine: HFEngine, captured_logs: None) -> None:
+    vhr = build_probe("vhr", 1)
+    failing = ProbeRequest(vhr.prompts, main=vhr.main, layerwise=True).with_strategy(FailingStrategy())
+    results = await run_together(engine, [vhr, failing, vhr])
+    assert isinstance(results[1], StrategyFailed)
+    assert isinstance(results[0], StoredStrategyState)
+    assert isinstance(results[2], StoredStrategyState)
+
+
+async def test_probe_that_breaks_a_pass_fails_alone(
+    engine: HFEngine, monkeypatch: pytest.MonkeyPatch, captured_logs: None
+) -> None:
+    probes, prefill_observed = [build_probe("vhr", seed) for seed in range(3)], engine.model.prefill_observed
+    length = len(await engine.tokenize(probes[1].prompts[probes[1].main]))
+
+    def fail(prompts: Sequence[ModelInputs], observer: HeadObserver) -> list[PrefillOutput]:
+        if length in map(len, prompts):
+            raise RuntimeError("no memory")
+        return prefill_observed(prompts, observer)
+
+    monkeypatch.setattr(engine.model, "prefill_observed", fail)
+    results = await run_together(engine, probes)
+    assert isinstance(results[1], EngineFailed)
+    assert isinstance(results[0], StoredStrategyState)
+    assert isinstance(results[2], StoredStrategyState)
