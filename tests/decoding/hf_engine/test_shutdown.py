@@ -11,9 +11,10 @@ import pytest
 from decoding.errors import EngineFailed, Unsupported
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
-from decoding.requests import GenerateRequest, RelevanceRequest
+from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest
 from tests.decoding.hf_engine.conftest import start_engine
 from tests.decoding.hf_engine.harness import (
+    build_stack,
     exact_length,
     generate,
     make_image,
@@ -28,13 +29,17 @@ pytestmark = pytest.mark.usefixtures("captured_logs")
 
 async def test_close_fails_running_and_waiting_requests(tiny: Path) -> None:
     engine = await asyncio.to_thread(start_engine, tiny, max_rows=2)
+    (sid,), vhr_probe = build_stack("sid"), make_probe()
+    other_pass = ProbeRequest(vhr_probe.prompts, main=vhr_probe.main, capture=frozenset({"attention"}))
     running = [asyncio.create_task(generate(engine, make_prompt(seed), exact_length(300))) for seed in range(4)]
     await wait_until(lambda: len(engine.worker.batch.rows) == len(engine.worker.scheduler.waiting) == 2)
     async with pause_worker(engine):
-        probes = [asyncio.create_task(engine.probe(make_probe())) for _ in range(2)]
-        await wait_until(lambda: engine.worker._inbox.qsize() == 2)
-        closing = asyncio.create_task(engine.close())
+        probes = [
+            asyncio.create_task(engine.probe(probe)) for probe in (vhr_probe, vhr_probe, other_pass.with_strategy(sid))
+        ]
         await wait_until(lambda: engine.worker._inbox.qsize() == 3)
+        closing = asyncio.create_task(engine.close())
+        await wait_until(lambda: engine.worker._inbox.qsize() == 4)
     await closing
     outcomes = await asyncio.wait_for(asyncio.gather(*running, *probes, return_exceptions=True), 10)
     assert [type(one) for one in outcomes[:4]] == [EngineFailed] * 4
