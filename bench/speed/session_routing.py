@@ -79,7 +79,7 @@ def run_nginx(ports: Sequence[int]) -> Iterator[str]:
         Path(folder).chmod(0o755)  # its workers are another user
         config = Path(folder) / "nginx.conf"
         text = text.replace("access_log off;", "access_log off; add_header X-Server $upstream_addr;")
-        config.write_text(text.replace("/tmp/", f"{folder}/").replace("listen 8080", f"listen 127.0.0.1:{port}"))
+        config.write_text(text.replace(" /tmp/", f" {folder}/").replace("listen 8080", f"listen 127.0.0.1:{port}"))
         with subprocess.Popen([nginx, "-c", config, "-g", "daemon off;"]) as handle:
             try:
                 while True:
