@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.harness.nginx import run_nginx
 from decoding.vllm_engine.core.gangs import GangCounters
 from server.media.images import ImageCache
 from server.observability.metrics import Metrics
@@ -101,34 +101,21 @@ class Backend(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[str]:
+def proxy() -> Iterator[str]:
     """Start nginx with the shipped configuration in front of two servers.
 
     Yields:
         URL of nginx.
     """
     nginx = require_program("nginx-light", "nginx")
-    with ExitStack() as stack, socket.socket() as free_socket:
-        free_socket.bind(("127.0.0.1", 0))
-        port = free_socket.getsockname()[1]
-        free_socket.close()
-        upstreams = ""
+    with ExitStack() as stack:
+        ports = []
         for _ in range(2):
             server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Backend))
             threading.Thread(target=server.serve_forever).start()
             stack.callback(server.shutdown)
-            upstreams += f"server 127.0.0.1:{server.server_port};\n"
-        text = re.sub(r"server server:8000.*;", upstreams, (DOCKER / "nginx.conf").read_text())
-        config = tmp_path / "nginx.conf"
-        config.write_text(text.replace("/tmp/", f"{tmp_path}/").replace("listen 8080", f"listen 127.0.0.1:{port}"))
-        syntax_check = subprocess.run([nginx, "-t", "-c", config], capture_output=True, text=True)
-        assert "test is successful" in syntax_check.stderr, syntax_check.stderr
-        handle = stack.enter_context(subprocess.Popen([nginx, "-c", config, "-g", "daemon off;"]))
-        stack.callback(handle.terminate)
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-        yield f"http://127.0.0.1:{port}"
+            ports.append(server.server_port)
+        yield stack.enter_context(run_nginx(str(nginx), ports))
 
 
 @pytest.mark.parametrize(("is_stopping", "status"), [(False, 502), (True, 503)])

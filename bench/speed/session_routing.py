@@ -11,25 +11,22 @@ import asyncio
 import contextlib
 import hashlib
 import random
-import re
 import shutil
-import socket
-import subprocess
-import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import httpx
 from rich.progress import track
 
 from bench.harness.chat_requests import build_image_url, build_request
-from bench.harness.docs_page import ROOT, describe_machine, write_results
+from bench.harness.docs_page import describe_machine, write_results
+from bench.harness.nginx import run_nginx
 from bench.harness.server_process import ServerProcess
 
 SERVERS = 2
 AT_ONCE = 8  # requests
+ADD_SERVER = "add_header X-Server $upstream_addr;"
 CATEGORIES = ("person", "dog", "cat", "car", "chair", "cup", "book", "kite")
 
 
@@ -54,50 +51,26 @@ class RoutingResult:
     shares: tuple[float, ...]
 
 
-@contextlib.contextmanager
-def run_nginx(ports: Sequence[int]) -> Iterator[str]:
-    """Run nginx with the shipped configuration in front of servers.
-
-    Args:
-        ports: Ports of the servers.
-
-    Yields:
-        The URL of nginx.
+def find_nginx() -> str:
+    """Return the path of the program nginx.
 
     Raises:
-        SystemExit: nginx is not installed.
+        SystemExit: It is not installed.
     """
-    nginx = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-    if nginx is None:
+    program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if program is None:
         raise SystemExit("nginx is not installed. On Debian: apt-get install nginx-light")
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as free_socket:
-        free_socket.bind(("127.0.0.1", 0))
-        port = free_socket.getsockname()[1]
-        free_socket.close()
-        upstreams = "".join(f"server 127.0.0.1:{server};\n" for server in ports)
-        text = re.sub(r"server server:8000.*;", upstreams, (ROOT / "docker" / "nginx.conf").read_text())
-        Path(folder).chmod(0o755)  # its workers are another user
-        config = Path(folder) / "nginx.conf"
-        text = text.replace("access_log off;", "access_log off; add_header X-Server $upstream_addr;")
-        config.write_text(text.replace(" /tmp/", f" {folder}/").replace("listen 8080", f"listen 127.0.0.1:{port}"))
-        with subprocess.Popen([nginx, "-c", config, "-g", "daemon off;"]) as handle:
-            try:
-                while True:
-                    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                        break
-                yield f"http://127.0.0.1:{port}"
-            finally:
-                handle.terminate()
+    return program
 
 
-async def measure(images: int, has_header: bool) -> RoutingResult:
-    """Send all questions about all images to fresh servers."""
+async def measure(nginx: str, images: int, has_header: bool) -> RoutingResult:
+    """Send all questions about all images to fresh servers behind the program `nginx`."""
     questions = [(build_image_url(image, 336, "PNG"), category) for image in range(images) for category in CATEGORIES]
     random.Random(0).shuffle(questions)
     answered: dict[str, list[str]] = defaultdict(list)  # by image
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(ServerProcess()) for _ in range(SERVERS)]
-        url = stack.enter_context(run_nginx([server.port for server in servers]))
+        url = stack.enter_context(run_nginx(nginx, [server.port for server in servers], ADD_SERVER))
         slots = asyncio.Semaphore(AT_ONCE)
         async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=AT_ONCE)) as client:
 
@@ -145,7 +118,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--write", action="store_true", help="store the figures in docs/ and bench/results/")
     options = parser.parse_args()
-    results = [asyncio.run(measure(options.images, has_header)) for has_header in (False, True)]
+    nginx = find_nginx()
+    results = [asyncio.run(measure(nginx, options.images, has_header)) for has_header in (False, True)]
     table = format_table(results)
     print(table)
     if options.write:
