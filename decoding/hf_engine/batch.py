@@ -261,7 +261,7 @@ class Batch:
 
 
 def read_tokens(sampled: Tensor, status: Tensor) -> list[tuple[int, int]]:
-    """Read the tokens of a step. Only here a step waits for the device.
+    """Read the tokens of a step. A step waits for the device here, and elsewhere only for lazy branches and logprobs.
 
     Args:
         sampled: [requests] token ids.
