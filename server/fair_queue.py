@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 class FairQueue:
     """Hands out a limited resource to API keys in turns. Free units go to the waiting owner that holds the fewest.
 
-    The units are rows of the engine, lines of batches, pages or bytes. In a queue that is first come, first served, all
-    requests of a key would go before a later request of another key.
+    Of several that hold equally few, the one whose last units are the longest ago is served. The units are rows of the
+    engine, lines of batches, pages or bytes. In a queue that is first come, first served, all requests of a key would
+    go before a later request of another key.
 
     Attributes:
         max_owner_units: Units that one owner can hold.
@@ -29,7 +30,7 @@ class FairQueue:
         self._units = units
         self.max_owner_units = max_owner_units or units
         self._held: Counter[str] = Counter()
-        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
+        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}  # served last at the end
 
     async def acquire(self, owner: str, units: int) -> int:
         """Wait for units.
@@ -84,7 +85,7 @@ class FairQueue:
 
     def _grant(self) -> None:
         while candidates := [owner for owner in self._waiting if self._is_within_share(owner)]:
-            owner = min(candidates, key=self._held.__getitem__)
+            owner = min(candidates, key=self._held.__getitem__)  # the first of equals
             queue = self._waiting[owner]
             units, turn = queue[0]
             if not turn.cancelled():
@@ -92,6 +93,7 @@ class FairQueue:
                     return
                 self._held[owner] += units
                 turn.set_result(None)
+                self._waiting[owner] = self._waiting.pop(owner)
             queue.popleft()
             if not queue:
                 del self._waiting[owner]

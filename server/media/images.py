@@ -106,6 +106,8 @@ class ImageLoader:
         Returns:
             The decoded images.
         """
+        if not sources:  # Even no bytes would wait behind the bytes of other requests.
+            return []
         urls = [source for source in sources if self._is_fetched(source)]
         if not urls:
             return await self._decode(sources, [None] * len(sources), lease, cache_salt)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from typing import Any
 
 import httpx
+import pytest
 
+from decoding.errors import BadRequest
 from server.fair_queue import FairQueue
 from tests.server.conftest import StartServer, chat_request, image_messages, wait_until
 from tests.server.fakes import FakeEngine
@@ -32,6 +36,27 @@ async def test_keys_take_turns() -> None:
     assert order[:3] == ["first", "first", "second"]
     assert sorted(order) == ["first"] * 5 + ["second"] * 2 + ["third"]
     assert await asyncio.wait_for(queue.acquire("fourth", 2), 1) == 2
+
+
+@pytest.mark.parametrize(("units", "owners", "rows", "in_flight"), [(48, 4, 16, 3), (48, 2, 99, 3), (8, 9, 1, 2)])
+async def test_no_key_starves(units: int, owners: int, rows: int, in_flight: int) -> None:
+    """Each key sends its next request as soon as one ends, so that all keys wait all the time."""
+    queue, turns = FairQueue(units), Counter[str]()
+
+    async def send_requests(owner: str) -> None:
+        while True:
+            async with queue.hold(owner, rows):
+                turns[owner] += 1
+                await asyncio.sleep(0)
+
+    names = [f"key-{number}" for number in range(owners)]
+    tasks = [asyncio.create_task(send_requests(name)) for name in names for _ in range(in_flight)]
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert min(turns[name] for name in names) >= 0.9 * max(turns.values()) > 50
 
 
 async def test_rows_of_a_key_are_bounded() -> None:
@@ -83,6 +108,31 @@ async def test_choices_of_a_key_take_turns_within_its_share(start_server: StartS
             assert f'"index":{choice}' in response.text.replace(" ", "")
     assert most == 2  # of two rows each
     assert len(engine.requests) == 8
+
+
+async def test_prompt_that_starts_later_is_refused_before_the_response(start_server: StartServer) -> None:
+    engine = FakeEngine(max_words=3)
+    server = await start_server(engine, api_keys="one,two", max_rows=8, key_share=0.25)
+    server.http.headers["authorization"] = "Bearer one"
+    prompts = ["a", "b", "c", "one two three four"]
+    for stream in (False, True):
+        response = await server.http.post(
+            "/v1/completions", json={"model": "tiny", "prompt": prompts, "stream": stream}
+        )
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, "prompt")
+        assert error["code"] == "context_length_exceeded"
+        assert not engine.requests
+
+
+async def test_failure_of_a_later_choice_names_the_field_of_the_route(start_server: StartServer) -> None:
+    engine = FakeEngine(failure=BadRequest("The answer does not fit.", param="messages"), fails_after=2)
+    server = await start_server(engine)
+    body = {"model": "tiny", "prompt": ["a", "b"]}
+    response = await server.http.post("/v1/completions", json=body)
+    assert response.json()["error"]["param"] == "prompt"
+    response = await server.http.post("/v1/completions", json=body | {"stream": True})
+    assert json.loads(response.text.strip().splitlines()[-1].removeprefix("data: "))["error"]["param"] == "prompt"
 
 
 async def test_only_key_holds_everything(start_server: StartServer) -> None:

@@ -60,6 +60,18 @@ async def test_request_that_needs_more_than_there_is_runs_alone() -> None:
         assert not loader.memory.lease(None).fits(1)
 
 
+async def test_request_without_images_does_not_wait() -> None:
+    loader = ImageLoader(memory_bytes=100)
+    holder, waiting = loader.memory.lease(None), loader.memory.lease(None)
+    await holder.reserve(100)
+    task = asyncio.create_task(waiting.reserve(100))
+    await asyncio.sleep(0)
+    with loader.memory.lease(None) as lease:
+        async with asyncio.timeout(5):
+            assert await loader.load([], lease) == []
+    task.cancel()
+
+
 async def test_keys_take_turns() -> None:
     memory = ImageMemory(10)
     busy, order = memory.lease("a"), list[str]()
