@@ -191,6 +191,12 @@ class BaseEngine(ABC):
 
     # Requests
 
+    async def check(self, request: GenerateRequest) -> None:
+        """Refuse a request that `generate` would refuse whatever else runs, and run nothing."""
+        self._check_request(request)
+        request, answer_start, _ = await self._prepare_start(request)
+        await self._encode(lambda: self._check_length(request, answer_start))
+
     async def tokenize(self, prompt: Prompt) -> list[int]:
         """Return the token ids of a prompt as the model reads it, image tokens included."""
         encoder = self.encoder
@@ -221,6 +227,14 @@ class BaseEngine(ABC):
 
         Yields:
             The reservation. The caller sets its `is_running` at the first token.
+        """
+        self._check_request(request)
+        rows = 1 + len(request.branches)
+        with self._reserve_rows(rows, bypasses_limit=request.bypasses_queue_limit) as reservation:
+            yield reservation
+
+    def _check_request(self, request: GenerateRequest) -> None:
+        """Check a generation request before it is encoded.
 
         Raises:
             BadRequest: The request refers to a branch or a state that does not exist.
@@ -234,8 +248,10 @@ class BaseEngine(ABC):
         if not all(self._has_state(state) for state in request.states.values()):
             raise BadRequest("The request refers to a strategy state that was freed.")
         require_hooks(request.stack, self.capabilities)
-        with self._reserve_rows(rows, bypasses_limit=request.bypasses_queue_limit) as reservation:
-            yield reservation
+
+    @abstractmethod
+    def _check_length(self, request: GenerateRequest, answer_start: AnswerStart) -> None:
+        """Encode a request, and raise `BadRequest` if it does not fit the engine. Call it in the encode thread."""
 
     def _encode_prompts(self, prompts: Mapping[str, Prompt]) -> dict[str, ModelInputs]:
         return {name: self.encoder.encode(prompt) for name, prompt in prompts.items()}

@@ -66,6 +66,10 @@ class Engine(Protocol):
         """Stream the answer. Closing the generator frees its rows before the next step."""
         ...
 
+    async def check(self, request: GenerateRequest) -> None:
+        """Refuse a request that `generate` would refuse, and run nothing."""
+        ...
+
     async def tokenize(self, prompt: Prompt) -> list[int]:
         """Return the token ids of a prompt, with those of its images."""
         ...

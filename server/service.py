@@ -22,6 +22,7 @@ from server.fair_queue import FairQueue
 from server.media.images import ImageLoader
 from server.middleware.body_budget import BodyBudget
 from server.observability.metrics import Metrics
+from server.serving.row_estimator import RowEstimator
 from server.settings import Settings
 from server.weights_fingerprint import fingerprint_weights
 
@@ -47,6 +48,7 @@ class Service:
 
     def __init__(self, settings: Settings, create_engine: Callable[[Settings], Engine]) -> None:
         self.settings = settings
+        self.model_name = settings.name  # resolves paths, so that it is computed once
         self.image_loader = create_image_loader(settings)
         self.metrics = Metrics(self.image_loader.cache)
         self.created_at = int(time.time())
@@ -59,6 +61,7 @@ class Service:
         self.active_requests = 0  # admitted requests whose response is not complete
         self.active_by_owner: Counter[str] = Counter()
         self.fair_queue = create_fair_queue(settings)  # None with fewer than two API keys
+        self.row_estimator = RowEstimator()
         self.batch_queue = FairQueue(math.ceil(BATCH_SHARE * settings.resolved_max_rows))
         self.list_page_queue = create_list_page_queue(settings)
         self.startup_error: Exception | None = None
@@ -205,8 +208,11 @@ def check_default_strategy(names: str, engine: Engine) -> None:
         require_capabilities(strategy, dry_run(strategy).needs, engine.capabilities)
 
 
-def get_service(request: Request) -> Service:
-    """Return the service of the application that handles a request."""
+async def get_service(request: Request) -> Service:
+    """Return the service of the application that handles a request.
+
+    It is asynchronous like all dependencies, because FastAPI runs others in a thread.
+    """
     service: Service = request.app.state.service
     return service
 

@@ -22,8 +22,9 @@ from decoding.outputs import StateHandle, Token, Usage
 from decoding.requests import GenerateRequest, ProbeRequest
 from decoding.text.detokenizer import TokenText
 from decoding.text.grammar_mask import GrammarCompiler
-from decoding.text.prompt_encoder import AnswerStart, PromptEncoder
+from decoding.text.prompt_encoder import AnswerStart, ModelInputs, PromptEncoder
 
+MAX_PROMPT_SHARE = 0.5  # of the KV cache, for the prompts of a request with branches
 COUNTER_HELP = {
     "prefix_cache_queries": "Tokens of prompts with images that were looked up in the prefix cache.",
     "prefix_cache_hits": "Tokens of prompts with images that were found in the prefix cache.",
@@ -167,21 +168,37 @@ class HFEngine(BaseEngine):
 
         Returns:
             The request for the worker.
+        """
+        inputs = self._encode_fitting(request, answer_start)
+        return RequestState(request, inputs, states, self.model, self._token_text, self._grammars, answer_start)
+
+    def _check_length(self, request: GenerateRequest, answer_start: AnswerStart) -> None:
+        self._encode_fitting(request, answer_start)
+
+    def _encode_fitting(self, request: GenerateRequest, answer_start: AnswerStart) -> dict[str, ModelInputs]:
+        """Encode the prompts of a request.
+
+        Args:
+            request: The request.
+            answer_start: Answer prefix and ruled-out phrases.
+
+        Returns:
+            The inputs of each row.
 
         Raises:
-            BadRequest: The prompts of its rows take more than half of the KV cache. While they are prefilled, their
-                keys and values exist twice.
+            BadRequest: They take more than half of the KV cache. While they are prefilled, their keys and values exist
+                twice.
         """
         inputs = self._encode_request(request, answer_start)
         rows, longest = len(inputs), max(map(len, inputs.values()))
-        if rows > 1 and 2 * rows * longest > self.worker.max_slots:
+        if rows > 1 and rows * longest > MAX_PROMPT_SHARE * self.worker.max_slots:
             raise BadRequest(
                 f"The prompts of the request's {rows} rows have up to {longest} tokens each. Together they take more "
                 f"than half of the {self.worker.max_slots} slots of the engine's KV cache. A slot holds one token.",
                 param="messages",
                 code="context_length_exceeded",
             )
-        return RequestState(request, inputs, states, self.model, self._token_text, self._grammars, answer_start)
+        return inputs
 
     # Strategy states
 

@@ -246,6 +246,10 @@ class VllmEngine(BaseEngine):
             request, inputs, self._create_gang_id(), first_tokens, checkpoint.eos_token_ids, updated_state, answer_start
         )
 
+    def _check_length(self, request: GenerateRequest, answer_start: AnswerStart) -> None:
+        members = self._build_members(request, None, answer_start)
+        compute_max_new_tokens(request, members, self.limits, len(answer_start.ids))
+
     def _build_probe_members(self, probe: ProbeRequest, state: StateHandle) -> list[MemberRequest]:
         members = build_probe_members(probe, self._encode_prompts(probe.prompts), self._create_gang_id(), state)
         check_probe_fits(members, self.limits)

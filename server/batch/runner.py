@@ -8,6 +8,7 @@ the batch goes on.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from contextlib import closing, suppress
@@ -45,6 +46,10 @@ STORE_RETRY_DELAY = 2.0  # seconds before a failed operation of the store is tri
 STORE_PROBLEMS = (StorageFull, StoreFailed)
 
 
+class BatchOver(Exception):
+    """The batch was cancelled or has expired while a line waited. The line is dropped."""
+
+
 class BatchInterrupted(Exception):
     """The engine is gone. The rest of the batch runs after the next start of the server."""
 
@@ -71,7 +76,7 @@ class BatchRunner:
         self._task: asyncio.Task[None] | None = None
         self._owner_tasks: dict[str, asyncio.Task[None]] = {}
         self._owners_to_repeat: set[str] = set()  # with changed batches since their task has listed them
-        self._line_turns = FairQueue(service.settings.batch_requests)
+        self._line_turns = create_line_turns(service)
 
     def start(self) -> None:
         """Start to run batches in the background."""
@@ -141,7 +146,7 @@ class BatchRunner:
         return all(outcomes)
 
     async def _try_batch(self, owner: str, batch: Batch) -> bool:
-        """Run a batch if it is unfinished. Whatever stops it must not block the other batches.
+        """Run a batch if it is unfinished. A failure of it must not block the other batches.
 
         Args:
             owner: Owner of the batch.
@@ -216,7 +221,7 @@ class BatchRunner:
         async def read_next_line() -> BatchLine | None:
             """Read in a thread, because many megabytes of finished lines may come before the next one."""
             async with read_lock:
-                return await run_sync(next, remaining, None)
+                return None if failure is not None or is_over(latest) else await run_sync(next, remaining, None)
 
         async def save_counts() -> None:
             nonlocal latest
@@ -226,21 +231,39 @@ class BatchRunner:
             )
             latest = changed or latest
 
+        async def check_batch() -> None:
+            """Look whether the batch was cancelled, because the line may have waited for long."""
+            nonlocal latest
+            with suppress(*STORE_PROBLEMS), store_errors():  # A failing store only delays a batch.
+                latest = await self._store.get_batch(owner, batch.id)
+            if is_over(latest):
+                raise BatchOver
+
+        async def run_next_line() -> bool:
+            """Run a line and return whether there was one. It is read in its turn, so that few lines are in memory."""
+            async with self._line_turns.hold(owner, 1):
+                if (line := await read_next_line()) is None:
+                    return False
+                result, is_answer = await self._run_line(line, batch, owner, check_batch)
+            del line
+            await self._retry_storing(batch, partial(results.append, result, is_answer))
+            await self._retry_storing(batch, save_counts)
+            return True
+
         async def run_worker() -> None:
             """Run lines. A failure of one worker does not stop others before they have stored what they have."""
             nonlocal failure
             try:
-                while failure is None and not is_over(latest) and (line := await read_next_line()) is not None:
-                    result, is_answer = await self._run_line(line, batch, owner)
-                    await self._retry_storing(batch, partial(results.append, result, is_answer))
-                    await self._retry_storing(batch, save_counts)
+                with suppress(BatchOver):
+                    while await run_next_line():
+                        pass
             except Exception as error:
                 failure = failure or error
 
         with closing(results):
             await save_counts()
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._service.settings.batch_requests):
+                for _ in range(self._line_turns.max_owner_units):
                     group.create_task(run_worker())
             if failure is not None:
                 raise failure
@@ -273,18 +296,21 @@ class BatchRunner:
                 self._problems.pop(batch.id, None)
                 return
 
-    async def _run_line(self, line: BatchLine, batch: Batch, owner: str) -> tuple[bytes, bool]:
-        """Return the result of a line, and whether it is an answer. Owners take turns."""
+    async def _run_line(
+        self, line: BatchLine, batch: Batch, owner: str, check_batch: Callable[[], Awaitable[None]]
+    ) -> tuple[bytes, bool]:
+        """Return the result of a line, and whether it is an answer."""
         while True:
-            turn = await self._line_turns.acquire(owner, 1)
             try:
                 parsed = await run_sync(parse_request, line, self._parsers[batch.endpoint])
                 if parsed.stream:
                     raise BadRequest("A line of a batch cannot be streamed.", param="stream")
                 parsed = parsed.with_cache_salt(self._service.build_cache_salt(owner))
-                return format_answer(line, await generate_batch_json(parsed, self._service, owner)), True
+                return format_answer(line, await generate_batch_json(parsed, self._service, owner, check_batch)), True
             except Overloaded:
                 pass
+            except BatchOver:
+                raise
             except ServiceUnavailable:
                 raise BatchInterrupted from None
             except EngineFailed as error:
@@ -293,9 +319,8 @@ class BatchRunner:
                 return format_error(line, error), False
             except Exception as error:
                 return format_error(line, error), False
-            finally:
-                self._line_turns.release(owner, turn)
             await asyncio.sleep(RETRY_DELAY)
+            await check_batch()
 
     async def _finish_batch(self, owner: str, batch: Batch) -> None:
         """Attach the results and set the last status. A repetition after a crash has the same effect."""
@@ -321,6 +346,13 @@ class BatchRunner:
         return batch
 
 
+def create_line_turns(service: Service) -> FairQueue:
+    """Create the queue for the lines that are in memory. With two or more API keys each has a share of them."""
+    lines = service.settings.batch_requests
+    has_shares = service.fair_queue is not None
+    return FairQueue(lines, math.ceil(service.settings.key_share * lines) if has_shares else None)
+
+
 def parse_request(line: BatchLine, parse_body: BodyParser) -> ParsedRequest:
     """Parse the request of a line. Slow for large bodies: call it in a thread."""
     return parse_body(line.body)
@@ -339,7 +371,7 @@ def build_request_counts(total: int, completed: int, failed: int) -> dict[str, i
     return {"total": total, "completed": completed, "failed": failed}
 
 
-def get_runner(request: Request) -> BatchRunner:
+async def get_runner(request: Request) -> BatchRunner:
     """Return the batch runner of the application that handles a request."""
     runner: BatchRunner = request.app.state.batch_runner
     return runner

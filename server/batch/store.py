@@ -376,7 +376,7 @@ def to_document(model: BaseModel) -> str:
     return model.model_dump_json(exclude_unset=True)
 
 
-def get_store(request: Request) -> BatchStore:
+async def get_store(request: Request) -> BatchStore:
     """Return the store of the application that handles a request."""
     store: BatchStore = request.app.state.batch_store
     return store

@@ -105,7 +105,7 @@ class ApiKeyMiddleware:
         await self.app(scope, receive, send)
 
 
-def get_owner(request: Request) -> str:
+async def get_owner(request: Request) -> str:
     """Return the owner of the files and batches of a request: the hash of its key, or "" on a server without keys."""
     return str(getattr(request.state, "owner", ""))
 

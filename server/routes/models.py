@@ -42,11 +42,11 @@ async def list_models(service: ServiceDep) -> ModelList:
 async def retrieve_model(model_id: str, service: ServiceDep) -> ServedModel:
     """Retrieve the model, with or without a strategy as its suffix."""
     _ = service.ready_engine
-    return build_model(service, parse_model_suffix(model_id, service.settings.name))
+    return build_model(service, parse_model_suffix(model_id, service.model_name))
 
 
 def build_model(service: Service, suffix: str | None) -> ServedModel:
-    name = service.settings.name
+    name = service.model_name
     return ServedModel(
         id=name if suffix is None else f"{name}:{suffix}",
         object="model",

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from decoding.pipeline.capabilities import describe_missing
 from server.service import Service, ServiceDep
-from server.serving.strategy_selection import try_dry_run
+from server.serving.row_estimator import try_dry_run
 
 if TYPE_CHECKING:
     from decoding.strategy import Strategy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from server.schemas.normalized_request import NormalizedRequest
 from server.schemas.response import dump_json
 from server.serving.admission import Admission, AdmissionDep
 from server.serving.generation import enforce_timeout
-from server.serving.request_handler import check_length, parse_in_thread, run_until_disconnect
+from server.serving.request_handler import build_prompts, check_length, parse_in_thread, run_until_disconnect
 from server.serving.strategy_selection import parse_model_suffix
 
 
@@ -78,20 +77,24 @@ async def tokenize_request(normalized: NormalizedRequest, admission: Admission) 
         Unsupported: The engine has no tokenizer.
     """
     service, engine = admission.service, admission.service.ready_engine
-    deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
-    parse_model_suffix(normalized.model, service.settings.name)
+    parse_model_suffix(normalized.model, service.model_name)
     if "tokens" not in engine.capabilities:
         raise Unsupported("This engine has no tokenizer route.")
-    async with enforce_timeout(deadline):
+    async with enforce_timeout(admission.deadline):
         with normalized.rename_error_params():
             check_length(normalized, engine)
             with service.image_loader.memory.lease(normalized.cache_salt) as lease:
-                (prompt,) = await normalized.build_prompts(service.image_loader, service.settings.max_images, lease)
-                await admission.wait_for_turn(lambda: 1)
+                (prompt,) = await build_prompts(normalized, service.image_loader, service.settings.max_images, lease)
+                await admission.wait(count_single_row)
                 ids = await engine.tokenize(prompt)
                 del prompt
     response = TokenizeResponse(count=len(ids), max_model_len=engine.card.max_model_len, tokens=ids)
     return Response(dump_json(response), media_type="application/json")
+
+
+async def count_single_row() -> int:
+    """Return the rows of a request that only its encoding keeps busy."""
+    return 1
 
 
 def parse_tokenize_request(body: dict[str, Any]) -> TokenizeRequest:

@@ -12,11 +12,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from decoding.errors import BadRequest, OnlySeenError
-from decoding.prompt import Message, Prompt, Role
+from decoding.prompt import Role
 from decoding.sampling_params import SamplingParams
-from server.media.image_memory import ImageLease
 from server.media.image_ref import ImageRef
-from server.media.images import ImageLoader
 from server.schemas.base import STRING_OR_ARRAY, StrictModel
 
 DEFAULT_SAMPLING = SamplingParams(temperature=1.0)  # OpenAI's defaults; an engine's temperature 0 is greedy
@@ -263,30 +261,3 @@ class NormalizedRequest:
         except OnlySeenError as error:
             error.param = names.get(error.param or "", error.param)
             raise
-
-    async def build_prompts(self, image_loader: ImageLoader, max_images: int, lease: ImageLease) -> list[Prompt]:
-        """Load the images and build the prompts.
-
-        Args:
-            image_loader: Loads the images.
-            max_images: Most images of a request.
-            lease: The memory for the images.
-
-        Returns:
-            One prompt for the conversation, or one for each text.
-
-        Raises:
-            BadRequest: The request has too many images. The image loader raises it too.
-        """
-        if self.texts:
-            return [Prompt((Message("user", (text,)),), raw_text=True) for text in self.texts]
-        refs = [part for message in self.messages for part in message.parts if isinstance(part, ImageRef)]
-        if len(refs) > max_images:
-            problem = f"The request has {len(refs)} images; the server accepts at most {max_images}."
-            raise BadRequest(problem, param=self.prompt_param)
-        images = iter(await image_loader.load(refs, lease, self.cache_salt))
-        loaded = (
-            Message(message.role, tuple(next(images) if isinstance(part, ImageRef) else part for part in message.parts))
-            for message in self.messages
-        )
-        return [Prompt(tuple(loaded))]

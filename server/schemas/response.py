@@ -45,7 +45,8 @@ class ClaimsUpdate(BaseModel):
 class Receipt(BaseModel):
     """The record of a request: strategy and cost. With n > 1 the counts are sums over the choices.
 
-    Each timing is that of the slowest choice.
+    Each timing is that of the slowest choice. The time in which a choice waits for others of its request is only in
+    `total`.
     """
 
     strategy: str = Field(description="Outermost first, joined by '+'.")

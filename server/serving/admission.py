@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
 from decoding.errors import OnlySeenError, Overloaded
@@ -28,17 +28,25 @@ class Admission:
     service: Service
     owner: str
     body: BodyBuffer
+    deadline: float  # when the request times out, in seconds of the event loop's clock
     _rows: int = field(default=0, init=False)
 
-    async def wait_for_turn(self, estimate_rows: Callable[[], int]) -> None:
+    @property
+    def rows_at_once(self) -> int | None:
+        """The rows that the request may take at a time; None: all."""
+        return self.service.max_key_rows
+
+    async def wait(self, estimate_rows: Callable[[], Awaitable[int]]) -> None:
         """Wait until the request may enter the engine. With fewer than two API keys this does not wait.
 
+        The memory for the body is returned before, because the body has been parsed.
+
         Args:
-            estimate_rows: Returns the rows that the request is expected to take. It runs in a thread.
+            estimate_rows: Returns the rows that the request is expected to take.
         """
+        self.body.return_budget()
         if self.service.fair_queue is not None:
-            rows = await run_sync(estimate_rows)
-            self._rows = await self.service.fair_queue.acquire(self.owner, rows)
+            self._rows = await self.service.fair_queue.acquire(self.owner, await estimate_rows())
 
     def release(self) -> None:
         """Hand back the rows. The request is active no longer."""
@@ -68,7 +76,8 @@ async def admit(request: Request, service: ServiceDep, owner: OwnerDep) -> Async
         check_capacity(service, owner)
         service.active_requests += 1
         service.active_by_owner[owner] += 1
-        admission = Admission(service, owner, body)
+        deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
+        admission = Admission(service, owner, body, deadline)
         try:
             yield admission
         finally:

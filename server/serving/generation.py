@@ -25,7 +25,6 @@ from decoding.sampling_params import SamplingParams
 from server.errors import RequestTimeout
 from server.observability import tracing
 from server.schemas.response import ClaimEntry, Receipt, to_claim_entries
-from server.serving.strategy_selection import estimate_rows
 
 if TYPE_CHECKING:
     from decoding.pipeline.draft_runner import Outcome
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from decoding.strategy import Strategy
     from server.media.image_memory import ImageLease
     from server.observability.metrics import RequestMetrics
+    from server.serving.row_estimator import RowEstimator
 
 log = structlog.get_logger("onlyseen.server")
 
@@ -56,10 +56,10 @@ class Generation:
         check: Strategy | None,
         trace: bool,
         metrics: RequestMetrics,
-        deadline: float,
         lease: ImageLease,
         max_rows: int,
         rows_at_once: int | None,
+        row_estimator: RowEstimator,
     ) -> None:
         """Create a generation.
 
@@ -71,11 +71,11 @@ class Generation:
             check: The check of claims, if there is one.
             trace: Whether the receipt has the images of the branches.
             metrics: Metrics of the request.
-            deadline: When the request times out, in seconds of the event loop's clock.
             lease: Memory of the images. `close` releases it.
             max_rows: Rows of the engine. A request of more is refused.
             rows_at_once: Rows that the request may take at a time, the share of its API key. Choices beyond them start
                 when others have ended. One choice always runs. None: all choices run at a time.
+            row_estimator: Estimates the rows of a choice.
         """
         self.choices = choices_per_prompt * len(requests)
         self.finish_infos: dict[int, FinishInfo] = {}  # by choice
@@ -89,7 +89,8 @@ class Generation:
         self._lease = lease
         self._max_rows = max_rows
         self._rows_at_once = rows_at_once
-        self._deadline = deadline  # of the event loop's clock
+        self._row_estimator = row_estimator
+        self._deadline: float | None = None
         self._started_at = time.perf_counter()
         self._branches: tuple[str, ...] = ()
         self._trace_images: dict[str, list[str]] | None = None
@@ -98,14 +99,19 @@ class Generation:
         self._first: ChoiceToken | None = None
         self._claims: dict[int, list[ClaimEntry]] = {choice: [] for choice in range(self.choices)}
 
-    async def start(self) -> None:
-        """Run the strategies' extra requests and wait until every choice has its first token.
+    async def start(self, deadline: float | None) -> None:
+        """Run the strategies' extra requests and wait until every choice that runs at once has its first token.
+
+        Args:
+            deadline: When the request times out, in seconds of the event loop's clock; None: never.
 
         Raises:
             BadRequest: A strategy or the engine refuses the request. The response has not begun.
         """
+        self._deadline = deadline
         try:
-            await self._start()
+            async with enforce_timeout(deadline):
+                await self._start()
         except BadRequest as error:
             if error.code == "context_length_exceeded" and await self._fits_without_strategy():
                 error.param = "decoding.strategy"
@@ -130,23 +136,24 @@ class Generation:
         self._check_rows(self._choices_per_prompt * sum(1 + len(request.branches) for request in requests))
         if self._trace:
             self._trace_images = await run_sync(render_trace_images, requests[0]) if requests else {}
+        at_once = await self._count_parallel_choices(requests)
+        await self._check_late_requests(finals, at_once)
+        choices = [offset_seed(outcome, choice) for outcome in outcomes for choice in range(self._choices_per_prompt)]
         streams = [
-            self._runner.stream(offset_seed(outcome, choice))
-            for outcome in outcomes
-            for choice in range(self._choices_per_prompt)
+            self._runner.stream(choice if number < at_once else wait_in_full_queue(choice))
+            for number, choice in enumerate(choices)
         ]
-        self._tokens = merge_streams(streams, await self._count_parallel_choices(requests))
+        self._tokens = merge_streams(streams, at_once)
         self._first = await anext(self._tokens, None)
         self._metrics.record_first_token()
 
-    def estimate_rows(self) -> int:
-        """Estimate the rows at a time from dry runs of the strategies. Slow at first: call it in a thread."""
-        return self._estimate_rows(self.choices, self._rows_at_once)
+    async def estimate_rows(self) -> int:
+        """Estimate the rows at a time from dry runs of the strategies."""
+        return await self._estimate_rows(self.choices, self._rows_at_once)
 
-    def _estimate_rows(self, choices: int, rows_at_once: int | None = None) -> int:
-        stack = self._runner.stack if self._check is None else (self._check, *self._runner.stack)
-        return estimate_rows(
-            stack,
+    async def _estimate_rows(self, choices: int, rows_at_once: int | None = None) -> int:
+        return await self._row_estimator.estimate(
+            self._runner.stack if self._check is None else (self._check, *self._runner.stack),
             choices,
             grounding=self._grounding,
             cache_salt=self._runner.cache_salt,
@@ -161,9 +168,19 @@ class Generation:
         """
         if self._rows_at_once is None or self.choices == 1:
             return self.choices
-        estimate = await run_sync(self._estimate_rows, 1)
-        rows = max(estimate, *(1 + len(request.branches) for request in requests), 1)
+        rows = max(await self._estimate_rows(1), *(1 + len(request.branches) for request in requests), 1)
         return max(1, self._rows_at_once // rows)
+
+    async def _check_late_requests(self, requests: Sequence[GenerateRequest | None], at_once: int) -> None:
+        """Check the requests whose choices all start after the response has begun, when none can be refused.
+
+        Args:
+            requests: The request of each prompt. None for a prompt that the strategy has answered.
+            at_once: Choices that run at a time.
+        """
+        for number, request in enumerate(requests):
+            if request is not None and number * self._choices_per_prompt >= at_once:
+                await self._runner.engine.check(request)
 
     async def stream_tokens(self) -> AsyncGenerator[ChoiceToken, None]:
         """Yield the tokens of all choices in the order of arrival, until the deadline.
@@ -282,11 +299,11 @@ class Generation:
 
 
 @asynccontextmanager
-async def enforce_timeout(deadline: float) -> AsyncGenerator[None, None]:
+async def enforce_timeout(deadline: float | None) -> AsyncGenerator[None, None]:
     """Cancel the body of the `async with` at the deadline.
 
     Args:
-        deadline: Seconds of the event loop's clock.
+        deadline: Seconds of the event loop's clock; None: no deadline.
 
     Yields:
         None.
@@ -391,6 +408,11 @@ def offset_seed(outcome: Outcome, choice: int) -> Outcome:
     if isinstance(outcome, Answer) or request is None or request.sampling.seed is None:
         return outcome
     return outcome.replace(sampling=replace(request.sampling, seed=(request.sampling.seed + choice) % (1 << 63)))
+
+
+def wait_in_full_queue(outcome: Outcome) -> Outcome:
+    """Let a choice that starts later wait in a full queue, because its request has been accepted."""
+    return outcome if isinstance(outcome, Answer) else outcome.replace(bypasses_queue_limit=True)
 
 
 def render_trace_images(request: GenerateRequest) -> dict[str, list[str]]:

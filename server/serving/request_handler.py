@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -19,16 +18,20 @@ from starlette.types import Receive, Scope, Send
 
 from decoding.engine import Engine
 from decoding.errors import BadRequest, Unsupported
+from decoding.prompt import Message, Prompt
 from decoding.requests import GenerateRequest
 from server.errors import ErrorResponse, build_error_response
 from server.media.image_memory import ImageLease
+from server.media.image_ref import ImageRef
+from server.media.images import ImageLoader
 from server.middleware.body_budget import BodyBuffer
 from server.schemas.base import parse_json
 from server.schemas.normalized_request import JsonObjectFormat, NormalizedRequest, TextFormat
 from server.service import LARGE_BODY_BYTES, Service
 from server.serving.admission import Admission
+from server.serving.batch_turn import BatchTurn
 from server.serving.generation import Generation, enforce_timeout
-from server.serving.strategy_selection import estimate_rows, resolve_check, resolve_stack
+from server.serving.strategy_selection import resolve_check, resolve_stack
 
 log = structlog.get_logger("onlyseen.server")
 
@@ -116,89 +119,75 @@ async def build_full_response(parsed: ParsedRequest, admission: Admission) -> Re
     return Response(await generate_json(parsed, admission.service, admission), media_type="application/json")
 
 
-async def generate_json(parsed: ParsedRequest, service: Service, admission: Admission | None = None) -> bytes:
-    """Generate the full response as JSON. A line of a batch has no admission, because it holds rows already."""
-    generation = await start_generation(parsed, service, admission)
+async def generate_json(parsed: ParsedRequest, service: Service, turn: Admission | BatchTurn) -> bytes:
+    """Generate the full response as JSON."""
+    generation = await start_generation(parsed, service, turn)
     try:
-        return await parsed.formatter.format_full(generation)
+        with parsed.request.rename_error_params():
+            return await parsed.formatter.format_full(generation)
     finally:
         await generation.close()
 
 
-async def generate_batch_json(parsed: ParsedRequest, service: Service, owner: str) -> bytes:
+async def generate_batch_json(
+    parsed: ParsedRequest, service: Service, owner: str, check_batch: Callable[[], Awaitable[None]]
+) -> bytes:
     """Generate the full response to a line of a batch, when rows are free for batches and for its key.
+
+    Images are loaded first, as for a request of a client. In the opposite order a line with rows and a request with
+    the memory for images would wait for each other.
 
     Args:
         parsed: The request of the line.
         service: The server's `Service`.
         owner: Owner of the batch.
+        check_batch: Raises an exception if no further line of the batch may start. It is called when the line has rows.
 
     Returns:
         The response as JSON. The time limit of the request begins when the line has its rows.
     """
-    rows = await run_sync(estimate_line_rows, parsed.request, service)
-    async with AsyncExitStack() as held_rows:
-        await held_rows.enter_async_context(service.batch_queue.hold(owner, rows))
-        if service.fair_queue is not None:
-            await held_rows.enter_async_context(service.fair_queue.hold(owner, rows))
-        return await generate_json(parsed, service)
-
-
-def estimate_line_rows(request: NormalizedRequest, service: Service) -> int:
-    """Estimate the batch rows of a line. Slow at first: call it in a thread."""
-    settings = service.settings
+    turn = BatchTurn(service, owner, check_batch)
     try:
-        stack = resolve_stack(request.model, request.decoding, settings.name, settings.strategy)
-        check = resolve_check(request.decoding, stack)
-    except BadRequest:  # refused when it starts
-        return 1
-    choices = request.choices * max(1, len(request.texts))
-    return estimate_rows(
-        stack if check is None else (check, *stack),
-        choices,
-        grounding=bool(request.decoding.grounding),
-        cache_salt=request.cache_salt,
-        rows_at_once=service.max_key_rows,
-    )
+        return await generate_json(parsed, service, turn)
+    finally:
+        await turn.release()
 
 
 async def build_stream_response(parsed: ParsedRequest, admission: Admission) -> Response:
     generation = await start_generation(parsed, admission.service, admission)
-    return GenerationStreamResponse(generation, parsed.formatter)
+    return GenerationStreamResponse(generation, parsed)
 
 
-async def start_generation(parsed: ParsedRequest, service: Service, admission: Admission | None) -> Generation:
-    """Start a generation and wait for the first token of each choice. The caller closes it."""
-    deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
-    async with enforce_timeout(deadline):
-        with parsed.request.without_prompt().rename_error_params():
-            lease = service.image_loader.memory.lease(parsed.request.cache_salt)
+async def start_generation(parsed: ParsedRequest, service: Service, turn: Admission | BatchTurn) -> Generation:
+    """Start a generation and wait for the first token of each choice that runs at once. The caller closes it."""
+    with parsed.request.without_prompt().rename_error_params():
+        lease = service.image_loader.memory.lease(parsed.request.cache_salt)
+        async with enforce_timeout(turn.deadline):
             try:
-                generation = await prepare_generation(parsed.take_request(), service, deadline, lease)
+                generation = await prepare_generation(parsed.take_request(), service, lease, turn.rows_at_once)
             except BaseException:
                 lease.release()
                 raise
-            try:
-                if admission is not None:
-                    admission.body.return_budget()
-                    await admission.wait_for_turn(generation.estimate_rows)
-                await generation.start()
-            except BaseException:
-                await generation.close()
-                raise
+        try:
+            async with enforce_timeout(turn.deadline):
+                await turn.wait(generation.estimate_rows)
+            await generation.start(turn.deadline)
+        except BaseException:
+            await generation.close()
+            raise
     return generation
 
 
 async def prepare_generation(
-    request: NormalizedRequest, service: Service, deadline: float, lease: ImageLease
+    request: NormalizedRequest, service: Service, lease: ImageLease, rows_at_once: int | None
 ) -> Generation:
     """Resolve the strategies, compile the grammar and load the images.
 
     Args:
         request: The request.
         service: The server's `Service`.
-        deadline: When the request times out, in seconds of the event loop's clock.
         lease: The memory for the images. The generation releases it.
+        rows_at_once: Rows that the request may take at a time; None: all.
 
     Returns:
         The generation, not started.
@@ -207,11 +196,11 @@ async def prepare_generation(
         BadRequest: The request has no image but requires grounding or a check.
     """
     settings, engine, decoding = service.settings, service.ready_engine, request.decoding
-    stack = resolve_stack(request.model, decoding, settings.name, settings.strategy)
+    stack = resolve_stack(request.model, decoding, service.model_name, settings.strategy)
     check = resolve_check(decoding, stack)
     grammar = await compile_response_format(request, engine, service.grammar_executor)
     check_length(request, engine)
-    prompts = await request.build_prompts(service.image_loader, settings.max_images, lease)
+    prompts = await build_prompts(request, service.image_loader, settings.max_images, lease)
     images = sum(len(prompt.images) for prompt in prompts)
     if decoding.grounding and not images:
         raise BadRequest("Grounding needs an image: add an image_url part.", param="decoding.grounding")
@@ -230,11 +219,42 @@ async def prepare_generation(
         check=check,
         trace=bool(decoding.trace),
         metrics=service.metrics.track_request(strategy),
-        deadline=deadline,
         lease=lease,
         max_rows=settings.resolved_max_rows,
-        rows_at_once=service.max_key_rows,
+        rows_at_once=rows_at_once,
+        row_estimator=service.row_estimator,
     )
+
+
+async def build_prompts(
+    request: NormalizedRequest, image_loader: ImageLoader, max_images: int, lease: ImageLease
+) -> list[Prompt]:
+    """Load the images of a request and build its prompts.
+
+    Args:
+        request: The request.
+        image_loader: Loads the images.
+        max_images: Most images of a request.
+        lease: The memory for the images.
+
+    Returns:
+        One prompt for the conversation, or one for each text.
+
+    Raises:
+        BadRequest: The request has too many images. The image loader raises it too.
+    """
+    if request.texts:
+        return [Prompt((Message("user", (text,)),), raw_text=True) for text in request.texts]
+    refs = [part for message in request.messages for part in message.parts if isinstance(part, ImageRef)]
+    if len(refs) > max_images:
+        problem = f"The request has {len(refs)} images; the server accepts at most {max_images}."
+        raise BadRequest(problem, param=request.prompt_param)
+    images = iter(await image_loader.load(refs, lease, request.cache_salt))
+    loaded = (
+        Message(message.role, tuple(next(images) if isinstance(part, ImageRef) else part for part in message.parts))
+        for message in request.messages
+    )
+    return [Prompt(tuple(loaded))]
 
 
 def check_length(request: NormalizedRequest, engine: Engine) -> None:
@@ -291,8 +311,8 @@ async def compile_response_format(request: NormalizedRequest, engine: Engine, ex
 class GenerationStreamResponse(EventSourceResponse):
     """Sends a generation as server-sent events, and closes it when the client disconnects or has read all of it."""
 
-    def __init__(self, generation: Generation, formatter: ResponseFormatter) -> None:
-        events = stream_events(generation, formatter)
+    def __init__(self, generation: Generation, parsed: ParsedRequest) -> None:
+        events = stream_events(generation, parsed)
         super().__init__(events, ping=PING_INTERVAL, sep="\n", send_timeout=SEND_TIMEOUT)
         self._generation = generation
 
@@ -304,17 +324,18 @@ class GenerationStreamResponse(EventSourceResponse):
                 await self._generation.close()
 
 
-async def stream_events(generation: Generation, formatter: ResponseFormatter) -> AsyncGenerator[ServerSentEvent, None]:
+async def stream_events(generation: Generation, parsed: ParsedRequest) -> AsyncGenerator[ServerSentEvent, None]:
     """Yield the formatter's events. A failure becomes the last event, since the status has been sent."""
     try:
-        async for event in formatter.stream_events(generation):
-            yield event
+        with parsed.request.rename_error_params():
+            async for event in parsed.formatter.stream_events(generation):
+                yield event
     except Exception as error:
         response = build_error_response(error)
         is_server_error = response.spec.status == 500
         write_log = log.error if is_server_error else log.warning
         write_log("stream_failed", code=response.body.error.code, exc_info=error if is_server_error else None)
-        yield formatter.format_error(response)
+        yield parsed.formatter.format_error(response)
 
 
 async def run_until_disconnect(http_request: Request, work: Coroutine[Any, Any, T]) -> T:

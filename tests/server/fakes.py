@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from decoding.engine import Capability, ModelCard
-from decoding.errors import OnlySeenError
+from decoding.errors import BadRequest, OnlySeenError
 from decoding.outputs import (
     NO_TOKEN,
     Answer,
@@ -47,7 +47,7 @@ class FakeEngine:
     """Engine that raises `failure` after `fails_after` words, and waits `pause` seconds before each word.
 
     A request for scored texts gets P(yes) from `yes`, by the first key that its prompt contains, else 0.9. A word that
-    is ruled out becomes its value in `replacements`.
+    is ruled out becomes its value in `replacements`. A prompt of more than `max_words` words is refused.
     """
 
     def __init__(
@@ -60,10 +60,12 @@ class FakeEngine:
         capabilities: frozenset[Capability] = ALL_CAPABILITIES,
         yes: Mapping[str, float] | None = None,
         replacements: Mapping[str, str] | None = None,
+        max_words: int | None = None,
     ) -> None:
         self.words = words
         self.yes = yes or {}
         self.replacements = replacements or {}
+        self.max_words = max_words
         self.pause = pause
         self.failure = failure
         self.fails_after = fails_after
@@ -81,6 +83,7 @@ class FakeEngine:
         self._handles = itertools.count()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
+        await self.check(request)
         self.requests.append(request)
         self.running += 1
         ruled_out = set(request.ruled_out)
@@ -104,8 +107,14 @@ class FakeEngine:
             self.running -= 1
             self.closed_early += not finished
 
+    async def check(self, request: GenerateRequest) -> None:
+        await self.tokenize(request.prompt)
+
     async def tokenize(self, prompt: Prompt) -> list[int]:
-        return [len(word) for message in prompt.messages for word in message.text.split()]
+        ids = [len(word) for message in prompt.messages for word in message.text.split()]
+        if self.max_words is not None and len(ids) > self.max_words:
+            raise BadRequest("The prompt is too long.", param="messages", code="context_length_exceeded")
+        return ids
 
     async def probe(self, probe: ProbeRequest) -> tuple[StateHandle, Usage]:
         await asyncio.sleep(self.pause)

@@ -10,6 +10,7 @@ from h11._connection import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE
 from uvicorn.config import Config
 
 from decoding import registry
+from decoding.hf_engine import engine
 from decoding.hf_engine.settings import DEFAULT_CONTEXTS
 from decoding.matcher import model
 from decoding.text import grammar
@@ -62,6 +63,7 @@ FIXED = {
     "Time for a client to read one event": request_handler.SEND_TIMEOUT,
     "Time for a client to take 64 kB of a response, or its rest": timed_protocol.WRITE_TIMEOUT,
     "Share of rows for batches": service.BATCH_SHARE,
+    "Share of the KV cache for the prompts of a request with branches": engine.MAX_PROMPT_SHARE,
     "Memory of decoders beside the decoded images": images.MAX_DECODING_BYTES / 1_000_000,
     "Fields of an upload, beside its file": uploads.MAX_FIELDS,
     "Bytes of a field of an upload": uploads.MAX_FIELD_BYTES,

@@ -103,9 +103,14 @@ async def test_prompt_that_fills_the_context_is_rejected(engine: HFEngine) -> No
 
 
 async def test_images_alone_can_exceed_the_context(engine: HFEngine) -> None:
-    with pytest.raises(BadRequest) as refused:
-        await generate(engine, Prompt.from_text("?", *[make_image(0)] * 40), exact_length(1))
-    assert refused.value.code == "context_length_exceeded"
+    prompt = Prompt.from_text("?", *[make_image(0)] * 40)
+    for answering in (
+        generate(engine, prompt, exact_length(1)),
+        engine.check(GenerateRequest(prompt, exact_length(1))),
+    ):
+        with pytest.raises(BadRequest) as refused:
+            await answering
+        assert refused.value.code == "context_length_exceeded"
 
 
 async def test_stop_string_across_tokens_ends_the_answer(engine: HFEngine) -> None:

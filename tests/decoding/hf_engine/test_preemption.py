@@ -13,7 +13,7 @@ from decoding.errors import BadRequest
 from decoding.hf_engine.batch import Batch
 from decoding.hf_engine.engine import HFEngine
 from decoding.outputs import Answer
-from decoding.requests import Prompt, SamplingParams
+from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from tests.decoding.hf_engine.harness import (
     build_stack,
     exact_length,
@@ -186,5 +186,8 @@ async def test_prompts_that_fill_half_of_the_cache_are_refused(
     monkeypatch.setattr(engine.worker, "max_slots", 4 * length - 1)
     with pytest.raises(BadRequest, match=r"2 rows .* KV cache") as refused:
         await run_strategies(engine, "vcd", make_prompt(), exact_length(2))
+    with pytest.raises(BadRequest, match=r"2 rows .* KV cache"):
+        await engine.check(GenerateRequest(make_prompt(), exact_length(2), branches={"vcd/noised": make_prompt()}))
+    await engine.check(GenerateRequest(make_prompt(), exact_length(2)))
     assert (refused.value.param, refused.value.code) == ("messages", "context_length_exceeded")
     await run_strategies(engine, "plain", make_prompt(), exact_length(2))

@@ -179,14 +179,14 @@ async def test_requests_that_the_engine_cannot_run_are_refused(roomy_engine: Any
     with pytest.raises(Unsupported, match="not registered"):
         await run_strategies(roomy_engine, (Unregistered(),), PROMPT, exact_length(2))
     too_long = GenerateRequest(PROMPT, exact_length(1900), branches={f"toy/{n}": PROMPT for n in range(40)})
-    with pytest.raises(BadRequest, match="fit the engine's cache"):
-        await collect_answer(roomy_engine.generate(too_long))
-    with pytest.raises(Unsupported, match="rows"):
-        await collect_answer(
-            roomy_engine.generate(
-                GenerateRequest(PROMPT, exact_length(2), branches={f"toy/{n}": PROMPT for n in range(64)})
-            )
-        )
+    too_wide = GenerateRequest(PROMPT, exact_length(2), branches={f"toy/{n}": PROMPT for n in range(64)})
+    for answering in (collect_answer(roomy_engine.generate(too_long)), roomy_engine.check(too_long)):
+        with pytest.raises(BadRequest, match="fit the engine's cache"):
+            await answering
+    for answering in (collect_answer(roomy_engine.generate(too_wide)), roomy_engine.check(too_wide)):
+        with pytest.raises(Unsupported, match="rows"):
+            await answering
+    await roomy_engine.check(GenerateRequest(PROMPT, exact_length(2)))
 
 
 async def test_search_with_many_requests_equals_the_transformers_engine(hf_engine: Any, roomy_engine: Any) -> None:

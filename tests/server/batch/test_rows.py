@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import weakref
+from typing import Any
 
 import pytest
+from PIL import Image
 
+from server.batch import jsonl, runner
+from server.batch.jsonl import BatchLine
 from tests.server.batch.harness import create_batch, make_line, wait_for_status
-from tests.server.conftest import FakeServer, StartServer, wait_until
+from tests.server.conftest import FakeServer, StartServer, data_url, image_messages, wait_until
 from tests.server.fakes import FakeEngine
 
 
@@ -28,6 +34,16 @@ async def test_batch_leaves_rows_to_requests(start_server: StartServer, fields: 
     server = await start_server(engine, max_rows=4)
     assert set(await start_batch(server, engine, 3, **fields)) == {3}
     assert (await server.chat(max_tokens=1)).status_code == 200
+
+
+async def test_choices_of_a_line_take_turns_within_the_rows_of_batches(start_server: StartServer) -> None:
+    engine = FakeEngine(words=["word "] * 10, pause=0.01)
+    server = await start_server(engine, max_rows=8)
+    batch, most = await create_batch(server, make_line(1, n=8)), 0
+    while (batch := await server.openai.batches.retrieve(batch.id)).status != "completed":
+        most = max(most, engine.running)
+        await asyncio.sleep(0.001)
+    assert most == 6
 
 
 async def test_batch_has_the_share_of_its_key(start_server: StartServer) -> None:
@@ -56,3 +72,62 @@ async def test_waiting_line_does_not_time_out(start_server: StartServer) -> None
     batch = await wait_for_status(server, batch)
     assert batch.request_counts is not None
     assert (batch.request_counts.completed, server.engine.running) == (1, 0)
+
+
+async def test_line_and_request_do_not_wait_for_each_other(start_server: StartServer) -> None:
+    """With rows before images for one of them, a line holds the rows and a request the memory for images."""
+    server = await start_server(
+        FakeEngine(words=["word "] * 10, pause=0.005),
+        api_keys="one,two",
+        max_rows=4,
+        image_memory_mb=16,
+        image_cache_mb=0,
+        batch_requests=4,
+    )
+    server.openai.api_key, server.http.headers["authorization"] = "one", "Bearer one"
+    messages = image_messages(data_url(Image.new("RGB", (1000, 1000))))  # 4 MB each, of a share of 8
+    batch = await create_batch(server, *(make_line(number, messages=messages) for number in range(12)))
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(*(server.chat(messages=messages) for _ in range(6)))
+        batch = await wait_for_status(server, batch)
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert batch.request_counts is not None
+    assert batch.request_counts.completed == 12
+
+
+async def test_lines_in_memory_are_bounded_over_all_keys(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory, numbers, most = set[int](), itertools.count(), 0
+    parse = jsonl.parse_line
+
+    def count(*arguments: Any) -> BatchLine:
+        nonlocal most
+        line = parse(*arguments)
+        in_memory.add(number := next(numbers))
+        weakref.finalize(line, in_memory.discard, number)
+        most = max(most, len(in_memory))
+        return line
+
+    keys = ("one", "two", "three", "four")
+    server = await start_server(FakeEngine(pause=0.01), api_keys=",".join(keys), max_rows=32, batch_requests=4)
+    batches = []
+    for key in keys:
+        server.openai.api_key = key
+        batches.append((key, await create_batch(server, *(make_line(number) for number in range(8)))))
+        monkeypatch.setattr(runner, "parse_line", count)  # after the validation of the first batch has begun
+    for key, batch in batches:
+        server.openai.api_key = key
+        assert (await wait_for_status(server, batch)).status == "completed"
+    assert 0 < most <= 4 + len(keys)  # each key may have parsed one that it has not run yet
+
+
+async def test_waiting_line_of_a_cancelled_batch_is_dropped(start_server: StartServer) -> None:
+    server = await start_server(max_rows=1)
+    async with server.app.state.service.batch_queue.hold("another", 1):
+        batch = await create_batch(server, make_line(1), make_line(2))
+        await wait_until(lambda: server.app.state.service.batch_queue.count_waiting("") == 2)
+        await server.openai.batches.cancel(batch.id)
+    batch = await wait_for_status(server, batch)
+    assert batch.status == "cancelled"
+    assert not server.engine.requests

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from inspect import isasyncgenfunction, iscoroutinefunction
+from typing import Any
 
 from tests.server.conftest import FakeServer
 
@@ -32,3 +34,21 @@ async def test_openapi_has_every_strategy_parameter(server: FakeServer) -> None:
         "question",
         "language",
     }
+
+
+def test_dependencies_run_on_the_event_loop(server: FakeServer) -> None:
+    """FastAPI runs each synchronous dependency of each request in a thread."""
+    calls, pending = (
+        set[Any](),
+        [
+            route.dependant
+            for router in server.app.routes
+            for route in router.original_router.routes  # type: ignore[attr-defined]
+        ],
+    )
+    while pending:
+        dependant = pending.pop()
+        pending += dependant.dependencies
+        calls |= {each.call for each in dependant.dependencies}
+    assert len(calls) >= 5
+    assert not [call for call in calls if not (iscoroutinefunction(call) or isasyncgenfunction(call))]

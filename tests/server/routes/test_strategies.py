@@ -9,7 +9,6 @@ import pytest
 
 from decoding.strategy import Strategy
 from server.routes import strategies
-from server.serving import strategy_selection
 from tests.server.conftest import FakeServer
 from tests.server.fakes import FakePlain
 
@@ -24,7 +23,6 @@ async def test_strategies_have_summary_needs_cost_and_parameters(server: FakeSer
 
 
 def clear_caches() -> None:
-    strategy_selection.try_dry_run.cache_clear()
     strategies.describe_all.cache_clear()
 
 

@@ -6,17 +6,6 @@ from typing import Any
 
 import pytest
 
-from decoding.claims.claim_check import ClaimCheck
-from decoding.pipeline import dry_run
-from decoding.requests import GenerateRequest
-from decoding.strategies.agla import AGLA
-from decoding.strategies.mvp import MVP
-from decoding.strategies.vcd import VCD
-from decoding.strategies.verify import Verify
-from decoding.strategies.vhr import VHR
-from decoding.strategies.zoomeye import ZoomEye
-from decoding.strategy import Program, Strategy
-from server.serving.strategy_selection import estimate_rows, try_dry_run
 from tests.server.conftest import FakeServer, StartServer, image_messages
 from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
 
@@ -104,54 +93,3 @@ async def test_strategy_states_are_freed(server: FakeServer) -> None:
     for stream in (False, True):
         assert (await server.chat(model="tiny:focus", messages=image_messages(), stream=stream)).status_code == 200
         assert not server.engine.stored_states
-
-
-@pytest.mark.parametrize(
-    ("stack", "options", "rows"),
-    [
-        ((), {}, 1),
-        ((), {"choices": 3}, 3),
-        ((), {"choices": 2, "grounding": True}, 4),
-        ((VCD(),), {"choices": 2}, 4),
-        ((AGLA(), VCD()), {}, 3),
-        ((VHR(),), {}, 2),  # both prompts of the probe
-        ((MVP(),), {}, 9),
-        ((MVP(),), {"choices": 2}, 9),  # the votes are taken once for all choices
-        ((MVP(paths=5),), {}, 15),
-        ((MVP(), VCD()), {}, 18),
-        ((Verify(),), {"choices": 2}, 4),  # a draft and a question for each choice
-        ((ClaimCheck(), VCD()), {}, 4),
-        ((VCD(),), {"choices": 8, "rows_at_once": 5}, 4),  # two choices at a time
-        ((AGLA(), VCD()), {"choices": 8, "rows_at_once": 2}, 3),  # one choice always runs
-        ((ZoomEye(),), {}, 8),
-        ((ZoomEye(cues="a," * 2_000),), {}, 8),  # too many requests for a dry run: as with the default parameters
-    ],
-)
-def test_rows_are_estimated_from_the_parameters(
-    stack: tuple[Strategy, ...], options: dict[str, Any], rows: int
-) -> None:
-    assert estimate_rows(stack, **{"choices": 1, **options}) == rows
-
-
-def test_dry_runs_are_not_shared_between_cache_salts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of a request would reveal which parameters another API key has sent."""
-    runs = []
-    try_dry_run.cache_clear()
-    monkeypatch.setattr(dry_run, "dry_run", lambda strategy, _: runs.append(strategy))
-    stack = (MVP(paths=5),)
-    for salt in ("first", "second", "second"):
-        estimate_rows(stack, choices=1, cache_salt=salt)
-    assert runs.count(stack[0]) == 2
-    assert len(runs) == 3, "default parameters run once for all"
-    try_dry_run.cache_clear()
-
-
-def test_rows_of_a_strategy_whose_dry_run_fails_count_as_one() -> None:
-    class Failing(Strategy):
-        name = "failing"
-        paper = "none"
-
-        def run(self, request: GenerateRequest) -> Program:
-            raise ZeroDivisionError
-
-    assert estimate_rows((Failing(), VCD()), choices=1) == 2
