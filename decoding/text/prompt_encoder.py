@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from decoding.errors import BadRequest, Unsupported
 from decoding.image_ops import add_noise
+from decoding.multimodal.model_families import ModelFamily
+from decoding.multimodal.processor import get_chat_template
 from decoding.prompt import ImageInput, Message, Prompt
-from decoding.text.model_families import ModelFamily
-from decoding.text.processor import get_chat_template
 
 PREFIX_CONTEXT = 8  # tokens of an answer that a text is encoded after
 CACHED_SCORED_TEXTS = 1024  # scored texts whose first tokens are kept

@@ -23,9 +23,9 @@ from decoding.hf_engine.taps.early_exit import EarlyExitTap
 from decoding.hf_engine.taps.head_tap import HeadObserver, HeadTap, LayerScales
 from decoding.hf_engine.taps.token_pruning import TokenPruningTap
 from decoding.hf_engine.taps.vision_attention import VisionAttentionTap
+from decoding.multimodal.model_families import ModelFamily, get_family, get_max_model_len
+from decoding.multimodal.processor import get_eos_token_ids, load_processor
 from decoding.pipeline.composition import copy_numbers
-from decoding.text.model_families import ModelFamily, get_family, get_max_model_len
-from decoding.text.processor import get_eos_token_ids, load_processor
 from decoding.text.prompt_encoder import ModelInputs, PromptEncoder
 
 GPU_SHARE = 0.8  # of the memory that the weights leave; passes need the rest

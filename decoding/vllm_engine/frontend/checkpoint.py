@@ -6,10 +6,10 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from decoding.errors import Unsupported
+from decoding.multimodal.model_families import get_family, get_max_model_len
+from decoding.multimodal.processor import get_eos_token_ids, load_processor
 from decoding.text.detokenizer import TokenText
 from decoding.text.grammar_mask import GrammarCompiler
-from decoding.text.model_families import get_family, get_max_model_len
-from decoding.text.processor import get_eos_token_ids, load_processor
 from decoding.text.prompt_encoder import PromptEncoder
 
 SERVED_FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "internvl")

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from decoding.image_ops import add_noise
+from decoding.multimodal.model_families import get_family
+from decoding.multimodal.processor import load_processor
 from decoding.prompt import ImageInput, Noise, Prompt
-from decoding.text.model_families import get_family
-from decoding.text.processor import load_processor
 from tests.decoding.naive_reference import cut_layers, edit_attention, most_divergent_layer, raise_image_scores
 
 NOISE_STEP, ALPHA, BETA = 500, 1.0, 0.1  # VCD's defaults

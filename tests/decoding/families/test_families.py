@@ -13,10 +13,10 @@ from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.prefill import can_share_pass
 from decoding.hf_engine.settings import HFSettings
+from decoding.multimodal.model_families import FAMILIES
 from decoding.pipeline.runner import StrategyRunner, collect_answer
 from decoding.registry import build
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
-from decoding.text.model_families import FAMILIES
 from tests.decoding.families.checkpoints import CHECKPOINTS
 from tests.decoding.families.prompts import PROMPTS
 from tests.decoding.families.reference import FamilyReference

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig
 
 from decoding.errors import BadRequest, Unsupported
+from decoding.multimodal.model_families import get_family, get_max_model_len
+from decoding.multimodal.processor import load_processor
 from decoding.requests import Message, Prompt
-from decoding.text.model_families import get_family, get_max_model_len
-from decoding.text.processor import load_processor
 from decoding.text.prompt_encoder import PromptEncoder
 from tests.decoding.families.checkpoints import CHECKPOINTS
 from tests.decoding.families.prompts import BLIND, ONE, TWO, draw_image

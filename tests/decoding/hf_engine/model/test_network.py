@@ -14,9 +14,9 @@ from decoding.hf_engine.model import network
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.model.network import load_network
 from decoding.hf_engine.settings import HFSettings
-from decoding.text import processor
-from decoding.text.model_families import get_family
-from decoding.text.processor import get_eos_token_ids, load_processor
+from decoding.multimodal import processor
+from decoding.multimodal.model_families import get_family
+from decoding.multimodal.processor import get_eos_token_ids, load_processor
 from tests.decoding.families.checkpoints import CHECKPOINTS
 from tests.decoding.families.prompts import BLIND, ONE
 

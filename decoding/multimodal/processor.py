@@ -7,9 +7,9 @@ from typing import Any
 import transformers
 
 from decoding.errors import Unsupported
-from decoding.text.model_families import ModelFamily
-from decoding.text.processed_images import keep_results
-from decoding.text.strip_image_processor import save_memory
+from decoding.multimodal.image_processor import save_memory
+from decoding.multimodal.image_processor_cache import keep_results
+from decoding.multimodal.model_families import ModelFamily
 
 
 def load_processor(model: str, family: ModelFamily) -> Any:

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from decoding.text.strip_image_processor import save_memory
+from decoding.multimodal.image_processor import save_memory
 
 PROCESSORS = [
     (CLIPImageProcessorPil, {"size": {"height": 112, "width": 112}, "do_center_crop": False}),

@@ -20,13 +20,13 @@ def keep_results(image_processor: Any) -> None:
     """Let an image processor return its earlier result for the same image objects.
 
     A result is dropped with its images, so it takes no memory beyond them. Equal images that are other objects share no
-    result: whether an API key has sent an image stays its secret.
+    result, so that no API key learns which images other keys have sent.
 
     Args:
         image_processor: Image processor of transformers. Its class is replaced by a subclass.
     """
     base: Any = type(image_processor)
-    results = ProcessedImages()
+    results = ImageProcessorCache()
 
     def call(self: Any, images: Any, *args: Any, **options: Any) -> Any:
         return results.get_or_process(base.__call__, self, images, *args, **options)
@@ -34,7 +34,7 @@ def keep_results(image_processor: Any) -> None:
     image_processor.__class__ = type(base.__name__, (base,), {"__call__": call})
 
 
-class ProcessedImages:
+class ImageProcessorCache:
     """Results by image objects. It belongs to one thread, apart from images that are dropped in another."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:

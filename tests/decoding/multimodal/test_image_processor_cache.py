@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from decoding.text.processed_images import ProcessedImages
+from decoding.multimodal.image_processor_cache import ImageProcessorCache
 
 
 class CountingProcessor:
@@ -29,12 +29,12 @@ def new_image(red: int) -> Image.Image:
     return Image.new("RGB", (2, 2), (red, 0, 0))
 
 
-def run(results: ProcessedImages, processor: CountingProcessor, images: Any, **options: Any) -> BatchFeature:
+def run(results: ImageProcessorCache, processor: CountingProcessor, images: Any, **options: Any) -> BatchFeature:
     return results.get_or_process(CountingProcessor.process, processor, images, **options)  # type: ignore[no-any-return]
 
 
 def test_the_same_images_are_processed_once() -> None:
-    results, processor = ProcessedImages(), CountingProcessor()
+    results, processor = ImageProcessorCache(), CountingProcessor()
     image, other = new_image(1), new_image(2)
     first = run(results, processor, [[image, other]], return_tensors="pt")
     first.pop("rows")  # as processors of some families do
@@ -46,7 +46,7 @@ def test_the_same_images_are_processed_once() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"size": 3}])
 def test_other_images_nesting_or_options_are_another_result(options: dict[str, int]) -> None:
-    results, processor = ProcessedImages(), CountingProcessor()
+    results, processor = ImageProcessorCache(), CountingProcessor()
     image, other = new_image(1), new_image(1)
     run(results, processor, [[image], [other]])
     run(results, processor, [[other], [image]], **options)
@@ -55,7 +55,7 @@ def test_other_images_nesting_or_options_are_another_result(options: dict[str, i
 
 
 def test_a_result_is_dropped_with_its_image() -> None:
-    results, processor = ProcessedImages(), CountingProcessor()
+    results, processor = ImageProcessorCache(), CountingProcessor()
     image = new_image(1)
     run(results, processor, [[image]])
     assert len(results) == 1
@@ -65,7 +65,7 @@ def test_a_result_is_dropped_with_its_image() -> None:
 
 
 def test_results_take_bounded_memory() -> None:
-    results, processor = ProcessedImages(max_bytes=12), CountingProcessor()
+    results, processor = ImageProcessorCache(max_bytes=12), CountingProcessor()
     images = [new_image(red) for red in range(5)]
     for image in images:
         run(results, processor, [[image]])

@@ -1,0 +1,1 @@
+"""Load a checkpoint's processor, and process images with it."""
