@@ -23,7 +23,7 @@ WITHOUT_VLLM = (
     "frontend/test_member_builder.py",
     "frontend/test_selftest.py",
     "test_states.py",
-    "worker/test_sampler_hook_runner.py",
+    "worker/test_step_hook_runner.py",
     "worker/test_simulated_device.py",
 )
 if find_spec("vllm") is None:
