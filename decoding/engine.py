@@ -15,7 +15,7 @@ Capability = Literal[
     "keep_image_tokens",
     "early_exit_layers",
     "probe",
-    "vision",
+    "vision_attention",
     "attention",
     "update_state",
     "relevance",
@@ -25,7 +25,7 @@ Capability = Literal[
     "answer_prefix",
     "logprobs",
     "grammar",
-    "tokens",
+    "tokenize",
 ]
 
 

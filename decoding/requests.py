@@ -111,7 +111,7 @@ class ProbeRequest:
 
     prompts: Mapping[str, Prompt]
     main: str
-    capture: frozenset[Literal["heads", "attention", "vision"]] = frozenset({"heads"})
+    capture: frozenset[Literal["heads", "attention", "vision_attention"]] = frozenset({"heads"})
     layerwise: bool = False
     assigned_strategy: TensorHooks | None = None  # set by the runner
     cache_salt: str | None = None  # set by the runner, as in `GenerateRequest`

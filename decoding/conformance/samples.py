@@ -116,14 +116,14 @@ def draw_activations(request: GenerateRequest | ProbeRequest, seed: int) -> Iter
         return
     for layer in range(LAYERS):
         heads = {name: torch.randn(HEADS, HEAD_DIM, generator=random) for name in request.prompts}
-        vision, attention = {}, {}
-        if "vision" in request.capture:
+        vision_attention, attention = {}, {}
+        if "vision_attention" in request.capture:
             tower = (TOWER_LAYERS, 1, TOWER_HEADS, IMAGE_TOKENS)
-            vision = {name: torch.rand(tower, generator=random) for name in request.prompts}
+            vision_attention = {name: torch.rand(tower, generator=random) for name in request.prompts}
         if "attention" in request.capture:
             drawn = {name: torch.rand(HEADS, IMAGE_TOKENS, generator=random) for name in request.prompts}
             attention = {name: scores.softmax(-1) for name, scores in drawn.items()}
-        yield Activations(heads, layer, LAYERS, vision, attention)
+        yield Activations(heads, layer, LAYERS, vision_attention, attention)
 
 
 def draw_attention(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, AttentionKeys]:

@@ -79,7 +79,7 @@ class HFEngine(BaseEngine):
     def _get_model_capabilities(self) -> frozenset[Capability]:
         missing: set[Capability] = set()
         if self._model is not None:
-            missing |= {"vision"} if self._model.vision_attention_tap is None else set()
+            missing |= {"vision_attention"} if self._model.vision_attention_tap is None else set()
             missing |= {"keep_image_tokens"} if self._model.token_pruning_tap is None else set()
         return ALL_CAPABILITIES - missing
 

@@ -153,7 +153,7 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
 
 def capture_vision_attention(capture: Set[str], model: Model) -> AbstractContextManager[list[Tensor]]:
     """Capture the vision tower's attention, if probes need it. The list fills while the tower runs."""
-    if "vision" not in capture:
+    if "vision_attention" not in capture:
         return nullcontext([])
     assert model.vision_attention_tap is not None, "the engine has checked its capabilities"
     return model.vision_attention_tap.capture()

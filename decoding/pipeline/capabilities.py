@@ -11,7 +11,7 @@ REASONS = {
     "relevance": "the server has no image-text matcher; start it with --matcher",
     "edit_attention_scores": "vLLM computes attention in kernels that do not expose attention scores",
     "attention": "vLLM computes attention in kernels that do not expose attention weights",
-    "vision": "attention of the vision tower needs a tower with a class token, as LLaVA's, and the transformers engine",
+    "vision_attention": "it needs a vision tower with a class token, as LLaVA's, and the transformers engine",
     "keep_image_tokens": "image tokens can be dropped inside LLaVA models only, and not in vLLM",
     "early_exit_layers": "vLLM's models do not expose logits of earlier layers",
 }

@@ -56,11 +56,11 @@ def dry_run(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> DryRun:
     final = [outcome] if isinstance(outcome, GenerateRequest) else []
     needs: set[Capability] = set(CAPABILITY_HOOKS & strategy.hooks())
     for request in (*generations, *final):
-        needs |= request_needs(request)
+        needs |= find_request_needs(request)
     if probes:
         needs.add("probe")
         captured = frozenset[str]().union(*(probe.capture for probe in probes))
-        needs |= {"vision"} if "vision" in captured else set()
+        needs |= {"vision_attention"} if "vision_attention" in captured else set()
         needs |= {"attention"} if "attention" in captured else set()
     if relevances:
         needs.add("relevance")
@@ -94,8 +94,8 @@ def count_rows(effect: Effect | DraftEffect) -> int:
             return 0
 
 
-def request_needs(request: GenerateRequest) -> set[Capability]:
-    """Return the capabilities that one generation request needs."""
+def find_request_needs(request: GenerateRequest) -> set[Capability]:
+    """Find the capabilities that one generation request needs."""
     images = [image for prompt in (request.prompt, *request.branches.values()) for image in prompt.images]
     needs: dict[Capability, bool] = {
         "branches": bool(request.branches),

@@ -56,10 +56,12 @@ class PAINT(Strategy):
     def run(self, request: GenerateRequest) -> Program:
         request.prompt.require_images(self.name)
         if self.modulation == "uniform":
-            probe = ProbeRequest({"with_image": request.prompt}, main="with_image", capture=frozenset({"vision"}))
+            probe = ProbeRequest(
+                {"with_image": request.prompt}, main="with_image", capture=frozenset({"vision_attention"})
+            )
         else:
             pair = {"with_image": request.prompt, "without_image": request.prompt.without_images()}
-            probe = ProbeRequest(pair, main="with_image", capture=frozenset({"vision", "heads"}))
+            probe = ProbeRequest(pair, main="with_image", capture=frozenset({"vision_attention", "heads"}))
         state: StateHandle = yield probe
         return request.with_state(state)
 

@@ -106,7 +106,7 @@ class VllmEngine(BaseEngine):
             "answer_prefix",
             "logprobs",
             "grammar",
-            "tokens",
+            "tokenize",
         }
         return frozenset(capabilities if self._has_head_tap else capabilities - {"head_scales", "probe"})
 

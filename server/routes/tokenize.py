@@ -78,7 +78,7 @@ async def tokenize_request(normalized: NormalizedRequest, admission: Admission) 
     """
     service, engine = admission.service, admission.service.ready_engine
     parse_model_suffix(normalized.model, service.model_name)
-    if "tokens" not in engine.capabilities:
+    if "tokenize" not in engine.capabilities:
         raise Unsupported("This engine has no tokenizer route.")
     async with enforce_timeout(admission.deadline):
         with normalized.rename_error_params():

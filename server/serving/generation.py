@@ -280,7 +280,7 @@ class Generation:
 
     async def _fits_without_strategy(self) -> bool:
         """Return whether the prompts fit the context without the strategies' changes to them."""
-        if not self._runner.stack or "tokens" not in self._runner.engine.capabilities:
+        if not self._runner.stack or "tokenize" not in self._runner.engine.capabilities:
             return False
         try:
             for request in self._requests:

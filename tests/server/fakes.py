@@ -38,7 +38,7 @@ ALL_CAPABILITIES: frozenset[Capability] = frozenset(
         "forced_token_ids",
         "logprobs",
         "grammar",
-        "tokens",
+        "tokenize",
     }
 )
 

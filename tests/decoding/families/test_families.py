@@ -135,14 +135,14 @@ async def test_vision_attention_requires_a_class_token(checkpoint: Callable[[str
     engine = HFEngine(HFSettings(str(checkpoint("gemma3")), dtype="float32", device="cpu"))
     await engine.start()
     try:
-        assert not {"vision", "keep_image_tokens"} & engine.capabilities
+        assert not {"vision_attention", "keep_image_tokens"} & engine.capabilities
         with pytest.raises(
             Unsupported, match="'sid': it lacks keep_image_tokens: image tokens can be dropped inside LLaVA"
         ):
             await generate_text(engine, "sid", "one")
         with pytest.raises(
             Unsupported,
-            match="'paint': it lacks vision: attention of the vision tower needs a tower with a class token",
+            match="'paint': it lacks vision_attention: it needs a vision tower with a class token",
         ):
             await generate_text(engine, "paint", "one")
     finally:

@@ -44,7 +44,7 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
             extra_rows=1,
         ),
         "paint": DryRun(
-            frozenset({"edit_attention_scores", "probe", "vision"}), (), {"probed prompts": 1}, extra_rows=1
+            frozenset({"edit_attention_scores", "probe", "vision_attention"}), (), {"probed prompts": 1}, extra_rows=1
         ),
         "pai": DryRun(frozenset({"logits", "branches", "edit_attention_scores"}), ("blind",), {}),
         "dola": DryRun(frozenset({"logits", "early_exit_layers"}), (), {}),

@@ -102,7 +102,7 @@ async def test_keys_take_turns(start_server: StartServer) -> None:
 
 
 async def test_engine_without_tokenizer_is_unsupported(start_server: StartServer) -> None:
-    server = await start_server(FakeEngine(capabilities=ALL_CAPABILITIES - {"tokens"}))
+    server = await start_server(FakeEngine(capabilities=ALL_CAPABILITIES - {"tokenize"}))
     response = await server.http.post("/tokenize", json={"model": "tiny", "prompt": "a"})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported")
 
