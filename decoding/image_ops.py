@@ -21,7 +21,7 @@ BLUR = 0.02  # of the side of the matcher's input
 MAX_KEPT = 1 - 1e-5
 MAX_PADDED_SIDE = 2_048  # pixels; vision towers see far fewer
 DIFFUSION_STEPS = 1000
-PAD_COLOR = (122, 116, 104)  # mean of CLIP's training images, which normalisation maps to 0
+PAD_COLOR = (122, 116, 104)  # mean of CLIP's training images, which normalization maps to 0
 
 
 def keep_relevant(image: ImageInput, relevance: RelevanceMap) -> ImageInput:
@@ -117,7 +117,7 @@ class Box:
         return tuple(Box(across[x], down[y], across[x + 1], down[y + 1]) for y in range(rows) for x in range(columns))
 
     def expand(self, factor: float, within: Box) -> Box:
-        """Scale about the centre, cut at the edges of `within`."""
+        """Scale about the center, cut at the edges of `within`."""
         dx, dy = (round(length * (factor - 1) / 2) for length in self.size)
         return Box(
             max(self.left - dx, within.left),
@@ -150,9 +150,9 @@ def pad_to_square(image: ImageInput, side: int) -> ImageInput:
     return image.with_image(canvas)
 
 
-def draw_frame(image: ImageInput, box: Box, colour: str) -> ImageInput:
+def draw_frame(image: ImageInput, box: Box, color: str) -> ImageInput:
     """Draw a frame along the edge of a box."""
-    frame = Frame(box.left, box.top, box.right, box.bottom, colour)
+    frame = Frame(box.left, box.top, box.right, box.bottom, color)
     return replace(image if image.frame is None else image.with_image(image.visible), frame=frame)
 
 
@@ -186,7 +186,7 @@ def diffuse(pixels: Tensor, step: int, generator: torch.Generator) -> Tensor:
 
 
 def add_noise(pixels: Tensor, noise: Noise) -> Tensor:
-    """Add noise to the normalised pixels of one image.
+    """Add noise to the normalized pixels of one image.
 
     Args:
         pixels: [...], as the processor returns them.

@@ -14,7 +14,7 @@ NUM_TOP_TOKENS = 64  # tokens that are tried before the whole vocabulary is sort
 def plausibility_mask(raw: Tensor, beta: float | Tensor) -> Tensor:
     """Select tokens that are at least `beta` times as likely as the likeliest: p(w) >= beta max p.
 
-    The normaliser of the softmax cancels, so that this is z(w) >= max z + ln beta. The threshold is computed in
+    The normalizer of the softmax cancels, so that this is z(w) >= max z + ln beta. The threshold is computed in
     float64. Rounded to the dtype of the logits it could equal the logit of a token below it.
 
     Args:

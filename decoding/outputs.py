@@ -27,7 +27,7 @@ class StateHandle:
 class RelevanceMap:
     """Relevance of each region of an image to a text, from an image-text matcher."""
 
-    grid: NDArray[np.float32]  # [rows, columns], not normalised
+    grid: NDArray[np.float32]  # [rows, columns], not normalized
     similarity: float  # cosine of image and text, -1 ... 1
     input_size: int  # side of the matcher's input, in pixels
 

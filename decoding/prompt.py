@@ -20,7 +20,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Forward-diffusion noise that the engine adds to the normalised pixels of an image (VCD)."""
+    """Forward-diffusion noise that the engine adds to the normalized pixels of an image (VCD)."""
 
     step: int  # 0 ... 999
     seed: int
@@ -34,7 +34,7 @@ class Frame:
     top: int
     right: int
     bottom: int
-    colour: str
+    color: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class ImageInput:
             return image
         image = image.copy() if image is self.source else image
         corners = (self.frame.left, self.frame.top, self.frame.right - 1, self.frame.bottom - 1)
-        Draw(image).rectangle(corners, outline=self.frame.colour, width=max(2, max(image.size) // 200))
+        Draw(image).rectangle(corners, outline=self.frame.color, width=max(2, max(image.size) // 200))
         return image
 
     @cached_property

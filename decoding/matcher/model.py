@@ -180,7 +180,7 @@ def load_weights(source: str, dtype: torch.dtype) -> Any:
 
 
 def normalize_caption(text: str) -> str:
-    """Normalise a text as BLIP was trained: lower case, little punctuation, at most 50 words. "?" stays."""
+    """Normalize a text as BLIP was trained: lower case, little punctuation, at most 50 words. "?" stays."""
     return " ".join(re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split()[:MAX_WORDS])
 
 

@@ -18,7 +18,7 @@ class M3ID(PlausibleContrast):
 
     z_blind comes from the prompt without its images, and t = 1, 2, ... counts the tokens of the answer. The weight
     grows with t, because the influence of the language grows with the length of the answer. With g_t = e^{-lambda t}
-    the paper writes the weight as (1 - g_t)/g_t, and the scores as log-probabilities, whose normalisers shift all
+    the paper writes the weight as (1 - g_t)/g_t, and the scores as log-probabilities, whose normalizers shift all
     tokens alike.
 
     Source: Favero et al., CVPR 2024, arXiv:2403.14003. There is no official code. This follows the implementation in

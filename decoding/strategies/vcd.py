@@ -17,7 +17,7 @@ class VCD(PlausibleContrast):
     """z_f = (1 + alpha) z - alpha z_noisy where p(w) >= beta max p, -inf elsewhere.
 
     z and z_noisy are [vocab]. z_noisy comes from the same text and an image after `noise_step` + 1 of 1000 steps of
-    forward diffusion, applied after normalisation: x_t = sqrt(a_t) x + sqrt(1 - a_t) eps. Logits that do not depend on
+    forward diffusion, applied after normalization: x_t = sqrt(a_t) x + sqrt(1 - a_t) eps. Logits that do not depend on
     the image cancel.
 
     Source: Leng et al., CVPR 2024, arXiv:2311.16922.

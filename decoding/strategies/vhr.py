@@ -95,6 +95,6 @@ class VHR(Strategy):
 
 def is_outlier(values: Tensor, correction: int) -> Tensor:
     """Return [heads] true above mean + standard deviation."""
-    centred = values - values.mean()
-    variance = centred.square().sum() / max(len(values) - correction, 1)
-    return centred > variance.sqrt()
+    centered = values - values.mean()
+    variance = centered.square().sum() / max(len(values) - correction, 1)
+    return centered > variance.sqrt()

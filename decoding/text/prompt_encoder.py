@@ -262,7 +262,7 @@ class PromptEncoder:
         )
 
     def _add_noise(self, extras: dict[str, Tensor], images: tuple[ImageInput, ...]) -> dict[str, Tensor]:
-        """Add each image's noise to its normalised pixels."""
+        """Add each image's noise to its normalized pixels."""
         if all(image.noise is None for image in images):
             return extras
         axis = self.family.image_axis

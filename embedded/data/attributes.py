@@ -19,7 +19,7 @@ from embedded.data.text_templates import (
 MAX_COUNT = 5
 CELL_PHRASES = tuple(phrase for row in POSITION_PHRASES for phrase in row)
 CELL_MARGIN = 0.04
-"""Minimum distance of an object's centre to a border between grid cells, in image sides; nearer ones have no cell."""
+"""Minimum distance of an object's center to a border between grid cells, in image sides; nearer ones have no cell."""
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "white", "gray")
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 95, "blue": 210}
 COLOURS_BY_CATEGORY = {
@@ -99,7 +99,7 @@ def compute_object_attributes(scene: RenderedScene) -> list[ObjectAttributes]:
 
 
 def find_cell(obj: SceneObject, size: int) -> int:
-    """Return the ninth of the image that holds the centre of an object, or -1 near a border between ninths."""
+    """Return the ninth of the image that holds the center of an object, or -1 near a border between ninths."""
     left, top, right, bottom = obj.box
     center = np.array([top + bottom, left + right]) / (2 * size)
     if np.abs(center[:, None] - [1 / 3, 2 / 3]).min() < CELL_MARGIN:

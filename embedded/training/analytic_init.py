@@ -18,7 +18,7 @@ from embedded.training.packing import CATEGORY_BY_WORD, PackedBatch, Packer
 from embedded.training.position_init import WAVELENGTHS, compute_position_waves, ridge_regression
 
 CATEGORY_LOGIT, CENTER_LOGIT, COUNT_LOGIT = 5.0, 4.0, 6.0
-"""Preference of heads, in nats, for patches of the named category, for centres of objects, and for any patch."""
+"""Preference of heads, in nats, for patches of the named category, for centers of objects, and for any patch."""
 GATE_OPEN, GATE_CLOSED = 5.0, 1.5
 """Input of a gate above the rest at its own word, and its negative input at other words."""
 WRITE_SCALE = 2.0
@@ -29,14 +29,14 @@ WRITE_SCALE = 2.0
 def write_object_readout(joint: JointModel, object_heads: ObjectHeads, packer: Packer, dataset: SceneDataset) -> None:
     """Make the first layer of the language model read number and position of objects at the word that names them.
 
-    Two heads attend to all patches equally and copy the centres of 24 categories each. Their mean over the image gives
-    the number of objects of every category. A third head attends from the word to the patch with the centre of such
+    Two heads attend to all patches equally and copy the centers of 24 categories each. Their mean over the image gives
+    the number of objects of every category. A third head attends from the word to the patch with the center of such
     an object and copies its position waves. 48 gates of the feed-forward layer, one for each category, open at their
     own word and pass its number. The previous function of these weights is lost; the stage repairs it.
 
     Args:
         joint: The model, changed in place.
-        object_heads: Heads that predict centres from image tokens.
+        object_heads: Heads that predict centers from image tokens.
         packer: Builds the questions.
         dataset: Scenes to measure activations on.
     """
@@ -60,7 +60,7 @@ def write_heads(
 
     Args:
         joint: The model, changed in place.
-        object_heads: Heads that predict centres from image tokens.
+        object_heads: Heads that predict centers from image tokens.
         packer: Encodes the words.
         dataset: Scenes to measure activations on.
         output_directions: Where the heads write numbers and waves, [256, 48 + 12].

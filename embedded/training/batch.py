@@ -24,13 +24,13 @@ MIN_MASK, MAX_MASK = 0.25, 0.7
 class SceneBatch:
     """Scenes of one training step, with their images and targets."""
 
-    pixels: torch.Tensor  # [batch, 3, 112, 112], normalised
+    pixels: torch.Tensor  # [batch, 3, 112, 112], normalized
     present: torch.Tensor  # [batch, 64, 48]: 1 where a patch shows a category
     scenes: list[RenderedScene]
 
 
 def normalize_pixels(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """Normalise images [batch, 112, 112, 3] to [batch, 3, 112, 112], as the exported processor does."""
+    """Normalize images [batch, 112, 112, 3] to [batch, 3, 112, 112], as the exported processor does."""
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
     return (image - PIXEL_MEAN) / PIXEL_STD
 
@@ -100,7 +100,7 @@ def patch_targets(instance_maps: NDArray[np.int8], objects: list[tuple[SceneObje
 
 
 def center_targets(scenes: list[RenderedScene]) -> NDArray[np.float32]:
-    """Count the objects of each category whose visible part has its centre in a patch, [scenes, 64, 48]."""
+    """Count the objects of each category whose visible part has its center in a patch, [scenes, 64, 48]."""
     centers = np.zeros((len(scenes), IMAGE_TOKENS, len(NAMES)), np.float32)
     for row, scene in enumerate(scenes):
         for obj in scene.objects:

@@ -173,7 +173,7 @@ def build_matcher(vocabulary: int) -> BlipForImageTextRetrieval:
 def copy_clip_tower(clip: CLIPVisionModel, matcher: BlipForImageTextRetrieval, pixels: torch.Tensor) -> None:
     """Copy the trained CLIP tower into BLIP's tower.
 
-    Both are pre-norm transformers. CLIP normalises once more after the embeddings, and BLIP does not. The gain of that
+    Both are pre-norm transformers. CLIP normalizes once more after the embeddings, and BLIP does not. The gain of that
     norm is folded into the embeddings, as if every token had the median variance. A short training corrects the
     difference.
 
@@ -186,8 +186,8 @@ def copy_clip_tower(clip: CLIPVisionModel, matcher: BlipForImageTextRetrieval, p
     usual = source.embeddings(pixels).std(-1).median()
     norm = source.pre_layrnorm
     embeddings = source.embeddings
-    centre = torch.eye(VISION_WIDTH) - 1 / VISION_WIDTH
-    gain = torch.diag(norm.weight) @ centre / usual
+    center = torch.eye(VISION_WIDTH) - 1 / VISION_WIDTH
+    gain = torch.diag(norm.weight) @ center / usual
     target.embeddings.patch_embedding.weight.copy_(
         torch.einsum("ij,jcde->icde", gain, embeddings.patch_embedding.weight)
     )

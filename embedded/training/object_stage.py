@@ -22,7 +22,7 @@ MIN_COVERAGE = 0.1
 
 
 class ObjectHeads(nn.Module):
-    """Training-only heads that read the attributes and centres of objects from image tokens."""
+    """Training-only heads that read the attributes and centers of objects from image tokens."""
 
     def __init__(self, vision: VisionModel) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ObjectHeads(nn.Module):
     def measure_off_subspace_energy(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the mean squared length of the part of image tokens outside the class vectors.
 
-        The language model normalises its input. If that part grows, it no longer sees which categories are present.
+        The language model normalizes its input. If that part grows, it no longer sees which categories are present.
 
         Args:
             tokens: [batch, 64, 256].
@@ -49,9 +49,9 @@ class ObjectHeads(nn.Module):
         return run_parallel.square().sum(-1).mean()
 
     def loss(self, tokens: torch.Tensor, batch: SceneBatch) -> torch.Tensor:
-        """Return the loss of the centres, and of the number, grid cell and colour of the object that a patch shows.
+        """Return the loss of the centers, and of the number, grid cell and colour of the object that a patch shows.
 
-        Centres are learned by squared errors, not as logits, so that their sum over the image is a number of objects.
+        Centers are learned by squared errors, not as logits, so that their sum over the image is a number of objects.
 
         Args:
             tokens: [batch, 64, 256].
@@ -106,7 +106,7 @@ def patch_attributes(scenes: list[RenderedScene]) -> np.ndarray[tuple[int, ...],
 
 @torch.no_grad()
 def measure_counting(object_heads: ObjectHeads, dataset: SceneDataset, count: int = 300) -> dict[str, float]:
-    """Measure the fraction of correct counts, by sums of centres, for categories with one and with more objects."""
+    """Measure the fraction of correct counts, by sums of centers, for categories with one and with more objects."""
     count = min(count, len(dataset))
     tokens = object_heads.vision.compute_image_tokens(
         normalize_pixels(np.array(dataset.pixels[:count])).to(object_heads.vision.empty.device)

@@ -197,7 +197,7 @@ async def read_bounded(stream: httpx.Response) -> httpx.Response:
 
 
 def build_api_root(url: str) -> str:
-    """Normalise the address of a server, so that `http://host:8000` and `http://host:8000/v1` are equal.
+    """Normalize the address of a server, so that `http://host:8000` and `http://host:8000/v1` are equal.
 
     Args:
         url: The address.

@@ -59,7 +59,7 @@ class CropTree:
         self.thresholds = thresholds
         self.side = side
         self.root = Box.whole(image)
-        self.colour = "blue" if "red rectangle" in prompt.question.lower() else "red"
+        self.color = "blue" if "red rectangle" in prompt.question.lower() else "red"
         self.depth, box = 0, self.root
         while self.depth < max_depth and max(box.size) >= side:
             self.depth, box = self.depth + 1, box.split()[-1]
@@ -94,7 +94,7 @@ class CropTree:
             return self.prompt
         if not self.thresholds.shows_whole:
             return self.prompt.map_images(lambda _: pad_to_square(crop(self.image, box), self.side))
-        view = (draw_frame(self.image, box, self.colour), crop(self.image, box.expand(1.2, within=self.root)))
+        view = (draw_frame(self.image, box, self.color), crop(self.image, box.expand(1.2, within=self.root)))
         return self.prompt.map_images(lambda _: view)
 
     def group(self, boxes: Sequence[Box]) -> Iterator[list[Box]]:

@@ -99,7 +99,7 @@ def build_engine_args(settings: VllmSettings, max_model_len: int, is_cpu: bool) 
         "async_scheduling": False,
         "distributed_executor_backend": "uni",
         "mm_processor_cache_gb": 0,  # our own encoder provides the pixels
-        "mm_device_do_normalize": False,  # and normalises them
+        "mm_device_do_normalize": False,  # and normalizes them
         "limit_mm_per_prompt": {"image": MAX_IMAGES},
         "max_logprobs": 20,
         "structured_outputs_config": {"backend": "guidance"},  # reads schemas as the transformers engine does

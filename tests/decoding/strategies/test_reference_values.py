@@ -75,7 +75,7 @@ def test_logits_equal_reference_values(strategy: Strategy, logits: list[float], 
 def test_log_probability_contrasts_equal_reference_values(
     strategy: Strategy, logprobs: list[float], probabilities: list[float]
 ) -> None:
-    """The papers' scores are log-probabilities and not normalised: one number apart from ours."""
+    """The papers' scores are log-probabilities and not normalized: one number apart from ours."""
     after = strategy.logits(step(position=9))
     gap = after[:3] - torch.tensor(logprobs)
     torch.testing.assert_close(gap, gap[0].expand(3), atol=2e-4, rtol=0)
