@@ -10,17 +10,18 @@ from decoding.hf_engine.batch import Batch
 from decoding.hf_engine.prefill import PREFILL_TOKENS
 from decoding.hf_engine.request import RequestHandle, RequestStatus
 
-MAX_OVERTAKEN_SECONDS = 10.0  # in which requests of other cache salts may overtake a request that has no room
+MAX_OVERTAKEN_SECONDS = 10.0  # in which requests of other groups may overtake a request that has no room
 
 
 class Scheduler:
     """Schedules requests, first in, first out, and preempts requests if the KV cache is full.
 
-    Requests of one API key have one cache salt. While a request of one salt has no room in the KV cache, those of other
-    salts may overtake it. If the running rows outgrow the KV cache, the newest request of the salt with the most rows
-    is preempted. A salt with one running request keeps it, unless every salt has only one. A salt whose requests hold
-    more than half of the KV cache gives up the newest of them for a waiting request of another salt, but not its last
-    one. Without salts, no request overtakes another, and the newest of all requests is preempted.
+    Requests with one cache salt, that is one API key, form a group. Those without a salt form one group, too. While a
+    request has no room in the KV cache, requests of other groups may overtake it. If the running rows outgrow the KV
+    cache, the newest request of the group with the most rows is preempted. The only running request of a group is
+    preempted only if no group has several. If a group holds more than half of the KV cache, its newest requests are
+    preempted for a waiting request of another group, but not its last one. Within a group, no request overtakes
+    another.
 
     Attributes:
         waiting: Requests that wait. Preempted ones are at the front.
@@ -64,7 +65,7 @@ class Scheduler:
             The requests, which count as running from now on.
         """
         scheduled: list[RequestHandle] = []
-        blocked: set[str | None] = set()  # salts with a request that has no room
+        blocked: set[str | None] = set()  # salts of the groups with a request that has no room
         rows, tokens = self.max_rows - len(batch.rows), PREFILL_TOKENS
         for handle in tuple(self.waiting):
             if get_salt(handle) in blocked:
@@ -89,15 +90,15 @@ class Scheduler:
     def preempt(self, batch: Batch) -> None:
         """Preempt requests until the KV cache has room for a step. They join again first.
 
-        Among the salts with several running requests, the one with the most rows gives up its newest request. If there
-        is no such salt, the newest of all requests is preempted.
+        It is the newest request of the group with the most rows, among the groups with several running requests. If
+        there is no such group, it is the newest of all requests.
         """
         while len(self.running) > 1 and not batch.has_room_for_step:
             groups = [group for group in self._group_by_salt().values() if len(group) > 1]
             self._preempt(batch, max(groups, key=count_rows, default=list(self.running.values()))[-1])
 
     def _make_room(self, batch: Batch, handles: Sequence[RequestHandle]) -> bool:
-        """Return whether the KV cache has room for requests. The last one may preempt requests of another salt.
+        """Return whether the KV cache has room for requests. The last one may preempt requests of another group.
 
         Args:
             batch: The running batch.
@@ -129,7 +130,7 @@ class Scheduler:
         self.preemptions += 1
 
     def _group_by_salt(self) -> dict[str | None, list[RequestHandle]]:
-        """Return the running requests of each salt, oldest first."""
+        """Return the running requests of each group by its salt, oldest first."""
         groups: dict[str | None, list[RequestHandle]] = defaultdict(list)
         for handle in self.running.values():
             groups[get_salt(handle)].append(handle)
@@ -137,7 +138,7 @@ class Scheduler:
 
 
 def get_salt(handle: RequestHandle) -> str | None:
-    """Return the cache salt of a request."""
+    """Return the cache salt of a request, which its group shares."""
     return handle.request.source.cache_salt
 
 
