@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import structlog
 
+NO_FINISH_REASON = "The engine ended an answer without a finish reason."
 MAX_SHOWN_NAME = 64  # characters of a client's name for a field that a message repeats
 
 log = structlog.get_logger(__name__)

@@ -225,7 +225,7 @@ class Worker:
         for request, output in outputs:
             handle = self.scheduler.running[id(request)]
             if isinstance(output, Exception):
-                self._fail([handle], to_public_error(output, "request_failed"))
+                self._fail([handle], to_public_error(output, "update_state_failed"))
                 continue
             if output.finish is not None:
                 handle.advance(RequestStatus.FINISHED)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from decoding.drafts import ReadDraft, Segment, SendTokens, StartDraft
-from decoding.errors import EngineFailed, StrategyFailed, Unsupported
+from decoding.errors import NO_FINISH_REASON, EngineFailed, StrategyFailed, Unsupported
 from decoding.outputs import NO_TOKEN, Answer, FinishInfo, FinishReason, RequestStats, Token, Usage
 from decoding.pipeline.program import DraftStrategyProgram, ProgramResult, advance_program
 from decoding.requests import GenerateRequest
@@ -92,7 +92,7 @@ class Draft:
                     last, self._stats = token, token.stats or self._stats  # a token of claims has none
                     self._queue.put_nowait(token)
             if last is None or last.finish is None:
-                raise EngineFailed("The engine ended an answer without a finish reason.")
+                raise EngineFailed(NO_FINISH_REASON)
         except Exception as error:
             self._queue.put_nowait(error)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from decoding.engine import Engine
-from decoding.errors import EngineFailed
+from decoding.errors import NO_FINISH_REASON, EngineFailed
 from decoding.outputs import Answer, StateHandle, Token, Usage
 from decoding.pipeline.capabilities import require_hooks
 from decoding.pipeline.draft_runner import DraftedAnswer, DraftRunner, Outcome, as_request
@@ -197,7 +197,7 @@ async def collect_answer(stream: AsyncGenerator[Token, None]) -> Answer:
         async for token in stream:
             tokens.append(token)
     if not tokens or tokens[-1].finish is None:
-        raise EngineFailed("The engine ended an answer without a finish reason.")
+        raise EngineFailed(NO_FINISH_REASON)
     return Answer("".join(token.text for token in tokens), tuple(tokens), tokens[-1].finish)
 
 

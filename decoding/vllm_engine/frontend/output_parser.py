@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from decoding.errors import EngineFailed, Overloaded, StrategyFailed
+from decoding.errors import NO_FINISH_REASON, EngineFailed, Overloaded, StrategyFailed
 from decoding.outputs import Token
 from decoding.text.detokenizer import OutputProcessor, RankedTokens
 
@@ -38,7 +38,7 @@ class OutputParser:
             The tokens. None follows a token with a finish reason.
 
         Raises:
-            EngineFailed: The output has neither tokens nor a reason.
+            EngineFailed: The output ends the answer without a finish reason.
         """
         info: Mapping[str, Any] = output.kv_transfer_params or {}
         (completion,) = output.outputs
@@ -49,7 +49,7 @@ class OutputParser:
             if self.is_finished:
                 return
         if output.finished and not self.is_finished:
-            raise EngineFailed("The engine ended an answer without a reason.")
+            raise EngineFailed(NO_FINISH_REASON)
 
     def _add_token(self, token: int, logprobs: Mapping[int, Any] | None, info: Mapping[str, Any]) -> Token:
         self.processor.stats.forward_passes += self.rows
