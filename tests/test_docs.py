@@ -140,7 +140,7 @@ def test_request_walk_names_definitions() -> None:
 
 
 def split_sentences(markdown: str) -> list[str]:
-    """Split the prose of a page: without code, tables, generated parts, headings and pictures."""
+    """Split the prose of a page: without code, tables, generated parts, headings and images."""
     text = re.sub(r"```.*?```|<!-- ([\w -]+) -->.*?<!-- /\1 -->", "\n\n", markdown, flags=re.DOTALL)
     text = re.sub(r"^(?:[|#<]|!\[).*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"`[^`]*`", "code", text)

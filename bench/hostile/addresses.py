@@ -22,7 +22,7 @@ from decoding.errors import BadRequest
 from server.media.host_allowlist import HostAllowlist
 from server.media.image_fetcher import ImageFetcher
 
-ALLOWED_HOST = "pictures.example.org"
+ALLOWED_HOST = "images.example.org"
 REFUSED = "400 invalid_image_url"
 URLS = (
     "http://127.0.0.1:{0}",

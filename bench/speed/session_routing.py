@@ -74,7 +74,7 @@ async def measure(nginx: str, images: int, has_header: bool) -> RoutingResult:
         slots = asyncio.Semaphore(AT_ONCE)
         async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=AT_ONCE)) as client:
 
-            async def ask(image: str, category: str) -> None:
+            async def send_question(image: str, category: str) -> None:
                 body = build_request(image, f"Is there a {category} in the image?", max_tokens=2)
                 headers = {"x-session-id": hashlib.sha256(image.encode()).hexdigest()} if has_header else {}
                 async with slots:
@@ -82,7 +82,7 @@ async def measure(nginx: str, images: int, has_header: bool) -> RoutingResult:
                 response.raise_for_status()
                 answered[image].append(response.headers["x-server"])
 
-            tasks = [asyncio.create_task(ask(*question)) for question in questions]
+            tasks = [asyncio.create_task(send_question(*question)) for question in questions]
             label = "with the header" if has_header else "without the header"
             for task in track(asyncio.as_completed(tasks), label, len(tasks)):
                 await task

@@ -32,7 +32,7 @@ TURNS = Prompt(
         Prompt.from_text("Which is it?", make_image(1), make_image(2)),
         TURNS,
     ],
-    ids=["no picture", "two pictures", "several turns"],
+    ids=["no image", "two images", "several turns"],
 )
 async def test_conversations_equal_the_reference(prompt: Prompt, either: HFEngine, reference: Reference) -> None:
     answer = await generate(either, prompt, exact_length(N))

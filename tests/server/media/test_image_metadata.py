@@ -156,7 +156,7 @@ def test_parts_that_only_the_decoder_would_read_cost_nothing(content: bytes) -> 
     assert hold.seconds < 0.1
 
 
-def test_webp_ends_where_its_header_says() -> None:
+def test_webp_ends_at_the_length_of_its_header() -> None:
     assert decode_image(WEBP + b"VP8 \x04\0\0\0abcd", "url").tobytes() == decode_image(WEBP, "url").tobytes()
 
 

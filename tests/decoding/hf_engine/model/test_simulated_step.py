@@ -29,7 +29,7 @@ from tests.decoding.hf_engine.harness import build_stack, exact_length, make_pro
 STEPS = 2
 # Each kind of hook and of branch. `onlyseen-check` calls every hook of the others on the simulated GPU.
 STACKS = ["plain", "agla+vhr", "avisc+pai", "paint", "sid", "dola", "mvp", "vdgd+vcd"]
-Captured = tuple[GenerateRequest, dict[str, StoredStrategyState], AnswerStart, dict[str, ModelInputs]]
+CapturedRequest = tuple[GenerateRequest, dict[str, StoredStrategyState], AnswerStart, dict[str, ModelInputs]]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def simulated_model(tiny: Path) -> Model:
         return Model(settings)
 
 
-async def capture_requests(engine: HFEngine, names: str) -> list[Captured]:
+async def capture_requests(engine: HFEngine, names: str) -> list[CapturedRequest]:
     """Run a stack on the real engine, and return all generation requests that it made, with their inputs."""
-    captured: list[Captured] = []
+    captured: list[CapturedRequest] = []
     build_request = engine._build_request
 
     def capture(request: GenerateRequest, states: Any, answer_start: AnswerStart) -> RequestState:
