@@ -76,7 +76,7 @@ def build_full_row(name: str, strategy_class: type[Strategy]) -> tuple[str, ...]
 
 def can_be_lazy(strategy_class: type[Strategy]) -> bool:
     """Return whether branches can be left out at steps that do not need them."""
-    return "needs_branches" in strategy_class.hooks()
+    return "needs_branches" in strategy_class.list_hooks()
 
 
 def describe_extra_requests(run: DryRun) -> str:

@@ -85,7 +85,7 @@ class Box:
     bottom: int
 
     @classmethod
-    def whole(cls, image: ImageInput) -> Box:
+    def from_image(cls, image: ImageInput) -> Box:
         """Return the box of a whole image."""
         return cls(0, 0, *image.source.size)
 

@@ -32,7 +32,7 @@ TENSOR_HOOKS = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decoding step. In the shapes, `...` is nothing for one request, or the batch dimension."""
+    """Input of a `logits` hook: one decoding step. `...` is nothing for one request, or the batch dimension."""
 
     scores: Tensor  # [..., vocab] after the strategies inside this one
     raw: Tensor  # [..., vocab] logits of the main row
@@ -124,7 +124,7 @@ class TensorHooks(BaseModel):
 
         Parameters may decide it. Branches that are not lazy have a row of the batch, without `needs_branches`.
         """
-        return "needs_branches" in self.hooks()
+        return "needs_branches" in self.list_hooks()
 
     def head_scales(self, state: Tensors) -> Tensor | None:
         """Return [layers, heads] factors of the head outputs before the output projection, or None for all 1."""
@@ -170,6 +170,6 @@ class TensorHooks(BaseModel):
 
     @classmethod
     @cache
-    def hooks(cls) -> frozenset[str]:
-        """Return the names of the tensor hooks that this class overrides. They are capabilities of an engine."""
+    def list_hooks(cls) -> frozenset[str]:
+        """List the tensor hooks that this class overrides. Their names are capabilities of an engine."""
         return frozenset(name for name in TENSOR_HOOKS if getattr(cls, name) is not getattr(TensorHooks, name))

@@ -106,7 +106,7 @@ def get_module(file: Path) -> str:
     return get_package(file) if file.stem == "__init__" else f"{get_package(file)}.{file.stem}"
 
 
-def imports_of(file: Path) -> set[str]:
+def list_imports(file: Path) -> set[str]:
     return find_imports(file.read_text(), get_package(file))
 
 
@@ -116,13 +116,13 @@ def is_within(module: str, roots: tuple[str, ...]) -> bool:
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_folder_imports_no_forbidden_module(folder: str) -> None:
-    pairs = [(str(file), module) for file in list_sources(folder) for module in imports_of(file)]
+    pairs = [(str(file), module) for file in list_sources(folder) for module in list_imports(file)]
     assert [pair for pair in pairs if is_within(pair[1], FORBIDDEN[folder])] == []
 
 
 @pytest.mark.parametrize("folder", ALLOWED)
 def test_folder_imports_only_allowed_modules(folder: str) -> None:
-    ours = [(str(file), name) for file in list_sources(folder) for name in imports_of(file) if is_within(name, OURS)]
+    ours = [(str(file), name) for file in list_sources(folder) for name in list_imports(file) if is_within(name, OURS)]
     # `from decoding import logits_ops` names the bare package too.
     assert [pair for pair in ours if pair[1] not in OURS and not is_within(pair[1], ALLOWED[folder])] == []
 
@@ -147,7 +147,7 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     modules = {get_module(file): file for file in PRODUCT_SOURCES}
     require_no_circle(
         {
-            module: imports_of(file) & modules.keys() - {module, *list_parents(module)}
+            module: list_imports(file) & modules.keys() - {module, *list_parents(module)}
             for module, file in modules.items()
         }
     )
@@ -158,7 +158,7 @@ def test_sibling_folders_do_not_import_each_other_in_a_circle() -> None:
     files = {get_module(file): file for file in PRODUCT_SOURCES}
     graph: dict[str, set[str]] = defaultdict(set)
     for file in PRODUCT_SOURCES:
-        for module in imports_of(file) & files.keys():
+        for module in list_imports(file) & files.keys():
             siblings = find_sibling_folders(get_package(file), get_package(files[module]))
             if siblings is not None:
                 graph[siblings[0]].add(siblings[1])

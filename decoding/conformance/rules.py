@@ -410,7 +410,7 @@ def have_equal_output(scores: Tensor, other: Tensor) -> bool:
 
 def check_early_exits(strategy_class: type[Strategy]) -> Problems:
     """Require that `early_exit_layers` selects layers that the model has, before its last one."""
-    if "early_exit_layers" not in strategy_class.hooks():
+    if "early_exit_layers" not in strategy_class.list_hooks():
         return
     for label, parameters in collect_parameter_sets(strategy_class).items():
         if label == "largest":  # may name a layer that small models lack, which engines refuse by name
@@ -424,7 +424,7 @@ def check_early_exits(strategy_class: type[Strategy]) -> Problems:
 
 def check_image_tokens(strategy_class: type[Strategy]) -> Problems:
     """Require that `keep_image_tokens` returns a mask in which no layer keeps a token that an earlier one dropped."""
-    if "keep_image_tokens" not in strategy_class.hooks():
+    if "keep_image_tokens" not in strategy_class.list_hooks():
         return
     strategy = strategy_class()
     kept = call(strategy, "keep_image_tokens", Samples(strategy).fold_state(strategy))

@@ -35,7 +35,7 @@ class EditGroup:
         self.stack: list[tuple[TensorHooks, Tensors]] = [  # innermost first
             (strategy, stack_states([request.hooks.states.get(strategy.name, {}) for request in requests]))
             for strategy in reversed(requests[0].source.stack)
-            if "edit_attention_scores" in strategy.hooks()
+            if "edit_attention_scores" in strategy.list_hooks()
         ]
 
     def build_edit(self, newest: Mapping[int, int], offsets: PromptOffsets) -> AttentionEdit:

@@ -133,7 +133,7 @@ class RequestState:
         self.stack_key = tuple((type(strategy), strategy.model_dump_json()) for strategy in stack)
         scales = combine_head_scales(stack, self.hooks.states, (model.num_layers, model.head_tap.num_heads))
         self.head_scales = None if scales is None else scales.to(model.device, model.dtype)
-        self.edits_attention = any("edit_attention_scores" in strategy.hooks() for strategy in stack)
+        self.edits_attention = any("edit_attention_scores" in strategy.list_hooks() for strategy in stack)
         self.early_exits = find_early_exits(source, model)
         self.early_logits: Mapping[str, Tensor] = {}
         self.image_token_index = index_image_tokens(main_ids, model.image_token_id)

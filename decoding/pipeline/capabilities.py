@@ -38,4 +38,4 @@ def require_hooks(stack: Sequence[TensorHooks], capabilities: Set[str]) -> None:
     """Check that an engine runs all tensor hooks of a stack, and raise `Unsupported` otherwise."""
     for strategy in stack:
         # An engine without lazy branches runs them in every step, which does not change the output.
-        require_capabilities(strategy, strategy.hooks() - {"needs_branches"}, capabilities)
+        require_capabilities(strategy, strategy.list_hooks() - {"needs_branches"}, capabilities)

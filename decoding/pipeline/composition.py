@@ -36,7 +36,7 @@ def apply_logits_hooks(
     """
     scores = raw
     for strategy in reversed(stack):
-        if "logits" not in strategy.hooks():
+        if "logits" not in strategy.list_hooks():
             continue
         name = strategy.name
         early = early_logits.get(name) if early_logits else None
@@ -199,7 +199,7 @@ def combine_head_scales(
         [layers, heads] scales; None if no strategy scales heads.
 
     Raises:
-        StrategyFailed: Scales have another shape. One that broadcasts would scale other heads than intended.
+        StrategyFailed: Scales have another shape. Scales that broadcast would act on other heads than intended.
     """
     found: list[Tensor] = []
     for strategy in stack:

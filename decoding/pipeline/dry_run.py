@@ -54,7 +54,7 @@ def dry_run(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> DryRun:
     probes = [request for request in requests if isinstance(request, ProbeRequest)]
     relevances = [request for request in requests if isinstance(request, RelevanceRequest)]
     final = [outcome] if isinstance(outcome, GenerateRequest) else []
-    needs: set[Capability] = set(CAPABILITY_HOOKS & strategy.hooks())
+    needs: set[Capability] = set(CAPABILITY_HOOKS & strategy.list_hooks())
     for request in (*generations, *final):
         needs |= find_request_needs(request)
     if probes:

@@ -37,7 +37,7 @@ INVALID = 2  # the scores cannot be sampled from
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestHooks:
-    """The strategies of one request and what their tensor hooks receive. Instances compare by identity."""
+    """The strategies of one request and the inputs of their tensor hooks. Instances compare by identity."""
 
     stack: tuple[TensorHooks, ...]  # outermost first
     states: Mapping[str, Tensors]  # strategy -> its state
@@ -65,7 +65,7 @@ class RequestHooks:
             (strategy, name, tensor.shape) for strategy in sorted(states) for name, tensor in states[strategy].items()
         )
         used = frozenset(
-            name for each in stack if "logits" in each.hooks() for name in select_branch_names(each, branches)
+            name for each in stack if "logits" in each.list_hooks() for name in select_branch_names(each, branches)
         )
         lazy = frozenset(
             name for each in stack if each.has_lazy_branches() for name in select_branch_names(each, branches)
@@ -74,7 +74,7 @@ class RequestHooks:
 
     @property
     def has_logits_hook(self) -> bool:
-        return any("logits" in strategy.hooks() for strategy in self.stack)
+        return any("logits" in strategy.list_hooks() for strategy in self.stack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +292,7 @@ def build_batch(
     device: torch.device,
     known: Mapping[tuple[RequestHooks, ...], HookBatch] = MappingProxyType({}),
 ) -> HookBatch:
-    """Merge requests with equal batch keys. A known batch of the same requests lends its stack and its states.
+    """Merge requests with equal batch keys. Take stack and states from a known batch of the same requests.
 
     Args:
         numbers: Numbers of the requests in the step.

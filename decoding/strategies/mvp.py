@@ -65,7 +65,7 @@ class MVP(Strategy):
 
     @classmethod
     def incompatible_with(cls, outer: type[Strategy]) -> str | None:
-        if outer.hooks() or outer.overrides_stream():
+        if outer.list_hooks() or outer.overrides_stream():
             return f"{cls.name} votes among answers to requests of its own, on which only strategies inside it act"
         return None
 

@@ -226,21 +226,21 @@ def evaluate_details(generator: AnswerGenerator, dataset: SceneDataset, count: i
         )
     figures: Figures = {}
     for kind, pairs in pairs_by_kind.items():
-        correct, asked_counts = np.zeros(count, int), np.zeros(count, int)
+        correct, question_counts = np.zeros(count, int), np.zeros(count, int)
         for index, pair in pairs:
             correct[index] += answers[index, pair.question].lower().rstrip(".") == pair.answer.lower()
-            asked_counts[index] += 1
+            question_counts[index] += 1
         answer_counts = Counter(pair.answer for _, pair in pairs)
         figures[kind] = {
             "questions": len(pairs),
-            "accuracy": to_percent(correct.sum() / asked_counts.sum()),
-            "interval": bootstrap_interval(count, partial(_share, correct, asked_counts)),
+            "accuracy": to_percent(correct.sum() / question_counts.sum()),
+            "interval": bootstrap_interval(count, partial(_compute_share, correct, question_counts)),
             "constant": to_percent(max(answer_counts.values()) / len(pairs)),
         }
     return figures
 
 
-def _share(part: NDArray[np.int64], total: NDArray[np.int64], image_indices: NDArray[np.int64]) -> float:
+def _compute_share(part: NDArray[np.int64], total: NDArray[np.int64], image_indices: NDArray[np.int64]) -> float:
     return float(part[image_indices].sum() / max(1, total[image_indices].sum()))
 
 

@@ -176,13 +176,13 @@ def auroc(mentions: Sequence[LabelledMention], signal: str, draws: Bootstrap) ->
     """
     count = draws.weights.shape[1]
     values, is_positive, images = _as_arrays(mentions, signal)
-    wins, positives, negatives = wins_by_image(values, is_positive, images, count)
+    wins, positives, negatives = count_wins_by_image(values, is_positive, images, count)
     weights = np.concatenate([np.ones((1, count)), draws.weights])
     areas = divide_or_nan(((weights @ wins) * weights).sum(1), (weights @ positives) * (weights @ negatives))
     return float(areas[0]), areas[1:]
 
 
-def wins_by_image(
+def count_wins_by_image(
     values: Floats, is_positive: NDArray[np.bool_], images: NDArray[np.int64], count: int
 ) -> tuple[Floats, Floats, Floats]:
     """Count the pairs of a positive and a negative in which the positive has the larger value. A tie is half a pair.

@@ -22,7 +22,7 @@ MAX_WAITING_PAGES = 256  # requests of one owner for pages that wait while other
 PART_BYTES = 1 << 16  # of a page that is sent at once
 
 
-class Identified(Protocol):
+class ListItem(Protocol):
     """An item of a list."""
 
     id: str
@@ -60,7 +60,7 @@ PageSlot = Depends(wait_for_page_slot)
 
 
 def build_page(
-    page_class: type[BaseModel], documents: Sequence[str], limit: int, parse: Callable[[str], Identified]
+    page_class: type[BaseModel], documents: Sequence[str], limit: int, parse: Callable[[str], ListItem]
 ) -> PageResponse:
     """Build the response with one page of a list. Slow for large documents: call it in a thread.
 
@@ -73,7 +73,7 @@ def build_page(
     Returns:
         The response.
     """
-    items, size = list[Identified](), 0
+    items, size = list[ListItem](), 0
     for document in documents[:limit]:
         size += len(document.encode())
         if items and size > MAX_PAGE_BYTES:

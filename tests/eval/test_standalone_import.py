@@ -8,7 +8,7 @@ import sys
 import tomllib
 
 from tests.eval.cli_driver import ROOT
-from tests.test_architecture import imports_of, list_sources
+from tests.test_architecture import list_imports, list_sources
 
 IMPORT_NAMES = {"pillow": "PIL"}  # packages with another import name
 
@@ -43,7 +43,7 @@ def read_extra() -> set[str]:
 
 
 def test_every_import_is_in_the_extra() -> None:
-    roots = {name.partition(".")[0] for file in list_sources("eval") for name in imports_of(file)}
+    roots = {name.partition(".")[0] for file in list_sources("eval") for name in list_imports(file)}
     assert roots - {"eval", *sys.stdlib_module_names} <= read_extra() | OPTIONAL | INDIRECT
     assert "torch" not in read_extra()
 

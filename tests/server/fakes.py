@@ -167,7 +167,7 @@ class FakeEngine:
             completion_tokens=tokens,
             steps=tokens,
             forward_passes=rows * tokens,
-            changed_steps=None if any("head_scales" in strategy.hooks() for strategy in request.stack) else 2,
+            changed_steps=None if any("head_scales" in strategy.list_hooks() for strategy in request.stack) else 2,
             seconds={"decode": 0.5},
         )
         return FinishInfo("length" if is_cut else "stop", usage, self._store_state() if request.state_updater else None)

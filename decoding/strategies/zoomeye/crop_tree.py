@@ -58,7 +58,7 @@ class CropTree:
         self.image = image
         self.thresholds = thresholds
         self.side = side
-        self.root = Box.whole(image)
+        self.root = Box.from_image(image)
         self.color = "blue" if "red rectangle" in prompt.question.lower() else "red"
         self.depth, box = 0, self.root
         while self.depth < max_depth and max(box.size) >= side:

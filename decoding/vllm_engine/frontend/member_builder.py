@@ -62,7 +62,7 @@ def build_members(
     """
     prompts = {MAIN: request.prompt, **request.branches}
     size, sampling = len(prompts), request.sampling
-    has_hooks = any(strategy.hooks() for strategy in request.stack)
+    has_hooks = any(strategy.list_hooks() for strategy in request.stack)
     is_plain = size == 1 and not (
         has_hooks
         or request.scored_texts
@@ -153,7 +153,7 @@ def build_cache_salt(
     Returns:
         The salt; that of the request if no strategy scales heads.
     """
-    scaling = [strategy for strategy in stack if "head_scales" in strategy.hooks()]
+    scaling = [strategy for strategy in stack if "head_scales" in strategy.list_hooks()]
     handles = {strategy.name: states[strategy.name].handle for strategy in scaling if strategy.name in states}
     parts = [(strategy.name, strategy.model_dump_json(), handles.get(strategy.name)) for strategy in scaling]
     return json.dumps([request_salt, *parts]) if parts else request_salt

@@ -18,7 +18,7 @@ from decoding.requests import MAIN
 from decoding.sampling_params import SamplingParams
 from decoding.strategy import PER_ROW, Strategy
 
-WITH_LOGITS = {name: kind for name, kind in list_strategies().items() if "logits" in kind.hooks()}
+WITH_LOGITS = {name: kind for name, kind in list_strategies().items() if "logits" in kind.list_hooks()}
 
 
 def vary(strategy_class: type[Strategy]) -> Strategy:

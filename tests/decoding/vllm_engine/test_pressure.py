@@ -111,7 +111,7 @@ async def test_engine_does_not_start_without_the_plugin(monkeypatch: pytest.Monk
 
 
 def scales_heads(strategies: Sequence[Strategy]) -> bool:
-    return any("head_scales" in strategy.hooks() for strategy in strategies)
+    return any("head_scales" in strategy.list_hooks() for strategy in strategies)
 
 
 async def generate_or_none(engine: Any, strategies: Sequence[Strategy], prompt: Prompt) -> Answer | None:

@@ -22,7 +22,7 @@ from tests.decoding.vllm_engine.worker.test_step_hook_runner import VOCAB, build
 SERVED = [
     name
     for name, kind in list_strategies().items()
-    if "logits" in kind.hooks() and "early_exit_layers" not in kind.hooks()
+    if "logits" in kind.list_hooks() and "early_exit_layers" not in kind.list_hooks()
 ]
 
 
