@@ -17,7 +17,7 @@ import structlog
 from anyio.to_thread import run_sync
 from PIL import Image
 
-from decoding.errors import BadRequest, EngineFailed, Unsupported
+from decoding.errors import NO_FINISH_REASON, BadRequest, EngineFailed, Unsupported
 from decoding.outputs import NO_TOKEN, Answer, FinishInfo, Token, Usage
 from decoding.prompt import ImageInput
 from decoding.requests import GenerateRequest
@@ -203,7 +203,7 @@ class Generation:
                     self._metrics.record_token()
                 yield self._record(*choice_token)
         if len(self.finish_infos) < self.choices:
-            raise EngineFailed("The engine ended an answer without a finish reason.")
+            raise EngineFailed(NO_FINISH_REASON)
 
     async def close(self) -> None:
         """Abort what still runs, free the request's states, and log the receipt of a finished request."""
