@@ -132,9 +132,10 @@ class HFEngine(BaseEngine):
                     if isinstance(output, OnlySeenError):
                         raise output
                     if output.finish is not None:
-                        updated = StoredStrategyState(request_state.updated_state)
-                        state = self._store_state(updated) if request.updates_state else None
-                        yield replace(output, finish=replace(output.finish, state=state))
+                        if request.updates_state:
+                            state = self._store_state(StoredStrategyState(request_state.updated_state))
+                            output = replace(output, finish=replace(output.finish, state=state))
+                        yield output
                         return
                     if not forced_prefix.consume(output):
                         yield output

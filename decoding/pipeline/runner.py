@@ -92,7 +92,8 @@ class StrategyRunner:
         if isinstance(outcome, DraftedAnswer):
             tokens = DraftRunner(outcome, self.stream, self._answer_questions, self.add_usage).run()
         else:
-            tokens = self.engine.generate(outcome.replace(cache_salt=self.cache_salt))
+            is_salted = self.cache_salt is not None
+            tokens = self.engine.generate(outcome.replace(cache_salt=self.cache_salt) if is_salted else outcome)
         async with aclosing(tokens):
             async for token in tokens:
                 yield token

@@ -97,6 +97,7 @@ class Generation:
         self._answered_by_strategy: tuple[bool, ...] = ()  # for each prompt
         self._tokens: AsyncGenerator[ChoiceToken, None] | None = None
         self._first: ChoiceToken | None = None
+        self._receipt: Receipt | None = None
         self._claims: dict[int, list[ClaimEntry]] = {choice: [] for choice in range(self.choices)}
 
     async def start(self, deadline: float | None) -> None:
@@ -234,6 +235,12 @@ class Generation:
 
     @property
     def receipt(self) -> Receipt:
+        """The receipt of a finished request, whose total time ends at the last token."""
+        if self._receipt is None:
+            self._receipt = self._build_receipt()
+        return self._receipt
+
+    def _build_receipt(self) -> Receipt:
         from decoding.registry import format_stack
 
         choices = self._list_choice_usages()

@@ -71,7 +71,7 @@ class ParsedRequest:
 
     def with_cache_salt(self, cache_salt: str | None) -> ParsedRequest:
         """Return the request with a salt of its own for all caches."""
-        return replace(self, request=replace(self.request, cache_salt=cache_salt))
+        return self if cache_salt is None else replace(self, request=replace(self.request, cache_salt=cache_salt))
 
     def take_request(self) -> NormalizedRequest:
         """Return the request and keep its small fields only, so that the data URLs of its images can be freed."""
@@ -160,14 +160,16 @@ async def build_stream_response(parsed: ParsedRequest, admission: Admission) -> 
 
 async def start_generation(parsed: ParsedRequest, service: Service, turn: Admission | BatchTurn) -> Generation:
     """Start a generation and wait for the first token of each choice that runs at once. The caller closes it."""
-    with parsed.request.without_prompt().rename_error_params():
+    request = parsed.take_request()
+    with parsed.request.rename_error_params():
         lease = service.image_loader.memory.lease(parsed.request.cache_salt)
         async with enforce_timeout(turn.deadline):
             try:
-                generation = await prepare_generation(parsed.take_request(), service, lease, turn.rows_at_once)
+                generation = await prepare_generation(request, service, lease, turn.rows_at_once)
             except BaseException:
                 lease.release()
                 raise
+        del request  # the data URLs of its images
         try:
             async with enforce_timeout(turn.deadline):
                 await turn.wait(generation.estimate_rows)
