@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 class FairQueue:
     """Hands out a limited resource to API keys in turns. Free units go to the waiting owner that holds the fewest.
 
-    Of several that hold equally few, the one whose last units are the longest ago is served. The units are rows of the
-    engine, lines of batches, pages or bytes. In a queue that is first come, first served, all requests of a key would
-    go before a later request of another key.
+    Of several that hold equally few, the one is served that has waited longest since it was served or began to wait.
+    The units are rows of the engine, lines of batches, pages or bytes. In a queue that is first come, first served, all
+    requests of a key would go before a later request of another key.
 
     Attributes:
         max_owner_units: Units that one owner can hold.

@@ -62,7 +62,7 @@ class Service:
         self.active_by_owner: Counter[str] = Counter()
         self.fair_queue = create_fair_queue(settings)  # None with fewer than two API keys
         self.row_estimator = RowEstimator()
-        self.batch_queue = FairQueue(math.ceil(BATCH_SHARE * settings.resolved_max_rows))
+        self.batch_queue = create_batch_queue(settings)
         self.list_page_queue = create_list_page_queue(settings)
         self.startup_error: Exception | None = None
         self.fingerprint: str | None = None
@@ -177,6 +177,14 @@ def create_fair_queue(settings: Settings) -> FairQueue | None:
         return None
     rows = settings.resolved_max_rows
     return FairQueue(rows + min(rows, settings.max_waiting) // 2, math.ceil(settings.key_share * rows))
+
+
+def create_batch_queue(settings: Settings) -> FairQueue:
+    """Create the queue for the rows of batches. A key has no more of them than of the engine's rows."""
+    rows = settings.resolved_max_rows
+    has_shares = len(settings.load_api_keys()) > 1
+    units = math.ceil(BATCH_SHARE * rows)
+    return FairQueue(units, min(units, math.ceil(settings.key_share * rows)) if has_shares else None)
 
 
 def create_list_page_queue(settings: Settings) -> FairQueue:

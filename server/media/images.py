@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import binascii
 import hashlib
 import io
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
-from anyio.to_thread import run_sync
 from PIL import Image
 
 from decoding.errors import BadRequest
@@ -27,6 +25,7 @@ from server.media.image_memory import ImageLease, ImageMemory
 from server.media.image_metadata import UPRIGHT, strip_metadata
 from server.media.image_ref import ImageRef
 from server.media.image_structure import TooManyParts, check_parts
+from server.threads import run_to_end
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_PIXELS = 25_000_000  # of one image, and of all images of a request together
@@ -159,36 +158,6 @@ class ImageLoader:
             pixels_left -= image.pixels
             opened.append(image)
         return opened
-
-
-async def run_to_end(work: Callable[..., Result], *arguments: Any, limiter: anyio.CapacityLimiter) -> Result:
-    """Run work in a thread, and wait for its end even if the caller is cancelled.
-
-    A thread cannot be stopped. If the caller left before, its memory would be handed out while the thread uses it.
-
-    Args:
-        work: The function.
-        arguments: Its arguments.
-        limiter: Bounds the threads.
-
-    Returns:
-        The result.
-
-    Raises:
-        CancelledError: The caller was cancelled meanwhile.
-    """
-    task = asyncio.ensure_future(run_sync(work, *arguments, limiter=limiter))
-    is_cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            is_cancelled = True
-    if not is_cancelled:
-        return task.result()
-    task.exception()  # retrieved, so that it is not logged
-    del task  # a traceback would keep the result
-    raise asyncio.CancelledError
 
 
 @dataclass(frozen=True, slots=True)

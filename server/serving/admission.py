@@ -39,14 +39,15 @@ class Admission:
     async def wait(self, estimate_rows: Callable[[], Awaitable[int]]) -> None:
         """Wait until the request may enter the engine. With fewer than two API keys this does not wait.
 
-        The memory for the body is returned before, because the body has been parsed.
-
         Args:
             estimate_rows: Returns the rows that the request is expected to take.
         """
-        self.body.return_budget()
         if self.service.fair_queue is not None:
             self._rows = await self.service.fair_queue.acquire(self.owner, await estimate_rows())
+
+    def return_body_budget(self) -> None:
+        """Return the memory for the body to the budget, when neither its bytes nor its data URLs are kept."""
+        self.body.return_budget()
 
     def release(self) -> None:
         """Hand back the rows. The request is active no longer."""

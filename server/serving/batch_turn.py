@@ -1,4 +1,4 @@
-"""The turn of a line of a batch: it waits for rows that are free for its key and for batches."""
+"""The turn of a line of a batch: it waits for rows that are free for batches and for its key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from server.service import Service
 
 
 class BatchTurn:
-    """The rows that a line of a batch holds from `wait` until `release`."""
+    """The rows that a line of a batch holds until `release`.
+
+    A line waits for rows of batches, then for the memory for its images, then for rows of its key. Requests of clients
+    wait for the last two in this order too. So no two requests wait for each other, and what clients wait for is held
+    only by lines with rows of batches.
+    """
 
     deadline: float | None = None  # of the event loop's clock; it begins to run when the line has its rows
 
@@ -33,20 +38,29 @@ class BatchTurn:
         batch_rows = self._service.batch_queue.max_owner_units
         return min(batch_rows, self._service.max_key_rows or batch_rows)
 
-    async def wait(self, estimate_rows: Callable[[], Awaitable[int]]) -> None:
-        """Wait for the rows of the line.
+    async def wait_for_batch_rows(self, rows: int) -> None:
+        """Wait for rows of batches, before anything is loaded.
 
-        The rows of the key come first, so that no line holds rows of batches while its key is busy.
+        Args:
+            rows: Rows that the line is expected to take.
+        """
+        await self._rows.enter_async_context(self._service.batch_queue.hold(self._owner, rows))
+        await self._check_batch()
+
+    async def wait(self, estimate_rows: Callable[[], Awaitable[int]]) -> None:
+        """Wait for rows of the key. With fewer than two API keys this does not wait.
 
         Args:
             estimate_rows: Returns the rows that the line is expected to take.
         """
-        rows = await estimate_rows()
         if self._service.fair_queue is not None:
+            rows = await estimate_rows()
             await self._rows.enter_async_context(self._service.fair_queue.hold(self._owner, rows))
-        await self._rows.enter_async_context(self._service.batch_queue.hold(self._owner, rows))
-        await self._check_batch()
+            await self._check_batch()
         self.deadline = asyncio.get_running_loop().time() + self._service.settings.request_timeout
+
+    def return_body_budget(self) -> None:
+        """Do nothing: the bodies of lines are bounded by the number of lines in memory."""
 
     async def release(self) -> None:
         """Hand back the rows."""

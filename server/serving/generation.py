@@ -110,13 +110,13 @@ class Generation:
             BadRequest: A strategy or the engine refuses the request. The response has not begun.
         """
         self._deadline = deadline
-        try:
-            async with enforce_timeout(deadline):
+        async with enforce_timeout(deadline):
+            try:
                 await self._start()
-        except BadRequest as error:
-            if error.code == "context_length_exceeded" and await self._fits_without_strategy():
-                error.param = "decoding.strategy"
-            raise
+            except BadRequest as error:
+                if error.code == "context_length_exceeded" and await self._fits_without_strategy():
+                    error.param = "decoding.strategy"
+                raise
 
     async def _start(self) -> None:
         from decoding.pipeline.draft_runner import as_request

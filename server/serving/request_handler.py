@@ -134,23 +134,37 @@ async def generate_batch_json(
 ) -> bytes:
     """Generate the full response to a line of a batch, when rows are free for batches and for its key.
 
-    Images are loaded first, as for a request of a client. In the opposite order a line with rows and a request with
-    the memory for images would wait for each other.
-
     Args:
         parsed: The request of the line.
         service: The server's `Service`.
         owner: Owner of the batch.
-        check_batch: Raises an exception if no further line of the batch may start. It is called when the line has rows.
+        check_batch: Raises an exception if no further line of the batch may start. It is called after each wait.
 
     Returns:
         The response as JSON. The time limit of the request begins when the line has its rows.
     """
     turn = BatchTurn(service, owner, check_batch)
     try:
+        await turn.wait_for_batch_rows(await estimate_line_rows(parsed.request, service, turn.rows_at_once))
         return await generate_json(parsed, service, turn)
     finally:
         await turn.release()
+
+
+async def estimate_line_rows(request: NormalizedRequest, service: Service, rows_at_once: int) -> int:
+    """Estimate the rows of a line before it is prepared. A line with invalid strategies counts as one row."""
+    try:
+        stack = resolve_stack(request.model, request.decoding, service.model_name, service.settings.strategy)
+        check = resolve_check(request.decoding, stack)
+    except BadRequest:  # It is refused when it is prepared.
+        return 1
+    return await service.row_estimator.estimate(
+        stack if check is None else (check, *stack),
+        request.choices * max(1, len(request.texts)),
+        grounding=bool(request.decoding.grounding),
+        cache_salt=request.cache_salt,
+        rows_at_once=rows_at_once,
+    )
 
 
 async def build_stream_response(parsed: ParsedRequest, admission: Admission) -> Response:
@@ -170,6 +184,7 @@ async def start_generation(parsed: ParsedRequest, service: Service, turn: Admiss
                 lease.release()
                 raise
         del request  # the data URLs of its images
+        turn.return_body_budget()
         try:
             async with enforce_timeout(turn.deadline):
                 await turn.wait(generation.estimate_rows)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import structlog
-from anyio.to_thread import run_sync
 
 from server.fair_queue import FairQueue
+from server.threads import run_to_end
 
 if TYPE_CHECKING:
     from decoding.pipeline.dry_run import DryRun
@@ -74,7 +74,7 @@ class RowEstimator:
         if key not in self._dry_runs:
             async with self._turns.hold(cache_salt or "", 1):
                 if key not in self._dry_runs:
-                    self._dry_runs[key] = await run_sync(try_dry_run, strategy_class, parameters)
+                    self._dry_runs[key] = await run_to_end(try_dry_run, strategy_class, parameters)
         self._dry_runs.move_to_end(key)
         while len(self._dry_runs) > MAX_DRY_RUNS:
             self._dry_runs.popitem(last=False)

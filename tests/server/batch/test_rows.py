@@ -131,3 +131,27 @@ async def test_waiting_line_of_a_cancelled_batch_is_dropped(start_server: StartS
     batch = await wait_for_status(server, batch)
     assert batch.status == "cancelled"
     assert not server.engine.requests
+
+
+async def test_line_that_waits_for_rows_of_batches_holds_nothing_else(start_server: StartServer) -> None:
+    server = await start_server(api_keys="one,two", max_rows=4, image_memory_mb=16, image_cache_mb=0)
+    server.openai.api_key, server.http.headers["authorization"] = "one", "Bearer one"
+    service, messages = server.app.state.service, image_messages(data_url(Image.new("RGB", (1000, 1000))))
+    async with service.batch_queue.hold("another", 3):
+        batch = await create_batch(server, *(make_line(number, messages=messages) for number in range(4)))
+        await wait_until(lambda: bool(service.batch_queue._waiting))
+        response = await asyncio.wait_for(server.chat(messages=messages, n=2), 10)
+        assert response.status_code == 200
+        assert not service.fair_queue._held
+    assert (await wait_for_status(server, batch)).status == "completed"
+
+
+async def test_lines_of_a_key_leave_rows_of_batches_to_others(start_server: StartServer) -> None:
+    engine = FakeEngine(words=["word "] * 100, pause=0.01)
+    server = await start_server(engine, max_rows=8, api_keys="one,two", key_share=0.5)
+    server.openai.api_key = "one"
+    await create_batch(server, *(make_line(number) for number in range(16)))
+    await wait_until(lambda: engine.running == 4)
+    server.openai.api_key = "two"
+    await create_batch(server, *(make_line(number) for number in range(16)))
+    await wait_until(lambda: engine.running == 6)

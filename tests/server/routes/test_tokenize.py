@@ -101,6 +101,19 @@ async def test_keys_take_turns(start_server: StartServer) -> None:
     assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
 
 
+async def test_bodies_of_waiting_requests_stay_in_the_budget(start_server: StartServer) -> None:
+    """The data URLs of their images are kept until the answer."""
+    engine = WaitingEngine()
+    server = await start_server(engine, api_keys="one,other", max_rows=1, max_waiting=8, key_share=1)
+    requests = [send_prompt(server, "a" * 1000, "one") for _ in range(3)]
+    service = server.app.state.service
+    await wait_until(lambda: any(queue for queue in service.fair_queue._waiting.values()))
+    assert service.body_budget.used_bytes > 3000
+    engine.is_free.set()
+    await asyncio.gather(*requests)
+    assert service.body_budget.used_bytes == 0
+
+
 async def test_engine_without_tokenizer_is_unsupported(start_server: StartServer) -> None:
     server = await start_server(FakeEngine(capabilities=ALL_CAPABILITIES - {"tokenize"}))
     response = await server.http.post("/tokenize", json={"model": "tiny", "prompt": "a"})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
+from decoding.errors import BadRequest
+from decoding.requests import GenerateRequest, Prompt
 from tests.server.conftest import StartServer, data_url, image_messages
 from tests.server.fakes import FakeEngine
 
@@ -56,3 +59,18 @@ async def test_too_many_rows_names_the_parameter(
     response = await server.http.post(f"/v1/{url}", json={"model": "tiny"} | fields)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "too_many_sequences", param)
+
+
+async def test_search_for_the_reason_of_a_refusal_times_out(start_server: StartServer) -> None:
+    class SlowTokenizer(FakeEngine):
+        async def check(self, request: GenerateRequest) -> None:
+            raise BadRequest("The prompt is too long.", param="messages", code="context_length_exceeded")
+
+        async def tokenize(self, prompt: Prompt) -> list[int]:
+            await asyncio.sleep(60)
+            return []
+
+    server = await start_server(SlowTokenizer(), request_timeout=0.2)
+    async with asyncio.timeout(30):
+        response = await server.chat(model="tiny:blind", messages=image_messages())
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")

@@ -95,6 +95,27 @@ async def test_keys_take_turns_in_dry_runs(monkeypatch: pytest.MonkeyPatch) -> N
     await asyncio.gather(*flood)
 
 
+async def test_dry_run_of_a_cancelled_request_keeps_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = 0, 0
+
+    def run(strategy: Strategy, _: int) -> DryRun:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.02)
+        running -= 1
+        return DryRun(frozenset(), (), {})
+
+    monkeypatch.setattr(dry_run, "dry_run", run)
+    estimator = RowEstimator()
+    for number in range(5):
+        task = asyncio.create_task(estimator.estimate((VCD(alpha=1 + number),), choices=1))
+        await asyncio.sleep(0.005)
+        task.cancel()
+    await estimator.estimate((VCD(alpha=9),), choices=1)
+    assert (running, most) == (0, 1)
+
+
 async def test_rows_of_a_strategy_whose_dry_run_fails_count_as_one() -> None:
     class Failing(Strategy):
         name = "failing"

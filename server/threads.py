@@ -1,0 +1,44 @@
+"""Work in threads that is awaited to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+from anyio.to_thread import run_sync
+
+Result = TypeVar("Result")
+
+
+async def run_to_end(
+    work: Callable[..., Result], *arguments: Any, limiter: anyio.CapacityLimiter | None = None
+) -> Result:
+    """Run work in a thread, and wait for its end even if the caller is cancelled.
+
+    A thread cannot be stopped. If the caller left before, its memory would be handed out while the thread uses it.
+
+    Args:
+        work: The function.
+        arguments: Its arguments.
+        limiter: Bounds the threads; None: the limit of all threads.
+
+    Returns:
+        The result.
+
+    Raises:
+        CancelledError: The caller was cancelled meanwhile.
+    """
+    task = asyncio.ensure_future(run_sync(work, *arguments, limiter=limiter))
+    is_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if not is_cancelled:
+        return task.result()
+    task.exception()  # retrieved, so that it is not logged
+    del task  # a traceback would keep the result
+    raise asyncio.CancelledError
