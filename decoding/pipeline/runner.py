@@ -92,8 +92,9 @@ class StrategyRunner:
         if isinstance(outcome, DraftedAnswer):
             tokens = DraftRunner(outcome, self.stream, self._answer_questions, self.add_usage).run()
         else:
-            is_salted = self.cache_salt is not None
-            tokens = self.engine.generate(outcome.replace(cache_salt=self.cache_salt) if is_salted else outcome)
+            if outcome.cache_salt != self.cache_salt:  # A strategy may have set another one.
+                outcome = outcome.replace(cache_salt=self.cache_salt)
+            tokens = self.engine.generate(outcome)
         async with aclosing(tokens):
             async for token in tokens:
                 yield token

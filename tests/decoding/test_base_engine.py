@@ -13,6 +13,7 @@ from decoding.engine import Capability, EngineSettings
 from decoding.errors import BadRequest, EngineFailed, Unsupported
 from decoding.outputs import FinishInfo, StateHandle, Token, Usage
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
+from decoding.text.prompt_encoder import AnswerStart
 from tests.decoding.hf_engine.harness import make_image
 
 PROMPT = Prompt.from_text("?")
@@ -43,6 +44,9 @@ class EngineWithoutModel(BaseEngine):
 
     def _has_state(self, state: StateHandle) -> bool:
         return False
+
+    def _check_length(self, request: GenerateRequest, answer_start: AnswerStart) -> None:
+        raise NotImplementedError
 
     def _can_prefill_answer(self, request: GenerateRequest) -> bool:
         return True
