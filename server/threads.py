@@ -25,20 +25,17 @@ async def run_to_end(
         limiter: Bounds the threads; None: the limit of all threads.
 
     Returns:
-        The result.
-
-    Raises:
-        CancelledError: The caller was cancelled meanwhile.
+        The result. If the caller was cancelled meanwhile, the cancellation is raised when the work has ended.
     """
     task = asyncio.ensure_future(run_sync(work, *arguments, limiter=limiter))
-    is_cancelled = False
+    cancellation: asyncio.CancelledError | None = None
     while not task.done():
         try:
             await asyncio.wait([task])
-        except asyncio.CancelledError:
-            is_cancelled = True
-    if not is_cancelled:
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is None:
         return task.result()
     task.exception()  # retrieved, so that it is not logged
     del task  # a traceback would keep the result
-    raise asyncio.CancelledError
+    raise cancellation  # the same one, by which anyio knows whose it is

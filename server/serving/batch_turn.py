@@ -13,8 +13,9 @@ class BatchTurn:
     """The rows that a line of a batch holds until `release`.
 
     A line waits for rows of batches, then for the memory for its images, then for rows of its key. Requests of clients
-    wait for the last two in this order too. So no two requests wait for each other, and what clients wait for is held
-    only by lines with rows of batches.
+    wait for the last two in this order too. So no two requests wait for each other, and only lines with rows of batches
+    hold what clients wait for. Lines of other keys can wait for rows of batches that a line holds while clients of its
+    key run. To take rows of the key first would make clients wait for them, which is worse.
     """
 
     deadline: float | None = None  # of the event loop's clock; it begins to run when the line has its rows
@@ -56,7 +57,7 @@ class BatchTurn:
         if self._service.fair_queue is not None:
             rows = await estimate_rows()
             await self._rows.enter_async_context(self._service.fair_queue.hold(self._owner, rows))
-            await self._check_batch()
+        await self._check_batch()  # The line may have waited for the memory for its images, too.
         self.deadline = asyncio.get_running_loop().time() + self._service.settings.request_timeout
 
     def return_body_budget(self) -> None:

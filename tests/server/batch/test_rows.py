@@ -155,3 +155,17 @@ async def test_lines_of_a_key_leave_rows_of_batches_to_others(start_server: Star
     server.openai.api_key = "two"
     await create_batch(server, *(make_line(number) for number in range(16)))
     await wait_until(lambda: engine.running == 6)
+
+
+async def test_line_that_waits_for_images_is_dropped_with_its_batch(start_server: StartServer) -> None:
+    server = await start_server(image_memory_mb=16, image_cache_mb=0)
+    memory = server.app.state.service.image_loader.memory
+    messages = image_messages(data_url(Image.new("RGB", (1000, 1000))))
+    with memory.lease(None) as lease:
+        await lease.reserve(16_000_000)
+        batch = await create_batch(server, *(make_line(number, messages=messages) for number in range(3)))
+        await wait_until(lambda: memory._queue.count_waiting("") == 3)
+        await server.openai.batches.cancel(batch.id)
+    batch = await wait_for_status(server, batch)
+    assert batch.status == "cancelled"
+    assert not server.engine.requests
