@@ -14,8 +14,8 @@ from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.taps.attention import AttentionEdit, EditScores
-from decoding.hf_engine.taps.early_exit import EarlyLogits
 from decoding.pipeline.composition import attribute_errors, copy_numbers
+from decoding.pipeline.early_exits import EarlyLogits
 from decoding.pipeline.logits_hooks import stack_states
 from decoding.requests import MAIN
 from decoding.tensor_hooks import AttentionKeys, TensorHooks, Tensors

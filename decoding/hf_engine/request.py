@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.errors import BadRequest, OnlySeenError
+from decoding.errors import OnlySeenError
 from decoding.hf_engine.model.model import Model, PrefillOutput
 from decoding.hf_engine.sampler import SamplerState
 from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.outputs import Token
 from decoding.pipeline.composition import attribute_errors, combine_head_scales, select_branch_names
+from decoding.pipeline.early_exits import find_early_exits
 from decoding.pipeline.grounding import compute_grounding, score_texts
 from decoding.pipeline.logits_hooks import RequestHooks
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest
 from decoding.row_reservation import RowReservation
-from decoding.tensor_hooks import Activations, EarlyExits, Tensors
+from decoding.tensor_hooks import Activations, Tensors
 from decoding.text.detokenizer import OutputProcessor, RankedTokens, TokenText
 from decoding.text.grammar_mask import GrammarCompiler
 from decoding.text.prompt_encoder import AnswerStart, ModelInputs
@@ -134,7 +135,7 @@ class RequestState:
         scales = combine_head_scales(stack, self.hooks.states, (model.num_layers, model.head_tap.num_heads))
         self.head_scales = None if scales is None else scales.to(model.device, model.dtype)
         self.edits_attention = any("edit_attention_scores" in strategy.list_hooks() for strategy in stack)
-        self.early_exits = find_early_exits(source, model)
+        self.early_exits = find_early_exits(stack, model.num_layers, model.has_tied_embeddings)
         self.early_logits: Mapping[str, Tensor] = {}
         self.image_token_index = index_image_tokens(main_ids, model.image_token_id)
         self.kept_tokens = find_kept_tokens(source, inputs, self.hooks.states, model)
@@ -251,34 +252,6 @@ class RequestState:
         if branch is None:
             return None
         return float(compute_grounding(logits[MAIN], logits[branch])[token])
-
-
-def find_early_exits(source: GenerateRequest, model: Model) -> dict[str, EarlyExits]:
-    """Collect the early exits of a request's strategies.
-
-    Args:
-        source: The request.
-        model: The model.
-
-    Returns:
-        Strategy name -> its early exits, where it has some.
-
-    Raises:
-        BadRequest: The model has no such layer.
-    """
-    exits: dict[str, EarlyExits] = {}
-    last = model.num_layers - 1
-    for strategy in source.stack:
-        with attribute_errors(strategy):
-            own = strategy.early_exit_layers(model.num_layers, model.has_tied_embeddings)
-        if max(own.layers, default=0) > last:
-            raise BadRequest(
-                f"'{strategy.name}' reads layer {max(own.layers)}; this model allows at most {last}.",
-                param=f"decoding.{strategy.name}",
-            )
-        if own.layers:
-            exits[strategy.name] = own
-    return exits
 
 
 def find_kept_tokens(

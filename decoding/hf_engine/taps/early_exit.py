@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.pipeline.composition import copy_numbers
-from decoding.tensor_hooks import EarlyExits
-
-ExitsByRow = Mapping[int, Mapping[str, EarlyExits]]  # row of a pass -> strategy -> its early exits
-EarlyLogits = dict[int, dict[str, Tensor]]  # row -> strategy -> [exits, vocab], float32
+from decoding.pipeline.early_exits import EarlyLogits, ExitsByRow, compute_early_logits, list_exits
 
 
 class EarlyExitTap:
@@ -40,10 +36,10 @@ class EarlyExitTap:
             yield early_logits
             return
         captured: dict[tuple[int, int], Tensor] = {}  # row, layers passed -> [width]
-        wanted = [(row, strategy, own) for row, by_strategy in exits.items() for strategy, own in by_strategy.items()]
+        wanted = list_exits(exits)
 
         def build_tap(depth: int) -> Callable[..., None]:
-            rows = {row for row, _, own in wanted if depth in own.layers}
+            rows = {row for row, layers in wanted if layers == depth}
 
             def capture_hidden(_: object, inputs: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
                 hidden = inputs[0] if inputs else kwargs["hidden_states"]
@@ -52,18 +48,10 @@ class EarlyExitTap:
             return capture_hidden
 
         with ExitStack() as stack:
-            for depth in {depth for _, _, own in wanted for depth in own.layers}:
+            for depth in {depth for _, depth in wanted}:
                 # The input of layer number `depth` has passed `depth` layers.
                 handle = self._layers[depth].register_forward_pre_hook(build_tap(depth), with_kwargs=True)
                 stack.callback(handle.remove)
             yield early_logits
-        hidden = [captured[row, depth].to(self._norm.weight.device) for row, _, own in wanted for depth in own.layers]
-        is_normed = [own.normed for _, _, own in wanted for _ in own.layers]
-        logits = torch.split(self._project(torch.stack(hidden), is_normed), [len(own.layers) for _, _, own in wanted])
-        for (row, strategy, _), own_logits in zip(wanted, logits, strict=True):
-            early_logits.setdefault(row, {})[strategy] = own_logits
-
-    def _project(self, hidden: Tensor, is_normed: Sequence[bool]) -> Tensor:
-        """Multiply with the head once for all exits: [exits, width] -> [exits, vocab]."""
-        through_norm = copy_numbers(is_normed, torch.bool, hidden.device)[:, None]
-        return self._head(torch.where(through_norm, self._norm(hidden), hidden))
+        hidden = torch.stack([captured[each].to(self._norm.weight.device) for each in wanted])
+        early_logits.update(compute_early_logits(exits, hidden, self._norm, self._head))
