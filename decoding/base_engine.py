@@ -185,6 +185,11 @@ class BaseEngine(ABC):
         return own | relevance if self.settings.matcher else own - relevance
 
     @property
+    def missing_reasons(self) -> Mapping[str, str]:
+        """Reasons why the model lacks capabilities that others have, by capability."""
+        return {}
+
+    @property
     def is_full(self) -> bool:
         """Whether no more row can wait, so that a request can be refused before it is read."""
         return count_waiting_rows(self._reservations) >= self.settings.max_waiting
@@ -247,7 +252,7 @@ class BaseEngine(ABC):
             raise BadRequest(f"grounding_branch '{request.grounding_branch}' is not a branch of the request.")
         if not all(self._has_state(state) for state in request.states.values()):
             raise BadRequest("The request refers to a strategy state that was freed.")
-        require_hooks(request.stack, self.capabilities)
+        require_hooks(request.stack, self.capabilities, self.missing_reasons)
 
     @abstractmethod
     def _check_length(self, request: GenerateRequest, answer_start: AnswerStart) -> None:
@@ -293,7 +298,8 @@ class BaseEngine(ABC):
             The reservation.
         """
         # "heads" may be captured wherever a probe can run.
-        require_capabilities(probe.strategy, {"probe", *probe.capture} - {"heads"}, self.capabilities)
+        needs = {"probe", *probe.capture} - {"heads"}
+        require_capabilities(probe.strategy, needs, self.capabilities, self.missing_reasons)
         with self._reserve_rows(len(probe.prompts)) as reservation:
             yield reservation
 

@@ -60,6 +60,11 @@ class Engine(Protocol):
     def capabilities(self) -> frozenset[Capability]: ...
 
     @property
+    def missing_reasons(self) -> Mapping[str, str]:
+        """Reasons why the model lacks capabilities that others have, by capability."""
+        ...
+
+    @property
     def card(self) -> ModelCard: ...
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:

@@ -213,7 +213,7 @@ def check_default_strategy(names: str, engine: Engine) -> None:
     from decoding.pipeline.dry_run import dry_run
 
     for strategy in registry.build(names, {}):
-        require_capabilities(strategy, dry_run(strategy).needs, engine.capabilities)
+        require_capabilities(strategy, dry_run(strategy).needs, engine.capabilities, engine.missing_reasons)
 
 
 async def get_service(request: Request) -> Service:

@@ -65,7 +65,7 @@ class StrategyRunner:
             The final request for the engine, an answer, or an answer that a strategy reads while it is generated.
         """
         # Before any request runs.
-        require_hooks(self.stack, self.engine.capabilities)
+        require_hooks(self.stack, self.engine.capabilities, self.engine.missing_reasons)
         start = time.perf_counter()
         stack = self.stack if check is None else (check, *self.stack)
         outcome = await self._resolve(stack, request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -82,23 +83,31 @@ async def describe_strategies(service: Service) -> StrategyListBody:
         strategies,
         service.settings.engine,
         frozenset[str](engine.capabilities),
+        tuple(sorted(engine.missing_reasons.items())),
         limiter=service.strategies_limiter,
     )
 
 
 @cache
-def describe_all(strategies: tuple[type[Strategy], ...], engine: str, capabilities: frozenset[str]) -> StrategyListBody:
-    data = [describe_strategy(strategy, engine, capabilities) for strategy in strategies]
+def describe_all(
+    strategies: tuple[type[Strategy], ...],
+    engine: str,
+    capabilities: frozenset[str],
+    reasons: tuple[tuple[str, str], ...],
+) -> StrategyListBody:
+    data = [describe_strategy(strategy, engine, capabilities, dict(reasons)) for strategy in strategies]
     return StrategyListBody(tuple(data), StrategyList(data=data).model_dump_json().encode())
 
 
-def describe_strategy(strategy: type[Strategy], engine: str, capabilities: frozenset[str]) -> StrategyInfo:
+def describe_strategy(
+    strategy: type[Strategy], engine: str, capabilities: frozenset[str], reasons: Mapping[str, str]
+) -> StrategyInfo:
     from decoding import registry
 
     result = try_dry_run(strategy)
     needs = sorted(result.needs) if result else []
     missing = [need for need in needs if need not in capabilities]
-    reason = describe_missing(missing) if missing else None if result else "the strategy fails in a dry run"
+    reason = describe_missing(missing, reasons) if missing else None if result else "the strategy fails in a dry run"
     return StrategyInfo(
         name=strategy.name,
         paper=strategy.paper,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Set
+from collections.abc import AsyncGenerator, Mapping, Set
 from typing import get_args
 
 import numpy as np
@@ -32,6 +32,7 @@ class RecordingEngine:
         self.answers = deque(answers)
         self.stuck_after = stuck_after
         self.capabilities = EVERYTHING - lacks
+        self.missing_reasons: Mapping[str, str] = {}
         self.stuck = asyncio.Semaphore(0)
         self.history: list[GenerateRequest | ProbeRequest | RelevanceRequest] = []
         self.held_states: list[StateHandle] = []  # not freed yet

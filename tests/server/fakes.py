@@ -70,6 +70,7 @@ class FakeEngine:
         self.failure = failure
         self.fails_after = fails_after
         self.capabilities = capabilities
+        self.missing_reasons: Mapping[str, str] = {}
         self.card = ModelCard("fake", max_model_len=4096, supports_images=True)
         self.is_alive = True
         self.is_full = False

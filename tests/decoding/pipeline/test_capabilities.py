@@ -2,7 +2,9 @@
 
 import pytest
 
-from decoding.pipeline.capabilities import describe_missing
+from decoding.errors import Unsupported
+from decoding.pipeline.capabilities import describe_missing, require_hooks
+from tests.decoding.hf_engine.harness import build_stack
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,12 @@ from decoding.pipeline.capabilities import describe_missing
 )
 def test_missing_capability_has_a_reason(needs: list[str], text: str) -> None:
     assert describe_missing(needs) == text
+
+
+def test_engine_gives_a_reason_for_several_capabilities_once() -> None:
+    reasons = dict.fromkeys(("head_scales", "probe"), "no heads")
+    assert describe_missing(["branches", "head_scales", "probe"], reasons) == (
+        "it lacks branches, head_scales, probe: no heads"
+    )
+    with pytest.raises(Unsupported, match="cannot run 'vhr': it lacks head_scales: no heads"):
+        require_hooks(build_stack("vhr"), frozenset({"update_state"}), reasons)
