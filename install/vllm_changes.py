@@ -59,6 +59,10 @@ METHODS: dict[str, tuple[str, ...]] = {
     ),
     "vllm/v1/sample/sampler.py": ("Sampler.forward",),
     "vllm/model_executor/layers/attention/attention.py": ("Attention.forward",),
+    "vllm/model_executor/models/llama.py": ("LlamaDecoderLayer.forward", "LlamaModel.forward"),
+    "vllm/model_executor/models/mistral.py": ("MistralDecoderLayer.forward",),
+    "vllm/model_executor/models/qwen2.py": ("Qwen2DecoderLayer.forward", "Qwen2Model.forward"),
+    "vllm/model_executor/models/qwen3.py": ("Qwen3DecoderLayer.forward",),
 }
 
 

@@ -13,6 +13,7 @@ from decoding.base_engine import BaseEngine
 from decoding.engine import Capability
 from decoding.errors import EngineFailed
 from decoding.outputs import Answer, StateHandle, Token, Usage
+from decoding.pipeline.early_exits import find_early_exits
 from decoding.requests import GenerateRequest, ProbeRequest
 from decoding.sampling_params import SamplingParams
 from decoding.text.detokenizer import OutputProcessor
@@ -49,7 +50,7 @@ class VllmEngine(BaseEngine):
         self._checkpoint: Checkpoint | None = None
         self._client: VllmClient | None = None
         self._limits: EngineLimits | None = None
-        self._has_head_tap = True  # until the worker's report denies it
+        self._missing: Mapping[str, str] = {}  # capability that the model lacks -> reason, from the worker's report
         self._engine_request_builder: Any = None  # an EngineRequestBuilder, whose module imports vLLM
 
     @property
@@ -99,6 +100,7 @@ class VllmEngine(BaseEngine):
             "logits",
             "update_state",
             "head_scales",
+            "early_exit_layers",
             "probe",
             "noise",
             "scored_texts",
@@ -108,7 +110,11 @@ class VllmEngine(BaseEngine):
             "grammar",
             "tokenize",
         }
-        return frozenset(capabilities if self._has_head_tap else capabilities - {"head_scales", "probe"})
+        return frozenset(capabilities - self._missing.keys())
+
+    @property
+    def missing_reasons(self) -> Mapping[str, str]:
+        return self._missing
 
     # Life cycle
 
@@ -120,13 +126,16 @@ class VllmEngine(BaseEngine):
         self._client = await VllmClient.open(settings, checkpoint.max_model_len)
         report = await self._client.report()
         check_report(report)
-        self._has_head_tap = report["worker"]["has_head_tap"]
+        worker = report["worker"]
+        self._missing = worker["missing"]
         self._limits = EngineLimits(
             max_model_len=checkpoint.max_model_len,
             max_rows=report["max_rows"],
             max_batched_tokens=report["max_batched_tokens"],
             blocks=report["blocks"] - 1,  # vLLM never uses one of its blocks
             block_size=report["block_size"],
+            num_layers=worker["layers"],
+            has_tied_embeddings=worker["has_tied_embeddings"],
         )
         from decoding.vllm_engine.frontend.engine_request_builder import EngineRequestBuilder
 
@@ -237,7 +246,10 @@ class VllmEngine(BaseEngine):
     def _build_members(
         self, request: GenerateRequest, updated_state: StateHandle | None, answer_start: AnswerStart
     ) -> list[MemberRequest]:
-        checkpoint = self.checkpoint
+        checkpoint, limits = self.checkpoint, self.limits
+        find_early_exits(
+            request.stack, limits.num_layers, limits.has_tied_embeddings
+        )  # refuses layers that do not exist
         inputs = self._encode_request(request, answer_start)
         first_tokens = self.encoder.find_first_tokens(request.scored_texts)
         if request.sampling.grammar is not None:  # vLLM reports only after scheduling that no token begins

@@ -47,6 +47,11 @@ class FailingStrategy(Strategy):
             raise ZeroDivisionError
         return torch.ones(1, 1) if self.hook == "head_scales shape" else None
 
+    def early_exit_layers(self, layers: int, tied: bool) -> EarlyExits:
+        if self.hook == "early_exit_layers":
+            raise ZeroDivisionError
+        return EarlyExits((layers - 1,) if self.hook == "none" else ())
+
     def update_state(self, state: Tensors, activations: Activations) -> Tensors:
         raise ZeroDivisionError
 
@@ -67,11 +72,6 @@ class FailingInsideModel(Strategy):
         if self.hook == "keep_image_tokens":
             raise ZeroDivisionError
         return None
-
-    def early_exit_layers(self, layers: int, tied: bool) -> EarlyExits:
-        if self.hook == "early_exit_layers":
-            raise ZeroDivisionError
-        return EarlyExits(())
 
 
 def register() -> None:

@@ -23,6 +23,8 @@ class EngineLimits:
     max_batched_tokens: int  # tokens in the largest step
     blocks: int  # blocks of the KV cache that requests can use
     block_size: int  # tokens in a block
+    num_layers: int = 0  # layers for early exits
+    has_tied_embeddings: bool = False  # whether the model's head is its input embedding
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def install(
     layers: list[Any] = [module for module in model.modules() if has_attention(module)]
     counts = {layer.attn.num_heads for layer in layers}
     if len(counts) != 1:
-        raise ValueError(f"The layers of the model do not have one number of heads: {sorted(counts)}.")
+        raise ValueError(f"the layers do not have one number of heads: {sorted(counts)}")
     buffers = HeadScaleBuffers(len(layers), counts.pop(), rows, tokens, dtype, device)
     for number, layer in enumerate(layers):
         layer.o_proj = ScaledHeadProjection(layer.o_proj, number, buffers, tap)

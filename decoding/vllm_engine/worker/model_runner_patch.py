@@ -17,6 +17,7 @@ import structlog
 from torch import Tensor
 
 from decoding.vllm_engine.member import Member
+from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
 from decoding.vllm_engine.worker.step_rows import StepRows
@@ -88,13 +89,26 @@ def patch_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
         loaded = original(runner, *args, **kwargs)
         if not hasattr(runner, "step_hook_runner"):
             runner.step_hook_runner = StepHookRunner(runner.device)
-            try:
-                runner.step_hook_runner.head_tap = GangHeadTap(runner, runner.step_hook_runner.states)
-            except ValueError as reason:  # the server refuses strategies that need these hooks
-                log.warning("head_tap_not_installed", reason=str(reason))
+            install_taps(runner, runner.step_hook_runner)
         return loaded
 
     return load_model
+
+
+def install_taps(runner: Any, hooks: StepHookRunner) -> None:
+    """Tap the loaded model. The server refuses strategies that need a tap which the model does not allow."""
+    try:
+        hooks.head_tap = GangHeadTap(runner, hooks.states)
+    except ValueError as reason:
+        hooks.missing |= dict.fromkeys(
+            ("head_scales", "probe"), f"vLLM's heads of this model cannot be tapped: {reason}"
+        )
+    try:
+        hooks.early_exit_tap = GangEarlyExitTap.from_runner(runner)
+    except ValueError as reason:
+        hooks.missing["early_exit_layers"] = f"vLLM's layers of this model cannot be tapped: {reason}"
+    if hooks.missing:
+        log.warning("model_not_tapped", missing=hooks.missing)
 
 
 def patch_initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any]:

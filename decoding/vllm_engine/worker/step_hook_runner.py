@@ -15,11 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from decoding.errors import EngineFailed
 from decoding.pipeline.composition import attribute_errors, copy_numbers
+from decoding.pipeline.early_exits import EarlyLogits, ExitsByRow, find_early_exits
 from decoding.pipeline.grounding import compute_grounding, score_texts
 from decoding.pipeline.logits_hooks import CHANGED, HookResults, LogitsHookRunner, RequestHooks, to_index
 from decoding.requests import MAIN
-from decoding.tensor_hooks import Activations, TensorHooks
+from decoding.tensor_hooks import Activations, EarlyExits, TensorHooks
 from decoding.text.prompt_encoder import AnswerStart
 from decoding.vllm_engine.member import Member, StrategySpec
 from decoding.vllm_engine.worker.state_store import StateStore
@@ -35,6 +37,7 @@ class GangRows:
     request_id: str  # of the main row
     member: Member  # the main one
     hooks: RequestHooks
+    early_exits: Mapping[str, EarlyExits]  # strategy -> its early exits
     rows: Mapping[str, int]  # MAIN or name of a branch -> row
 
     @property
@@ -63,17 +66,34 @@ class PendingStep:
     grounding: Mapping[int, Tensor]  # number of a gang -> [vocab] log-probability with minus without the image
 
 
+class StepEarlyExitTap(Protocol):
+    """Keeps hidden states of a forward pass, and computes their logits."""
+
+    num_layers: int
+    has_tied_embeddings: bool
+
+    def before_forward(self, rows: StepRows) -> None: ...
+
+    def after_forward(self) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def compute_logits(self, exits: ExitsByRow) -> EarlyLogits: ...
+
+
 class SamplerHookRunner:
     """The hooks of one model runner around its sampler."""
 
     def __init__(self, states: StateStore, device: torch.device) -> None:
         self.states = states
         self.device = device
+        self.early_exit_tap: StepEarlyExitTap | None = None  # None: the model has no layers that it could tap
         self._runner = LogitsHookRunner()
         self._layout: tuple[object, ...] = ()
         self._gangs: list[GangRows] = []
         self._hooks: list[RequestHooks] = []  # of the gangs
         self._rows: list[Mapping[str, int]] = []  # of the gangs
+        self._exits: ExitsByRow = {}
         self._has_lazy_branches = False
         self._main_rows, self._main_rows_of_branches, self._branch_rows = (to_index([], device) for _ in range(3))
         self._pending: PendingStep | None = None
@@ -81,7 +101,7 @@ class SamplerHookRunner:
 
     def reset(self) -> None:
         """Drop the rows of the last step, so that the next one finds its gangs anew."""
-        self._layout, self._gangs, self._pending = (), [], None
+        self._layout, self._gangs, self._exits, self._pending = (), [], {}, None
         self._main_rows, self._main_rows_of_branches, self._branch_rows = (to_index([], self.device) for _ in range(3))
 
     # Before the sampler
@@ -109,7 +129,7 @@ class SamplerHookRunner:
         visible, failures = self._select_visible_rows(raw)
         generated = [gang.count_tokens(rows) for gang in self._gangs]
         position = copy_numbers(generated, torch.long, self.device)[:, None]
-        results = self._runner.run(self._hooks, visible, raw, logits, position)
+        results = self._runner.run(self._hooks, visible, raw, logits, position, self._compute_early_logits())
         results.failures |= failures
         self._pending = PendingStep(raw, results, grounding)
         if results.scores is not raw:
@@ -133,6 +153,13 @@ class SamplerHookRunner:
             }
             for number, gang in enumerate(self._gangs)
         ], failures
+
+    def _compute_early_logits(self) -> list[Mapping[str, Tensor]] | None:
+        """Return strategy -> [exits, vocab] for each gang. None: no strategy reads early exits."""
+        if not self._exits or self.early_exit_tap is None:
+            return None
+        early_logits = self.early_exit_tap.compute_logits(self._exits)
+        return [early_logits.get(gang.main_row, {}) for gang in self._gangs]
 
     def _mask_forbidden(self, rows: StepRows, logits: Tensor) -> None:
         """Forbid ruled-out phrases and the end of answers that are too short, in place.
@@ -220,30 +247,38 @@ class SamplerHookRunner:
         for row, member in rows.members.items():
             if rows.is_sampling[row]:
                 by_gang[member.gang][member.name] = row
-        known = {gang.request_id: gang.hooks for gang in self._gangs}
+        known = {gang.request_id: (gang.hooks, gang.early_exits) for gang in self._gangs}
         self._gangs = []
         for rows_by_name in by_gang.values():
             if MAIN not in rows_by_name or len(rows_by_name) < rows.members[rows_by_name[MAIN]].size:
                 continue
             member, request_id = rows.members[rows_by_name[MAIN]], rows.request_ids[rows_by_name[MAIN]]
             try:
-                hooks = known.get(request_id) or self._build_request_hooks(member)
+                hooks, exits = known.get(request_id) or self._build_request_hooks(member)
             except Exception as error:
                 record_failure(token_info, request_id, error, "hooks_not_built")
-                hooks = RequestHooks.from_stack((), member.branches, {})
-            self._gangs.append(GangRows(request_id, member, hooks, rows_by_name))
+                hooks, exits = RequestHooks.from_stack((), member.branches, {}), {}
+            self._gangs.append(GangRows(request_id, member, hooks, exits, rows_by_name))
         pairs = [(gang.main_row, row) for gang in self._gangs for name, row in gang.rows.items() if name != MAIN]
         self._hooks = [gang.hooks for gang in self._gangs]
         self._rows = [gang.rows for gang in self._gangs]
+        self._exits = {gang.main_row: gang.early_exits for gang in self._gangs if gang.early_exits}
         self._has_lazy_branches = any(hooks.lazy_branches for hooks in self._hooks)
         self._main_rows = to_index([gang.main_row for gang in self._gangs], self.device)
         self._main_rows_of_branches = to_index([main_row for main_row, _ in pairs], self.device)
         self._branch_rows = to_index([row for _, row in pairs], self.device)
         self._layout = rows.layout
 
-    def _build_request_hooks(self, member: Member) -> RequestHooks:
+    def _build_request_hooks(self, member: Member) -> tuple[RequestHooks, dict[str, EarlyExits]]:
+        """Build the strategies of a gang. Return their hooks, and their early exits by strategy."""
         states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
-        return RequestHooks.from_stack(self._build(member.stack), member.branches, states)
+        stack, tap = self._build(member.stack), self.early_exit_tap
+        hooks = RequestHooks.from_stack(stack, member.branches, states)
+        if not any("early_exit_layers" in strategy.list_hooks() for strategy in stack):
+            return hooks, {}
+        if tap is None:
+            raise EngineFailed("The layers of the model are not tapped.")
+        return hooks, find_early_exits(stack, tap.num_layers, tap.has_tied_embeddings)
 
     def _build(self, specs: tuple[StrategySpec, ...]) -> tuple[TensorHooks, ...]:
         stack = self._built.get(specs)
@@ -276,17 +311,32 @@ class StepHookRunner:
         self.states = StateStore()
         self.sampler_hook_runner = SamplerHookRunner(self.states, device)
         self.head_tap: StepHeadTap | None = None  # None: the model has no heads that it could tap
+        self.missing: dict[str, str] = {}  # capability that the model lacks -> reason
         self.token_info: TokenInfo = {}
 
+    @property
+    def early_exit_tap(self) -> StepEarlyExitTap | None:
+        return self.sampler_hook_runner.early_exit_tap
+
+    @early_exit_tap.setter
+    def early_exit_tap(self, tap: StepEarlyExitTap) -> None:
+        self.sampler_hook_runner.early_exit_tap = tap
+
     def before_forward(self, rows: StepRows) -> None:
-        """Set up the head tap."""
+        """Set up the taps."""
         self.token_info = {}
+        if self.early_exit_tap is not None:
+            with self._isolate_failures(rows):
+                self.early_exit_tap.before_forward(rows)
         if self.head_tap is not None:
             with self._isolate_failures(rows):
                 self.head_tap.before_forward(rows, self.token_info)
 
     def after_forward(self, rows: StepRows) -> None:
-        """Reset the head tap, and store what probes have captured."""
+        """Reset the taps, and store what probes have captured."""
+        if self.early_exit_tap is not None:
+            with self._isolate_failures(rows):
+                self.early_exit_tap.after_forward()
         if self.head_tap is not None:
             with self._isolate_failures(rows):
                 self.head_tap.after_forward(rows, self.token_info)
@@ -336,15 +386,19 @@ class StepHookRunner:
             for row in rows.members:
                 record_failure(self.token_info, rows.request_ids[row], error, "step_hooks_failed")
             self.sampler_hook_runner.reset()
-            if self.head_tap is not None:
-                self.head_tap.reset()
+            for tap in (self.head_tap, self.early_exit_tap):
+                if tap is not None:
+                    tap.reset()
 
     def get_stats(self) -> dict[str, Any]:
-        """Return the number and size of the states, and whether the head tap is installed."""
+        """Return the number and size of the states, what the taps lack, and the layers for early exits."""
+        tap = self.early_exit_tap
         return {
             "states": len(self.states),
             "state_bytes": self.states.num_bytes,
-            "has_head_tap": self.head_tap is not None,
+            "missing": self.missing,
+            "layers": 0 if tap is None else tap.num_layers,
+            "has_tied_embeddings": tap is not None and tap.has_tied_embeddings,
         }
 
 

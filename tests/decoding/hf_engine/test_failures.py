@@ -303,7 +303,7 @@ async def fail_beside_others(engine: HFEngine, failing: Any) -> str:
                 FailingStrategy(hook="head_scales"),
                 FailingInsideModel(hook="edit_attention_scores"),
                 FailingInsideModel(hook="keep_image_tokens"),
-                FailingInsideModel(hook="early_exit_layers"),
+                FailingStrategy(hook="early_exit_layers"),
             )
         ),
     ],

@@ -61,6 +61,7 @@ async def fail_beside_others(engine: Any, failing: Any) -> EngineFailed:
         ("logits", "Strategy 'failing' failed: ValueError."),
         ("needs_branches", "Strategy 'failing' failed: ZeroDivisionError."),
         ("head_scales", "Strategy 'failing' failed: ZeroDivisionError."),
+        ("early_exit_layers", "Strategy 'failing' failed: ZeroDivisionError."),
     ],
 )
 async def test_failing_hook_fails_its_own_request_only(hook: str, message: str, engine: Any) -> None:

@@ -12,7 +12,7 @@ from tests.decoding.vllm_engine.scenes import STACKS, generate_all, prompts, tok
 
 PROMPTS = 24
 TOKENS = 24
-UNKNOWN = ("icd", "m3id", "code")  # not in the reference
+UNKNOWN = ("icd", "m3id", "code", "dola, late and raw")  # not in the reference
 NAIVE_TOKENS = 12  # each costs a pass over the whole prompt for every branch
 
 

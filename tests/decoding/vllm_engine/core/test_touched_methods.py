@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from decoding.vllm_engine.worker.early_exit_tap import TAPPED_LAYERS
 from decoding.vllm_engine.worker.model_runner_patch import PATCHES
 from install.vllm_changes import METHODS, find_method, read_source
 
@@ -32,4 +33,5 @@ def test_overridden_and_wrapped_methods_are_listed() -> None:
     ours = {name for kind in GangScheduler.__mro__ if not kind.__module__.startswith("vllm") for name in vars(kind)}
     overridden = {f"Scheduler.{name}" for name in ours & set(vars(Scheduler)) if callable(vars(Scheduler)[name])}
     assert "Scheduler.schedule" in overridden
-    assert overridden | {f"GPUModelRunner.{name}" for name in PATCHES} <= listed
+    tapped = {".".join(name.rsplit(".", 2)[1:]) for name in TAPPED_LAYERS}
+    assert overridden | tapped | {f"GPUModelRunner.{name}" for name in PATCHES} <= listed

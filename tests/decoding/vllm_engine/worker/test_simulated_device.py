@@ -13,17 +13,15 @@ from decoding.registry import list_strategies
 from decoding.requests import MAIN
 from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.worker import step_hook_runner
+from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.step_rows import TokenInfo
 from tests.decoding.hf_engine.harness import build_stack
+from tests.decoding.vllm_engine.worker.test_early_exit_tap import WIDTH, ToyDecoder
 from tests.decoding.vllm_engine.worker.test_step_hook_runner import VOCAB, build_specs, rows
 
-SERVED = [
-    name
-    for name, kind in list_strategies().items()
-    if "logits" in kind.list_hooks() and "early_exit_layers" not in kind.list_hooks()
-]
+SERVED = [name for name, kind in list_strategies().items() if "logits" in kind.list_hooks()]
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -54,12 +52,19 @@ def test_steps_wait_only_for_their_status(name: str, monkeypatch: pytest.MonkeyP
     )
     members = [main, None, *(Member("one", branch, main.size) for branch in names)]
     plain = Member("two", MAIN, 1, min_tokens=5, eos_token_ids=(3,))
-    with simulate_device():
+    with simulate_device(), torch.no_grad():
         runner, token_info = SamplerHookRunner(StateStore(1 << 20), DEVICE), TokenInfo()
+        with DEVICE:
+            decoder = ToyDecoder()
+        tap = runner.early_exit_tap = GangEarlyExitTap(decoder, decoder.head, False, 8, torch.float32, DEVICE)
         if state:
             runner.states.put("state", copy_all_to_device(state))
         for generated in range(2):
             step = rows(*members, plain, generated=generated)
+            tap.before_forward(step)
+            assert tap.is_idle == ("early_exit_layers" not in strategy.list_hooks())
+            decoder(torch.empty(len(members) + 1, WIDTH, device=DEVICE))
+            tap.after_forward()
             logits = torch.empty(len(members) + 1, VOCAB, device=DEVICE)
             scores = runner.before_sampling(step, logits, token_info)
             assert (scores.shape, scores.device) == (logits.shape, DEVICE)
