@@ -59,6 +59,12 @@ METHODS: dict[str, tuple[str, ...]] = {
     ),
     "vllm/v1/sample/sampler.py": ("Sampler.forward",),
     "vllm/model_executor/layers/attention/attention.py": ("Attention.forward",),
+    "vllm/v1/attention/backends/cpu_attn.py": (
+        "CPUAttentionBackendImpl.__init__",
+        "CPUAttentionBackendImpl.do_kv_cache_update",
+        "CPUAttentionBackendImpl.forward",
+    ),
+    "vllm/v1/attention/backends/flash_attn.py": ("FlashAttentionImpl.__init__", "FlashAttentionImpl.forward"),
     "vllm/model_executor/models/llama.py": ("LlamaDecoderLayer.forward", "LlamaModel.forward"),
     "vllm/model_executor/models/mistral.py": ("MistralDecoderLayer.forward",),
     "vllm/model_executor/models/qwen2.py": ("Qwen2DecoderLayer.forward", "Qwen2Model.forward"),

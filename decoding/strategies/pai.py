@@ -23,8 +23,8 @@ class PAI(PlausibleContrast):
     both cases. z_blind comes from the prompt without its images, with unchanged attention. The second rule is
     the guidance. gamma 1 turns guidance off, with its cut and its branch.
 
-    The transformers engine runs every pass with SDPA and computes the one edited query row a second time, score by
-    score. It holds no attention matrix.
+    Both engines run every pass with their attention kernel, and compute the one edited query row a second time, score
+    by score. They hold no attention matrix.
 
     Source: Liu et al., ECCV 2024, arXiv:2407.21771.
 

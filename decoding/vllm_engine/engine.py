@@ -101,6 +101,7 @@ class VllmEngine(BaseEngine):
             "update_state",
             "head_scales",
             "early_exit_layers",
+            "edit_attention_scores",
             "probe",
             "noise",
             "scored_texts",
@@ -239,8 +240,13 @@ class VllmEngine(BaseEngine):
         return await self.client.submit(requests)
 
     def _can_prefill_answer(self, request: GenerateRequest) -> bool:
-        """Return whether no penalty counts the answer's tokens: vLLM counts those of a prompt in another way."""
+        """Return whether no penalty counts the answer's tokens, and no strategy edits their attention.
+
+        vLLM counts the tokens of a prompt in another way. Of a prompt only the last token is edited.
+        """
         sampling = request.sampling
+        if any("edit_attention_scores" in strategy.list_hooks() for strategy in request.stack):
+            return False
         return sampling.repetition_penalty == 1 and not (sampling.presence_penalty or sampling.frequency_penalty)
 
     def _build_members(

@@ -44,6 +44,10 @@ class StrategySpec:
             )
         return cls(strategy.name, strategy.model_dump_json())
 
+    def list_hooks(self) -> frozenset[str]:
+        """List the tensor hooks that the strategy overrides."""
+        return list_strategies()[self.name].list_hooks()
+
     def build(self) -> TensorHooks:
         """Build the strategy."""
         return list_strategies()[self.name].model_validate_json(self.parameters)

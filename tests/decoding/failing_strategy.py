@@ -47,6 +47,11 @@ class FailingStrategy(Strategy):
             raise ZeroDivisionError
         return torch.ones(1, 1) if self.hook == "head_scales shape" else None
 
+    def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
+        if self.hook == "edit_attention_scores":
+            raise ZeroDivisionError
+        return scores[..., 1:] if self.hook == "scores shape" else scores
+
     def early_exit_layers(self, layers: int, tied: bool) -> EarlyExits:
         if self.hook == "early_exit_layers":
             raise ZeroDivisionError
@@ -62,11 +67,6 @@ class FailingInsideModel(Strategy):
     name: ClassVar[str] = "failing"
     paper: ClassVar[str] = "none"
     hook: str
-
-    def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
-        if self.hook == "edit_attention_scores":
-            raise ZeroDivisionError
-        return scores
 
     def keep_image_tokens(self, state: Tensors) -> Tensor | None:
         if self.hook == "keep_image_tokens":

@@ -93,7 +93,11 @@ def build_members(
     )
     members = {name: main if name == MAIN else Member(gang, name, size) for name in prompts}
     salt = request.cache_salt
-    salts = {MAIN: build_cache_salt(salt, request.stack, request.states)}
+    main_salt = build_cache_salt(salt, request.stack, request.states)
+    if any("edit_attention_scores" in strategy.list_hooks() for strategy in request.stack):
+        # Keys and values of edited tokens depend on where the prompt ends. No other request reads them.
+        main_salt = json.dumps([main_salt, gang])
+    salts = {MAIN: main_salt}
     return [
         MemberRequest(name, prompt, inputs[name], None if is_plain else members[name], salts.get(name, salt), salt)
         for name, prompt in prompts.items()

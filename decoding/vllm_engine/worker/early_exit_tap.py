@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.early_exits import EarlyLogits, ExitsByRow, compute_early_logits, list_exits
-from decoding.registry import list_strategies
 from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.worker.head_projection import has_attention
 from decoding.vllm_engine.worker.step_rows import StepRows
@@ -182,8 +181,7 @@ class GangEarlyExitTap:
 
 def reads_early_exits(member: Member) -> bool:
     """Return whether a strategy of the member selects early exits. Branches have no stack."""
-    strategies = list_strategies()
-    return any("early_exit_layers" in strategies[spec.name].list_hooks() for spec in member.stack)
+    return any("early_exit_layers" in spec.list_hooks() for spec in member.stack)
 
 
 def find_decoder(model: nn.Module) -> tuple[Any, Any]:

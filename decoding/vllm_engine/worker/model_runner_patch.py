@@ -17,6 +17,7 @@ import structlog
 from torch import Tensor
 
 from decoding.vllm_engine.member import Member
+from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
@@ -107,6 +108,10 @@ def install_taps(runner: Any, hooks: StepHookRunner) -> None:
         hooks.early_exit_tap = GangEarlyExitTap.from_runner(runner)
     except ValueError as reason:
         hooks.missing["early_exit_layers"] = f"vLLM's layers of this model cannot be tapped: {reason}"
+    try:
+        hooks.attention_tap = GangAttentionTap.from_runner(runner, hooks.states)
+    except ValueError as reason:
+        hooks.missing["edit_attention_scores"] = f"vLLM's attention of this model cannot be edited: {reason}"
     if hooks.missing:
         log.warning("model_not_tapped", missing=hooks.missing)
 

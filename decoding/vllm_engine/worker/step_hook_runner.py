@@ -289,8 +289,8 @@ class SamplerHookRunner:
         return stack
 
 
-class StepHeadTap(Protocol):
-    """Observes and scales head outputs around a forward pass."""
+class StepTap(Protocol):
+    """Observes or edits activations of a forward pass. It is set up before the pass and reset after it."""
 
     def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None: ...
 
@@ -310,7 +310,8 @@ class StepHookRunner:
     def __init__(self, device: torch.device) -> None:
         self.states = StateStore()
         self.sampler_hook_runner = SamplerHookRunner(self.states, device)
-        self.head_tap: StepHeadTap | None = None  # None: the model has no heads that it could tap
+        self.head_tap: StepTap | None = None  # None: the model has no heads that it could tap
+        self.attention_tap: StepTap | None = None  # None: the model's attention cannot be edited
         self.missing: dict[str, str] = {}  # capability that the model lacks -> reason
         self.token_info: TokenInfo = {}
 
@@ -328,18 +329,18 @@ class StepHookRunner:
         if self.early_exit_tap is not None:
             with self._isolate_failures(rows):
                 self.early_exit_tap.before_forward(rows)
-        if self.head_tap is not None:
+        for tap in filter(None, (self.head_tap, self.attention_tap)):
             with self._isolate_failures(rows):
-                self.head_tap.before_forward(rows, self.token_info)
+                tap.before_forward(rows, self.token_info)
 
     def after_forward(self, rows: StepRows) -> None:
         """Reset the taps, and store what probes have captured."""
         if self.early_exit_tap is not None:
             with self._isolate_failures(rows):
                 self.early_exit_tap.after_forward()
-        if self.head_tap is not None:
+        for tap in filter(None, (self.head_tap, self.attention_tap)):
             with self._isolate_failures(rows):
-                self.head_tap.after_forward(rows, self.token_info)
+                tap.after_forward(rows, self.token_info)
 
     def before_sampling(self, rows: StepRows, logits: Tensor) -> Tensor:
         """Run the `logits` hooks.
@@ -386,7 +387,12 @@ class StepHookRunner:
             for row in rows.members:
                 record_failure(self.token_info, rows.request_ids[row], error, "step_hooks_failed")
             self.sampler_hook_runner.reset()
-            for tap in (self.head_tap, self.early_exit_tap):
+            taps: tuple[StepTap | StepEarlyExitTap | None, ...] = (
+                self.head_tap,
+                self.attention_tap,
+                self.early_exit_tap,
+            )
+            for tap in taps:
                 if tap is not None:
                     tap.reset()
 

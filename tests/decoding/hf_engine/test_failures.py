@@ -301,7 +301,7 @@ async def fail_beside_others(engine: HFEngine, failing: Any) -> str:
             for strategy in (
                 FailingStrategy(hook="needs_branches"),
                 FailingStrategy(hook="head_scales"),
-                FailingInsideModel(hook="edit_attention_scores"),
+                FailingStrategy(hook="edit_attention_scores"),
                 FailingInsideModel(hook="keep_image_tokens"),
                 FailingStrategy(hook="early_exit_layers"),
             )

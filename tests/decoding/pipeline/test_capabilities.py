@@ -12,8 +12,8 @@ from tests.decoding.hf_engine.harness import build_stack
     [
         (["branches"], "it lacks branches"),
         (
-            ["edit_attention_scores"],
-            "it lacks edit_attention_scores: vLLM computes attention in kernels that do not expose attention scores",
+            ["attention"],
+            "it lacks attention: vLLM computes attention in kernels that do not expose attention weights",
         ),
         (
             ["probe", "relevance"],

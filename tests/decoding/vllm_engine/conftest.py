@@ -23,6 +23,7 @@ WITHOUT_VLLM = (
     "frontend/test_member_builder.py",
     "frontend/test_selftest.py",
     "test_states.py",
+    "worker/test_attention_tap.py",
     "worker/test_early_exit_tap.py",
     "worker/test_step_hook_runner.py",
     "worker/test_simulated_device.py",

@@ -61,6 +61,7 @@ async def fail_beside_others(engine: Any, failing: Any) -> EngineFailed:
         ("logits", "Strategy 'failing' failed: ValueError."),
         ("needs_branches", "Strategy 'failing' failed: ZeroDivisionError."),
         ("head_scales", "Strategy 'failing' failed: ZeroDivisionError."),
+        ("edit_attention_scores", "Strategy 'failing' failed: ZeroDivisionError."),
         ("early_exit_layers", "Strategy 'failing' failed: ZeroDivisionError."),
     ],
 )
@@ -69,7 +70,7 @@ async def test_failing_hook_fails_its_own_request_only(hook: str, message: str, 
     assert (await fail_beside_others(engine, failing)).message == message
 
 
-@pytest.mark.parametrize("hook", ["shape", "head_scales shape"])
+@pytest.mark.parametrize("hook", ["shape", "head_scales shape", "scores shape"])
 async def test_wrong_shape_fails_its_own_request_only(hook: str, engine: Any) -> None:
     failing = run_strategies(engine, (FailingStrategy(hook=hook),), PROMPT, exact_length(TOKENS))
     assert "'failing' returned" in (await fail_beside_others(engine, failing)).message

@@ -19,7 +19,7 @@ from tests.decoding.vllm_engine.conftest import start_engine
 from tests.decoding.vllm_engine.scenes import generate_all, token_ids
 
 TOKENS = 20
-STRATEGIES, SHOWN = ("vcd", "m3id", "vhr", "dola", "deco"), ("wide", "two")
+STRATEGIES, SHOWN = ("vcd", "m3id", "vhr", "dola", "deco", "pai"), ("wide", "two")
 CASES = [*(("plain", name) for name in PROMPTS), *product(STRATEGIES, SHOWN)]
 
 

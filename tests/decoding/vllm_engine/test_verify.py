@@ -28,7 +28,7 @@ def list_claims(answer: Answer) -> list[tuple[str, str | None]]:
     return [(claim.text, claim.action) for token in answer.tokens for claim in token.claims]
 
 
-@pytest.mark.parametrize("inner", ["", "vcd", "vhr"])
+@pytest.mark.parametrize("inner", ["", "vcd", "vhr", "pai"])
 async def test_equals_the_transformers_engine(inner: str, roomy_engine: Any, hf_engine: Any) -> None:
     stacks = [
         [Verify(threshold=threshold, tries=tries), *(build_stack(inner) if inner else ())]
@@ -65,10 +65,10 @@ async def test_equals_itself_under_preemption(tight_engine: Any, hf_engine: Any)
     assert [answer.text for answer in answers] == [answer.text for answer in expected * 2]
 
 
-@pytest.mark.parametrize("names", ["plain", "vcd", "vhr"])
+@pytest.mark.parametrize("names", ["plain", "vcd", "vhr", "pai", "dola"])
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 async def test_an_answer_continues_from_a_prefix(names: str, penalty: float, roomy_engine: Any) -> None:
-    """With a penalty, which counts tokens of prompt and answer differently, the prefix is forced step by step."""
+    """With penalties and edits of attention, which treat a prompt in another way, the prefix is forced step by step."""
     whole = await run(roomy_engine, list(build_stack(names)), 3, repetition_penalty=penalty)
     ids = [token.id for token in whole.tokens]
     async with StrategyRunner(build_stack(names), roomy_engine) as runner:

@@ -6,9 +6,15 @@ import pytest
 import torch
 
 from decoding.errors import BadRequest
-from decoding.requests import GenerateRequest, Prompt, SamplingParams
-from decoding.text.prompt_encoder import ModelInputs
-from decoding.vllm_engine.frontend.member_builder import EngineLimits, MemberRequest, compute_max_new_tokens
+from decoding.requests import MAIN, GenerateRequest, Prompt, SamplingParams
+from decoding.text.prompt_encoder import AnswerStart, ModelInputs
+from decoding.vllm_engine.frontend.member_builder import (
+    EngineLimits,
+    MemberRequest,
+    build_members,
+    compute_max_new_tokens,
+)
+from tests.decoding.hf_engine.harness import build_stack
 
 
 def make_members(*lengths: int) -> list[MemberRequest]:
@@ -40,3 +46,19 @@ def test_max_new_tokens_are_limited_by_context_and_cache() -> None:
 def test_gang_that_can_never_run_is_refused(lengths: tuple[int, ...], tokens: int | None, reason: str) -> None:
     with pytest.raises(BadRequest, match=reason):
         new_tokens(*lengths, tokens=tokens)
+
+
+@pytest.mark.parametrize("key_salt", [None, "key"])
+def test_only_main_rows_with_edited_attention_have_a_salt_of_their_gang(key_salt: str | None) -> None:
+    salts: dict[tuple[str, str], list[str | None]] = {}
+    for names in ("pai", "deco+pai", "deco"):
+        request = GenerateRequest(Prompt.from_text("?"), stack=build_stack(names), cache_salt=key_salt)
+        request = request.replace(branches={"pai/blind": request.prompt})
+        inputs = dict.fromkeys((MAIN, "pai/blind"), ModelInputs(torch.zeros(4, dtype=torch.long), {}))
+        for gang in ("one", "two"):
+            for member in build_members(request, inputs, gang, {}, (), None, AnswerStart()):
+                salts.setdefault((names, member.name), []).append(member.cache_salt)
+    for names in ("pai", "deco+pai"):
+        assert len({*salts[names, MAIN], key_salt}) == 3
+        assert salts[names, "pai/blind"] == [key_salt] * 2
+    assert salts["deco", MAIN] == salts["deco", "pai/blind"] == [key_salt] * 2

@@ -18,7 +18,7 @@ from decoding.tensor_hooks import EarlyExits, Step
 from decoding.vllm_engine.engine import VllmEngine
 from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.settings import VllmSettings
-from decoding.vllm_engine.worker import early_exit_tap, head_projection
+from decoding.vllm_engine.worker import attention_tap, early_exit_tap, head_projection
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap, TappedLayer, find_decoder
 from decoding.vllm_engine.worker.model_runner_patch import install_taps
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
@@ -215,19 +215,23 @@ def test_decoder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_model_that_cannot_be_tapped_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (early_exit_tap, head_projection):
+    for module in (early_exit_tap, head_projection, attention_tap):
         monkeypatch.setattr(module, "has_attention", is_toy_attention)
-    limits = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=2))
+    limits = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=2),
+        compilation_config=SimpleNamespace(pass_config=SimpleNamespace(fuse_attn_quant=False)),
+    )
     config = SimpleNamespace(dtype=torch.float32)
     runner = SimpleNamespace(model=ToyModel(), vllm_config=limits, model_config=config, max_num_tokens=4, device=CPU)
     for layer in runner.model.decoder.layers:
-        layer.attention.attn = SimpleNamespace(num_heads=2)
+        layer.attention.attn = SimpleNamespace(num_heads=2, impl=None)
         layer.attention.o_proj = nn.Identity()
     hooks = StepHookRunner(CPU)
     with structlog.testing.capture_logs():
         install_taps(runner, hooks)
     reason = "vLLM's layers of this model cannot be tapped: layers of the class ToyLayer are not known to it"
-    assert hooks.missing == {"early_exit_layers": reason}
+    other = "vLLM's attention of this model cannot be edited: the KV cache of NoneType has an unknown layout"
+    assert hooks.missing == {"early_exit_layers": reason, "edit_attention_scores": other}
     assert hooks.get_stats() == {
         "states": 0,
         "state_bytes": 0,
@@ -245,7 +249,7 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason(monkeypatch: pyt
     runner.model.decoder.layers = nn.ModuleList()
     with structlog.testing.capture_logs():
         install_taps(runner, hooks)
-    assert set(hooks.missing) == {"early_exit_layers", "head_scales", "probe"}
+    assert set(hooks.missing) == {"early_exit_layers", "edit_attention_scores", "head_scales", "probe"}
 
 
 def test_request_fails_if_the_model_is_not_tapped() -> None:

@@ -203,7 +203,11 @@ async def test_probes_run_while_gangs_preempt_each_other(tight_engine: Any, hf_e
 async def test_compiled_model_calls_the_taps(hf_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second engine finds the model in vLLM's cache of compiled models."""
     monkeypatch.setenv("CXX", require_program("g++", "g++"))
-    stacks = [build_stack("plain"), *STACKS.values(), *map(build_stack, ("dola", "deco+vcd", "deco+vhr"))]
+    stacks = [
+        build_stack("plain"),
+        *STACKS.values(),
+        *map(build_stack, ("dola", "deco+vcd", "deco+vhr", "pai", "pai+vhr")),
+    ]
     requests = [(strategies, prompt) for prompt in prompts(2) for strategies in stacks]
     expected = await generate_all(hf_engine, requests, TOKENS)
     for _ in range(2):
