@@ -253,9 +253,8 @@ class VllmEngine(BaseEngine):
         self, request: GenerateRequest, updated_state: StateHandle | None, answer_start: AnswerStart
     ) -> list[MemberRequest]:
         checkpoint, limits = self.checkpoint, self.limits
-        find_early_exits(
-            request.stack, limits.num_layers, limits.has_tied_embeddings
-        )  # refuses layers that do not exist
+        # Refuses layers that do not exist.
+        find_early_exits(request.stack, limits.num_layers, limits.has_tied_embeddings)
         inputs = self._encode_request(request, answer_start)
         first_tokens = self.encoder.find_first_tokens(request.scored_texts)
         if request.sampling.grammar is not None:  # vLLM reports only after scheduling that no token begins
