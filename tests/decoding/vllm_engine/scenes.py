@@ -67,3 +67,10 @@ async def generate_all(
 def token_ids(answer: Answer) -> list[int]:
     """Return the ids of the tokens of an answer."""
     return [token.id for token in answer.tokens]
+
+
+async def compute_first_logprobs(engine: Engine, stack: str | Sequence[Strategy], count: int) -> list[float]:
+    """Return the log-probabilities of the first token's likeliest candidates, in the order of their ids."""
+    answer, _ = await run_strategies(engine, stack, prompts(1)[0], exact_length(1, top_logprobs=count))
+    (token,) = answer.tokens
+    return [each.logprob for each in sorted(token.top, key=lambda each: each.id)]

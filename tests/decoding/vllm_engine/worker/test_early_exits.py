@@ -9,7 +9,7 @@ import pytest
 from decoding.errors import BadRequest
 from decoding.requests import GenerateRequest
 from tests.decoding.hf_engine.harness import build_stack, exact_length, run_strategies
-from tests.decoding.vllm_engine.scenes import generate_all, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import compute_first_logprobs, generate_all, prompts, token_ids
 
 TOKENS = 24
 
@@ -34,13 +34,9 @@ async def test_requests_with_different_layers_equal_the_transformers_engine(room
 
 @pytest.mark.parametrize("strategy", ["dola", "deco"])
 async def test_first_token_reads_the_last_token_of_the_prompt(strategy: str, roomy_engine: Any, hf_engine: Any) -> None:
-    logprobs: list[list[float]] = []
-    for engine, names in ((roomy_engine, strategy), (hf_engine, strategy), (roomy_engine, "plain")):
-        actual, _ = await run_strategies(engine, names, prompts(1)[0], exact_length(1, top_logprobs=4))
-        (token,) = actual.tokens
-        logprobs.append([each.logprob for each in sorted(token.top, key=lambda each: each.id)])
-    assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
-    assert logprobs[0] != pytest.approx(logprobs[2], abs=1e-2)
+    logprobs = await compute_first_logprobs(roomy_engine, strategy, 4)
+    assert logprobs == pytest.approx(await compute_first_logprobs(hf_engine, strategy, 4), abs=1e-3)
+    assert logprobs != pytest.approx(await compute_first_logprobs(roomy_engine, "plain", 4), abs=1e-2)
 
 
 async def test_layer_that_does_not_exist_is_refused(roomy_engine: Any) -> None:

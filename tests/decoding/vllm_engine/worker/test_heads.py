@@ -13,7 +13,7 @@ from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt,
 from decoding.strategies.vhr import VHR
 from tests.decoding.hf_engine.harness import FakeMatcher, build_stack, exact_length, run_strategies
 from tests.decoding.vllm_engine.conftest import EMBEDDED, start_engine
-from tests.decoding.vllm_engine.scenes import generate_all, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import compute_first_logprobs, generate_all, prompts, token_ids
 from tests.system_packages import require_program
 
 PROMPTS = 24
@@ -220,17 +220,10 @@ async def test_compiled_model_calls_the_taps(hf_engine: Any, monkeypatch: pytest
 
 
 async def test_first_token_is_sampled_from_scaled_heads(roomy_engine: Any, hf_engine: Any) -> None:
-    logprobs: list[list[float]] = []
-    for engine, strategies in (
-        (roomy_engine, STACKS["vhr, strong"]),
-        (hf_engine, STACKS["vhr, strong"]),
-        (roomy_engine, build_stack("plain")),
-    ):
-        actual, _ = await run_strategies(engine, strategies, prompts(1)[0], exact_length(1, top_logprobs=8))
-        (token,) = actual.tokens
-        logprobs.append([each.logprob for each in sorted(token.top, key=lambda each: each.id)])
-    assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
-    assert logprobs[0] != pytest.approx(logprobs[2], abs=1e-2)
+    stack = STACKS["vhr, strong"]
+    logprobs = await compute_first_logprobs(roomy_engine, stack, 8)
+    assert logprobs == pytest.approx(await compute_first_logprobs(hf_engine, stack, 8), abs=1e-3)
+    assert logprobs != pytest.approx(await compute_first_logprobs(roomy_engine, "plain", 8), abs=1e-2)
 
 
 async def test_head_scales_that_raise_fail_their_own_request_only(roomy_engine: Any) -> None:
