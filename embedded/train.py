@@ -1,20 +1,22 @@
 """Train and export everything that ships in this folder: `python -m embedded.train`.
 
-The stages are scenes, tokenizers, vision beside language, joint, finish, objects and details beside the matcher, export
-and evaluation. A completed stage is skipped. An interrupted stage resumes from its last checkpoint.
-`--finished FOLDER` runs only objects and details, on the model in FOLDER/model.
+The stages are scenes, tokenizers, vision beside language, matcher, joint, finish, objects, details, export and
+evaluation. From the matcher on, two processes share each step. A completed stage is skipped. An interrupted stage
+resumes from its last checkpoint. `--finished FOLDER` runs only objects and details, on the model in FOLDER/model.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import BertTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from embedded.data.coco_annotations import write_scenes
@@ -30,6 +32,7 @@ from embedded.evaluation.benchmarks import (
     generate_captions,
 )
 from embedded.evaluation.grad_cam import evaluate_matcher
+from embedded.evaluation.robustness import evaluate_robustness
 from embedded.training.details_stage import train_details
 from embedded.training.export import export_model
 from embedded.training.finish_stage import train_finish
@@ -46,7 +49,7 @@ from embedded.training.matcher_model import train_matcher_tokenizer
 from embedded.training.matcher_stage import export_matcher, train_matcher
 from embedded.training.object_stage import ObjectHeads, train_objects
 from embedded.training.tokenizer import train_tokenizer
-from embedded.training.trainer import select_device
+from embedded.training.trainer import SHARDS, select_device
 from embedded.training.vision_stage import VisionModel, measure_recognition, train_vision
 
 HERE = Path(__file__).parent
@@ -73,7 +76,7 @@ class TrainingConfig:
     details_steps: int = 800
     details_batch: int = 8
     matcher_steps: int = 1500
-    matcher_batch: int = 12
+    matcher_batch: int = 16
 
 
 TINY_CONFIG = TrainingConfig(40, 20, 8, 8, *[2] * 14)
@@ -212,7 +215,13 @@ class TrainingPipeline:
         matcher = train_matcher(
             self.work_dir, vision, dataset, tokenizer, steps=config.matcher_steps, batch_size=config.matcher_batch
         )
-        export_matcher(matcher, tokenizer, self.out_dir / "matcher")
+        if not dist.is_initialized() or not dist.get_rank():
+            export_matcher(matcher, tokenizer, self.out_dir / "matcher")
+
+    def run_matcher_and_details(self) -> None:
+        """Train the matcher, then the model."""
+        self.run_matcher()
+        self.run_details()
 
     def export(self) -> None:
         """Write `model/`, `scenes/` and `samples/`."""
@@ -231,6 +240,7 @@ class TrainingPipeline:
             "pope": evaluate_pope(generator, dataset),
             "chair": evaluate_chair(generate_captions(generator, dataset, len(dataset)), dataset),
             "details": evaluate_details(generator, dataset, len(dataset)),
+            "robustness": evaluate_robustness(generator, dataset, len(dataset)),
             "matcher": evaluate_matcher((self.base_dir or self.out_dir) / "matcher", dataset),
         }
 
@@ -238,16 +248,33 @@ class TrainingPipeline:
 def run_parallel(*stages: Callable[[], object]) -> None:
     """Run stages at the same time, each in a process with its share of the cores; on a GPU, one after the other.
 
-    Raises:
-        SystemExit: A stage failed.
+    A failed stage ends the program.
     """
     if select_device().type == "cuda" or (os.cpu_count() or 1) < len(stages):
         for stage in stages:
             stage()
         return
-    context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // len(stages))
-    processes = [context.Process(target=_run_stage, args=(stage, threads)) for stage in stages]
+    _run_processes([(_run_stage, (stage, threads)) for stage in stages])
+
+
+def run_sharded(stage: Callable[[], object]) -> None:
+    """Run a stage in `SHARDS` processes that average their gradients; on a GPU or one core, in this process.
+
+    A failed process ends the program.
+    """
+    if select_device().type == "cuda" or (os.cpu_count() or 1) < SHARDS:
+        stage()
+        return
+    threads = max(1, (os.cpu_count() or 1) // SHARDS)
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"file://{folder}/store"
+        _run_processes([(_run_rank, (stage, threads, store, rank)) for rank in range(SHARDS)])
+
+
+def _run_processes(calls: list[tuple[Callable[..., None], tuple[object, ...]]]) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=function, args=values) for function, values in calls]
     for process in processes:
         process.start()
     for process in processes:
@@ -259,6 +286,14 @@ def run_parallel(*stages: Callable[[], object]) -> None:
 def _run_stage(stage: Callable[[], object], threads: int) -> None:
     torch.set_num_threads(threads)
     stage()
+
+
+def _run_rank(stage: Callable[[], object], threads: int, store: str, rank: int) -> None:
+    torch.set_num_threads(threads)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the name of a host need not have an address
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=SHARDS)
+    stage()
+    dist.destroy_process_group()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -275,12 +310,12 @@ def main(arguments: list[str] | None = None) -> None:
     pipeline = build_pipeline(parser.parse_args(arguments))
     pipeline.draw_datasets()
     if pipeline.base_dir:
-        pipeline.run_details()
+        run_sharded(pipeline.run_details)
     else:
         pipeline.build_tokenizer()
         pipeline.build_matcher_tokenizer()
         run_parallel(pipeline.run_vision, pipeline.run_language)
-        run_parallel(pipeline.run_details, pipeline.run_matcher)
+        run_sharded(pipeline.run_matcher_and_details)
     pipeline.export()
     figures = json.dumps(pipeline.evaluate(), indent=2)
     (pipeline.work_dir / "figures.json").write_text(figures)

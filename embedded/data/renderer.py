@@ -55,6 +55,7 @@ class RenderedScene:
     """The image of a scene, the object that each pixel shows, and the visible objects.
 
     `hidden` names the categories of the scene whose objects are all covered, cut off or too small to be annotated.
+    `overlooked` names visible categories that the writer of a text about the scene did not notice.
     """
 
     place: str
@@ -62,6 +63,7 @@ class RenderedScene:
     instance_map: InstanceMap
     objects: tuple[SceneObject, ...]
     hidden: tuple[str, ...] = ()
+    overlooked: tuple[str, ...] = ()
 
 
 @cache

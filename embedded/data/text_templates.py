@@ -190,31 +190,45 @@ class QuestionMix:
     """Topics of the presence questions. Half of them have the answer "yes".
 
     The image is a part of the scene that the writers of the questions have seen. They know of objects beyond its frame,
-    and overlook objects that are small.
+    and may overlook objects that are small.
 
     Attributes:
         likely: Fraction of the questions about absent objects whose object the place or the present objects suggest.
         frequent: Fraction of the others that are sampled by the frequency of present objects, not uniformly.
         beyond: Probability that a writer knows of an object beyond the frame.
-        overlooked: Area in pixels below which a category is overlooked. The answer to questions about it is "no".
+        small: Area in pixels below which a writer may overlook a category. Then the answer to questions about it is
+            "no".
+        overlook_rate: Probability that a writer overlooks such a category.
     """
 
     likely: float
     frequent: float
     beyond: float = 0.0
-    overlooked: int = 0
+    small: int = 0
+    overlook_rate: float = 0.0
 
 
 BALANCED_QUESTIONS = QuestionMix(likely=0.3, frequent=0.7)
 """With these, a model learns to look: no object is present merely because it is frequent or likely."""
 
 
-def see_beyond_frame(rng: np.random.Generator, scene: RenderedScene, mix: QuestionMix) -> RenderedScene:
-    """Add objects of the same place that the image does not show, and that a writer knows of, to the hidden ones."""
-    visible = {obj.name for obj in scene.objects}
+def sample_writer_view(rng: np.random.Generator, scene: RenderedScene, mix: QuestionMix) -> RenderedScene:
+    """Sample what a writer knows of the scene beyond the frame, and which small objects he overlooks.
+
+    Args:
+        rng: Source of all random choices.
+        scene: The scene.
+        mix: Probabilities.
+
+    Returns:
+        The scene with further hidden categories, which the writer knows of, and with overlooked ones.
+    """
+    visible = group_by_category(scene)
     beyond = [name for name in sample_contents(rng, TRAINING_PRIOR, scene.place).counts if name not in visible]
     known = [name for name in beyond if rng.random() < mix.beyond]
-    return replace(scene, hidden=tuple(dict.fromkeys((*scene.hidden, *known))))
+    small = [name for name, objects in visible.items() if sum(obj.area for obj in objects) < mix.small]
+    overlooked = tuple(name for name in small if rng.random() < mix.overlook_rate)
+    return replace(scene, hidden=tuple(dict.fromkeys((*scene.hidden, *known))), overlooked=overlooked)
 
 
 def make_presence_question(
@@ -222,7 +236,8 @@ def make_presence_question(
 ) -> QAPair:
     """Write a yes/no question; half of them are about an absent object.
 
-    The answer for a hidden object is "yes", because the writer knows more than the image shows.
+    The answer for a hidden object is "yes", because the writer knows more than the image shows. The answer for an
+    overlooked object is "no".
 
     Args:
         rng: Source of all random choices.
@@ -236,8 +251,7 @@ def make_presence_question(
     in_scene = {*objects_by_category, *scene.hidden}
     if rng.random() < 0.5:
         name = str(rng.choice(sorted(in_scene)))
-        objects = objects_by_category.get(name, [])
-        yes = not objects or sum(obj.area for obj in objects) >= mix.overlooked
+        yes = name not in scene.overlooked
     else:
         name, yes = sample_absent_category(rng, scene.place, in_scene, mix), False
     present = name in objects_by_category

@@ -35,6 +35,8 @@ MENTION = re.compile(r"\b(" + "|".join(sorted(map(re.escape, WORDS), key=len, re
 RESAMPLES = 1000
 
 Figures = dict[str, Any]
+QuestionFormat = Callable[[int, str], str]
+"""Completes a question about a scene, which is given by its index."""
 
 
 class AnswerGenerator:
@@ -84,9 +86,24 @@ def bootstrap_interval(scenes: int, statistic: Callable[[NDArray[np.int64]], flo
 
 
 def evaluate_pope(
-    generator: AnswerGenerator, dataset: SceneDataset, scenes: int | None = None, batch: int = 60
+    generator: AnswerGenerator,
+    dataset: SceneDataset,
+    scenes: int | None = None,
+    batch: int = 60,
+    complete: QuestionFormat = lambda index, question: question,
 ) -> Figures:
-    """Measure accuracy, F1 and the share of "yes" for the three kinds of absent objects."""
+    """Measure accuracy, F1 and the share of "yes" for the three kinds of absent objects.
+
+    Args:
+        generator: The model.
+        dataset: The scenes.
+        scenes: Number of scenes with questions, by default all of them.
+        batch: Questions at once.
+        complete: Completes the questions.
+
+    Returns:
+        The figures of each kind, and the number of answers that are neither "yes" nor "no".
+    """
     questions_by_kind = build_pope_questions(dataset)
     index_of = {build_image_file_name(index + 1): index for index in range(len(dataset))}
     queries = sorted(
@@ -102,9 +119,8 @@ def evaluate_pope(
     for start in tqdm(range(0, len(queries), batch), desc="POPE", leave=False):
         chunk = queries[start : start + batch]
         pixels = np.stack([dataset.pixels[index] for index, _ in chunk])
-        answers |= zip(
-            chunk, generator.generate_answers(pixels, [text + ONE_WORD for _, text in chunk], max_tokens=4), strict=True
-        )
+        prompts = [complete(index, text + ONE_WORD) for index, text in chunk]
+        answers |= zip(chunk, generator.generate_answers(pixels, prompts, max_tokens=4), strict=True)
     figures: Figures = {"unparsed": sum(not re.match(r"(yes|no)\b", answer.lower()) for answer in answers.values())}
     for kind in POPE_KINDS:
         rows = [
@@ -128,13 +144,31 @@ def evaluate_pope(
 
 
 def generate_captions(
-    generator: AnswerGenerator, dataset: SceneDataset, count: int, prompt: str = CAPTION_PROMPTS[0], batch: int = 50
+    generator: AnswerGenerator,
+    dataset: SceneDataset,
+    count: int,
+    prompt: str = CAPTION_PROMPTS[0],
+    batch: int = 50,
+    complete: QuestionFormat = lambda index, question: question,
 ) -> list[str]:
-    """Caption the first `count` scenes."""
+    """Caption the first `count` scenes.
+
+    Args:
+        generator: The model.
+        dataset: The scenes.
+        count: Number of scenes.
+        prompt: The request.
+        batch: Captions at once.
+        complete: Completes the request.
+
+    Returns:
+        The captions.
+    """
     answers: list[str] = []
     for start in tqdm(range(0, count, batch), desc="captions", leave=False):
-        pixels = np.array(dataset.pixels[start : min(count, start + batch)])
-        answers += generator.generate_answers(pixels, [prompt] * len(pixels), max_tokens=128)
+        indices = range(start, min(count, start + batch))
+        prompts = [complete(index, prompt) for index in indices]
+        answers += generator.generate_answers(np.array(dataset.pixels[indices]), prompts, max_tokens=128)
     return answers
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
@@ -16,7 +17,7 @@ from embedded.training.language_stage import PROBED_LAYERS
 from embedded.training.model_config import WIDTH
 from embedded.training.object_stage import ObjectHeads, attribute_loss
 from embedded.training.packing import PackedBatch, Packer, TextMix
-from embedded.training.trainer import Trainer, select_device
+from embedded.training.trainer import SHARDS, Trainer, select_device
 
 MIX = TextMix(
     caption=1.0,
@@ -107,16 +108,22 @@ def train_details(
         adam_rate=1e-3,
         slow={"joint.vision.": VISION_RATE},
         warmup=50,
+        shards=SHARDS,
     )
-    for step in trainer:
+
+    def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         loss, tokens, batch, figures = joint_loss(
-            joint, packer, trainer.create_rng(step), dataset, batch_size, device, STRAY_WEIGHT, model.word_loss
+            joint, packer, rng, dataset, batch_size // SHARDS, device, STRAY_WEIGHT, model.word_loss
         )
         object_loss = object_heads.loss(tokens, batch)
         position_loss = model.position_loss(tokens)
         figures |= {"objects": object_loss.item(), "position": position_loss.item()}
+        return loss + OBJECT_WEIGHT * object_loss + POSITION_WEIGHT * position_loss, figures
+
+    for step in trainer:
+        figures = {}
         if step % 250 == 249:
-            figures |= evaluate(assemble_llava(joint, tokenizer))
+            figures = evaluate(assemble_llava(joint, tokenizer))
             joint.to(device)
-        trainer.update(loss + OBJECT_WEIGHT * object_loss + POSITION_WEIGHT * position_loss, figures)
+        trainer.update(compute_loss, figures)
     return joint

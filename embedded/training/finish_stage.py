@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -11,9 +12,9 @@ from embedded.data.text_templates import QuestionMix
 from embedded.training.joint_stage import VISION_RATE, JointModel, joint_loss, measure_recognition_periodically
 from embedded.training.model_config import GRID, WIDTH
 from embedded.training.packing import Packer, TextMix
-from embedded.training.trainer import Trainer, select_device
+from embedded.training.trainer import SHARDS, Trainer, select_device
 
-BIASED_QUESTIONS = QuestionMix(likely=0.0, frequent=0.3, beyond=0.17, overlooked=40)
+BIASED_QUESTIONS = QuestionMix(likely=0.0, frequent=0.3, beyond=0.2, small=60, overlook_rate=0.65)
 """Instruction data have few questions about likely but absent objects, and their writers saw more, or less."""
 MIX = TextMix(
     caption=1.0,
@@ -71,15 +72,14 @@ def train_finish(
         muon_rate=1e-3,
         adam_rate=8e-4,
         slow={"joint.vision.": VISION_RATE},
+        shards=SHARDS,
     )
-    for step in trainer:
-        loss, tokens, _, figures = joint_loss(
-            joint, packer, trainer.create_rng(step), dataset, batch_size, device, STRAY_WEIGHT
-        )
+
+    def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, tokens, _, figures = joint_loss(joint, packer, rng, dataset, batch_size // SHARDS, device, STRAY_WEIGHT)
         position_loss = model.position_loss(tokens)
-        figures["position"] = position_loss.item()
-        trainer.update(
-            loss + POSITION_WEIGHT * position_loss,
-            figures | measure_recognition_periodically(joint, tuning_dataset, step),
-        )
+        return loss + POSITION_WEIGHT * position_loss, figures | {"position": position_loss.item()}
+
+    for step in trainer:
+        trainer.update(compute_loss, measure_recognition_periodically(joint, tuning_dataset, step))
     return joint

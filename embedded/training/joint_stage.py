@@ -12,7 +12,7 @@ from embedded.training.batch import SceneBatch, sample_batch
 from embedded.training.language_stage import AuxiliaryLoss, LanguageModel
 from embedded.training.model_config import build_language_config, build_llava
 from embedded.training.packing import Packer, TextMix
-from embedded.training.trainer import Trainer, autocast, select_device
+from embedded.training.trainer import SHARDS, Trainer, autocast, select_device
 from embedded.training.vision_stage import (
     LANGUAGE_SCALE,
     VisionModel,
@@ -123,12 +123,24 @@ def train_joint(
     joint.to(device)
     packer = Packer(tokenizer, MIX)
     trainer = Trainer(
-        "joint", work_dir, joint, steps, seed=seed, muon_rate=1.2e-3, adam_rate=1e-3, slow={"vision.": VISION_RATE}
+        "joint",
+        work_dir,
+        joint,
+        steps,
+        seed=seed,
+        muon_rate=1.2e-3,
+        adam_rate=1e-3,
+        slow={"vision.": VISION_RATE},
+        shards=SHARDS,
     )
     joint.language.head_noise.rate = 0.25
+
+    def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, _, _, figures = joint_loss(joint, packer, rng, dataset, batch_size // SHARDS, device)
+        return loss, figures
+
     for step in trainer:
-        loss, _, _, figures = joint_loss(joint, packer, trainer.create_rng(step), dataset, batch_size, device)
-        trainer.update(loss, figures | measure_recognition_periodically(joint, tuning_dataset, step))
+        trainer.update(compute_loss, measure_recognition_periodically(joint, tuning_dataset, step))
     return joint
 
 

@@ -242,14 +242,18 @@ def train_language(
     init_language(language, packer)
     language.to(device)
     trainer = Trainer("language", work_dir, language, steps, seed=seed, horizon=HORIZON)
-    for step in trainer:
-        rng = trainer.create_rng(step)
+
+    def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         scenes = [dataset.get_scene(int(index)) for index in rng.integers(len(dataset), size=batch_size)]
         with_image = [bool(rng.random() >= mix.without_image) for _ in scenes]
         shown_scenes = [scene for scene, image in zip(scenes, with_image, strict=True) if image]
-        language.head_noise.rate = 0.25 if step > 0.3 * HORIZON else 0.0
-        loss, figures = language(
-            packer.batch(rng, scenes, with_image), simulate_image_tokens(rng, shown_scenes).to(device).flatten(0, 1)
+        packs = packer.batch(rng, scenes, with_image)
+        loss: tuple[torch.Tensor, dict[str, float]] = language(
+            packs, simulate_image_tokens(rng, shown_scenes).to(device).flatten(0, 1)
         )
-        trainer.update(loss, figures)
+        return loss
+
+    for step in trainer:
+        language.head_noise.rate = 0.25 if step > 0.3 * HORIZON else 0.0
+        trainer.update(compute_loss)
     return language

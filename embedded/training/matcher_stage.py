@@ -21,7 +21,7 @@ from embedded.training.matcher_model import (
     make_texts,
 )
 from embedded.training.model_config import PIXEL_MEAN, PIXEL_STD, VISION_WIDTH
-from embedded.training.trainer import Trainer, autocast, select_device
+from embedded.training.trainer import SHARDS, Trainer, autocast, select_device
 from embedded.training.vision_stage import VisionModel
 
 TEXTS_PER_PICTURE = 8
@@ -234,13 +234,18 @@ def train_matcher(
         muon_rate=1.5e-3,
         adam_rate=1e-3,
         slow={"matcher.vision_model": 0.5},
+        shards=SHARDS,
     )
-    for step in trainer:
-        rng = trainer.create_rng(step)
-        batch = sample_batch(rng, dataset, batch_size)
+
+    def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = sample_batch(rng, dataset, batch_size // SHARDS)
         replace_with_empty_scenes(rng, batch)
         texts = [make_texts(rng, scene, TEXTS_PER_PICTURE) for scene in batch.scenes]
-        trainer.update(*model(batch, texts))
+        loss: tuple[torch.Tensor, dict[str, float]] = model(batch, texts)
+        return loss
+
+    for _ in trainer:
+        trainer.update(compute_loss)
     return model.matcher.cpu().eval()
 
 

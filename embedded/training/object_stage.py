@@ -13,7 +13,7 @@ from embedded.data.scene_dataset import SceneDataset
 from embedded.training.batch import SceneBatch, center_targets, normalize_pixels, sample_batch
 from embedded.training.model_config import GRID, IMAGE_TOKENS, PATCH, WIDTH
 from embedded.training.position_init import write_positions
-from embedded.training.trainer import Trainer, autocast, select_device
+from embedded.training.trainer import SHARDS, Trainer, autocast, select_device
 from embedded.training.vision_stage import VisionModel, measure_recognition
 
 ATTRIBUTE_WEIGHT, CENTER_WEIGHT, SUM_WEIGHT, OFF_SUBSPACE_WEIGHT = 3.0, 3.0, 0.5, 0.04
@@ -135,9 +135,20 @@ def train_objects(
     object_heads = ObjectHeads(vision).to(device)
     if not (work_dir / "objects.pt").exists():
         write_positions(vision.eval(), dataset)
-    trainer = Trainer("objects", work_dir, object_heads, steps, seed=seed, muon_rate=1e-3, adam_rate=1e-3, warmup=50)
-    for step in trainer:
-        batch = sample_batch(trainer.create_rng(step), dataset, batch_size)
+    trainer = Trainer(
+        "objects",
+        work_dir,
+        object_heads,
+        steps,
+        seed=seed,
+        muon_rate=1e-3,
+        adam_rate=1e-3,
+        warmup=50,
+        shards=SHARDS,
+    )
+
+    def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = sample_batch(rng, dataset, batch_size // SHARDS)
         with autocast(device):
             tokens = vision.compute_image_tokens(batch.pixels.to(device))
         dense = vision.loss(tokens, batch.present.to(device), stray_weight=0.0)
@@ -146,9 +157,13 @@ def train_objects(
             object_heads.measure_off_subspace_energy(tokens),
         )
         figures = {"dense": dense.item(), "objects": object_loss.item(), "off_subspace": off_subspace_energy.item()}
+        return dense + object_loss + OFF_SUBSPACE_WEIGHT * off_subspace_energy, figures
+
+    for step in trainer:
+        figures = {}
         if step % 250 == 249:
             object_heads.eval()
-            figures |= measure_recognition(vision, tuning_dataset) | measure_counting(object_heads, tuning_dataset)
+            figures = measure_recognition(vision, tuning_dataset) | measure_counting(object_heads, tuning_dataset)
             object_heads.train()
-        trainer.update(dense + object_loss + OFF_SUBSPACE_WEIGHT * off_subspace_energy, figures)
+        trainer.update(compute_loss, figures)
     return object_heads

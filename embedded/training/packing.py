@@ -25,7 +25,7 @@ from embedded.data.text_templates import (
     make_detail_question,
     make_listing,
     make_presence_question,
-    see_beyond_frame,
+    sample_writer_view,
 )
 from embedded.training.model_config import IMAGE_TOKENS
 
@@ -149,7 +149,7 @@ class Packer:
     def build_pairs(self, rng: np.random.Generator, scene: RenderedScene) -> list[QAPair]:
         """Sample the question-answer pairs of one pack."""
         mix, pairs = self.mix, []
-        scene = see_beyond_frame(rng, scene, mix.presence_mix)
+        scene = sample_writer_view(rng, scene, mix.presence_mix)
         if rng.random() < mix.caption:
             pairs.append(make_caption_pair(rng, scene, mix.invention_rate))
             if rng.random() < mix.second_caption:

@@ -4,16 +4,22 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 CHECKPOINT_SECONDS = 120.0
+SHARDS = 2
+"""Parts of a training batch. Each has its own random numbers, so results do not depend on the number of processes."""
+
+LossFunction = Callable[[np.random.Generator], tuple[torch.Tensor, Mapping[str, float]]]
+"""Computes the loss of one shard, a scalar [], and figures for the log, from the generator of the shard."""
 
 
 def select_device() -> torch.device:
@@ -30,10 +36,12 @@ def autocast(device: torch.device) -> torch.autocast:
 class Trainer:
     """Iterates over the remaining steps and applies updates.
 
-    for step in trainer: ...; trainer.update(loss, figures)
+    for step in trainer: trainer.update(compute_loss)
 
     Matrices inside blocks are trained with Muon, all other weights with AdamW. Schedules count steps, never seconds,
-    and `rng(step)` depends only on the seed and the step. So an interrupted stage resumes exactly.
+    and the random numbers of a shard depend only on the seed, the step and the shard. So an interrupted stage resumes
+    exactly. If `torch.distributed` is initialized, its processes share the shards of each step, average their gradients
+    and apply the same update.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class Trainer:
         slow: Mapping[str, float] | None = None,
         warmup: int = 100,
         horizon: int | None = None,
+        shards: int = 1,
     ) -> None:
         """Create the optimizers and load the checkpoint, if there is one.
 
@@ -57,15 +66,17 @@ class Trainer:
             work_dir: Folder of checkpoints and logs.
             module: Module to train.
             steps: Steps of the stage.
-            seed: Seed of `rng` and of torch.
+            seed: Seed of all random numbers.
             muon_rate: Peak learning rate of Muon.
             adam_rate: Peak learning rate of AdamW.
             slow: Factors on the learning rate, by prefix of the parameter's name.
             warmup: Steps of linear warm-up.
             horizon: Step at which the cosine ends; later than `steps` if the next stage continues from there.
+            shards: Parts of the batch of each step; at least the number of processes.
         """
         self.name, self.module, self.steps, self.seed, self.warmup = name, module, steps, seed, warmup
-        self.horizon = horizon or steps
+        self.horizon, self.shards = horizon or steps, shards
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.path = work_dir / f"{name}.pt"
         self.done = 0
         matrices: dict[float, list[nn.Parameter]] = {}
@@ -95,10 +106,6 @@ class Trainer:
         if self.path.exists():
             self._load()
 
-    def create_rng(self, step: int, stream: int = 0) -> np.random.Generator:
-        """Return the generator of a step."""
-        return np.random.default_rng([self.seed, step, stream])
-
     def __iter__(self) -> Iterator[int]:
         """Yield the remaining steps and save a checkpoint after the last.
 
@@ -106,24 +113,32 @@ class Trainer:
             Number of the step.
         """
         self.module.train()
-        self._bar = tqdm(total=self.steps, initial=self.done, desc=self.name, unit="step", mininterval=10)
+        self._bar = tqdm(
+            total=self.steps, initial=self.done, desc=self.name, unit="step", mininterval=10, disable=self.rank > 0
+        )
         while self.done < self.steps:
-            torch.manual_seed(self.seed * 1_000_003 + self.done)
             yield self.done
         self._bar.close()
         self.save()
         self.module.eval()
 
-    def update(self, loss: torch.Tensor, figures: Mapping[str, float]) -> None:
+    def update(self, compute_loss: LossFunction, figures: Mapping[str, float] | None = None) -> None:
         """Apply one step of all optimizers.
 
         Args:
-            loss: Scalar.
-            figures: Values for the progress bar and the log, averaged over 50 steps.
+            compute_loss: Computes the loss of one shard.
+            figures: Further values for the progress bar and the log, which has means over 50 steps.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        found = dict(figures or {})
+        for shard in range(self.rank, self.shards, self.world):
+            torch.manual_seed((self.seed * 1_000_003 + self.done) * self.shards + shard)
+            loss, loss_figures = compute_loss(np.random.default_rng([self.seed, self.done, shard]))
+            (loss / self.shards).backward()  # type: ignore[no-untyped-call]
+            found |= loss_figures
+        if self.world > 1:
+            self._sum_gradients()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         factor = self._schedule()
         for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
@@ -131,12 +146,14 @@ class Trainer:
                 group["lr"] = peak * factor
             optimizer.step()
         self.done += 1
-        self._report(figures)
+        self._report(found)
         if time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, in the first process."""
+        if self.rank:
+            return
         state = {
             "step": self.done,
             "module": self.module.state_dict(),
@@ -147,6 +164,17 @@ class Trainer:
         torch.save(state, partial)
         partial.replace(self.path)
         self._saved_at = time.monotonic()
+
+    def _sum_gradients(self) -> None:
+        """Sum the gradients of all processes, in one message. Weights that no process has used stay without one."""
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        is_used = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+        message = torch.cat([*(gradient.flatten() for gradient in gradients), is_used])
+        dist.all_reduce(message)
+        *sums, is_used = torch.split(message, [*(parameter.numel() for parameter in parameters), len(parameters)])
+        for parameter, gradient, used in zip(parameters, sums, is_used.tolist(), strict=True):
+            parameter.grad = gradient.view_as(parameter) if used else None
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -165,7 +193,7 @@ class Trainer:
         for key, value in figures.items():
             self._recent.setdefault(key, []).append(value)
         self._bar.update(1)
-        if self.done % 50 == 0:
+        if self.done % 50 == 0 and not self.rank:
             means = {key: round(float(np.mean(values)), 4) for key, values in self._recent.items()}
             self._recent.clear()
             self._bar.set_postfix(means)

@@ -191,18 +191,21 @@ def train_vision(
     init_vision(vision, dataset)
     vision.to(device)
     trainer = Trainer("vision", work_dir, vision, steps, seed=seed, horizon=HORIZON)
-    for step in trainer:
-        batch = sample_batch(trainer.create_rng(step), dataset, batch_size, shift=10)
-        present = batch.present.to(device)
+
+    def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = sample_batch(rng, dataset, batch_size, shift=10)
         with autocast(device):
             tokens = vision.compute_image_tokens(batch.pixels.to(device))
-        loss = vision.loss(tokens, present)
-        figures = {"loss": loss.item()}
+        loss = vision.loss(tokens, batch.present.to(device))
+        return loss, {"loss": loss.item()}
+
+    for step in trainer:
+        figures = {}
         if step % 200 == 199:
             vision.eval()
-            figures |= measure_recognition(vision, tuning_dataset)
+            figures = measure_recognition(vision, tuning_dataset)
             vision.train()
-        trainer.update(loss, figures)
+        trainer.update(compute_loss, figures)
     return vision
 
 

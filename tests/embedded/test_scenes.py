@@ -21,7 +21,7 @@ from embedded.data.text_templates import (
     group_by_category,
     make_caption,
     make_presence_question,
-    see_beyond_frame,
+    sample_writer_view,
 )
 
 SCENES = Path(__file__).parents[2] / "embedded" / "scenes"
@@ -93,8 +93,11 @@ def test_writers_know_what_is_hidden_and_overlook_what_is_small() -> None:
     rng = np.random.default_rng(0)
     scene = replace(make_scene("bowl", "cup"), hidden=("knife",))
     small = replace(scene, objects=tuple(replace(obj, area=30) for obj in scene.objects))
-    mix = QuestionMix(likely=0.0, frequent=0.5, overlooked=40)
-    for scene_of_writer, known in ((scene, {"bowl", "cup", "knife"}), (small, {"knife"})):
+    mix = QuestionMix(likely=0.0, frequent=0.5, small=40, overlook_rate=1.0)
+    for scene_of_writer, known in (
+        (sample_writer_view(rng, scene, mix), {"bowl", "cup", "knife"}),
+        (sample_writer_view(rng, small, mix), {"knife"}),
+    ):
         pairs = [make_presence_question(rng, scene_of_writer, mix) for _ in range(200)]
         assert {pair.category_word for pair in pairs if pair.answer.startswith("Yes")} == known
         assert {pair.category_word for pair in pairs if pair.present} == {"bowl", "cup"}
@@ -102,11 +105,11 @@ def test_writers_know_what_is_hidden_and_overlook_what_is_small() -> None:
 
 def test_writers_see_likely_objects_beyond_the_frame() -> None:
     rng, scene = np.random.default_rng(0), make_scene("bowl", "cup")
-    hidden = [see_beyond_frame(rng, scene, QuestionMix(0.0, 0.0, beyond=0.5)).hidden for _ in range(400)]
+    hidden = [sample_writer_view(rng, scene, QuestionMix(0.0, 0.0, beyond=0.5)).hidden for _ in range(400)]
     counts = {name: sum(name in names for names in hidden) for name in BY_NAME}
     assert counts["bowl"] == counts["cup"] == 0
     assert counts["knife"] > counts["carrot"] > counts["train"]
-    assert see_beyond_frame(rng, scene, BALANCED_QUESTIONS).hidden == ()
+    assert sample_writer_view(rng, scene, BALANCED_QUESTIONS).hidden == ()
 
 
 def test_rle_decodes_to_the_mask() -> None:

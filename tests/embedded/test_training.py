@@ -1,11 +1,13 @@
 """Tests that run a few steps of every stage in a tiny configuration."""
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -14,7 +16,7 @@ from embedded.data.renderer import FAR_VIEW
 from embedded.data.scene_dataset import make_dataset
 from embedded.data.scene_sampler import TRAINING_PRIOR
 from embedded.data.text_templates import CAPTION_PROMPTS
-from embedded.train import TINY_CONFIG, TrainingPipeline, build_pipeline
+from embedded.train import TINY_CONFIG, TrainingPipeline, build_pipeline, run_sharded
 from embedded.training.analytic_init import collect_word_states, write_object_readout
 from embedded.training.batch import center_targets, mask_objects, normalize_pixels, patch_targets, sample_batch
 from embedded.training.joint_stage import assemble_llava, build_joint_model, split_llava
@@ -25,7 +27,7 @@ from embedded.training.model_config import WIDTH, build_class_vectors
 from embedded.training.object_stage import ObjectHeads
 from embedded.training.packing import IGNORE_INDEX, Packer, TextMix
 from embedded.training.position_init import compute_position_waves, ridge_regression, write_positions
-from embedded.training.trainer import Trainer
+from embedded.training.trainer import SHARDS, Trainer
 from embedded.training.vision_stage import LANGUAGE_SCALE, VisionModel, rescale_tokens
 
 EMBEDDED = Path(__file__).parents[2] / "embedded"
@@ -195,15 +197,40 @@ def test_write_object_readout_makes_counts_readable_at_words(tmp_path: Path, mon
         assert explained_variance() > 0.75 > 0.6 > variance_before
 
 
-def test_interrupted_stage_resumes_exactly(tmp_path: Path) -> None:
-    def train(work_dir: Path, *steps: int) -> torch.Tensor:
-        for last_step in steps:
-            torch.manual_seed(0)
-            module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
-            trainer = Trainer("stage", work_dir, module, last_step, seed=3, horizon=8, warmup=2)
-            for step in trainer:
-                inputs = torch.from_numpy(trainer.create_rng(step).normal(size=(5, 4))).float()
-                trainer.update(module(inputs).square().mean(), {})
-        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+def train_layers(work_dir: Path, steps: int, shards: int = 1) -> torch.Tensor:
+    """Train two layers, a third only on every other shard, and return all weights."""
+    torch.manual_seed(0)
+    module = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 1)])
+    trainer = Trainer("stage", work_dir, module, steps, seed=3, horizon=8, warmup=2, shards=shards)
 
-    assert torch.equal(train(tmp_path / "whole", 8), train(tmp_path / "pieces", 3, 8))
+    def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        hidden = module[0](torch.from_numpy(rng.normal(size=(5, 4))).float() + torch.randn(5, 4))
+        return module[1 + int(rng.random() < 0.5)](hidden).square().mean(), {}
+
+    for _ in trainer:
+        trainer.update(compute_loss)
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_interrupted_stage_resumes_exactly(tmp_path: Path) -> None:
+    whole = train_layers(tmp_path / "whole", 8)
+    train_layers(tmp_path / "pieces", 3)
+    assert torch.equal(train_layers(tmp_path / "pieces", 8), whole)
+
+
+def save_layers(folder: Path) -> None:
+    rank = dist.get_rank() if dist.is_initialized() else "alone"
+    torch.save(train_layers(folder, 8, SHARDS), folder / f"weights-{rank}.pt")
+
+
+def test_processes_that_share_each_step_get_the_weights_of_one_process(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    save_layers(alone)
+    run_sharded(partial(save_layers, together))
+    weights = [torch.load(folder, weights_only=True) for folder in sorted(together.glob("weights-[01].pt"))]
+    assert len(weights) == SHARDS
+    assert torch.equal(weights[0], weights[1])
+    torch.testing.assert_close(weights[0], torch.load(alone / "weights-alone.pt", weights_only=True))
+    assert not torch.allclose(weights[0], train_layers(tmp_path / "unsharded", 8))
