@@ -14,11 +14,12 @@ from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.taps.attention import AttentionEdit, EditScores
-from decoding.pipeline.composition import attribute_errors, copy_numbers
+from decoding.pipeline.attention_hooks import StatefulStack, edit_attention_scores
+from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.early_exits import EarlyLogits
 from decoding.pipeline.logits_hooks import stack_states
 from decoding.requests import MAIN
-from decoding.tensor_hooks import AttentionKeys, TensorHooks, Tensors
+from decoding.tensor_hooks import AttentionKeys
 
 PromptOffsets = Mapping[int, tuple[int, int]]  # row -> keys of the pass before and after those of the row's prompt
 
@@ -32,7 +33,7 @@ class EditGroup:
         self.num_layers = model.num_layers
         self.device = model.device
         self.index = to_row_index(rows, model.device)
-        self.stack: list[tuple[TensorHooks, Tensors]] = [  # innermost first
+        self.stack: StatefulStack = [
             (strategy, stack_states([request.hooks.states.get(strategy.name, {}) for request in requests]))
             for strategy in reversed(requests[0].source.stack)
             if "edit_attention_scores" in strategy.list_hooks()
@@ -58,7 +59,7 @@ class EditGroup:
         return AttentionEdit(self.index, newest_positions, self._build_edit_scores(image_token_index))
 
     def _build_edit_scores(self, image_token_index: Tensor) -> EditScores:
-        """Build the function of one pass. A strategy that raises fails its requests, not the pass.
+        """Build the function of one pass. A hook that fails, fails its own request.
 
         Args:
             image_token_index: [rows, keys], as in `AttentionKeys`.
@@ -68,15 +69,10 @@ class EditGroup:
         """
 
         def edit_scores(layer: int, scores: Tensor) -> Tensor:
-            keys, edited = AttentionKeys(image_token_index.to(scores.device), layer, self.num_layers), scores
-            try:
-                for strategy, state in self.stack:
-                    with attribute_errors(strategy):
-                        edited = strategy.edit_attention_scores(edited, keys, state)
-            except Exception as error:
-                for request in self.requests:
-                    request.failure = error
-                return scores
+            keys = AttentionKeys(image_token_index.to(scores.device), layer, self.num_layers)
+            edited, failures = edit_attention_scores(self.stack, keys, scores)
+            for number, error in failures.items():
+                self.requests[number].failure = error
             return edited
 
         return edit_scores

@@ -79,25 +79,26 @@ def call_logits(strategy: TensorHooks, step: Step) -> Tensor:
         return strategy.logits(step)
 
 
-def check_layout(strategy: TensorHooks, after: Tensor, before: Tensor) -> Tensor:
+def check_layout(strategy: TensorHooks, after: Tensor, before: Tensor, hook: str = "logits") -> Tensor:
     """Return `after` if its shape, dtype and device are those of `before`.
 
     Args:
-        strategy: The strategy whose `logits` hook returned `after`.
-        after: Scores after the hook. [..., vocab] is expected.
-        before: Scores before the hook, [..., vocab].
+        strategy: The strategy whose hook returned `after`.
+        after: Scores after the hook. The shape of `before` is expected.
+        before: Scores before the hook: [..., vocab] of `logits`, [rows, heads, keys] of `edit_attention_scores`.
+        hook: Name of the hook.
 
     Returns:
-        `after`, [..., vocab].
+        `after`, in the shape of `before`.
 
     Raises:
         StrategyFailed: `after` is no tensor, or its shape, dtype or device differ.
     """
     if not isinstance(after, Tensor):
-        raise StrategyFailed(strategy.name, f"returned {type(after).__name__} from `logits` instead of a tensor")
+        raise StrategyFailed(strategy.name, f"returned {type(after).__name__} from `{hook}` instead of a tensor")
     if (after.shape, after.dtype, after.device) != (before.shape, before.dtype, before.device):
         found, expected = (f"{each.dtype} {list(each.shape)} on {each.device}" for each in (after, before))
-        raise StrategyFailed(strategy.name, f"returned {found} from `logits` instead of {expected}")
+        raise StrategyFailed(strategy.name, f"returned {found} from `{hook}` instead of {expected}")
     return after
 
 

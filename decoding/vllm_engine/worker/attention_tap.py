@@ -15,39 +15,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.errors import StrategyFailed
-from decoding.pipeline.composition import attribute_errors, copy_numbers
+from decoding.pipeline.attention_hooks import StatefulStack, edit_attention_scores
+from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.logits_hooks import stack_states
-from decoding.tensor_hooks import AttentionKeys, TensorHooks, Tensors
+from decoding.tensor_hooks import AttentionKeys
 from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.worker.head_projection import has_attention
 from decoding.vllm_engine.worker.paged_attention import build_mask, check_attention, gather_keys_and_values
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
 
-MAX_TOKENS = 32  # edited in one call, which copies the keys and values that each token sees
+MAX_EDITED_TOKENS = 32  # edited in one call, which copies the keys and values that each token sees
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EditingRequest:
+class EditedRequest:
     """A request whose attention is edited."""
 
     request_id: str
     batch_key: object  # requests with equal keys share hook calls
-    stack: Sequence[tuple[TensorHooks, Tensors]]  # innermost first, with the states
+    stack: StatefulStack  # with states of *shape
     image_token_index: Tensor  # [prompt], as in `AttentionKeys`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TokenEdits:
+class GangAttentionEdit:
     """Tokens of a step whose attention is edited in one call. A request can have several, after a preemption."""
 
-    requests: Sequence[EditingRequest]  # of the tokens
+    requests: Sequence[EditedRequest]  # of the tokens
     rows: Tensor  # [n] rows of the step
     tokens: Tensor  # [n] numbers among the tokens of the step
     positions: Tensor  # [n] positions in prompt and answer
     image_token_index: Tensor  # [n, keys]
-    stack: Sequence[tuple[TensorHooks, Tensors]]  # innermost first, with states of [n, *shape]
+    stack: StatefulStack  # with states of [n, *shape]
 
 
 class GangAttentionTap:
@@ -71,11 +71,11 @@ class GangAttentionTap:
         self.device = device
         self.num_layers = len(layers)
         self._index_image_tokens = index_image_tokens
-        self._requests: dict[str, EditingRequest] = {}
-        self._edits: list[TokenEdits] = []
+        self._requests: dict[str, EditedRequest] = {}
+        self._edits: list[GangAttentionEdit] = []
         self._failures: dict[str, Exception] = {}
-        for number, layer in enumerate(layers):
-            layer.impl.forward = self._wrap(layer.impl, number)
+        for layer, module in enumerate(layers):
+            module.impl.forward = self._wrap(module.impl, layer)
 
     @classmethod
     def from_runner(cls, runner: Any, states: StateStore) -> GangAttentionTap:
@@ -106,7 +106,7 @@ class GangAttentionTap:
         """
         self._failures = {}
         self._requests = {key: self._requests[key] for key in rows.request_ids if key in self._requests}
-        groups: dict[object, list[tuple[EditingRequest, int, int]]] = defaultdict(list)
+        groups: dict[object, list[tuple[EditedRequest, int, int]]] = defaultdict(list)
         for row, member in rows.members.items():
             if not edits_attention(member):
                 continue
@@ -118,11 +118,11 @@ class GangAttentionTap:
             prompt_length = int(rows.num_tokens[row] - rows.num_generated_tokens[row])
             first = max(prompt_length - 1 - int(rows.num_computed_tokens[row]), 0)
             count = int(rows.token_starts[row + 1] - rows.token_starts[row])
-            groups[request.batch_key] += [(request, row, number) for number in range(first, count)]
+            groups[request.batch_key] += [(request, row, offset) for offset in range(first, count)]
         self._edits = [
-            self._build_edits(tokens[start : start + MAX_TOKENS], rows)
+            self._build_edits(tokens[start : start + MAX_EDITED_TOKENS], rows)
             for tokens in groups.values()
-            for start in range(0, len(tokens), MAX_TOKENS)
+            for start in range(0, len(tokens), MAX_EDITED_TOKENS)
         ]
         if self._edits and self.device.type == "cuda":
             avoid_cuda_graphs()
@@ -143,14 +143,14 @@ class GangAttentionTap:
         """Drop the step."""
         self._requests, self._edits, self._failures = {}, [], {}
 
-    def rewrite(
-        self, layer: Any, number: int, query: Tensor, cache_blocks: Tensor, block_table: Tensor, output: Tensor
+    def rewrite_rows(
+        self, module: Any, layer: int, query: Tensor, cache_blocks: Tensor, block_table: Tensor, output: Tensor
     ) -> None:
         """Compute the attention of the edited tokens a second time.
 
         Args:
-            layer: vLLM's attention layer.
-            number: Number of the layer, from 0.
+            module: vLLM's attention layer.
+            layer: Number of the layer, from 0.
             query: [tokens, heads, head_dim].
             cache_blocks: [blocks, kv heads, block size, 2 * head_dim] KV cache of the layer.
             block_table: [rows, blocks] blocks of each row.
@@ -158,22 +158,24 @@ class GangAttentionTap:
         """
         for edits in self._edits:
             length = edits.image_token_index.shape[1]
-            keys, values = gather_keys_and_values(layer, cache_blocks, block_table[edits.rows], length)
+            keys, values = gather_keys_and_values(
+                module, cache_blocks, block_table[edits.rows], edits.positions, length
+            )
             # Heads that share a KV head are side by side: [n, kv heads, heads of each, head_dim].
             queries = torch.unflatten(query[edits.tokens], 1, (keys.shape[1], -1))
-            scores = (queries @ keys.mT).flatten(1, 2) * layer.impl.scale  # [n, heads, length]
-            scores = self._edit_scores(edits, number, scores)
-            scores = scores.masked_fill(~build_mask(layer.impl, edits.positions, length)[:, None], -torch.inf)
+            scores = (queries @ keys.mT).flatten(1, 2) * module.impl.scale  # [n, heads, length]
+            scores = self._edit_scores(edits, layer, scores)
+            scores = scores.masked_fill(~build_mask(module.impl, edits.positions, length)[:, None], -torch.inf)
             weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
             weights = torch.unflatten(weights, 1, (keys.shape[1], -1))
             output[edits.tokens] = (weights @ values).flatten(1, 2)
 
-    def _wrap(self, impl: Any, number: int) -> Callable[..., Any]:
+    def _wrap(self, impl: Any, layer: int) -> Callable[..., Any]:
         """Wrap the `forward` of an attention implementation."""
         original = impl.forward
 
         def forward(
-            layer: Any,
+            module: Any,
             query: Tensor,
             key: Tensor,
             value: Tensor,
@@ -183,31 +185,21 @@ class GangAttentionTap:
             *args: Any,
             **kwargs: Any,
         ) -> Any:
-            result = original(layer, query, key, value, kv_cache, metadata, output, *args, **kwargs)
+            result = original(module, query, key, value, kv_cache, metadata, output, *args, **kwargs)
             if self._edits and metadata is not None:
-                self.rewrite(layer, number, query, kv_cache, metadata.block_table, output)
+                self.rewrite_rows(module, layer, query, kv_cache, metadata.block_table, output)
             return result
 
         return forward
 
-    def _edit_scores(self, edits: TokenEdits, number: int, scores: Tensor) -> Tensor:
-        """Call the hooks on [n, heads, keys] scores. A strategy that raises fails its requests, not the step."""
-        keys, edited = AttentionKeys(edits.image_token_index, number, self.num_layers), scores
-        try:
-            for strategy, state in edits.stack:
-                with attribute_errors(strategy):
-                    edited = strategy.edit_attention_scores(edited, keys, state)
-                if (edited.shape, edited.dtype) != (scores.shape, scores.dtype):
-                    problem = (
-                        f"returned {list(edited.shape)} from `edit_attention_scores` instead of {list(scores.shape)}"
-                    )
-                    raise StrategyFailed(strategy.name, problem)
-        except Exception as error:
-            self._failures |= dict.fromkeys((request.request_id for request in edits.requests), error)
-            return scores
+    def _edit_scores(self, edits: GangAttentionEdit, layer: int, scores: Tensor) -> Tensor:
+        """Call the hooks on [n, heads, keys] scores. A hook that fails, fails its own request."""
+        keys = AttentionKeys(edits.image_token_index, layer, self.num_layers)
+        edited, failures = edit_attention_scores(edits.stack, keys, scores)
+        self._failures |= {edits.requests[number].request_id: error for number, error in failures.items()}
         return edited
 
-    def _get_request(self, request_id: str, member: Member) -> EditingRequest:
+    def _get_request(self, request_id: str, member: Member) -> EditedRequest:
         request = self._requests.get(request_id)
         if request is None:
             states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
@@ -220,13 +212,13 @@ class GangAttentionTap:
             shapes = tuple((name, tensor.shape) for _, state in stack for name, tensor in state.items())
             key = (tuple(strategy.batch_key() for strategy, _ in stack), shapes)
             index = self._index_image_tokens(request_id).to(self.device, non_blocking=True)
-            request = self._requests[request_id] = EditingRequest(request_id, key, stack, index)
+            request = self._requests[request_id] = EditedRequest(request_id, key, stack, index)
         return request
 
-    def _build_edits(self, tokens: Sequence[tuple[EditingRequest, int, int]], rows: StepRows) -> TokenEdits:
-        """Build the edits of tokens, given as request, row and number in the row."""
+    def _build_edits(self, tokens: Sequence[tuple[EditedRequest, int, int]], rows: StepRows) -> GangAttentionEdit:
+        """Build the edit of tokens, given as request, row and offset among the tokens of the row in this step."""
         requests = [request for request, _, _ in tokens]
-        positions = [int(rows.num_computed_tokens[row]) + number for _, row, number in tokens]
+        positions = [int(rows.num_computed_tokens[row]) + offset for _, row, offset in tokens]
         length = max(positions) + 1
         index = torch.stack([fit_length(request.image_token_index, length) for request in requests])
         stack = [
@@ -237,11 +229,11 @@ class GangAttentionTap:
             copy_numbers(numbers, torch.long, self.device)
             for numbers in (
                 [row for _, row, _ in tokens],
-                [int(rows.token_starts[row]) + number for _, row, number in tokens],
+                [int(rows.token_starts[row]) + offset for _, row, offset in tokens],
                 positions,
             )
         )
-        return TokenEdits(requests, rows_index, tokens_index, positions_index, index, stack)
+        return GangAttentionEdit(requests, rows_index, tokens_index, positions_index, index, stack)
 
 
 def edits_attention(member: Member) -> bool:

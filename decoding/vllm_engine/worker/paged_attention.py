@@ -11,7 +11,7 @@ from torch import Tensor
 
 CPU_IMPL = "CPUAttentionBackendImpl"  # packs the elements of a block in its own order
 # Classes of vLLM's attention with a cache of [blocks, kv heads, block size, 2 * head_dim].
-READABLE = frozenset({CPU_IMPL, "FlashAttentionImpl"})
+READABLE_IMPLS = frozenset({CPU_IMPL, "FlashAttentionImpl"})
 UNQUANTIZED = frozenset({"auto", "bfloat16", "float16", "float32"})  # types of the cache
 
 
@@ -26,10 +26,10 @@ def check_attention(layers: Iterable[Any], fuses_quantization: bool) -> None:
         ValueError: A layer has a feature that the second computation does not have.
     """
     if fuses_quantization:
-        raise ValueError("its compiler fuses attention with the quantization of the output")
+        raise ValueError("vLLM's compiler fuses the attention with the quantization of its output")
     for layer in layers:
         impl = layer.impl
-        if type(impl).__name__ not in READABLE:
+        if type(impl).__name__ not in READABLE_IMPLS:
             raise ValueError(f"the KV cache of {type(impl).__name__} has an unknown layout")
         unsupported = {
             "soft caps of the scores": bool(impl.logits_soft_cap),
@@ -37,38 +37,44 @@ def check_attention(layers: Iterable[Any], fuses_quantization: bool) -> None:
             "ALiBi": impl.alibi_slopes is not None,
             f"a KV cache of the type {impl.kv_cache_dtype}": impl.kv_cache_dtype not in UNQUANTIZED,
             "a KV cache of other layers": impl.kv_sharing_target_layer_name is not None,
-            "attention without causal order": impl.attn_type != "decoder",
+            "an order that is not causal": impl.attn_type != "decoder",
         }
         for feature, is_used in unsupported.items():
             if is_used:
                 raise ValueError(f"its attention uses {feature}")
 
 
-def gather_keys_and_values(layer: Any, cache_blocks: Tensor, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Gather the keys and values of some rows.
+def gather_keys_and_values(
+    module: Any, cache_blocks: Tensor, block_table: Tensor, positions: Tensor, length: int
+) -> tuple[Tensor, Tensor]:
+    """Gather the keys and values of some tokens. Later ones are 0: their blocks may hold those of another request.
 
     Args:
-        layer: vLLM's attention layer.
+        module: vLLM's attention layer.
         cache_blocks: [blocks, kv heads, block size, 2 * head_dim] KV cache of the layer.
-        block_table: [n, blocks] blocks of each row.
+        block_table: [n, blocks] blocks of the row of each token.
+        positions: [n] positions of the tokens.
         length: Keys to gather.
 
     Returns:
-        [n, kv heads, length, head_dim] keys and values. Those after the last token of a row are arbitrary.
+        [n, kv heads, length, head_dim] keys and values.
     """
     block_size, head_dim = cache_blocks.shape[2], cache_blocks.shape[3] // 2
     # [n, blocks, kv heads, block size, 2 * head_dim]
     own = cache_blocks[block_table[:, : -(-length // block_size)].long()]
-    if type(layer.impl).__name__ == CPU_IMPL:
+    if type(module.impl).__name__ == CPU_IMPL:
         halves = own.flatten(-2).chunk(2, dim=-1)  # [n, blocks, kv heads, block size * head_dim]
-        orders = find_cpu_orders(block_size, head_dim, own.dtype, layer.isa)
+        orders = find_cpu_orders(block_size, head_dim, own.dtype, module.isa)
         parts = [
             torch.unflatten(half[..., order], -1, (block_size, head_dim))
             for half, order in zip(halves, orders, strict=True)
         ]
     else:
         parts = list(torch.split(own, head_dim, dim=-1))
-    keys, values = (part.transpose(1, 2).flatten(2, 3)[:, :, :length] for part in parts)
+    is_later = torch.arange(length, device=positions.device) > positions[:, None]
+    keys, values = (
+        part.transpose(1, 2).flatten(2, 3)[:, :, :length].masked_fill(is_later[:, None, :, None], 0) for part in parts
+    )
     return keys, values
 
 

@@ -314,7 +314,7 @@ async def test_failing_hook_fails_its_own_request_only(strategy: Strategy, messa
     assert await fail_beside_others(engine, failing) == message
 
 
-@pytest.mark.parametrize("hook", ["shape", "head_scales shape"])
+@pytest.mark.parametrize("hook", ["shape", "head_scales shape", "scores shape"])
 async def test_wrong_shape_fails_its_own_request_only(hook: str, engine: HFEngine) -> None:
     failing = run_strategies(engine, (FailingStrategy(hook=hook),), make_prompt(4), exact_length(12))
     assert "'failing' returned" in await fail_beside_others(engine, failing)

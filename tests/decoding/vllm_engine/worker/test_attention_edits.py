@@ -50,7 +50,10 @@ def test_gathered_keys_and_values_are_those_that_the_kernel_stored(
     slots = (table[0].long()[:, None] * block_size + torch.arange(block_size)).flatten()[:length]
     halves = cache.view(blocks, kv_heads, 2 * block_size, head_dim).chunk(2, dim=2)
     ops.cpu_attn_reshape_and_cache(keys, values, *halves, slots, layer.isa)
-    found_keys, found_values = gather_keys_and_values(layer, cache, table, length)
+    positions = torch.tensor([length - 1, 1])
+    found_keys, found_values = gather_keys_and_values(layer, cache, table, positions, length)
     assert found_keys.shape == (2, kv_heads, length, head_dim)
     assert torch.equal(found_keys[0], keys.transpose(0, 1))
     assert torch.equal(found_values[0], values.transpose(0, 1))
+    assert not found_keys[1, :, 2:].any()
+    assert not found_values[1, :, 2:].any()

@@ -116,20 +116,35 @@ def test_chunk_before_the_end_of_a_prompt_is_not_edited() -> None:
 
 
 @pytest.mark.parametrize("is_shape", [True, False])
-def test_failing_edit_fails_its_own_request_and_edits_nothing(is_shape: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_edit_fails_its_own_request(is_shape: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both requests share the call of the hook, which fails where a key is not finite."""
+    plain = PAI.edit_attention_scores
+
     def edit(self: PAI, scores: Tensor, keys: AttentionKeys, state: object) -> Tensor:
+        if scores.isfinite().all():
+            return plain(self, scores, keys, state)
         if is_shape:
             return scores[..., 1:]
         raise ZeroDivisionError
 
     monkeypatch.setattr(PAI, "edit_attention_scores", edit)
-    step = ToyStep(build_rows(OTHER, EDITED, computed=[7, 7], lengths=[1, 1]), torch.device("cpu"))
+    step = ToyStep(build_rows(EDITED, EDITED, computed=[7, 7], lengths=[1, 1]), torch.device("cpu"))
+    step.cache[step.block_table[1, 0]] = torch.inf
     tap, layer = build_tap(torch.device("cpu"))
     with structlog.testing.capture_logs():
         token_info = step.run(tap, layer)
     assert set(token_info) == {"row-1"}
     assert token_info["row-1"]["strategy"] == "pai"
-    assert step.run(tap, SimpleNamespace(impl=FlashAttentionImpl())) == {}
+    torch.testing.assert_close(step.output[0], step.attend(0, 0, 7))
+
+
+def test_blocks_of_other_requests_do_not_change_an_edit() -> None:
+    """A shorter row is edited beside a longer one, and so gathers blocks that it does not own."""
+    step = ToyStep(build_rows(EDITED, EDITED, computed=[7, 5], lengths=[1, 1]), torch.device("cpu"))
+    step.cache[step.block_table[1, 1], :, 2:] = torch.inf  # positions 6 and 7 of the second row
+    tap, layer = build_tap(torch.device("cpu"))
+    assert step.run(tap, layer) == {}
+    torch.testing.assert_close(step.output[1], step.attend(1, 1, 5))
 
 
 def test_edits_do_not_wait_for_the_device() -> None:
@@ -148,13 +163,13 @@ def test_edits_do_not_wait_for_the_device() -> None:
         ("alibi_slopes", [1.0], "ALiBi"),
         ("kv_cache_dtype", "fp8_e4m3", "a KV cache of the type fp8_e4m3"),
         ("kv_sharing_target_layer_name", "other", "of other layers"),
-        ("attn_type", "encoder_only", "without causal order"),
+        ("attn_type", "encoder_only", "not causal"),
     ],
 )
 def test_attention_with_another_feature_is_refused(attribute: str, value: object, reason: str) -> None:
     impl = FlashAttentionImpl()
     check_attention([SimpleNamespace(impl=impl)], fuses_quantization=False)
-    with pytest.raises(ValueError, match="fuses attention"):
+    with pytest.raises(ValueError, match="fuses the attention"):
         check_attention([SimpleNamespace(impl=impl)], fuses_quantization=True)
     setattr(impl, attribute, value)
     with pytest.raises(ValueError, match=reason):

@@ -1,0 +1,60 @@
+"""Tests of the `edit_attention_scores` hooks of rows that share calls."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from decoding.errors import StrategyFailed
+from decoding.pipeline.attention_hooks import StatefulStack, edit_attention_scores
+from decoding.strategy import AttentionKeys, Strategy, Tensors
+
+ROWS, HEADS, KEYS = 3, 2, 4
+INDEX = torch.tensor([[0, 1, -1, -1], [-1, 0, 1, -1], [-1, -1, 0, 1]])
+
+
+class Raises(Strategy):
+    """Adds its state to the scores of image tokens. Fails where the first key is an image token."""
+
+    name: ClassVar[str] = "raises"
+    paper: ClassVar[str] = "none"
+    shape: bool = False
+
+    def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
+        if keys.is_image[:, 0].any():
+            if self.shape:
+                return scores[..., 1:]
+            raise ZeroDivisionError
+        return scores + state["bonus"][:, None, None] * keys.is_image[:, None]
+
+
+class Doubles(Strategy):
+    name: ClassVar[str] = "doubles"
+    paper: ClassVar[str] = "none"
+
+    def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
+        return scores * 2
+
+
+@pytest.mark.parametrize("shape", [False, True])
+def test_failing_row_keeps_its_scores_and_the_others_are_edited(shape: bool) -> None:
+    scores, bonus = torch.randn(ROWS, HEADS, KEYS), torch.arange(1.0, ROWS + 1)
+    stack: StatefulStack = [(Doubles(), {}), (Raises(shape=shape), {"bonus": bonus})]
+    edited, failures = edit_attention_scores(stack, AttentionKeys(INDEX, 0, 1), scores)
+    assert list(failures) == [0]
+    assert isinstance(failures[0], StrategyFailed)
+    assert failures[0].message.startswith("Strategy 'raises' " + ("returned" if shape else "failed: ZeroDivisionError"))
+    assert torch.equal(edited[0], scores[0])
+    expected = scores * 2 + bonus[:, None, None] * (INDEX >= 0)[:, None]
+    assert torch.equal(edited[1:], expected[1:])
+
+
+def test_result_that_is_no_tensor_names_the_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Doubles, "edit_attention_scores", lambda *_: None)
+    scores = torch.randn(1, HEADS, KEYS)
+    edited, failures = edit_attention_scores([(Doubles(), {})], AttentionKeys(INDEX[:1], 0, 1), scores)
+    assert torch.equal(edited, scores)
+    assert "returned NoneType from `edit_attention_scores` instead of a tensor" in str(failures[0])
