@@ -20,7 +20,7 @@ from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.logits_hooks import stack_states
 from decoding.tensor_hooks import AttentionKeys
 from decoding.vllm_engine.member import Member
-from decoding.vllm_engine.worker.head_projection import has_attention
+from decoding.vllm_engine.worker.attention_layers import has_attention
 from decoding.vllm_engine.worker.paged_attention import build_mask, check_attention, gather_keys_and_values
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure

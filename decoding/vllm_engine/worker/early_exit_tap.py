@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.early_exits import EarlyLogits, ExitsByRow, compute_early_logits, list_exits
 from decoding.vllm_engine.member import Member
-from decoding.vllm_engine.worker.head_projection import has_attention
+from decoding.vllm_engine.worker.attention_layers import has_attention
 from decoding.vllm_engine.worker.step_rows import StepRows
 
 # `forward` of the layers whose arguments add up to the hidden state. In other models the first one may be the sum.

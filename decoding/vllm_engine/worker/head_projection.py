@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from decoding.vllm_engine.worker.attention_layers import has_attention
+
 
 class HeadOutputEditor(Protocol):
     """Python code that sees and edits the head outputs, in steps that run uncompiled."""
@@ -103,12 +105,3 @@ def install(
     for number, layer in enumerate(layers):
         layer.o_proj = ScaledHeadProjection(layer.o_proj, number, buffers, tap)
     return buffers
-
-
-def has_attention(module: Any) -> bool:
-    """Return whether the module is a layer's attention with an output projection."""
-    from vllm.model_executor.layers.attention import Attention
-
-    return isinstance(getattr(module, "attn", None), Attention) and isinstance(
-        getattr(module, "o_proj", None), nn.Module
-    )
