@@ -14,7 +14,10 @@ class HeadOutputEditor(Protocol):
     """Python code that sees and edits the head outputs, in steps that run uncompiled."""
 
     def edit(self, layer: int, heads: Tensor) -> Tensor:
-        """Return the [tokens, heads, head_dim] outputs that go on to the projection. The argument must not change."""
+        """Return the [tokens, heads, head_dim] outputs that go on to the projection.
+
+        `heads` is a copy, which may be changed in place and returned.
+        """
         ...
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from decoding.pipeline.composition import combine_head_scales
 from decoding.vllm_engine.member import Member
@@ -20,25 +20,43 @@ class GangHeadTap:
     """The head tap of one model runner, on its loaded and not yet compiled model.
 
     Args:
-        runner: vLLM's model runner.
+        model: Loaded model. The output projections of its layers are wrapped.
         states: Store of the strategy states.
+        rows: Most rows in a step.
+        tokens: Most tokens in a step.
+        dtype: Type of the head outputs.
+        device: Device of the model.
     """
 
-    def __init__(self, runner: Any, states: StateStore) -> None:
-        limits = runner.vllm_config.scheduler_config
+    def __init__(
+        self, model: nn.Module, states: StateStore, rows: int, tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.states = states
-        self.buffers = head_projection.install(
-            runner.model,
-            limits.max_num_seqs,
-            runner.max_num_tokens,
-            runner.model_config.dtype,
-            runner.device,
-            tap=self,
-        )
+        self.buffers = head_projection.install(model, rows, tokens, dtype, device, tap=self)
         self._probes: list[ProbeCapture] = []
         self._is_scaling = False
         self._layout: tuple[object, ...] = ()
         self._token_rows: Tensor | None = None  # [tokens] of the step; None where no row is scaled
+
+    @classmethod
+    def from_runner(cls, runner: Any, states: StateStore) -> GangHeadTap:
+        """Tap the model of a model runner.
+
+        Args:
+            runner: vLLM's model runner.
+            states: Store of the strategy states.
+
+        Returns:
+            The tap. `ValueError` gives the reason if the model cannot be tapped.
+        """
+        return cls(
+            runner.model,
+            states,
+            runner.vllm_config.scheduler_config.max_num_seqs,
+            runner.max_num_tokens,
+            runner.model_config.dtype,
+            runner.device,
+        )
 
     @property
     def is_idle(self) -> bool:

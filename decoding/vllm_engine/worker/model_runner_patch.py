@@ -99,7 +99,7 @@ def patch_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
 def install_taps(runner: Any, hooks: StepHookRunner) -> None:
     """Tap the loaded model. The server refuses strategies that need a tap which the model does not allow."""
     try:
-        hooks.head_tap = GangHeadTap(runner, hooks.states)
+        hooks.head_tap = GangHeadTap.from_runner(runner, hooks.states)
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(
             ("head_scales", "probe"), f"vLLM's heads of this model cannot be tapped: {reason}"
