@@ -39,7 +39,12 @@ class WorkerExtension:
             self.model_runner.step_hook_runner.states.free(handle)
 
     def onlyseen_worker_report(self) -> dict[str, Any]:
-        """Return the installed patches, and the number and size of the states in this process."""
+        """Report on the model runner of this process.
+
+        Returns:
+            The version of the model runner (None if it has no hooks), the names of the installed patches and, if there
+            are hooks, what `StepHookRunner.get_stats` returns.
+        """
         hooks: StepHookRunner | None = getattr(self.model_runner, "step_hook_runner", None)
         return {
             "runner": None if hooks is None else "v1",

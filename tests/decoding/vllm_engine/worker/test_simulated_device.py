@@ -12,10 +12,10 @@ from decoding.pipeline.logits_hooks import UNCHANGED
 from decoding.registry import list_strategies
 from decoding.requests import MAIN
 from decoding.vllm_engine.member import Member
-from decoding.vllm_engine.worker import step_hook_runner
+from decoding.vllm_engine.worker import sampler_hook_runner
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
+from decoding.vllm_engine.worker.sampler_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.state_store import StateStore
-from decoding.vllm_engine.worker.step_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.step_rows import TokenInfo
 from tests.decoding.hf_engine.harness import build_stack
 from tests.decoding.vllm_engine.worker.test_early_exit_tap import WIDTH, ToyDecoder
@@ -34,7 +34,7 @@ def test_steps_wait_only_for_their_status(name: str, monkeypatch: pytest.MonkeyP
         assert status.device == DEVICE
         return [UNCHANGED] * len(status)
 
-    monkeypatch.setattr(step_hook_runner, "read_status", read_status)
+    monkeypatch.setattr(sampler_hook_runner, "read_status", read_status)
     (strategy,) = build_stack(name)
     samples = Samples(strategy)
     state = samples.fold_state(strategy)
