@@ -17,7 +17,7 @@ from decoding.hf_engine.pass_hook_runner import PassHookRunner
 from decoding.hf_engine.prefill import PrefillOutputs, get_head_scales
 from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.sampler import sample_tokens
-from decoding.hf_engine.taps.head_tap import LayerScales
+from decoding.hf_engine.taps.head import LayerScales
 from decoding.outputs import Token
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.logits_hooks import CHANGED, Failures, HookResults, LogitsHookRunner

@@ -20,7 +20,7 @@ from decoding.hf_engine.model.network import get_base_model, load_network
 from decoding.hf_engine.settings import DEFAULT_CONTEXTS, HFSettings
 from decoding.hf_engine.taps.attention import AttentionTap
 from decoding.hf_engine.taps.early_exit import EarlyExitTap
-from decoding.hf_engine.taps.head_tap import HeadObserver, HeadTap, LayerScales
+from decoding.hf_engine.taps.head import HeadObserver, HeadTap, LayerScales
 from decoding.hf_engine.taps.token_pruning import TokenPruningTap
 from decoding.hf_engine.taps.vision_attention import VisionAttentionTap
 from decoding.multimodal.model_families import ModelFamily, get_family, get_max_model_len

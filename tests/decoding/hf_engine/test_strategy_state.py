@@ -14,7 +14,7 @@ from decoding.errors import BadRequest, EngineFailed, StrategyFailed
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.model.model import PrefillOutput
 from decoding.hf_engine.strategy_state import StoredStrategyState
-from decoding.hf_engine.taps.head_tap import HeadObserver
+from decoding.hf_engine.taps.head import HeadObserver
 from decoding.outputs import StateHandle
 from decoding.pipeline.runner import collect_answer
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt
