@@ -24,10 +24,10 @@ def find_early_exits(stack: Sequence[TensorHooks], num_layers: int, has_tied_emb
         has_tied_embeddings: Whether the model's head is its input embedding.
 
     Returns:
-        Strategy name -> its early exits, where it has some.
+        Strategy name -> its early exits. Strategies that select no layer are absent.
 
     Raises:
-        BadRequest: The model has no such layer.
+        BadRequest: A strategy selects the output of the last layer, or of a layer that the model does not have.
     """
     exits: dict[str, EarlyExits] = {}
     last = num_layers - 1
@@ -45,7 +45,7 @@ def find_early_exits(stack: Sequence[TensorHooks], num_layers: int, has_tied_emb
 
 
 def list_exits(exits: ExitsByRow) -> list[tuple[int, int]]:
-    """List the (row, layers passed) of all exits, in the order of `compute_early_logits`."""
+    """List (row, layers passed) of all exits: by row, then by strategy, then in the order of `EarlyExits.layers`."""
     return [(row, depth) for row, own in exits.items() for each in own.values() for depth in each.layers]
 
 
@@ -61,7 +61,7 @@ def compute_early_logits(
         head: The model's head, from [exits, width] to [exits, vocab].
 
     Returns:
-        Row -> strategy -> [exits, vocab].
+        Row -> strategy -> [exits of the strategy, vocab], in the order of `EarlyExits.layers`.
     """
     wanted = [(row, strategy, own) for row, by_strategy in exits.items() for strategy, own in by_strategy.items()]
     is_normed = copy_numbers([own.normed for _, _, own in wanted for _ in own.layers], torch.bool, hidden.device)

@@ -15,7 +15,8 @@ from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.worker.attention_layers import has_attention
 from decoding.vllm_engine.worker.step_rows import StepRows
 
-# `forward` of the layers whose arguments add up to the hidden state. In other models the first one may be the sum.
+# `forward` of the layer classes whose two arguments add up to the hidden state. In other models the first argument
+# alone may be the hidden state.
 TAPPED_LAYERS = frozenset(
     {
         "vllm.model_executor.models.llama.LlamaDecoderLayer.forward",
@@ -194,7 +195,7 @@ def find_decoder(model: nn.Module) -> tuple[Any, Any]:
         The module with the layers, their norm and the input embedding, and the module of the head.
 
     Raises:
-        ValueError: The model has no such modules, or layers of an unknown class.
+        ValueError: The model has no such modules, or a layer whose class is not in `TAPPED_LAYERS`.
     """
     decoders: list[Any] = [
         module
@@ -211,7 +212,7 @@ def find_decoder(model: nn.Module) -> tuple[Any, Any]:
     for layer in decoder.layers:
         forward = type(layer).forward
         if f"{forward.__module__}.{forward.__qualname__}" not in TAPPED_LAYERS:
-            raise ValueError(f"layers of the class {type(layer).__name__} are not known to it")
+            raise ValueError(f"the layer class {type(layer).__name__} is not in `TAPPED_LAYERS`")
     heads = [module.lm_head for module in model.modules() if isinstance(getattr(module, "lm_head", None), nn.Module)]
     if len({id(head) for head in heads}) != 1 or not isinstance(getattr(heads[0], "weight", None), Tensor):
         raise ValueError("the model has no head with a weight")

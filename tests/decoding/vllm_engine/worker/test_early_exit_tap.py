@@ -229,7 +229,7 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason(monkeypatch: pyt
     hooks = StepHookRunner(CPU)
     with structlog.testing.capture_logs():
         install_taps(runner, hooks)
-    reason = "vLLM's layers of this model cannot be tapped: layers of the class ToyLayer are not known to it"
+    reason = "vLLM's layers of this model cannot be tapped: the layer class ToyLayer is not in `TAPPED_LAYERS`"
     other = "vLLM's attention of this model cannot be edited: the KV cache of NoneType has an unknown layout"
     assert hooks.missing == {"early_exit_layers": reason, "edit_attention_scores": other}
     assert hooks.get_stats() == {
