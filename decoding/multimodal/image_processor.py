@@ -16,7 +16,7 @@ MIN_PIXELS = 2_000_000  # least size of an image that is processed in strips
 STRIP_PIXELS = 1 << 20
 
 
-def save_memory(image_processor: Any) -> None:
+def process_in_strips(image_processor: Any) -> None:
     """Let an image processor of the PIL backend convert large images in strips, and resize them by channel.
 
     Other backends stay as they are.

@@ -16,11 +16,11 @@ MAX_BYTES = 32_000_000  # of all results
 Key = tuple[object, ...]
 
 
-def keep_results(image_processor: Any) -> None:
+def cache_results(image_processor: Any) -> None:
     """Let an image processor return its earlier result for the same image objects.
 
-    A result is dropped with its images, so it takes no memory beyond them. Equal images that are other objects share no
-    result, so that no API key learns which images other keys have sent.
+    A result is dropped with its images. All results take at most `MAX_BYTES`. Equal images that are other objects share
+    no result, so that response times do not reveal the images of other keys.
 
     Args:
         image_processor: Image processor of transformers. Its class is replaced by a subclass.
@@ -35,7 +35,7 @@ def keep_results(image_processor: Any) -> None:
 
 
 class ImageProcessorCache:
-    """Results by image objects. It belongs to one thread, apart from images that are dropped in another."""
+    """Results by image objects. One thread calls it. Images may be dropped in another thread."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
@@ -60,7 +60,7 @@ class ImageProcessorCache:
         objects = list(flatten(images))
         if not all(isinstance(image, Image.Image) for image in objects):
             return process(instance, images, *args, **options)
-        key = (describe_nesting(images), repr(args), repr(sorted(options.items())))
+        key = (nest_ids(images), repr(args), repr(sorted(options.items())))
         stored = self._results.get(key)
         if stored is not None and all(ref() is image for ref, image in zip(stored[2], objects, strict=True)):
             self._results.move_to_end(key)
@@ -97,6 +97,6 @@ def flatten(images: Any) -> Iterator[Any]:
         yield from flatten(each)
 
 
-def describe_nesting(images: Any) -> object:
+def nest_ids(images: Any) -> object:
     """Return the ids of images, nested as they are."""
-    return tuple(map(describe_nesting, images)) if isinstance(images, list | tuple) else id(images)
+    return tuple(map(nest_ids, images)) if isinstance(images, list | tuple) else id(images)

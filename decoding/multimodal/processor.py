@@ -7,8 +7,8 @@ from typing import Any
 import transformers
 
 from decoding.errors import Unsupported
-from decoding.multimodal.image_processor import save_memory
-from decoding.multimodal.image_processor_cache import keep_results
+from decoding.multimodal.image_processor import process_in_strips
+from decoding.multimodal.image_processor_cache import cache_results
 from decoding.multimodal.model_families import ModelFamily
 
 
@@ -33,8 +33,8 @@ def load_processor(model: str, family: ModelFamily) -> Any:
         raise Unsupported(f"The model's processor needs a package that is not installed: {error}") from error
     if family.has_chat_template and get_chat_template(processor) is None:
         raise Unsupported("The checkpoint has no chat template, so this model accepts no messages.")
-    save_memory(processor.image_processor)
-    keep_results(processor.image_processor)
+    process_in_strips(processor.image_processor)
+    cache_results(processor.image_processor)
     return processor
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from decoding.multimodal.image_processor import save_memory
+from decoding.multimodal.image_processor import process_in_strips
 
 PROCESSORS = [
     (CLIPImageProcessorPil, {"size": {"height": 112, "width": 112}, "do_center_crop": False}),
@@ -26,14 +26,14 @@ PROCESSORS = [
 def test_pixels_are_equal(processor_class: Any, options: dict[str, Any], size: tuple[int, int]) -> None:
     images = [Image.merge("RGB", [Image.effect_noise(size, sigma) for sigma in (30, 60, 90)])] * 2
     plain, lean = processor_class(**options), processor_class(**options)
-    save_memory(lean)
+    process_in_strips(lean)
     expected, actual = (one(images, return_tensors="pt")["pixel_values"] for one in (plain, lean))
     assert torch.equal(actual, expected)
 
 
 def test_largest_image_takes_less_than_150_megabytes() -> None:
     processor = CLIPImageProcessorPil(size={"height": 112, "width": 112}, do_center_crop=False)
-    save_memory(processor)
+    process_in_strips(processor)
     image = Image.new("RGB", (5_000, 5_000), "red")
     Path("/proc/self/clear_refs").write_text("5")
     before = read_megabytes("VmRSS")
