@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 from anyio.to_thread import run_sync
 
 Result = TypeVar("Result")
@@ -17,7 +18,7 @@ async def run_to_end(
 ) -> Result:
     """Run work in a thread, and wait for its end even if the caller is cancelled.
 
-    A thread cannot be stopped. If the caller left before, its memory would be handed out while the thread uses it.
+    A thread cannot be stopped. If the caller ended first, other requests would get memory that the thread still uses.
 
     Args:
         work: The function.
@@ -31,11 +32,17 @@ async def run_to_end(
     cancellation: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            await asyncio.wait([task])
+            with anyio.CancelScope(shield=True):  # anyio would cancel again in each iteration of the event loop
+                await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is None:
+        try:
+            await checkpoint_if_cancelled()
         except asyncio.CancelledError as error:
             cancellation = error
     if cancellation is None:
         return task.result()
     task.exception()  # retrieved, so that it is not logged
     del task  # a traceback would keep the result
-    raise cancellation  # the same one, by which anyio knows whose it is
+    raise cancellation  # the same object, because anyio finds the scope of a cancellation by its message
