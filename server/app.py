@@ -113,8 +113,7 @@ def create_app(
 def create_batch_store(settings: Settings) -> BatchStore:
     """Create the store of files and batches. With two or more API keys, each has a share of it."""
     max_bytes = settings.max_data_mb * 1_000_000
-    has_shares = len(settings.load_api_keys()) > 1
-    return BatchStore(settings.data_dir, max_bytes, int(settings.key_share * max_bytes) if has_shares else None)
+    return BatchStore(settings.data_dir, max_bytes, settings.compute_key_share(max_bytes))
 
 
 def create_body_middleware(settings: Settings) -> Middleware:

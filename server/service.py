@@ -19,7 +19,7 @@ from fastapi import Depends, Request
 from decoding.engine import Engine
 from server.errors import ServiceUnavailable
 from server.fair_queue import FairQueue
-from server.media.images import ImageLoader
+from server.media.images import MAX_FETCHED_BYTES, ImageLoader
 from server.middleware.body_budget import BodyBudget
 from server.observability.metrics import Metrics
 from server.serving.row_estimator import RowEstimator
@@ -156,12 +156,13 @@ class Service:
 
 def create_image_loader(settings: Settings) -> ImageLoader:
     """Create the loader of images. With two or more API keys that share no caches, each has a share of its memory."""
-    has_shares = len(settings.load_api_keys()) > 1 and not settings.share_caches
+    memory_bytes = settings.image_memory_mb * 1_000_000
     return ImageLoader(
         settings.list_image_hosts(),
         settings.image_cache_mb * 1_000_000,
-        settings.image_memory_mb * 1_000_000,
-        key_share=settings.key_share if has_shares else 1.0,
+        memory_bytes,
+        max_owner_bytes=None if settings.share_caches else settings.compute_key_share(memory_bytes),
+        max_owner_fetched_bytes=None if settings.share_caches else settings.compute_key_share(MAX_FETCHED_BYTES),
     )
 
 
@@ -173,32 +174,28 @@ def create_fair_queue(settings: Settings) -> FairQueue | None:
     Returns:
         The queue, or None if there are no two keys.
     """
-    if len(settings.load_api_keys()) < 2:
+    if not settings.has_shares:
         return None
     rows = settings.resolved_max_rows
-    return FairQueue(rows + min(rows, settings.max_waiting) // 2, math.ceil(settings.key_share * rows))
+    return FairQueue(rows + min(rows, settings.max_waiting) // 2, settings.compute_key_share(rows))
 
 
 def create_batch_queue(settings: Settings) -> FairQueue:
     """Create the queue for the rows of batches. A key has no more of them than of the engine's rows."""
     rows = settings.resolved_max_rows
-    has_shares = len(settings.load_api_keys()) > 1
     units = math.ceil(BATCH_SHARE * rows)
-    return FairQueue(units, min(units, math.ceil(settings.key_share * rows)) if has_shares else None)
+    return FairQueue(units, min(units, settings.compute_key_share(rows)))
 
 
 def create_list_page_queue(settings: Settings) -> FairQueue:
     """Create the queue for the pages in memory. With two or more API keys each has a share of them."""
-    has_shares = len(settings.load_api_keys()) > 1
-    return FairQueue(LIST_PAGES, math.ceil(settings.key_share * LIST_PAGES) if has_shares else None)
+    return FairQueue(LIST_PAGES, settings.compute_key_share(LIST_PAGES))
 
 
 def create_body_budget(settings: Settings) -> BodyBudget:
     """Create the budget of bodies in memory. With two or more API keys each has a share, of at least one body."""
     max_bytes = settings.max_buffered_mb * 1_000_000
-    if len(settings.load_api_keys()) < 2:
-        return BodyBudget(max_bytes)
-    return BodyBudget(max_bytes, max(int(settings.key_share * max_bytes), settings.max_body_mb * 1_000_000))
+    return BodyBudget(max_bytes, max(settings.compute_key_share(max_bytes), settings.max_body_mb * 1_000_000))
 
 
 def list_weight_sources(settings: Settings) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -271,6 +273,22 @@ class Settings(BaseSettings):
         keys = split_list(self.api_keys.get_secret_value()) if self.api_keys else []
         lines = self.api_keys_file.read_text().splitlines() if self.api_keys_file else []
         return keys + [key for line in lines if (key := line.strip()) and not key.startswith("#")]
+
+    @cached_property  # the keys may be in a file
+    def has_shares(self) -> bool:
+        """Whether one API key may hold a share only, because there are two or more keys."""
+        return len(self.load_api_keys()) > 1
+
+    def compute_key_share(self, units: int) -> int:
+        """Compute the units that one API key may hold.
+
+        Args:
+            units: Units of all keys, such as rows or bytes.
+
+        Returns:
+            The share, rounded up, so that each key has at least one unit. With fewer than two keys it is all units.
+        """
+        return math.ceil(self.key_share * units) if self.has_shares else units
 
     @property
     def resolved_max_rows(self) -> int:

@@ -8,7 +8,6 @@ the batch goes on.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from contextlib import closing, suppress
@@ -349,8 +348,7 @@ class BatchRunner:
 def create_line_turns(service: Service) -> FairQueue:
     """Create the queue for the lines that are in memory. With two or more API keys each has a share of them."""
     lines = service.settings.batch_requests
-    has_shares = service.fair_queue is not None
-    return FairQueue(lines, math.ceil(service.settings.key_share * lines) if has_shares else None)
+    return FairQueue(lines, service.settings.compute_key_share(lines))
 
 
 def parse_request(line: BatchLine, parse_body: BodyParser) -> ParsedRequest:

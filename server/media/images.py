@@ -73,7 +73,8 @@ class ImageLoader:
         cache_bytes: int = 0,
         memory_bytes: int = 256_000_000,
         threads: int = 4,
-        key_share: float = 1.0,
+        max_owner_bytes: int | None = None,
+        max_owner_fetched_bytes: int | None = None,
     ) -> None:
         """Create a loader.
 
@@ -82,13 +83,15 @@ class ImageLoader:
             cache_bytes: Bytes of the cache of decoded images.
             memory_bytes: Bytes of the decoded images of all requests.
             threads: Threads that decode.
-            key_share: Part of the memory, for decoded and for fetched images, that one API key may hold.
+            max_owner_bytes: Bytes of the decoded images of one API key; None: no bound of its own.
+            max_owner_fetched_bytes: Bytes of the fetched images of one API key that are not decoded, at least those of
+                one image; None: no bound of its own.
         """
         self.limiter = anyio.CapacityLimiter(threads)
         self.fetcher = ImageFetcher(HostAllowlist(hosts))
         self.cache = ImageCache(cache_bytes)
-        self.memory = ImageMemory(memory_bytes, int(key_share * memory_bytes))
-        self._max_fetched_bytes = max(MAX_BYTES, int(key_share * MAX_FETCHED_BYTES))
+        self.memory = ImageMemory(memory_bytes, max_owner_bytes)
+        self._max_fetched_bytes = max(MAX_BYTES, max_owner_fetched_bytes or MAX_FETCHED_BYTES)
         self.fetch_memory = ImageMemory(MAX_FETCHED_BYTES, self._max_fetched_bytes)
         self._decoding_memory = FairQueue(MAX_DECODING_BYTES)
 

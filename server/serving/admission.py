@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -102,8 +101,7 @@ def check_capacity(service: Service, owner: str) -> None:
     max_active = settings.resolved_max_rows + settings.max_waiting  # each request needs at least one row
     if service.ready_engine.is_full or service.active_requests >= max_active:
         raise Overloaded(QUEUE_FULL, code="queue_full")
-    has_share = service.fair_queue is not None
-    if has_share and service.active_by_owner[owner] >= math.ceil(settings.key_share * max_active):
+    if service.active_by_owner[owner] >= settings.compute_key_share(max_active):
         raise Overloaded(KEY_QUEUE_FULL, code="queue_full")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from decoding.errors import Unsupported
 from server.engine_factory import create_engine
@@ -51,6 +51,15 @@ def test_unknown_settings_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("ONLYSEEN_API_KEY", "secret")
     with pytest.raises(ValueError, match="ONLYSEEN_API_KEY"):
         Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("keys", "units", "share"), [(None, 10, 10), ("one", 10, 10), ("one,two", 10, 4), ("one,two", 1, 1)]
+)
+def test_key_has_a_share_beside_other_keys(keys: str | None, units: int, share: int) -> None:
+    settings = Settings(api_keys=None if keys is None else SecretStr(keys), key_share=0.35)
+    assert settings.has_shares == (keys == "one,two")
+    assert settings.compute_key_share(units) == share
 
 
 def test_default_max_rows_depends_on_the_engine() -> None:

@@ -267,7 +267,7 @@ async def test_bytes_of_all_fetched_images_are_bounded(site: Site) -> None:
 
 async def test_key_that_fetches_many_images_leaves_room_for_others(site: Site) -> None:
     host = f"{LOOPBACK}:{site.port}"
-    loader = ImageLoader([host], key_share=0.5)
+    loader = ImageLoader([host], max_owner_bytes=128_000_000, max_owner_fetched_bytes=80_000_000)
     sources = [ImageRef(f"http://{host}/slow", "url")] * 16
     with loader.memory.lease("a") as lease, loader.memory.lease("b") as other:
         slow = asyncio.create_task(loader.load(sources, lease, "a"))

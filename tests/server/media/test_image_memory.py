@@ -103,7 +103,7 @@ async def test_every_route_hands_the_memory_back(start_server: StartServer) -> N
 
 
 async def test_key_holds_no_more_than_its_share() -> None:
-    loader = ImageLoader(memory_bytes=8_000_000, key_share=0.5)
+    loader = ImageLoader(memory_bytes=8_000_000, max_owner_bytes=4_000_000)
     leases = [loader.memory.lease("a") for _ in range(5)]
     may_release = asyncio.Event()
 
@@ -123,7 +123,7 @@ async def test_key_holds_no_more_than_its_share() -> None:
 
 async def test_large_image_of_one_key_does_not_wait_for_images_of_another() -> None:
     """An image takes twice as much again while it is decoded. That memory is free again after the decoder."""
-    loader = ImageLoader(memory_bytes=256_000_000, key_share=0.5)
+    loader = ImageLoader(memory_bytes=256_000_000, max_owner_bytes=128_000_000)
     large, small = data_url(Image.new("L", (5000, 5000))), data_url(Image.new("RGB", (8, 8)))
     with loader.memory.lease("a") as first, loader.memory.lease("b") as second, loader.memory.lease("b") as third:
         await loader.load([Source(LARGE)], second, "b")
