@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 class FairQueue:
     """Hands out a limited resource to API keys in turns. Free units go to the waiting owner that holds the fewest.
 
-    Of several that hold equally few, the one is served that has waited longest since it was served or began to wait.
-    The units are rows of the engine, lines of batches, pages or bytes. In a queue that is first come, first served, all
-    requests of a key would go before a later request of another key.
+    Among owners that hold equally few, the owner that has waited longest since its last units comes first. The units
+    are rows of the engine, lines of batches, pages or bytes. In a queue that is first come, first served, all requests
+    of a key would go before a later request of another key.
 
     Attributes:
         max_owner_units: Units that one owner can hold.
@@ -30,7 +30,7 @@ class FairQueue:
         self._units = units
         self.max_owner_units = max_owner_units or units
         self._held: Counter[str] = Counter()
-        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}  # served last at the end
+        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}  # the order of equals
 
     async def acquire(self, owner: str, units: int) -> int:
         """Wait for units.
@@ -43,13 +43,13 @@ class FairQueue:
             The units to hand back to `release`.
         """
         units = min(units, self._units)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, deque()).append((units, turn))
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append((units, granted))
         self._grant()
         try:
-            await turn
+            await granted
         except BaseException:
-            if turn.cancelled():
+            if granted.cancelled():
                 self._grant()
             else:
                 self.release(owner, units)
@@ -87,12 +87,12 @@ class FairQueue:
         while candidates := [owner for owner in self._waiting if self._is_within_share(owner)]:
             owner = min(candidates, key=self._held.__getitem__)  # the first of equals
             queue = self._waiting[owner]
-            units, turn = queue[0]
-            if not turn.cancelled():
+            units, granted = queue[0]
+            if not granted.cancelled():
                 if self._held.total() + units > self._units:
                     return
                 self._held[owner] += units
-                turn.set_result(None)
+                granted.set_result(None)
                 self._waiting[owner] = self._waiting.pop(owner)
             queue.popleft()
             if not queue:
@@ -100,6 +100,6 @@ class FairQueue:
 
     def _is_within_share(self, owner: str) -> bool:
         """Return whether the first waiting request of an owner may have its units, if they are free."""
-        units, turn = self._waiting[owner][0]
+        units, granted = self._waiting[owner][0]
         held = self._held[owner]
-        return turn.cancelled() or not held or held + units <= self.max_owner_units
+        return granted.cancelled() or not held or held + units <= self.max_owner_units

@@ -75,7 +75,7 @@ class BatchRunner:
         self._task: asyncio.Task[None] | None = None
         self._owner_tasks: dict[str, asyncio.Task[None]] = {}
         self._owners_to_repeat: set[str] = set()  # with changed batches since their task has listed them
-        self._line_turns = create_line_turns(service)
+        self._line_queue = create_line_queue(service)
 
     def start(self) -> None:
         """Start to run batches in the background."""
@@ -239,8 +239,8 @@ class BatchRunner:
                 raise BatchOver
 
         async def run_next_line() -> bool:
-            """Run a line and return whether there was one. It is read in its turn, so that few lines are in memory."""
-            async with self._line_turns.hold(owner, 1):
+            """Run a line and return whether there was one. It is read after its wait, so that few are in memory."""
+            async with self._line_queue.hold(owner, 1):
                 if (line := await read_next_line()) is None:
                     return False
                 result, is_answer = await self._run_line(line, batch, owner, check_batch)
@@ -262,7 +262,7 @@ class BatchRunner:
         with closing(results):
             await save_counts()
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._line_turns.max_owner_units):
+                for _ in range(self._line_queue.max_owner_units):
                     group.create_task(run_worker())
             if failure is not None:
                 raise failure
@@ -345,7 +345,7 @@ class BatchRunner:
         return batch
 
 
-def create_line_turns(service: Service) -> FairQueue:
+def create_line_queue(service: Service) -> FairQueue:
     """Create the queue for the lines that are in memory. With two or more API keys each has a share of them."""
     lines = service.settings.batch_requests
     return FairQueue(lines, service.settings.compute_key_share(lines))

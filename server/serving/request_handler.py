@@ -29,7 +29,7 @@ from server.schemas.base import parse_json
 from server.schemas.normalized_request import JsonObjectFormat, NormalizedRequest, TextFormat
 from server.service import LARGE_BODY_BYTES, Service
 from server.serving.admission import Admission
-from server.serving.batch_turn import BatchTurn
+from server.serving.batch_line_admission import BatchLineAdmission
 from server.serving.generation import Generation, enforce_timeout
 from server.serving.strategy_selection import resolve_check, resolve_stack
 
@@ -119,9 +119,9 @@ async def build_full_response(parsed: ParsedRequest, admission: Admission) -> Re
     return Response(await generate_json(parsed, admission.service, admission), media_type="application/json")
 
 
-async def generate_json(parsed: ParsedRequest, service: Service, turn: Admission | BatchTurn) -> bytes:
+async def generate_json(parsed: ParsedRequest, service: Service, admission: Admission | BatchLineAdmission) -> bytes:
     """Generate the full response as JSON."""
-    generation = await start_generation(parsed, service, turn)
+    generation = await start_generation(parsed, service, admission)
     try:
         with parsed.request.rename_error_params():
             return await parsed.formatter.format_full(generation)
@@ -143,12 +143,12 @@ async def generate_batch_json(
     Returns:
         The response as JSON. The time limit of the request begins when the line has its rows.
     """
-    turn = BatchTurn(service, owner, check_batch)
+    admission = BatchLineAdmission(service, owner, check_batch)
     try:
-        await turn.wait_for_batch_rows(await estimate_line_rows(parsed.request, service, turn.rows_at_once))
-        return await generate_json(parsed, service, turn)
+        await admission.wait_for_batch_rows(await estimate_line_rows(parsed.request, service, admission.rows_at_once))
+        return await generate_json(parsed, service, admission)
     finally:
-        await turn.release()
+        await admission.release()
 
 
 async def estimate_line_rows(request: NormalizedRequest, service: Service, rows_at_once: int) -> int:
@@ -172,23 +172,25 @@ async def build_stream_response(parsed: ParsedRequest, admission: Admission) -> 
     return GenerationStreamResponse(generation, parsed)
 
 
-async def start_generation(parsed: ParsedRequest, service: Service, turn: Admission | BatchTurn) -> Generation:
+async def start_generation(
+    parsed: ParsedRequest, service: Service, admission: Admission | BatchLineAdmission
+) -> Generation:
     """Start a generation and wait for the first token of each choice that runs at once. The caller closes it."""
     request = parsed.take_request()
     with parsed.request.rename_error_params():
         lease = service.image_loader.memory.lease(parsed.request.cache_salt)
-        async with enforce_timeout(turn.deadline):
+        async with enforce_timeout(admission.deadline):
             try:
-                generation = await prepare_generation(request, service, lease, turn.rows_at_once)
+                generation = await prepare_generation(request, service, lease, admission.rows_at_once)
             except BaseException:
                 lease.release()
                 raise
         del request  # the data URLs of its images
-        turn.return_body_budget()
+        admission.return_body_budget()
         try:
-            async with enforce_timeout(turn.deadline):
-                await turn.wait(generation.estimate_rows)
-            await generation.start(turn.deadline)
+            async with enforce_timeout(admission.deadline):
+                await admission.wait(generation.estimate_rows)
+            await generation.start(admission.deadline)
         except BaseException:
             await generation.close()
             raise

@@ -1,4 +1,4 @@
-"""Estimates the batch rows of requests from dry runs of their strategies."""
+"""Estimates the rows of requests from dry runs of their strategies."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DryRunKey = tuple[type["Strategy"], str, str | None]  # class, parameters other 
 
 
 class RowEstimator:
-    """Estimates the batch rows that requests take at a time.
+    """Estimates the rows that requests take at a time.
 
     Dry runs are kept. They run in a thread, one at a time, because each keeps crops of an image. API keys take turns.
     """
 
     def __init__(self) -> None:
         self._dry_runs: OrderedDict[DryRunKey, DryRun | None] = OrderedDict()
-        self._turns = FairQueue(1)
+        self._queue = FairQueue(1)
 
     async def estimate(
         self,
@@ -43,18 +43,19 @@ class RowEstimator:
         cache_salt: str | None = None,
         rows_at_once: int | None = None,
     ) -> int:
-        """Estimate the batch rows of a request.
+        """Estimate the rows of a request.
 
         Args:
             stack: Strategies, outermost first, a check included.
             choices: Choices of all prompts.
             grounding: Whether a branch without the image runs for the grounding.
-            cache_salt: Separates the dry runs that are kept. Other API keys could find out by time which exist.
+            cache_salt: Separates the dry runs that are kept. Otherwise other API keys could measure which exist.
             rows_at_once: Rows that the request may take. Only as many choices count as fit into them, at least one.
 
         Returns:
-            The estimate. A strategy whose requests depend on the image or the answer may take more or fewer rows. One
-            whose dry run fails, or makes too many requests, counts with its default parameters.
+            The estimate. A strategy whose requests depend on the image or the answer may take more or fewer rows. A
+            strategy whose dry run fails or makes too many requests counts with its default parameters. If that dry run
+            fails too, the strategy adds no rows.
         """
         dry_runs = [await self._get_dry_run(strategy, cache_salt) for strategy in stack]
         if rows_at_once is not None and choices > 1:
@@ -72,7 +73,7 @@ class RowEstimator:
     async def _run_once(self, key: DryRunKey) -> DryRun | None:
         strategy_class, parameters, cache_salt = key
         if key not in self._dry_runs:
-            async with self._turns.hold(cache_salt or "", 1):
+            async with self._queue.hold(cache_salt or "", 1):
                 if key not in self._dry_runs:
                     self._dry_runs[key] = await run_to_end(try_dry_run, strategy_class, parameters)
         self._dry_runs.move_to_end(key)

@@ -1,4 +1,4 @@
-"""Estimates of the batch rows of requests."""
+"""Estimates of the rows of requests."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_dry_run_of_a_cancelled_request_keeps_its_turn(monkeypatch: pytest
     assert (running, most) == (0, 1)
 
 
-async def test_rows_of_a_strategy_whose_dry_run_fails_count_as_one() -> None:
+async def test_strategy_whose_dry_run_fails_adds_no_rows() -> None:
     class Failing(Strategy):
         name = "failing"
         paper = "none"

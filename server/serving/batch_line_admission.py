@@ -1,4 +1,4 @@
-"""The turn of a line of a batch: it waits for rows that are free for batches and for its key."""
+"""Admission of the lines of batches: a line waits for rows that are free for batches and for its key."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from contextlib import AsyncExitStack
 from server.service import Service
 
 
-class BatchTurn:
+class BatchLineAdmission:
     """The rows that a line of a batch holds until `release`.
 
     A line waits for rows of batches, then for the memory for its images, then for rows of its key. Requests of clients
     wait for the last two in this order too. So no two requests wait for each other, and only lines with rows of batches
-    hold what clients wait for. Lines of other keys can wait for rows of batches that a line holds while clients of its
-    key run. To take rows of the key first would make clients wait for them, which is worse.
+    hold what clients wait for. Lines of a key keep their rows of batches while requests of the same key fill its share.
+    Lines of other keys can wait for these. To take rows of the key first would make clients wait for them, which is
+    worse.
     """
 
-    deadline: float | None = None  # of the event loop's clock; it begins to run when the line has its rows
+    deadline: float | None = None  # seconds of the event loop's clock; None until the line has its rows
 
     def __init__(self, service: Service, owner: str, check_batch: Callable[[], Awaitable[None]]) -> None:
-        """Create a turn.
+        """Create an admission.
 
         Args:
             service: The server's `Service`.
@@ -36,8 +37,7 @@ class BatchTurn:
     @property
     def rows_at_once(self) -> int:
         """The rows that the line may take at a time."""
-        batch_rows = self._service.batch_queue.max_owner_units
-        return min(batch_rows, self._service.max_key_rows or batch_rows)
+        return self._service.batch_queue.max_owner_units  # at most the key's share of the engine's rows
 
     async def wait_for_batch_rows(self, rows: int) -> None:
         """Wait for rows of batches, before anything is loaded.
