@@ -21,7 +21,7 @@ NONE = "none"
 
 def build_summary_table() -> str:
     """Build the table of README.md."""
-    head = ("strategy", "method", "paper", "batch rows per step", "extra requests")
+    head = ("strategy", "method", "paper", "rows per step", "extra requests")
     return format_table(
         head, [build_summary_row(name, strategy_class) for name, strategy_class in list_strategies().items()]
     )

@@ -1,4 +1,4 @@
-"""Reservations of batch rows: the rows of each request of an engine, and the limit on rows that wait."""
+"""Reservations of the rows of each request of an engine, and the limit on rows that wait."""
 
 from __future__ import annotations
 

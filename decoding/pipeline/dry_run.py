@@ -30,9 +30,9 @@ class DryRun:
     """Needs and costs of a strategy with given parameters."""
 
     needs: frozenset[Capability]
-    branches: tuple[str, ...]  # of the final request; each is one more batch row per step
+    branches: tuple[str, ...]  # of the final request; each is one more row per step
     extra_requests: Mapping[str, int]  # "answers", "probed prompts", "relevance maps", "answers about a draft"
-    extra_rows: int = 0  # most batch rows that the extra requests, and a draft beside them, take at a time
+    extra_rows: int = 0  # most rows that the extra requests, and a draft beside them, take at a time
     votes: bool = False  # ends with an `Answer` of its own, which cannot be streamed
     reads_drafts: bool = False  # reads its answer, and sends it sentence by sentence
 
@@ -82,7 +82,7 @@ def dry_run(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> DryRun:
 
 
 def count_rows(effect: Effect | DraftEffect) -> int:
-    """Return the batch rows that the requests of an effect take while they run."""
+    """Return the rows that the requests of an effect take while they run."""
     match effect:
         case list():
             return sum(count_rows(request) for request in effect)

@@ -51,7 +51,7 @@ class Receipt(BaseModel):
 
     strategy: str = Field(description="Outermost first, joined by '+'.")
     parameters: dict[str, dict[str, Any]] = Field(description="Of every strategy, defaults included.")
-    branches: list[str] = Field(description="Extra prompts decoded in lockstep. Each adds one batch row per step.")
+    branches: list[str] = Field(description="Extra prompts decoded in lockstep. Each adds one row per step.")
     steps: int = Field(description="Tokens generated.")
     forward_passes: int = Field(
         description="Rows run through the model, with the prompts and the strategies' extra requests."

@@ -280,7 +280,7 @@ class Generation:
 
     def _check_rows(self, rows: int) -> None:
         if rows > self._max_rows:
-            message = f"The request needs {rows} batch rows, n * (1 + branches); the engine has {self._max_rows}."
+            message = f"The request needs {rows} rows, n * (1 + branches); the engine has {self._max_rows}."
             several_prompts = len(self._requests) > 1
             param = "n" if self._choices_per_prompt > 1 else "messages" if several_prompts else "decoding.strategy"
             raise BadRequest(message, param=param, code="too_many_sequences")
