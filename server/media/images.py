@@ -20,6 +20,7 @@ from decoding.errors import BadRequest
 from decoding.prompt import ImageInput
 from server.fair_queue import FairQueue
 from server.media.host_allowlist import HostAllowlist
+from server.media.image_bounds import MAX_PIXELS, TOO_LARGE, check_pixels, check_sides, get_max_pixels
 from server.media.image_fetcher import FETCH_FAILED, MAX_BYTES, ImageFetcher
 from server.media.image_memory import ImageLease, ImageMemory
 from server.media.image_metadata import UPRIGHT, strip_metadata
@@ -28,21 +29,9 @@ from server.media.image_structure import TooManyParts, check_parts
 from server.threads import run_to_end
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-MAX_PIXELS = 25_000_000  # of one image, and of all images of a request together
-MAX_COSTLY_PIXELS = (
-    MAX_PIXELS // 2
-)  # of a WebP or a CMYK image: decoding takes 12 to 16 bytes a pixel, others at most 10
 BASE64_PART = 1 << 20  # characters that are decoded at a time, a multiple of 4
 MAX_FETCHED_BYTES = 160_000_000  # of fetched images that are not decoded, over all requests; each counts as MAX_BYTES
 MAX_DECODING_BYTES = 150_000_000  # beside the decoded images, while images are decoded: what the largest one needs
-MAX_SIDE = 16_384
-MAX_ASPECT_RATIO = 100  # Image processors resize the shorter side to hundreds of pixels, and the longer one with it.
-TOO_LARGE = (
-    "The image has too many pixels: at most 25 megapixels for all images of a request, "
-    "and half as many for a WebP or CMYK image."
-)
-TOO_LONG = f"The image is too long: each side has at most {MAX_SIDE} pixels."
-TOO_NARROW = f"The image is too narrow: the longer side is at most {MAX_ASPECT_RATIO} times the shorter side."
 TOO_COMPLEX = "The image has too many scans or metadata: save it again without metadata."
 UNDECODABLE = "The image cannot be decoded: send a complete PNG, JPEG, WebP or GIF."
 DATA_URL_HEADER = re.compile(r"data:image/(?:png|jpe?g|webp|gif)(?:;[\w.-]+=[\w.-]+)*;base64", re.IGNORECASE)
@@ -265,15 +254,13 @@ def open_source(
 
     Raises:
         BadRequest: The image has more than `max_pixels`, or is not accepted.
-    """
+    """  # noqa: DOC502 - the checks raise it
     encoded = decode_data_url(source.url, source.param) if content is None else content
     key = build_content_key(encoded, cache_salt)
     cached = cache.get(key)
     if cached is not None:
-        width, height = cached.source.size
-        if width * height > max_pixels:
-            raise BadRequest(TOO_LARGE, param=source.param, code="image_too_large")
-        return OpenedImage(key, width, height, cached=cached)
+        check_pixels(cached.source.size, max_pixels, source.param)
+        return OpenedImage(key, *cached.source.size, cached=cached)
     try:
         image = open_image(encoded, source.param, max_pixels)
     except BadRequest as error:
@@ -371,11 +358,10 @@ def open_image(content: bytes, param: str, max_pixels: int = MAX_PIXELS) -> Imag
         pixels, orientation = strip_metadata(content)
         image = Image.open(io.BytesIO(pixels), formats=FORMATS)
         image.info[ORIENTATION] = orientation
-        if image.width * image.height > min(max_pixels, get_max_pixels(image)):
-            raise BadRequest(TOO_LARGE, param=param, code="image_too_large")
+        check_pixels(image.size, min(max_pixels, get_max_pixels(image)), param)
         if min(image.size) < 1:
             raise BadRequest(UNDECODABLE, param=param, code="invalid_image")
-        check_shape(*image.size, param)
+        check_sides(image.size, param)
         return image
 
 
@@ -421,28 +407,6 @@ def convert_errors(param: str) -> Iterator[None]:
         if "Decompressed data too large" in str(error):
             raise BadRequest(TOO_LARGE, param=param, code="image_too_large") from None
         raise BadRequest(UNDECODABLE, param=param, code="invalid_image") from None
-
-
-def get_max_pixels(image: Image.Image) -> int:
-    """Return the bound on the pixels of an image that has been opened and not decoded."""
-    return MAX_COSTLY_PIXELS if image.format == "WEBP" or image.mode == "CMYK" else MAX_PIXELS
-
-
-def check_shape(width: int, height: int, param: str) -> None:
-    """Check the sides of an image before it is decoded.
-
-    Args:
-        width: In pixels, at least 1.
-        height: In pixels, at least 1.
-        param: Field of the request that holds the image.
-
-    Raises:
-        BadRequest: A side is longer than `MAX_SIDE`, or the sides differ by more than `MAX_ASPECT_RATIO`.
-    """
-    if max(width, height) > MAX_SIDE:
-        raise BadRequest(TOO_LONG, param=param, code="image_too_large")
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise BadRequest(TOO_NARROW, param=param, code="invalid_image_aspect_ratio")
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:

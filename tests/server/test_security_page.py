@@ -17,7 +17,7 @@ from decoding.text import grammar
 from server import __main__ as main
 from server import service, timed_protocol
 from server.batch import jsonl, pagination, store, uploads
-from server.media import image_fetcher, image_structure, images
+from server.media import image_bounds, image_fetcher, image_structure, images
 from server.middleware import request_body
 from server.routes import batches
 from server.schemas import base, completion_request, json_bounds
@@ -45,10 +45,10 @@ FIXED = {
     "Time for the rest of a refused body": request_body.DRAIN_TIMEOUT,
     "Time for the rest of a body after the response": timed_protocol.LINGER_SECONDS,
     "Idle time of a connection between requests": main.KEEP_ALIVE,
-    "Pixels of all images of a request": images.MAX_PIXELS / 1_000_000,
-    "Pixels of a WebP or CMYK image": images.MAX_COSTLY_PIXELS / 1_000_000,
-    "Longest side of an image": images.MAX_SIDE,
-    "Ratio of the sides of an image": images.MAX_ASPECT_RATIO,
+    "Pixels of all images of a request": image_bounds.MAX_PIXELS / 1_000_000,
+    "Pixels of a WebP or CMYK image": image_bounds.MAX_COSTLY_PIXELS / 1_000_000,
+    "Longest side of an image": image_bounds.MAX_SIDE,
+    "Ratio of the sides of an image": image_bounds.MAX_ASPECT_RATIO,
     "Scans of a JPEG": image_structure.MAX_SCANS,
     "Segments of a JPEG": image_structure.MAX_SEGMENTS,
     "Chunks of metadata of a PNG": image_structure.MAX_METADATA_CHUNKS,

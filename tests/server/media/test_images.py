@@ -16,8 +16,9 @@ from PIL import Image
 from bench.hostile.images import build_png, encode_image_url
 from decoding.errors import BadRequest
 from decoding.prompt import ImageInput
+from server.media.image_bounds import MAX_PIXELS
 from server.media.image_ref import ImageRef
-from server.media.images import MAX_PIXELS, ImageCache, build_content_key, decode_cached, open_source
+from server.media.images import ImageCache, build_content_key, decode_cached, open_source
 from tests.server.conftest import FakeServer, StartServer, data_url, image_messages
 
 pytestmark = pytest.mark.flaky(reruns=2)  # refusals have a limit in time, and the machine may be busy
