@@ -45,7 +45,7 @@ STACKS = {
 }
 
 
-def prompts(count: int) -> list[Prompt]:
+def load_prompts(count: int) -> list[Prompt]:
     """Return prompts with different images."""
     files = sorted(IMAGES.glob("*.png"))[:count]
     return [
@@ -64,13 +64,16 @@ async def generate_all(
     return [each for each, _ in results]
 
 
-def token_ids(answer: Answer) -> list[int]:
+def get_token_ids(answer: Answer) -> list[int]:
     """Return the ids of the tokens of an answer."""
     return [token.id for token in answer.tokens]
 
 
+prompts, token_ids = load_prompts, get_token_ids  # their names in test_attention_edits.py
+
+
 async def compute_first_logprobs(engine: Engine, stack: str | Sequence[Strategy], count: int) -> list[float]:
     """Return the log-probabilities of the first token's likeliest candidates, in the order of their ids."""
-    answer, _ = await run_strategies(engine, stack, prompts(1)[0], exact_length(1, top_logprobs=count))
+    answer, _ = await run_strategies(engine, stack, load_prompts(1)[0], exact_length(1, top_logprobs=count))
     (token,) = answer.tokens
     return [each.logprob for each in sorted(token.top, key=lambda each: each.id)]

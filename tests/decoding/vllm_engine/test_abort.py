@@ -10,9 +10,9 @@ from typing import Any
 from decoding.pipeline.runner import StrategyRunner
 from decoding.requests import GenerateRequest
 from tests.decoding.hf_engine.harness import exact_length
-from tests.decoding.vllm_engine.scenes import STACKS, generate_all, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import STACKS, generate_all, get_token_ids, load_prompts
 
-PROMPTS = prompts(8)
+PROMPTS = load_prompts(8)
 REQUESTS = 200
 TOKENS = 24
 
@@ -55,7 +55,7 @@ async def test_many_cancelled_requests_leave_nothing_behind(tight_engine: Any) -
         nonlocal finished
         strategies, prompt = STACKS[names[number % len(names)]], PROMPTS[number % len(PROMPTS)]
         try:
-            return token_ids((await generate_all(tight_engine, [(strategies, prompt)], TOKENS))[0])
+            return get_token_ids((await generate_all(tight_engine, [(strategies, prompt)], TOKENS))[0])
         except asyncio.CancelledError:
             return None
         finally:
@@ -79,4 +79,4 @@ async def test_many_cancelled_requests_leave_nothing_behind(tight_engine: Any) -
     counters = (await tight_engine.report())["counters"]
     assert counters["violations"] == counters["stock_preemptions"] == 0
     again = await generate_all(tight_engine, [(STACKS[names[0]], PROMPTS[0])], TOKENS)
-    assert token_ids(again[0]) == actual[0]
+    assert get_token_ids(again[0]) == actual[0]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.decoding.hf_engine.harness import exact_length, run_strategies
-from tests.decoding.vllm_engine.scenes import STACKS, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import STACKS, get_token_ids, load_prompts
 
 
 @contextmanager
@@ -46,14 +46,14 @@ def watch_requests(engine: Any) -> Iterator[tuple[list[Any], list[int]]]:
 
 @pytest.mark.parametrize("names", ["plain", "vcd", "icd", "agla", "code"])
 async def test_another_salt_does_the_work_of_a_cold_request(names: str, roomy_engine: Any) -> None:
-    prompt = prompts(40)[20 + list(STACKS).index(names)]  # an image that no other test uses
+    prompt = load_prompts(40)[20 + list(STACKS).index(names)]  # an image that no other test uses
     runs: dict[str, tuple[list[int], list[int]]] = {}
     hashes: dict[str, set[str]] = {}
     for run in ("one", "one again", "two", "two again"):
         salt = run.split(" ", maxsplit=1)[0]
         with watch_requests(roomy_engine) as (inputs, cached):
             answer, _ = await run_strategies(roomy_engine, STACKS[names], prompt, exact_length(4), cache_salt=salt)
-        runs[run] = (token_ids(answer), cached)
+        runs[run] = (get_token_ids(answer), cached)
         hashes.setdefault(salt, set()).update(
             each for member in inputs for items in member.get("mm_hashes", {}).values() for each in items
         )

@@ -17,11 +17,11 @@ from decoding.requests import GenerateRequest, ProbeRequest
 from tests.decoding.failing_strategy import FailingStrategy, register
 from tests.decoding.hf_engine.harness import exact_length, run_strategies
 from tests.decoding.vllm_engine.conftest import start_engine
-from tests.decoding.vllm_engine.scenes import STACKS, generate_all, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import STACKS, generate_all, get_token_ids, load_prompts
 
 SCHEDULER = "tests.decoding.vllm_engine.schedulers.RegisteringScheduler"
 TOKENS = 12
-(PROMPT, OTHER_PROMPT) = prompts(2)
+(PROMPT, OTHER_PROMPT) = load_prompts(2)
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ async def engine(registered: None) -> AsyncIterator[Any]:
 async def fail_beside_others(engine: Any, failing: Any) -> EngineFailed:
     """Run a failing request beside others, check the others, and return the failure."""
     requests = [(STACKS[name], OTHER_PROMPT) for name in ("plain", "vcd", "truncate")]
-    alone = [token_ids(each) for each in await generate_all(engine, requests, TOKENS)]
+    alone = [get_token_ids(each) for each in await generate_all(engine, requests, TOKENS)]
     others = asyncio.create_task(generate_all(engine, requests, TOKENS))
     with pytest.raises(EngineFailed) as failure:
         await failing
-    assert [token_ids(each) for each in await others] == alone
+    assert [get_token_ids(each) for each in await others] == alone
     report = await engine.report()
     assert report["gangs"] == report["requests"] == report["worker"]["states"] == 0
     assert report["counters"]["violations"] == 0
@@ -80,13 +80,13 @@ async def test_wrong_shape_fails_its_own_request_only(hook: str, engine: Any) ->
 async def test_fault_of_the_engine_fails_the_gangs_of_the_step_only(method: str, engine: Any) -> None:
     """Plain requests go on, the engine core too, and gangs that come later have their answers."""
     wanted = [(STACKS[name], OTHER_PROMPT) for name in ("plain", "vcd")]
-    (plain, vcd) = [token_ids(each) for each in await generate_all(engine, wanted, TOKENS)]
+    (plain, vcd) = [get_token_ids(each) for each in await generate_all(engine, wanted, TOKENS)]
     other = asyncio.create_task(generate_all(engine, wanted[:1], TOKENS))
     with pytest.raises(EngineFailed) as failure:
         await run_strategies(engine, (FailingStrategy(hook=method),), PROMPT, exact_length(TOKENS))
     assert failure.value.message == "The engine failed on this request."
-    assert [token_ids(each) for each in await other] == [plain]
-    assert [token_ids(each) for each in await generate_all(engine, wanted[1:], TOKENS)] == [vcd]
+    assert [get_token_ids(each) for each in await other] == [plain]
+    assert [get_token_ids(each) for each in await generate_all(engine, wanted[1:], TOKENS)] == [vcd]
     report = await engine.report()
     assert report["gangs"] == report["requests"] == report["worker"]["states"] == report["counters"]["violations"] == 0
 
@@ -100,7 +100,7 @@ async def test_failing_requests_do_not_fail_requests_that_share_their_hook_calls
     assert [isinstance(result, EngineFailed) for result in results] == [False, True, False, True]
     (plain,) = await generate_all(engine, [(STACKS["plain"], PROMPT)], TOKENS)
     answers = [result[0] for result in results if isinstance(result, tuple)]
-    assert all(isinstance(each, Answer) and token_ids(each) == token_ids(plain) for each in answers)
+    assert all(isinstance(each, Answer) and get_token_ids(each) == get_token_ids(plain) for each in answers)
 
 
 async def test_failing_update_state_fails_its_own_request_only(engine: Any) -> None:

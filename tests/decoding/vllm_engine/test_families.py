@@ -16,7 +16,7 @@ from tests.decoding.families.checkpoints import CHECKPOINTS, write_for_vllm
 from tests.decoding.families.prompts import PROMPTS
 from tests.decoding.hf_engine.harness import build_stack
 from tests.decoding.vllm_engine.conftest import start_engine
-from tests.decoding.vllm_engine.scenes import generate_all, token_ids
+from tests.decoding.vllm_engine.scenes import generate_all, get_token_ids
 
 TOKENS = 20
 STRATEGIES, SHOWN = ("vcd", "m3id", "vhr", "dola", "deco", "pai"), ("wide", "two")
@@ -43,7 +43,7 @@ async def test_family_equals_the_transformers_engine(name: str, tmp_path: Path) 
 
 async def generate_cases(engine: Engine) -> dict[tuple[str, str], list[int]]:
     requests = [(build_stack(strategy), PROMPTS[shown]) for strategy, shown in CASES]
-    return dict(zip(CASES, map(token_ids, await generate_all(engine, requests, TOKENS)), strict=True))
+    return dict(zip(CASES, map(get_token_ids, await generate_all(engine, requests, TOKENS)), strict=True))
 
 
 @pytest.mark.parametrize("name", [name for name in CHECKPOINTS if name not in SERVED_FAMILIES])

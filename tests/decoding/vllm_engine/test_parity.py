@@ -8,7 +8,7 @@ import pytest
 
 from tests.decoding.hf_engine.harness import FakeMatcher, build_stack
 from tests.decoding.vllm_engine.conftest import EMBEDDED
-from tests.decoding.vllm_engine.scenes import STACKS, generate_all, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import STACKS, generate_all, get_token_ids, load_prompts
 
 PROMPTS = 24
 TOKENS = 24
@@ -18,12 +18,12 @@ NAIVE_TOKENS = 12  # each costs a pass over the whole prompt for every branch
 
 @pytest.mark.parametrize("names", STACKS)
 async def test_strategy_equals_the_transformers_engine(names: str, roomy_engine: Any, hf_engine: Any) -> None:
-    requests = [(STACKS[names], prompt) for prompt in prompts(PROMPTS)]
+    requests = [(STACKS[names], prompt) for prompt in load_prompts(PROMPTS)]
     expected, actual = (
         await generate_all(hf_engine, requests, TOKENS),
         await generate_all(roomy_engine, requests, TOKENS),
     )
-    assert [token_ids(each) for each in actual] == [token_ids(each) for each in expected]
+    assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for each in expected]
     for each, other in zip(actual, expected, strict=True):
         assert each.text == other.text
         assert each.finish.reason == other.finish.reason
@@ -44,10 +44,10 @@ async def test_requests_with_different_parameters_equal_the_transformers_engine(
     stacks = [
         build_stack("agla+vcd", vcd={"alpha": 3 * n, "beta": n}, agla={"alpha": 4 * n, "beta": n / 2}) for n in numbers
     ]
-    requests = list(zip(stacks, prompts(PROMPTS), strict=True))
+    requests = list(zip(stacks, load_prompts(PROMPTS), strict=True))
     expected = [await generate_all(hf_engine, [each], TOKENS) for each in requests]
     actual = await generate_all(roomy_engine, requests, TOKENS)
-    assert [token_ids(each) for each in actual] == [token_ids(each) for (each,) in expected]
+    assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for (each,) in expected]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def reference() -> Any:
 @pytest.mark.parametrize("names", [name for name in STACKS if name not in UNKNOWN])
 async def test_strategy_equals_the_naive_reference(names: str, roomy_engine: Any, reference: Any) -> None:
     """The strategies that the reference knows cover branches with other images and with other texts."""
-    scenes = prompts(PROMPTS)
+    scenes = load_prompts(PROMPTS)
     actual = await generate_all(roomy_engine, [(STACKS[names], prompt) for prompt in scenes], NAIVE_TOKENS)
     for each, prompt in zip(actual, scenes, strict=True):
-        assert token_ids(each) == reference.decode(STACKS[names], prompt, NAIVE_TOKENS).tokens
+        assert get_token_ids(each) == reference.decode(STACKS[names], prompt, NAIVE_TOKENS).tokens

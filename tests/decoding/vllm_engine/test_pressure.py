@@ -19,7 +19,7 @@ from decoding.vllm_engine.frontend import engine_args
 from decoding.vllm_engine.plugin import ENABLE_VARIABLE
 from tests.decoding.hf_engine.harness import build_stack
 from tests.decoding.vllm_engine.conftest import TIGHT, start_engine
-from tests.decoding.vllm_engine.scenes import STACKS, generate_all, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import STACKS, generate_all, get_token_ids, load_prompts
 
 STOCK = "vllm.v1.core.sched.scheduler.Scheduler"
 FAULTY = "tests.decoding.vllm_engine.schedulers.FaultyScheduler"
@@ -28,7 +28,7 @@ GANGS, PLAIN, TOKENS = 48, 8, 24
 
 def mixed_requests() -> list[tuple[Sequence[Strategy], Prompt]]:
     """Return requests with mixed strategies, and some without a gang between them."""
-    scenes = prompts(24)
+    scenes = load_prompts(24)
     mixed = [strategies for name, strategies in STACKS.items() if name not in ("plain", "truncate", "sharpen")]
     mixed += [build_stack("vhr"), build_stack("agla+vhr")]
     gangs: list[tuple[Sequence[Strategy], Prompt]] = list(zip(islice(cycle(mixed), GANGS), cycle(scenes)))
@@ -45,7 +45,7 @@ def expected() -> dict[str, list[list[int]]]:
 
 async def expected_tokens(hf_engine: Any, expected: dict[str, list[list[int]]]) -> list[list[int]]:
     if "tokens" not in expected:
-        expected["tokens"] = [token_ids(each) for each in await generate_all(hf_engine, mixed_requests(), TOKENS)]
+        expected["tokens"] = [get_token_ids(each) for each in await generate_all(hf_engine, mixed_requests(), TOKENS)]
     return expected["tokens"]
 
 
@@ -63,7 +63,8 @@ async def test_many_gangs_in_a_small_cache_are_exact(prefix_cache: bool, hf_engi
     expected_ids = await expected_tokens(hf_engine, expected)
     async with run_engine(prefix_cache=prefix_cache) as engine:
         for _ in range(3):  # from the second time on with a warm prefix cache
-            assert [token_ids(each) for each in await generate_all(engine, mixed_requests(), TOKENS)] == expected_ids
+            actual = await generate_all(engine, mixed_requests(), TOKENS)
+            assert [get_token_ids(each) for each in actual] == expected_ids
         report = await engine.report()
         counters = report["counters"]
         assert counters["preemptions"] + counters["others_preempted"] >= 20
@@ -78,7 +79,7 @@ async def test_lone_tokens_are_dropped_and_sampled_again(hf_engine: Any, expecte
     """The scheduler withholds a member in a tenth of its steps."""
     expected_ids = await expected_tokens(hf_engine, expected)
     async with run_engine(scheduler=FAULTY) as engine:
-        assert [token_ids(each) for each in await generate_all(engine, mixed_requests(), TOKENS)] == expected_ids
+        assert [get_token_ids(each) for each in await generate_all(engine, mixed_requests(), TOKENS)] == expected_ids
         counters = (await engine.report())["counters"]
         assert counters["violations"] == counters["redone"] > 20
 
@@ -99,7 +100,9 @@ async def test_stock_scheduler_gives_wrong_tokens(
         actual = await asyncio.gather(
             *(generate_or_none(engine, strategies, prompt) for (strategies, prompt), _ in requests)
         )
-        wrong = sum(each is None or token_ids(each) != exact for each, (_, exact) in zip(actual, requests, strict=True))
+        wrong = sum(
+            each is None or get_token_ids(each) != exact for each, (_, exact) in zip(actual, requests, strict=True)
+        )
         assert wrong > 10
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from decoding.requests import SamplingParams
 from tests.decoding.hf_engine.harness import run_strategies
-from tests.decoding.vllm_engine.scenes import STACKS, generate_all, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import STACKS, generate_all, get_token_ids, load_prompts
 
 TOKENS = 24
 SAMPLING: dict[str, dict[str, Any]] = {
@@ -22,7 +22,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "seeded with a penalty": {"temperature": 1.0, "seed": 7, "repetition_penalty": 1.3},
     "no end before the 20th": {"temperature": 1.0, "min_tokens": 20},
 }
-PROMPTS = prompts(4)
+PROMPTS = load_prompts(4)
 
 
 @pytest.mark.parametrize("way", SAMPLING)
@@ -48,7 +48,7 @@ async def test_branches_have_the_tokens_of_their_main_row(
     actual = await asyncio.gather(
         *(run_strategies(tight_engine, STACKS[names], prompt, sampling) for names, prompt in requests)
     )
-    texts = {tuple(token_ids(each)) for each, _ in actual}
+    texts = {tuple(get_token_ids(each)) for each, _ in actual}
     assert len(texts) > len(PROMPTS) // 2, "the answers must differ"
     assert len(gangs) == len(requests)
     branch_tokens = []
@@ -69,8 +69,8 @@ async def test_seeded_answer_does_not_depend_on_other_requests(names: str, tight
     running = asyncio.create_task(generate_all(tight_engine, others, TOKENS))
     again = await asyncio.gather(*(run_strategies(tight_engine, STACKS[names], PROMPTS[0], seeded) for _ in range(3)))
     await running
-    assert [token_ids(each) for each, _ in again] == [token_ids(alone)] * 3
+    assert [get_token_ids(each) for each, _ in again] == [get_token_ids(alone)] * 3
     different, _ = await run_strategies(
         tight_engine, STACKS[names], PROMPTS[0], SamplingParams(max_tokens=TOKENS, temperature=1.0, seed=12)
     )
-    assert token_ids(different) != token_ids(alone)
+    assert get_token_ids(different) != get_token_ids(alone)

@@ -24,7 +24,7 @@ from decoding.vllm_engine.worker.model_runner_patch import install_taps
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
 from decoding.vllm_engine.worker.step_rows import StepRows
 from tests.decoding.hf_engine.harness import build_stack
-from tests.decoding.vllm_engine.worker.test_step_hook_runner import VOCAB, build_specs, rows
+from tests.decoding.vllm_engine.worker.test_step_hook_runner import VOCAB, build_rows, build_specs
 
 LAYERS, WIDTH, MAX_ROWS = 4, 8, 6
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def sum_layers(decoder: Any, hidden: Tensor, depth: int) -> Tensor:
 
 def build_step(*members: Member | None, lengths: list[int], is_sampling: list[bool] | None = None) -> StepRows:
     """Build a step in which each row runs several tokens."""
-    step = rows(*members, is_sampling=is_sampling)
+    step = build_rows(*members, is_sampling=is_sampling)
     step.token_starts[1:] = torch.tensor(lengths).cumsum(0).numpy()
     return step
 

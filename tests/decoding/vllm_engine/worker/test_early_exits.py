@@ -9,7 +9,7 @@ import pytest
 from decoding.errors import BadRequest
 from decoding.requests import GenerateRequest
 from tests.decoding.hf_engine.harness import build_stack, exact_length, run_strategies
-from tests.decoding.vllm_engine.scenes import compute_first_logprobs, generate_all, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import compute_first_logprobs, generate_all, get_token_ids, load_prompts
 
 TOKENS = 24
 
@@ -23,13 +23,13 @@ async def test_requests_with_different_layers_equal_the_transformers_engine(room
         build_stack("vcd"),
         build_stack("vhr"),
     ]
-    requests = [(strategies, prompt) for prompt in prompts(4) for strategies in stacks]
+    requests = [(strategies, prompt) for prompt in load_prompts(4) for strategies in stacks]
     expected, actual = (
         await generate_all(hf_engine, requests, TOKENS),
         await generate_all(roomy_engine, requests, TOKENS),
     )
-    assert [token_ids(each) for each in actual] == [token_ids(each) for each in expected]
-    assert len({tuple(token_ids(each)) for each in actual[: len(stacks)]}) >= len(stacks) - 1
+    assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for each in expected]
+    assert len({tuple(get_token_ids(each)) for each in actual[: len(stacks)]}) >= len(stacks) - 1
 
 
 @pytest.mark.parametrize("strategy", ["dola", "deco"])
@@ -44,7 +44,7 @@ async def test_layer_that_does_not_exist_is_refused(roomy_engine: Any) -> None:
     assert (report["missing"], report["layers"]) == ({}, 6)
     stack = build_stack("dola", dola={"layers": (6,)})
     with pytest.raises(BadRequest, match="'dola' reads layer 6; this model allows at most 5") as failure:
-        await roomy_engine.check(GenerateRequest(prompts(1)[0], exact_length(1), stack=stack))
+        await roomy_engine.check(GenerateRequest(load_prompts(1)[0], exact_length(1), stack=stack))
     assert failure.value.param == "decoding.dola"
     with pytest.raises(BadRequest, match="reads layer 6"):
-        await run_strategies(roomy_engine, stack, prompts(1)[0], exact_length(1))
+        await run_strategies(roomy_engine, stack, load_prompts(1)[0], exact_length(1))

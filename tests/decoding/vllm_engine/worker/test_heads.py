@@ -13,7 +13,7 @@ from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt,
 from decoding.strategies.vhr import VHR
 from tests.decoding.hf_engine.harness import FakeMatcher, build_stack, exact_length, run_strategies
 from tests.decoding.vllm_engine.conftest import EMBEDDED, start_engine
-from tests.decoding.vllm_engine.scenes import compute_first_logprobs, generate_all, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import compute_first_logprobs, generate_all, get_token_ids, load_prompts
 from tests.system_packages import require_program
 
 PROMPTS = 24
@@ -34,12 +34,12 @@ def make_probe(prompt: Prompt, vhr: VHR) -> ProbeRequest:
 
 @pytest.mark.parametrize("names", STACKS)
 async def test_scaled_heads_equal_the_transformers_engine(names: str, roomy_engine: Any, hf_engine: Any) -> None:
-    requests = [(STACKS[names], prompt) for prompt in prompts(PROMPTS)]
+    requests = [(STACKS[names], prompt) for prompt in load_prompts(PROMPTS)]
     expected, actual = (
         await generate_all(hf_engine, requests, TOKENS),
         await generate_all(roomy_engine, requests, TOKENS),
     )
-    assert [token_ids(each) for each in actual] == [token_ids(each) for each in expected]
+    assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for each in expected]
 
 
 @pytest.mark.parametrize("names", STACKS)
@@ -47,15 +47,15 @@ async def test_scaled_heads_equal_the_naive_reference(names: str, roomy_engine: 
     from tests.decoding.hf_engine.reference import Reference
 
     naive = Reference(EMBEDDED, FakeMatcher().relevance)
-    scenes = prompts(NAIVE_PROMPTS)
+    scenes = load_prompts(NAIVE_PROMPTS)
     actual = await generate_all(roomy_engine, [(STACKS[names], prompt) for prompt in scenes], 8)
     for each, prompt in zip(actual, scenes, strict=True):
-        assert token_ids(each) == naive.decode(STACKS[names], prompt, 8).tokens
+        assert get_token_ids(each) == naive.decode(STACKS[names], prompt, 8).tokens
 
 
 async def test_factors_change_the_answer_of_their_own_request_only(roomy_engine: Any, hf_engine: Any) -> None:
     """One prompt runs with three sets of factors and with none at the same time. They share no KV cache."""
-    prompt = prompts(1)[0]
+    prompt = load_prompts(1)[0]
     sets = [
         build_stack("plain"),
         *(build_stack("vhr", vhr={"alpha": alpha, "late": 1.0}) for alpha in (0.0, 3.0, 10.0)),
@@ -65,13 +65,13 @@ async def test_factors_change_the_answer_of_their_own_request_only(roomy_engine:
         await generate_all(hf_engine, requests, TOKENS),
         await generate_all(roomy_engine, requests, TOKENS),
     )
-    assert [token_ids(each) for each in actual] == [token_ids(each) for each in expected]
-    assert len({tuple(token_ids(each)) for each in actual}) == len(sets)
+    assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for each in expected]
+    assert len({tuple(get_token_ids(each)) for each in actual}) == len(sets)
 
 
 async def test_answer_continues_from_the_kv_cache_of_its_probe(roomy_engine: Any) -> None:
     """The answer reads blocks that its probe has filled under the same factors, and no others."""
-    prompt, (vhr,) = prompts(2)[1], build_stack("vhr")
+    prompt, (vhr,) = load_prompts(2)[1], build_stack("vhr")
     assert isinstance(vhr, VHR)
     hits = await cached_tokens(roomy_engine, prompt, vhr)
     assert hits[0] > 0
@@ -116,13 +116,13 @@ async def cached_tokens(engine: Any, prompt: Prompt, vhr: VHR) -> list[int]:
 
 
 async def test_state_is_freed_with_its_request(roomy_engine: Any) -> None:
-    requests = [(build_stack("vhr"), prompt) for prompt in prompts(4)]
+    requests = [(build_stack("vhr"), prompt) for prompt in load_prompts(4)]
     await generate_all(roomy_engine, requests, 4)
     assert await count_states(roomy_engine) == 0
 
 
 async def test_state_may_be_freed_while_it_is_in_use(roomy_engine: Any) -> None:
-    prompt, (vhr,) = prompts(1)[0], build_stack("vhr")
+    prompt, (vhr,) = load_prompts(1)[0], build_stack("vhr")
     assert isinstance(vhr, VHR)
     actual: list[list[int]] = []
     for frees_early in (False, True):
@@ -152,7 +152,7 @@ async def test_state_may_be_freed_while_it_is_in_use(roomy_engine: Any) -> None:
 async def test_cancelled_probe_leaves_nothing(roomy_engine: Any) -> None:
     (vhr,) = build_stack("vhr")
     assert isinstance(vhr, VHR)
-    tasks = [asyncio.create_task(roomy_engine.probe(make_probe(prompt, vhr))) for prompt in prompts(8)]
+    tasks = [asyncio.create_task(roomy_engine.probe(make_probe(prompt, vhr))) for prompt in load_prompts(8)]
     for number, task in enumerate(tasks):
         await asyncio.sleep(0.01 * number)
         task.cancel()
@@ -175,7 +175,7 @@ async def count_states(engine: Any) -> int:
 
 async def test_probe_that_cannot_run_in_one_step_is_refused(tight_engine: Any) -> None:
     """Each of its prompts fits, but all three together do not."""
-    image: ImageInput = prompts(1)[0].images[0]
+    image: ImageInput = load_prompts(1)[0].images[0]
     (vhr,) = build_stack("vhr")
     assert isinstance(vhr, VHR)
     long = Prompt.from_text("word " * 160, image)
@@ -189,12 +189,12 @@ async def test_probe_that_cannot_run_in_one_step_is_refused(tight_engine: Any) -
 async def test_probes_run_while_gangs_preempt_each_other(tight_engine: Any, hf_engine: Any) -> None:
     """Prompts run in chunks of 32 tokens, and probes need steps of their own."""
     mixed = [STACKS["vhr"], build_stack("plain"), STACKS["agla+vhr"], build_stack("vcd")]
-    requests = [(mixed[number % 4], prompt) for number, prompt in enumerate(prompts(PROMPTS))]
+    requests = [(mixed[number % 4], prompt) for number, prompt in enumerate(load_prompts(PROMPTS))]
     expected, actual = (
         await generate_all(hf_engine, requests, TOKENS),
         await generate_all(tight_engine, requests, TOKENS),
     )
-    assert [token_ids(each) for each in actual] == [token_ids(each) for each in expected]
+    assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for each in expected]
     counters = (await tight_engine.report())["counters"]
     assert counters["violations"] == 0
     assert counters["alone"] > 0
@@ -208,7 +208,7 @@ async def test_compiled_model_calls_the_taps(hf_engine: Any, monkeypatch: pytest
         *STACKS.values(),
         *map(build_stack, ("dola", "deco+vcd", "deco+vhr", "pai", "pai+vhr")),
     ]
-    requests = [(strategies, prompt) for prompt in prompts(2) for strategies in stacks]
+    requests = [(strategies, prompt) for prompt in load_prompts(2) for strategies in stacks]
     expected = await generate_all(hf_engine, requests, TOKENS)
     for _ in range(2):
         engine = await start_engine(max_rows=8, context=256, compiled=True)
@@ -216,7 +216,7 @@ async def test_compiled_model_calls_the_taps(hf_engine: Any, monkeypatch: pytest
             actual = await generate_all(engine, requests, TOKENS)
         finally:
             await engine.close()
-        assert [token_ids(each) for each in actual] == [token_ids(each) for each in expected]
+        assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for each in expected]
 
 
 async def test_first_token_is_sampled_from_scaled_heads(roomy_engine: Any, hf_engine: Any) -> None:
@@ -228,7 +228,7 @@ async def test_first_token_is_sampled_from_scaled_heads(roomy_engine: Any, hf_en
 
 async def test_head_scales_that_raise_fail_their_own_request_only(roomy_engine: Any) -> None:
     """The state of a description has no factors."""
-    prompt, (vhr,), (vdgd,) = prompts(1)[0], build_stack("vhr"), build_stack("vdgd")
+    prompt, (vhr,), (vdgd,) = load_prompts(1)[0], build_stack("vhr"), build_stack("vdgd")
     described = await collect_answer(
         roomy_engine.generate(GenerateRequest(prompt, exact_length(2), updates_state=True, strategy=vdgd))
     )
@@ -243,13 +243,13 @@ async def test_head_scales_that_raise_fail_their_own_request_only(roomy_engine: 
     assert isinstance(failure, EngineFailed)
     assert failure.message == "Strategy 'vhr' failed: KeyError."
     roomy_engine.free_state(described.state)
-    assert token_ids(neighbour) == token_ids((await generate_all(roomy_engine, requests, TOKENS))[0])
+    assert get_token_ids(neighbour) == get_token_ids((await generate_all(roomy_engine, requests, TOKENS))[0])
     assert await count_states(roomy_engine) == 0
 
 
 async def test_usage_counts_the_probe(roomy_engine: Any, hf_engine: Any) -> None:
-    actual, usage = await run_strategies(roomy_engine, "vhr", prompts(1)[0], exact_length(4))
-    expected, _ = await run_strategies(hf_engine, "vhr", prompts(1)[0], exact_length(4))
-    assert token_ids(actual) == token_ids(expected)
+    actual, usage = await run_strategies(roomy_engine, "vhr", load_prompts(1)[0], exact_length(4))
+    expected, _ = await run_strategies(hf_engine, "vhr", load_prompts(1)[0], exact_length(4))
+    assert get_token_ids(actual) == get_token_ids(expected)
     assert usage.forward_passes == 2
     assert actual.finish.usage.changed_steps is None

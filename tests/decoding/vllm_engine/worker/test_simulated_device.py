@@ -19,7 +19,7 @@ from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import TokenInfo
 from tests.decoding.hf_engine.harness import build_stack
 from tests.decoding.vllm_engine.worker.test_early_exit_tap import WIDTH, ToyDecoder
-from tests.decoding.vllm_engine.worker.test_step_hook_runner import VOCAB, build_specs, rows
+from tests.decoding.vllm_engine.worker.test_step_hook_runner import VOCAB, build_rows, build_specs
 
 SERVED = [name for name, kind in list_strategies().items() if "logits" in kind.list_hooks()]
 
@@ -60,7 +60,7 @@ def test_steps_wait_only_for_their_status(name: str, monkeypatch: pytest.MonkeyP
         if state:
             runner.states.put("state", copy_all_to_device(state))
         for generated in range(2):
-            step = rows(*members, plain, generated=generated)
+            step = build_rows(*members, plain, generated=generated)
             tap.before_forward(step)
             assert tap.is_idle == ("early_exit_layers" not in strategy.list_hooks())
             decoder(torch.empty(len(members) + 1, WIDTH, device=DEVICE))

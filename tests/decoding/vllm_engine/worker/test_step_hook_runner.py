@@ -25,7 +25,7 @@ from tests.decoding.hf_engine.harness import build_stack
 VOCAB = 50
 
 
-def new_runner() -> SamplerHookRunner:
+def create_runner() -> SamplerHookRunner:
     return SamplerHookRunner(StateStore(1 << 20), torch.device("cpu"))
 
 
@@ -33,12 +33,12 @@ def build_specs(names: str, **parameters: Any) -> tuple[StrategySpec, ...]:
     return tuple(StrategySpec.from_strategy(strategy) for strategy in build_stack(names, **parameters))
 
 
-def vcd_gang(gang: str, **vcd: Any) -> dict[str, Member]:
+def build_vcd_gang(gang: str, **vcd: Any) -> dict[str, Member]:
     main = Member(gang, MAIN, 2, stack=build_specs("vcd", vcd=vcd), branches=("vcd/noisy",))
     return {MAIN: main, "vcd/noisy": Member(gang, "vcd/noisy", 2)}
 
 
-def rows(*members: Member | None, is_sampling: list[bool] | None = None, generated: int = 0) -> StepRows:
+def build_rows(*members: Member | None, is_sampling: list[bool] | None = None, generated: int = 0) -> StepRows:
     count = len(members)
     return StepRows(
         request_ids=[f"row-{number}" for number in range(count)],
@@ -52,7 +52,10 @@ def rows(*members: Member | None, is_sampling: list[bool] | None = None, generat
     )
 
 
-def random_logits(count: int, seed: int = 0) -> Tensor:
+rows = build_rows  # its name in test_attention_tap.py
+
+
+def draw_logits(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
 
 
@@ -61,13 +64,13 @@ def contrast_by_hand(main: Tensor, noisy: Tensor, alpha: float) -> Tensor:
 
 
 def test_gangs_of_several_strategies_and_other_requests_share_a_batch() -> None:
-    first, second, other = vcd_gang("one"), vcd_gang("two"), vcd_gang("other", alpha=0.5)
+    first, second, other = build_vcd_gang("one"), build_vcd_gang("two"), build_vcd_gang("other", alpha=0.5)
     cut = Member("cut", MAIN, 1, stack=build_specs("truncate"))
-    step = rows(
+    step = build_rows(
         first["vcd/noisy"], second[MAIN], None, other[MAIN], first[MAIN], second["vcd/noisy"], other["vcd/noisy"], cut
     )
-    given, token_info = random_logits(8), TokenInfo()
-    scores = new_runner().before_sampling(step, given.clone(), token_info)
+    given, token_info = draw_logits(8), TokenInfo()
+    scores = create_runner().before_sampling(step, given.clone(), token_info)
     assert torch.equal(scores[4], contrast_by_hand(given[4], given[0], 1.0))
     assert torch.equal(scores[1], contrast_by_hand(given[1], given[5], 1.0))
     assert torch.equal(scores[3], contrast_by_hand(given[3], given[6], 0.5))
@@ -77,7 +80,7 @@ def test_gangs_of_several_strategies_and_other_requests_share_a_batch() -> None:
 
 
 def test_gangs_that_differ_in_parameters_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    gangs = [vcd_gang(str(n), alpha=n / 8, beta=n / 20, noise_seed=n) for n in range(8)]
+    gangs = [build_vcd_gang(str(n), alpha=n / 8, beta=n / 20, noise_seed=n) for n in range(8)]
     calls, call_logits = list[Step](), VCD.logits
 
     def record_call(strategy: VCD, step: Step) -> Tensor:
@@ -85,9 +88,9 @@ def test_gangs_that_differ_in_parameters_share_a_call(monkeypatch: pytest.Monkey
         return call_logits(strategy, step)
 
     monkeypatch.setattr(VCD, "logits", record_call)
-    given = random_logits(16)
-    scores = new_runner().before_sampling(
-        rows(*(member for gang in gangs for member in gang.values())), given.clone(), {}
+    given = draw_logits(16)
+    scores = create_runner().before_sampling(
+        build_rows(*(member for gang in gangs for member in gang.values())), given.clone(), {}
     )
     assert len(calls) == 1
     for n in range(8):
@@ -96,10 +99,10 @@ def test_gangs_that_differ_in_parameters_share_a_call(monkeypatch: pytest.Monkey
 
 
 def test_branches_take_the_main_rows_token() -> None:
-    first, second = vcd_gang("one"), vcd_gang("two")
-    step = rows(first["vcd/noisy"], None, second[MAIN], first[MAIN], second["vcd/noisy"])
-    runner, token_info = new_runner(), TokenInfo()
-    runner.before_sampling(step, random_logits(5), token_info)
+    first, second = build_vcd_gang("one"), build_vcd_gang("two")
+    step = build_rows(first["vcd/noisy"], None, second[MAIN], first[MAIN], second["vcd/noisy"])
+    runner, token_info = create_runner(), TokenInfo()
+    runner.before_sampling(step, draw_logits(5), token_info)
     sampled = torch.tensor([[10], [11], [12], [13], [14]], dtype=torch.int32)
     runner.after_sampling(step, sampled, token_info)
     assert sampled.flatten().tolist() == [13, 11, 12, 13, 12]
@@ -107,9 +110,9 @@ def test_branches_take_the_main_rows_token() -> None:
 
 
 def test_incomplete_gang_is_left_alone() -> None:
-    first = vcd_gang("one")
-    step = rows(first[MAIN], first["vcd/noisy"], is_sampling=[True, False])
-    runner, given, token_info = new_runner(), random_logits(2), TokenInfo()
+    first = build_vcd_gang("one")
+    step = build_rows(first[MAIN], first["vcd/noisy"], is_sampling=[True, False])
+    runner, given, token_info = create_runner(), draw_logits(2), TokenInfo()
     assert torch.equal(runner.before_sampling(step, given.clone(), token_info), given)
     sampled = torch.tensor([[1], [2]])
     runner.after_sampling(step, sampled, token_info)
@@ -118,20 +121,20 @@ def test_incomplete_gang_is_left_alone() -> None:
 
 
 def test_rows_may_move_between_steps() -> None:
-    first, second, runner = vcd_gang("one"), vcd_gang("two"), new_runner()
+    first, second, runner = build_vcd_gang("one"), build_vcd_gang("two"), create_runner()
     runner.before_sampling(
-        rows(first[MAIN], first["vcd/noisy"], second[MAIN], second["vcd/noisy"]), random_logits(4), {}
+        build_rows(first[MAIN], first["vcd/noisy"], second[MAIN], second["vcd/noisy"]), draw_logits(4), {}
     )
-    moved = rows(second["vcd/noisy"], second[MAIN])
-    given = random_logits(2, seed=1)
+    moved = build_rows(second["vcd/noisy"], second[MAIN])
+    given = draw_logits(2, seed=1)
     assert torch.equal(runner.before_sampling(moved, given.clone(), {})[1], contrast_by_hand(given[1], given[0], 1.0))
 
 
 def test_forbidden_tokens_stay_forbidden() -> None:
-    first = vcd_gang("one")
-    given = random_logits(2)
+    first = build_vcd_gang("one")
+    given = draw_logits(2)
     given[0, 5:] = -math.inf
-    scores = new_runner().before_sampling(rows(first[MAIN], first["vcd/noisy"]), given.clone(), {})
+    scores = create_runner().before_sampling(build_rows(first[MAIN], first["vcd/noisy"]), given.clone(), {})
     assert (scores[0, 5:] == -math.inf).all()
     assert not scores.isnan().any()
 
@@ -139,12 +142,12 @@ def test_forbidden_tokens_stay_forbidden() -> None:
 def test_state_update_folds_sampled_steps_only() -> None:
     (vdgd,) = build_specs("vdgd")
     member = Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0"))
-    runner, token_info = new_runner(), TokenInfo()
+    runner, token_info = create_runner(), TokenInfo()
     for step in range(3):
-        given = random_logits(1, seed=step)
-        runner.before_sampling(rows(member, is_sampling=[step > 0]), given, token_info)
-        runner.after_sampling(rows(member, is_sampling=[step > 0]), torch.tensor([[3]]), token_info)
-    expected = torch.stack([random_logits(1, seed=step)[0].log_softmax(-1) for step in (1, 2)]).amax(0)
+        given = draw_logits(1, seed=step)
+        runner.before_sampling(build_rows(member, is_sampling=[step > 0]), given, token_info)
+        runner.after_sampling(build_rows(member, is_sampling=[step > 0]), torch.tensor([[3]]), token_info)
+    expected = torch.stack([draw_logits(1, seed=step)[0].log_softmax(-1) for step in (1, 2)]).amax(0)
     assert torch.allclose(runner.states.get("state-0")["support"], expected)
     assert not any("error" in note for note in token_info.values())
 
@@ -152,9 +155,9 @@ def test_state_update_folds_sampled_steps_only() -> None:
 def test_state_that_does_not_fit_fails_its_request() -> None:
     (vdgd,) = build_specs("vdgd")
     runner, token_info = SamplerHookRunner(StateStore(max_bytes=100), torch.device("cpu")), TokenInfo()
-    step = rows(Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0")), None)
+    step = build_rows(Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0")), None)
     with structlog.testing.capture_logs():
-        runner.before_sampling(step, random_logits(2), token_info)
+        runner.before_sampling(step, draw_logits(2), token_info)
         runner.after_sampling(step, torch.tensor([[3], [4]]), token_info)
     assert token_info["row-0"]["error_code"] == "memory_full"
     assert len(runner.states) == runner.states.num_bytes == 0
@@ -162,17 +165,17 @@ def test_state_that_does_not_fit_fails_its_request() -> None:
 
 def test_logits_hook_that_raises_fails_its_own_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
     (truncate,) = build_specs("truncate")
-    good, bad = Member("good", MAIN, 1, stack=(truncate,)), vcd_gang("bad")
+    good, bad = Member("good", MAIN, 1, stack=(truncate,)), build_vcd_gang("bad")
 
     def raise_broken(*_: object) -> Tensor:
         raise RuntimeError("broken")
 
     monkeypatch.setattr(VCD, "logits", raise_broken)
     token_info = TokenInfo()
-    runner = new_runner()
+    runner = create_runner()
     with structlog.testing.capture_logs():
-        step = rows(good, bad[MAIN], bad["vcd/noisy"])
-        scores = runner.before_sampling(step, random_logits(3), token_info).clone()
+        step = build_rows(good, bad[MAIN], bad["vcd/noisy"])
+        scores = runner.before_sampling(step, draw_logits(3), token_info).clone()
         runner.after_sampling(step, torch.tensor([[3], [4], [5]]), token_info)
     assert token_info["row-1"] == {
         "error": "Strategy 'vcd' failed: RuntimeError.",
@@ -184,14 +187,14 @@ def test_logits_hook_that_raises_fails_its_own_requests_only(monkeypatch: pytest
 
 
 def test_prefix_tokens_are_forced() -> None:
-    member, runner = Member("g", MAIN, 1, forced_token_ids=(7, 8)), new_runner()
+    member, runner = Member("g", MAIN, 1, forced_token_ids=(7, 8)), create_runner()
     for generated, token in enumerate((7, 8, 3)):
-        token_info, step = TokenInfo(), rows(member, generated=generated)
-        runner.before_sampling(step, random_logits(1), token_info)
+        token_info, step = TokenInfo(), build_rows(member, generated=generated)
+        runner.before_sampling(step, draw_logits(1), token_info)
         sampled = torch.tensor([[3]])
         runner.after_sampling(step, sampled, token_info)
         assert sampled.item() == token
-        assert token_info["row-0"]["logprob"] == pytest.approx(random_logits(1)[0].log_softmax(-1)[token].item())
+        assert token_info["row-0"]["logprob"] == pytest.approx(draw_logits(1)[0].log_softmax(-1)[token].item())
 
 
 def test_strategy_does_not_receive_lazy_branches_that_it_does_not_need() -> None:
@@ -201,9 +204,9 @@ def test_strategy_does_not_receive_lazy_branches_that_it_does_not_need() -> None
     for gang, m3id in zip("abc", strategies, strict=True):
         main = Member(gang, MAIN, 2, stack=(StrategySpec.from_strategy(m3id),), branches=("m3id/blind",))
         members += [main, Member(gang, "m3id/blind", 2)]
-    given = random_logits(6) / 3
+    given = draw_logits(6) / 3
     given[0, 7] = 50.0  # certain
-    scores = new_runner().before_sampling(rows(*members), given.clone(), {})
+    scores = create_runner().before_sampling(build_rows(*members), given.clone(), {})
     assert strategies[0].needs_branches(given[::2]).tolist() == [False, True, True]
     assert scores[0, 7] == given[0, 7]
     assert (scores[0] > -math.inf).sum() == 1
@@ -222,16 +225,18 @@ class RenamedVCD(VCD):
 def test_renamed_strategy_reads_its_branch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(load_registry().strategies, "renamed", RenamedVCD)
     main = Member("gang", MAIN, 2, stack=(StrategySpec.from_strategy(RenamedVCD()),), branches=("renamed/noisy",))
-    given, token_info = random_logits(2), TokenInfo()
-    scores = new_runner().before_sampling(rows(main, Member("gang", "renamed/noisy", 2)), given.clone(), token_info)
+    given, token_info = draw_logits(2), TokenInfo()
+    scores = create_runner().before_sampling(
+        build_rows(main, Member("gang", "renamed/noisy", 2)), given.clone(), token_info
+    )
     assert torch.equal(scores[0], contrast_by_hand(given[0], given[1], 1.0))
     assert not any("error" in info for info in token_info.values())
 
 
 def test_ruled_out_sequences_are_forbidden_where_they_would_be_completed() -> None:
     member = Member("g", MAIN, 1, ruled_out=((4, 5), (7,)), answer_prefix_length=1)
-    step, given = rows(member), random_logits(1)
+    step, given = build_rows(member), draw_logits(1)
     for last_token, forbidden in ((4, [5, 7]), (3, [7])):
         step.token_ids[0, -1] = last_token
-        scores = new_runner().before_sampling(step, given.clone(), TokenInfo())
+        scores = create_runner().before_sampling(step, given.clone(), TokenInfo())
         assert (scores[0] == -math.inf).nonzero().flatten().tolist() == forbidden
