@@ -10,9 +10,8 @@ from decoding.tensor_hooks import TensorHooks
 
 REASONS = {
     "relevance": "the server has no image-text matcher; start it with --matcher",
-    "attention": "vLLM computes attention in kernels that do not expose attention weights",
     "vision_attention": "it needs a vision tower with a class token, as LLaVA's, and another engine than vLLM",
-    "keep_image_tokens": "image tokens can be dropped inside LLaVA models only, and not in vLLM",
+    "keep_image_tokens": "the transformers engine drops image tokens inside LLaVA models only",
 }
 NO_REASONS: Mapping[str, str] = MappingProxyType({})
 

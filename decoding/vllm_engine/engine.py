@@ -102,6 +102,8 @@ class VllmEngine(BaseEngine):
             "head_scales",
             "early_exit_layers",
             "edit_attention_scores",
+            "attention",
+            "keep_image_tokens",
             "probe",
             "noise",
             "scored_texts",

@@ -69,6 +69,15 @@ class ProbeSpec:
     main: str  # name of the prompt that the head scales act on
     layerwise: bool
     handle: str
+    capture: tuple[str, ...] = ()  # kinds of activations beside head outputs
+
+
+@dataclass(frozen=True, slots=True)
+class PruningSpec:
+    """The branch sees the image tokens that `strategy.keep_image_tokens` keeps, from the state `handle` if any."""
+
+    strategy: StrategySpec
+    handle: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,7 @@ class Member:
     grounding_branch: str | None = None
     state_update: StateUpdate | None = None
     probe: ProbeSpec | None = None
+    pruning: PruningSpec | None = None  # of a branch
 
     @property
     def is_main(self) -> bool:
@@ -112,7 +122,7 @@ class Member:
         fields = ((sampling_params.extra_args if sampling_params else None) or {}).get(EXTRA_ARGS_KEY)
         if fields is None:
             return None
-        update, probe = fields["state_update"], fields["probe"]
+        update, probe, pruning = fields["state_update"], fields["probe"], fields["pruning"]
         return cls(
             **fields
             | {
@@ -122,6 +132,10 @@ class Member:
                 "eos_token_ids": tuple(fields["eos_token_ids"]),
                 "ruled_out": tuple(map(tuple, fields["ruled_out"])),
                 "state_update": update and StateUpdate(StrategySpec(**update["strategy"]), update["handle"]),
-                "probe": probe and ProbeSpec(**probe | {"strategy": StrategySpec(**probe["strategy"])}),
+                "probe": probe
+                and ProbeSpec(
+                    **probe | {"strategy": StrategySpec(**probe["strategy"]), "capture": tuple(probe["capture"])}
+                ),
+                "pruning": pruning and PruningSpec(StrategySpec(**pruning["strategy"]), pruning["handle"]),
             }
         )

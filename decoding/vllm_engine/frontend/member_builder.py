@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from decoding.errors import BadRequest
+from decoding.pipeline.composition import select_branch_names
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest, ProbeRequest, StateHandle
 from decoding.tensor_hooks import TensorHooks
 from decoding.text.prompt_encoder import AnswerStart, ModelInputs
-from decoding.vllm_engine.member import Member, ProbeSpec, StateUpdate, StrategySpec
+from decoding.vllm_engine.member import Member, ProbeSpec, PruningSpec, StateUpdate, StrategySpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,15 @@ def build_members(
         if request.state_updater and updated_state
         else None,
     )
-    members = {name: main if name == MAIN else Member(gang, name, size) for name in prompts}
+    prunings = find_prunings(request)
+    members = {name: main if name == MAIN else Member(gang, name, size, pruning=prunings.get(name)) for name in prompts}
     salt = request.cache_salt
     main_salt = build_cache_salt(salt, request.stack, request.states)
     if any("edit_attention_scores" in strategy.list_hooks() for strategy in request.stack):
         # Keys and values of edited tokens depend on where the prompt ends. No other request reads them.
         main_salt = json.dumps([main_salt, gang])
-    salts = {MAIN: main_salt}
+    # Keys and values of a branch without some image tokens are those of no other prompt.
+    salts = {MAIN: main_salt, **dict.fromkeys(prunings, json.dumps([salt, gang]))}
     return [
         MemberRequest(name, prompt, inputs[name], None if is_plain else members[name], salts.get(name, salt), salt)
         for name, prompt in prompts.items()
@@ -118,7 +121,8 @@ def build_probe_members(
     Returns:
         The members, the main one first.
     """
-    spec = ProbeSpec(StrategySpec.from_strategy(probe.strategy), probe.main, probe.layerwise, state.handle)
+    strategy = StrategySpec.from_strategy(probe.strategy)
+    spec = ProbeSpec(strategy, probe.main, probe.layerwise, state.handle, tuple(sorted(probe.capture)))
     size = len(probe.prompts)
     main = MemberRequest(
         MAIN,
@@ -141,6 +145,24 @@ def build_probe_members(
         if name != probe.main
     ]
     return [main, *others]
+
+
+def find_prunings(request: GenerateRequest) -> dict[str, PruningSpec]:
+    """Find the branches whose strategy drops image tokens.
+
+    Args:
+        request: The request.
+
+    Returns:
+        Name of a branch -> what it sees.
+    """
+    prunings: dict[str, PruningSpec] = {}
+    for strategy in request.stack:
+        if "keep_image_tokens" in strategy.list_hooks():
+            state = request.states.get(strategy.name)
+            spec = PruningSpec(StrategySpec.from_strategy(strategy), state.handle if state else None)
+            prunings |= dict.fromkeys(select_branch_names(strategy, request.branches), spec)
+    return prunings
 
 
 def build_cache_salt(

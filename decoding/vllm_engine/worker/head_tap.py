@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class GangHeadTap:
     ) -> None:
         self.states = states
         self.buffers = head_projection.install(model, rows, tokens, dtype, device, tap=self)
+        self.captured_attention: Mapping[int, Tensor] = {}  # row -> [heads, image tokens], of the attention tap
         self._probes: list[ProbeCapture] = []
         self._is_scaling = False
         self._layout: tuple[object, ...] = ()
@@ -80,7 +82,8 @@ class GangHeadTap:
         self._probes = []
         for spec, rows_by_name in find_probes(rows):
             try:
-                self._probes.append(ProbeCapture(spec, rows_by_name, rows, layers=self.buffers.scales.shape[0]))
+                layers = self.buffers.scales.shape[0]
+                self._probes.append(ProbeCapture(spec, rows_by_name, rows, layers, self.captured_attention))
             except Exception as error:  # other requests of the step go on
                 record_failure(token_info, rows.request_ids[rows_by_name[spec.main]], error, "probe_failed")
         if self._probes:

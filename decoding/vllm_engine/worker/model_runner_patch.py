@@ -103,8 +103,9 @@ def patch_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def install_taps(runner: Any, hooks: StepHookRunner) -> None:
     """Tap the loaded model. The server refuses strategies that need a tap which the model does not allow."""
+    head_tap: GangHeadTap | None = None
     try:
-        hooks.head_tap = GangHeadTap.from_runner(runner, hooks.states)
+        hooks.head_tap = head_tap = GangHeadTap.from_runner(runner, hooks.states)
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(
             ("head_scales", "probe"), f"vLLM's heads of this model cannot be tapped: {reason}"
@@ -114,9 +115,14 @@ def install_taps(runner: Any, hooks: StepHookRunner) -> None:
     except ValueError as reason:
         hooks.missing["early_exit_layers"] = f"vLLM's layers of this model cannot be tapped: {reason}"
     try:
-        hooks.attention_tap = GangAttentionTap.from_runner(runner, hooks.states)
+        hooks.attention_tap = attention_tap = GangAttentionTap.from_runner(runner, hooks.states)
+        if head_tap is not None:
+            head_tap.captured_attention = attention_tap.captured_weights
     except ValueError as reason:
-        hooks.missing["edit_attention_scores"] = f"vLLM's attention of this model cannot be edited: {reason}"
+        hooks.missing |= dict.fromkeys(
+            ("edit_attention_scores", "attention", "keep_image_tokens"),
+            f"vLLM's attention of this model cannot be computed a second time: {reason}",
+        )
     if hooks.missing:
         log.warning("model_not_tapped", missing=hooks.missing)
 

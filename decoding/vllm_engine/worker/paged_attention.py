@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -44,16 +45,88 @@ def check_attention(layers: Iterable[Any], fuses_quantization: bool) -> None:
                 raise ValueError(f"its attention uses {feature}")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionCall:
+    """One call of a layer's attention, after vLLM has stored the keys and values of its tokens.
+
+    Attributes:
+        module: vLLM's attention layer.
+        layer: Number of the layer, from 0.
+        query: [tokens, heads, head_dim].
+        cache_blocks: [blocks, kv heads, block size, 2 * head_dim] KV cache of the layer.
+        block_table: [rows, blocks] blocks of each row.
+        output: [tokens, heads, head_dim]. It may be changed in place.
+    """
+
+    module: Any
+    layer: int
+    query: Tensor
+    cache_blocks: Tensor
+    block_table: Tensor
+    output: Tensor
+
+    @property
+    def scale(self) -> float:
+        """Factor on the scores."""
+        return float(self.module.impl.scale)
+
+    def gather_keys_and_values(self, rows: Tensor, last: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Gather the keys and values of some rows.
+
+        Args:
+            rows: [n] rows of the step.
+            last: [n] position of the last key of each row. Later ones are 0: their blocks may belong to another
+                request.
+            length: Keys to gather.
+
+        Returns:
+            [n, kv heads, length, head_dim] keys and values.
+        """
+        return gather_keys_and_values(self.module, self.cache_blocks, self.block_table[rows], last, length)
+
+    def compute_scores(self, tokens: Tensor, keys: Tensor) -> Tensor:
+        """Compute the scores of single tokens before mask and softmax.
+
+        Args:
+            tokens: [n] numbers among the tokens of the step.
+            keys: [n, kv heads, keys, head_dim].
+
+        Returns:
+            [n, heads, keys].
+        """
+        # Heads that share a KV head are side by side: [n, kv heads, heads of each, head_dim].
+        queries = torch.unflatten(self.query[tokens], 1, (keys.shape[1], -1))
+        return (queries @ keys.mT).flatten(1, 2) * self.scale
+
+    def compute_weights(self, scores: Tensor, positions: Tensor) -> Tensor:
+        """Compute the attention weights of single tokens.
+
+        Args:
+            scores: [n, heads, keys].
+            positions: [n] positions of the tokens.
+
+        Returns:
+            [n, heads, keys], in the type of the scores.
+        """
+        visible = self.build_mask(positions, scores.shape[-1])
+        weights = scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1, dtype=torch.float32)
+        return weights.to(scores.dtype)
+
+    def build_mask(self, positions: Tensor, length: int) -> Tensor:
+        """Return [n, length] true for the keys that tokens at [n] positions see."""
+        return build_mask(self.module.impl, positions, length)
+
+
 def gather_keys_and_values(
-    module: Any, cache_blocks: Tensor, block_table: Tensor, positions: Tensor, length: int
+    module: Any, cache_blocks: Tensor, block_table: Tensor, last: Tensor, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Gather the keys and values of some tokens. Later ones are 0: their blocks may hold those of another request.
+    """Gather the keys and values of some rows. Those after the last one are 0.
 
     Args:
         module: vLLM's attention layer.
         cache_blocks: [blocks, kv heads, block size, 2 * head_dim] KV cache of the layer.
-        block_table: [n, blocks] blocks of the row of each token.
-        positions: [n] positions of the tokens.
+        block_table: [n, blocks] blocks of each row.
+        last: [n] position of the last key of each row.
         length: Keys to gather.
 
     Returns:
@@ -71,7 +144,7 @@ def gather_keys_and_values(
         ]
     else:
         parts = list(torch.split(own, head_dim, dim=-1))
-    is_later = torch.arange(length, device=positions.device) > positions[:, None]
+    is_later = torch.arange(length, device=last.device) > last[:, None]
     keys, values = (
         part.transpose(1, 2).flatten(2, 3)[:, :, :length].masked_fill(is_later[:, None, :, None], 0) for part in parts
     )

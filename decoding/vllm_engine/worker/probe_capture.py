@@ -1,4 +1,4 @@
-"""Capture of a probe: it folds the head outputs of its prompts' last tokens into a strategy state, layer by layer."""
+"""Capture of a probe: it folds activations of its prompts' last tokens into a strategy state, layer by layer."""
 
 from __future__ import annotations
 
@@ -24,10 +24,20 @@ class ProbeCapture:
         rows_by_name: Prompt name -> row of the step.
         rows: Rows of the step.
         layers: Number of layers of the model.
+        attention: Row -> [heads, image tokens] of the layer that has just run.
     """
 
-    def __init__(self, spec: ProbeSpec, rows_by_name: Mapping[str, int], rows: StepRows, layers: int) -> None:
+    def __init__(
+        self,
+        spec: ProbeSpec,
+        rows_by_name: Mapping[str, int],
+        rows: StepRows,
+        layers: int,
+        attention: Mapping[int, Tensor],
+    ) -> None:
         main = rows_by_name[spec.main]
+        self._rows_by_name = rows_by_name if "attention" in spec.capture else {}
+        self._attention = attention
         self.spec = spec
         self.layers = layers
         self.request_id = rows.request_ids[main]
@@ -49,7 +59,8 @@ class ProbeCapture:
         captured = {name: heads[token].clone() for name, token in self._last_tokens.items()}
         try:
             with attribute_errors(self._strategy):
-                activations = Activations(heads=captured, layer=layer, layers=self.layers)
+                attention = {name: self._attention[row] for name, row in self._rows_by_name.items()}
+                activations = Activations(heads=captured, layer=layer, layers=self.layers, attention=attention)
                 self.state = self._strategy.update_state(self.state, activations)
                 scales = self._strategy.head_scales(self.state) if self.spec.layerwise else None
                 if scales is not None:

@@ -12,8 +12,8 @@ from tests.decoding.hf_engine.harness import build_stack
     [
         (["branches"], "it lacks branches"),
         (
-            ["attention"],
-            "it lacks attention: vLLM computes attention in kernels that do not expose attention weights",
+            ["keep_image_tokens"],
+            "it lacks keep_image_tokens: the transformers engine drops image tokens inside LLaVA models only",
         ),
         (
             ["probe", "relevance"],

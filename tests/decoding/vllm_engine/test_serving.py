@@ -20,8 +20,21 @@ from pydantic import BaseModel, Field
 
 from tests.server.harness import NAME, SCENES, build_messages, greedy_request, wait_until_ready
 
-STRATEGIES = ("plain", "vcd", "agla", "m3id", "agla+vcd", "agla+vhr", "vdgd+vcd", "dola", "deco+vcd", "pai")
-REFUSED = ("avisc", "paint", "sid")
+STRATEGIES = (
+    "plain",
+    "vcd",
+    "agla",
+    "m3id",
+    "agla+vcd",
+    "agla+vhr",
+    "vdgd+vcd",
+    "dola",
+    "deco+vcd",
+    "pai",
+    "avisc",
+    "sid",
+)
+REFUSED = ("paint",)
 
 
 class CountedObject(BaseModel):

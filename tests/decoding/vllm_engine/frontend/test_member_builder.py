@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from decoding.errors import BadRequest
-from decoding.requests import MAIN, GenerateRequest, Prompt, SamplingParams
+from decoding.requests import MAIN, GenerateRequest, Prompt, SamplingParams, StateHandle
 from decoding.text.prompt_encoder import AnswerStart, ModelInputs
 from decoding.vllm_engine.frontend.member_builder import (
     EngineLimits,
@@ -14,6 +16,7 @@ from decoding.vllm_engine.frontend.member_builder import (
     build_members,
     compute_max_new_tokens,
 )
+from decoding.vllm_engine.member import Member
 from tests.decoding.hf_engine.harness import build_stack
 
 
@@ -62,3 +65,21 @@ def test_only_main_rows_with_edited_attention_have_a_salt_of_their_gang(key_salt
         assert len({*salts[names, MAIN], key_salt}) == 3
         assert salts[names, "pai/blind"] == [key_salt] * 2
     assert salts["deco", MAIN] == salts["deco", "pai/blind"] == [key_salt] * 2
+
+
+def test_branches_without_some_image_tokens_have_their_pruning_and_a_salt_of_their_gang() -> None:
+    request = GenerateRequest(Prompt.from_text("?"), stack=build_stack("sid+vcd"), states={"sid": StateHandle("state")})
+    branches = ("sid/least", "vcd/noisy")
+    request = request.replace(branches=dict.fromkeys(branches, request.prompt))
+    inputs = dict.fromkeys((MAIN, *branches), ModelInputs(torch.zeros(4, dtype=torch.long), {}))
+    for gang in ("one", "two"):
+        main, least, noisy = build_members(request, inputs, gang, {}, (), None, AnswerStart())
+        assert least.member is not None
+        assert least.member.pruning is not None
+        assert (least.member.pruning.strategy.name, least.member.pruning.handle) == ("sid", "state")
+        assert Member.from_sampling_params(SimpleNamespace(extra_args=least.member.to_extra_args())) == least.member
+        assert gang in str(least.cache_salt)
+        for other in (main, noisy):
+            assert other.member is not None
+            assert other.member.pruning is None
+            assert other.cache_salt is None

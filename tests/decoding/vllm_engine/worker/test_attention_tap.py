@@ -16,13 +16,14 @@ from decoding.requests import MAIN
 from decoding.strategies.pai import PAI
 from decoding.tensor_hooks import AttentionKeys
 from decoding.vllm_engine.member import Member
-from decoding.vllm_engine.worker.attention_tap import GangAttentionTap, index_image_tokens
+from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
+from decoding.vllm_engine.worker.image_tokens import ImageTokens, find_image_tokens
 from decoding.vllm_engine.worker.paged_attention import build_mask, check_attention
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
 from tests.decoding.vllm_engine.worker.test_step_hook_runner import build_specs, rows
 
-HEADS, KV_HEADS, HEAD_DIM, BLOCK, BLOCKS = 4, 2, 8, 4, 12
+HEADS, KV_HEADS, HEAD_DIM, BLOCK, BLOCKS_OF_ROW = 4, 2, 8, 4, 4
 PROMPT = 6
 IMAGE = (-1, 0, 1, 2, -1, -1)  # index of the image tokens of the prompt
 EDITED = Member("edited", MAIN, 1, stack=build_specs("pai", pai={"alpha": 2.0, "gamma": 1.0, "first_layer": 0}))
@@ -50,17 +51,21 @@ class ToyStep:
         self.rows = step
         count = int(step.token_starts[-1])
         self.query = torch.randn(count, HEADS, HEAD_DIM, device=device)
-        self.cache = torch.randn(BLOCKS, KV_HEADS, BLOCK, 2 * HEAD_DIM, device=device)
-        self.block_table = torch.randperm(BLOCKS, device=device).view(len(step.request_ids), -1)
+        blocks = BLOCKS_OF_ROW * len(step.request_ids)
+        self.cache = torch.randn(blocks, KV_HEADS, BLOCK, 2 * HEAD_DIM, device=device)
+        self.block_table = torch.randperm(blocks, device=device).view(len(step.request_ids), -1)
         self.output = torch.zeros(count, HEADS, HEAD_DIM, device=device)
 
     def run(self, tap: GangAttentionTap, layer: Any) -> TokenInfo:
         token_info = TokenInfo()
         tap.before_forward(self.rows, token_info)
-        metadata = SimpleNamespace(block_table=self.block_table)
-        layer.impl.forward(layer, self.query, None, None, self.cache, metadata, self.output)
+        self.call(layer)
         tap.after_forward(self.rows, token_info)
         return token_info
+
+    def call(self, layer: Any) -> None:
+        metadata = SimpleNamespace(block_table=self.block_table)
+        layer.impl.forward(layer, self.query, None, None, self.cache, metadata, self.output)
 
     def attend(self, row: int, token: int, position: int, window: int = 0) -> Tensor:
         """Compute the edited attention of one token by hand, head by head. Return [heads, head_dim]."""
@@ -87,9 +92,11 @@ def build_rows(*members: Member | None, computed: list[int], lengths: list[int])
     return step
 
 
-def build_tap(device: torch.device, window: int = 0) -> tuple[GangAttentionTap, Any]:
+def build_tap(device: torch.device, window: int = 0, states: StateStore | None = None) -> tuple[GangAttentionTap, Any]:
     layer = SimpleNamespace(impl=FlashAttentionImpl(window))
-    return GangAttentionTap([layer], StateStore(1 << 20), lambda _: torch.tensor(IMAGE), device), layer
+    return GangAttentionTap(
+        [layer], states or StateStore(1 << 20), lambda _: ImageTokens(torch.tensor(IMAGE), 3), device
+    ), layer
 
 
 @pytest.mark.parametrize("window", [0, 3])
@@ -195,4 +202,7 @@ def test_image_tokens_are_indexed() -> None:
     ]
     features = [SimpleNamespace(mm_position=place) for place in places]
     request = SimpleNamespace(num_prompt_tokens=8, mm_features=features)
-    assert index_image_tokens(request).tolist() == [-1, 0, -1, 1, -1, 2, 3, -1]
+    image_tokens = find_image_tokens(request)
+    assert image_tokens.index.tolist() == [-1, 0, -1, 1, -1, 2, 3, -1]
+    assert image_tokens.count == 4
+    assert image_tokens.compute_positions().tolist() == [1, 3, 5, 6]

@@ -230,8 +230,12 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason(monkeypatch: pyt
     with structlog.testing.capture_logs():
         install_taps(runner, hooks)
     reason = "vLLM's layers of this model cannot be tapped: the layer class ToyLayer is not in `TAPPED_LAYERS`"
-    other = "vLLM's attention of this model cannot be edited: the KV cache of NoneType has an unknown layout"
-    assert hooks.missing == {"early_exit_layers": reason, "edit_attention_scores": other}
+    other = (
+        "vLLM's attention of this model cannot be computed a second time: "
+        "the KV cache of NoneType has an unknown layout"
+    )
+    attention = dict.fromkeys(("edit_attention_scores", "attention", "keep_image_tokens"), other)
+    assert hooks.missing == {"early_exit_layers": reason, **attention}
     assert hooks.get_stats() == {
         "states": 0,
         "state_bytes": 0,
@@ -249,7 +253,7 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason(monkeypatch: pyt
     runner.model.decoder.layers = nn.ModuleList()
     with structlog.testing.capture_logs():
         install_taps(runner, hooks)
-    assert set(hooks.missing) == {"early_exit_layers", "edit_attention_scores", "head_scales", "probe"}
+    assert set(hooks.missing) == {"early_exit_layers", *attention, "head_scales", "probe"}
 
 
 def test_request_fails_if_the_model_is_not_tapped() -> None:

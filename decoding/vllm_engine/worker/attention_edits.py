@@ -1,0 +1,182 @@
+"""Edits of attention scores: the attention of the edited tokens is computed a second time, score by score."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decoding.pipeline.attention_hooks import StatefulStack, edit_attention_scores
+from decoding.pipeline.composition import copy_numbers
+from decoding.pipeline.logits_hooks import stack_states
+from decoding.tensor_hooks import AttentionKeys
+from decoding.vllm_engine.member import Member
+from decoding.vllm_engine.worker.image_tokens import FindImageTokens
+from decoding.vllm_engine.worker.paged_attention import AttentionCall
+from decoding.vllm_engine.worker.state_store import StateStore
+from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
+
+MAX_EDITED_TOKENS = 32  # edited in one call, which copies the keys and values that each token sees
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EditedRequest:
+    """A request whose attention is edited."""
+
+    request_id: str
+    batch_key: object  # requests with equal keys share hook calls
+    stack: StatefulStack  # with states of *shape
+    image_token_index: Tensor  # [prompt], as in `AttentionKeys`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionEdit:
+    """Tokens of a step whose attention is edited in one call. A request can have several, after a preemption."""
+
+    requests: Sequence[EditedRequest]  # of the tokens
+    rows: Tensor  # [n] rows of the step
+    tokens: Tensor  # [n] numbers among the tokens of the step
+    positions: Tensor  # [n] positions in prompt and answer
+    image_token_index: Tensor  # [n, keys]
+    stack: StatefulStack  # with states of [n, *shape]
+
+
+class GangAttentionEdits:
+    """The `edit_attention_scores` hooks of one model runner.
+
+    Args:
+        num_layers: Layers of the model.
+        states: Store of the strategy states.
+        find_image_tokens: Function of a request id. It returns the image tokens of the prompt.
+        device: Device of the model.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        states: StateStore,
+        find_image_tokens: FindImageTokens,
+        device: torch.device,
+    ) -> None:
+        self.states = states
+        self.device = device
+        self.num_layers = num_layers
+        self._find_image_tokens = find_image_tokens
+        self._requests: dict[str, EditedRequest] = {}
+        self._edits: list[AttentionEdit] = []
+        self._failures: dict[str, Exception] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attention is edited in this step."""
+        return not self._edits
+
+    def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
+        """Find the tokens of the step whose attention is edited: the last one of each prompt, and the answer's.
+
+        Args:
+            rows: Rows of the step.
+            token_info: Receives failures.
+        """
+        self._failures = {}
+        self._requests = {key: self._requests[key] for key in rows.request_ids if key in self._requests}
+        groups: dict[object, list[tuple[EditedRequest, int, int]]] = defaultdict(list)
+        for row, member in rows.members.items():
+            if not edits_attention(member):
+                continue
+            try:
+                request = self._get_request(rows.request_ids[row], member)
+            except Exception as error:  # other requests of the step go on
+                record_failure(token_info, rows.request_ids[row], error, "edits_not_built")
+                continue
+            prompt_length = int(rows.num_tokens[row] - rows.num_generated_tokens[row])
+            first = max(prompt_length - 1 - int(rows.num_computed_tokens[row]), 0)
+            count = int(rows.token_starts[row + 1] - rows.token_starts[row])
+            groups[request.batch_key] += [(request, row, offset) for offset in range(first, count)]
+        self._edits = [
+            self._build_edit(tokens[start : start + MAX_EDITED_TOKENS], rows)
+            for tokens in groups.values()
+            for start in range(0, len(tokens), MAX_EDITED_TOKENS)
+        ]
+
+    def apply(self, call: AttentionCall) -> None:
+        """Compute the attention of the edited tokens a second time, and write it into the output of the call."""
+        for edit in self._edits:
+            length = edit.image_token_index.shape[1]
+            keys, values = call.gather_keys_and_values(edit.rows, edit.positions, length)
+            scores = self._edit_scores(edit, call.layer, call.compute_scores(edit.tokens, keys))
+            weights = call.compute_weights(scores, edit.positions)
+            weights = torch.unflatten(weights, 1, (keys.shape[1], -1))
+            call.output[edit.tokens] = (weights @ values).flatten(1, 2)
+
+    def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
+        """Drop the edits, and report hooks that failed.
+
+        Args:
+            rows: Rows of the step.
+            token_info: Receives failures.
+        """
+        self._edits = []
+        failures, self._failures = self._failures, {}
+        for request_id, error in failures.items():
+            record_failure(token_info, request_id, error, "edit_attention_scores_failed")
+
+    def reset(self) -> None:
+        """Drop the step."""
+        self._requests, self._edits, self._failures = {}, [], {}
+
+    def _edit_scores(self, edit: AttentionEdit, layer: int, scores: Tensor) -> Tensor:
+        """Call the hooks on [n, heads, keys] scores. A hook that fails, fails its own request."""
+        keys = AttentionKeys(edit.image_token_index, layer, self.num_layers)
+        edited, failures = edit_attention_scores(edit.stack, keys, scores)
+        self._failures |= {edit.requests[number].request_id: error for number, error in failures.items()}
+        return edited
+
+    def _get_request(self, request_id: str, member: Member) -> EditedRequest:
+        request = self._requests.get(request_id)
+        if request is None:
+            states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
+            strategies = [spec.build() for spec in member.stack]
+            stack = [
+                (strategy, states.get(strategy.name, {}))
+                for strategy in reversed(strategies)
+                if "edit_attention_scores" in strategy.list_hooks()
+            ]
+            shapes = tuple((name, tensor.shape) for _, state in stack for name, tensor in state.items())
+            key = (tuple(strategy.batch_key() for strategy, _ in stack), shapes)
+            index = self._find_image_tokens(request_id).index.to(self.device, non_blocking=True)
+            request = self._requests[request_id] = EditedRequest(request_id, key, stack, index)
+        return request
+
+    def _build_edit(self, tokens: Sequence[tuple[EditedRequest, int, int]], rows: StepRows) -> AttentionEdit:
+        """Build the edit of tokens, given as request, row and offset among the tokens of the row in this step."""
+        requests = [request for request, _, _ in tokens]
+        positions = [int(rows.num_computed_tokens[row]) + offset for _, row, offset in tokens]
+        length = max(positions) + 1
+        index = torch.stack([fit_length(request.image_token_index, length) for request in requests])
+        stack = [
+            (strategy, stack_states([request.stack[depth][1] for request in requests]))
+            for depth, (strategy, _) in enumerate(requests[0].stack)
+        ]
+        rows_index, tokens_index, positions_index = (
+            copy_numbers(numbers, torch.long, self.device)
+            for numbers in (
+                [row for _, row, _ in tokens],
+                [int(rows.token_starts[row]) + offset for _, row, offset in tokens],
+                positions,
+            )
+        )
+        return AttentionEdit(requests, rows_index, tokens_index, positions_index, index, stack)
+
+
+def edits_attention(member: Member) -> bool:
+    """Return whether a strategy of the member edits attention. Branches have no stack."""
+    return any("edit_attention_scores" in spec.list_hooks() for spec in member.stack)
+
+
+def fit_length(index: Tensor, length: int) -> Tensor:
+    """Cut or extend an [n] index of image tokens to a length. Added tokens are text."""
+    return torch.nn.functional.pad(index, (0, length - len(index)), value=-1)
