@@ -73,9 +73,6 @@ def get_token_ids(answer: Answer) -> list[int]:
     return [token.id for token in answer.tokens]
 
 
-prompts, token_ids = load_prompts, get_token_ids  # their names in test_attention_edits.py
-
-
 async def compute_first_logprobs(engine: Engine, stack: str | Sequence[Strategy], count: int) -> list[float]:
     """Return the log-probabilities of the first token's likeliest candidates, in the order of their ids."""
     answer, _ = await run_strategies(engine, stack, load_prompts(1)[0], exact_length(1, top_logprobs=count))

@@ -16,7 +16,7 @@ from tests.decoding.vllm_engine.worker.test_attention_tap import (
     OTHER,
     PROMPT,
     ToyStep,
-    build_rows,
+    build_step,
     build_tap,
 )
 
@@ -30,7 +30,7 @@ def test_weights_are_those_of_the_last_token_on_the_image() -> None:
     torch.manual_seed(0)
     device = torch.device("cpu")
     members = (OTHER, build_probe("attention"), build_probe("heads"))
-    step = ToyStep(build_rows(*members, computed=[7, 0, 0], lengths=[1, PROMPT, PROMPT]), device)
+    step = ToyStep(build_step(*members, computed=[7, 0, 0], lengths=[1, PROMPT, PROMPT]), device)
     tap, layer = build_tap(device)
     tap.before_forward(step.rows, TokenInfo())
     step.call(layer)
@@ -48,7 +48,7 @@ def test_weights_are_those_of_the_last_token_on_the_image() -> None:
 
 def test_captures_do_not_wait_for_the_device() -> None:
     with simulate_device(), torch.no_grad():
-        step = ToyStep(build_rows(build_probe("attention"), computed=[0], lengths=[PROMPT]), DEVICE)
+        step = ToyStep(build_step(build_probe("attention"), computed=[0], lengths=[PROMPT]), DEVICE)
         tap, layer = build_tap(DEVICE)
         tap.before_forward(step.rows, TokenInfo())
         step.call(layer)

@@ -10,14 +10,14 @@ import torch
 
 from decoding.vllm_engine.worker.paged_attention import CPU_IMPL, gather_keys_and_values
 from tests.decoding.hf_engine.harness import build_stack
-from tests.decoding.vllm_engine.scenes import generate_all, prompts, token_ids
+from tests.decoding.vllm_engine.scenes import generate_all, get_token_ids, load_prompts
 
 TOKENS = 24
 
 
 async def test_edited_keys_and_values_are_not_shared(roomy_engine: Any, hf_engine: Any) -> None:
     """A prompt that ends with an answer runs next to the request of that answer, and after it."""
-    (prompt,) = prompts(1)
+    (prompt,) = load_prompts(1)
     strong = build_stack("pai", pai={"alpha": 4.0, "gamma": 1.0, "first_layer": 0})
     stacks = [build_stack("plain"), strong, build_stack("pai"), build_stack("pai+vhr")]
     requests = [(stack, prompt) for stack in stacks * 2]
@@ -25,12 +25,12 @@ async def test_edited_keys_and_values_are_not_shared(roomy_engine: Any, hf_engin
     longer = prompt.with_question(f"{prompt.question} {expected[1].text}")
     continued = [(stack, longer) for stack in stacks]
     expected += await generate_all(hf_engine, continued, TOKENS)
-    assert len({tuple(token_ids(each)) for each in expected[: len(stacks)]}) >= 3
+    assert len({tuple(get_token_ids(each)) for each in expected[: len(stacks)]}) >= 3
     for _ in range(2):
         actual = await generate_all(roomy_engine, requests, TOKENS) + await generate_all(
             roomy_engine, continued, TOKENS
         )
-        assert [token_ids(each) for each in actual] == [token_ids(each) for each in expected]
+        assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for each in expected]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

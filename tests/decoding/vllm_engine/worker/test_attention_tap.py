@@ -21,7 +21,7 @@ from decoding.vllm_engine.worker.image_tokens import ImageTokens, find_image_tok
 from decoding.vllm_engine.worker.paged_attention import build_mask, check_attention
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
-from tests.decoding.vllm_engine.worker.test_step_hook_runner import build_specs, rows
+from tests.decoding.vllm_engine.worker.test_step_hook_runner import build_rows, build_specs
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK, BLOCKS_OF_ROW = 4, 2, 8, 4, 4
 PROMPT = 6
@@ -82,9 +82,9 @@ class ToyStep:
         return torch.stack(outputs)
 
 
-def build_rows(*members: Member | None, computed: list[int], lengths: list[int]) -> StepRows:
+def build_step(*members: Member | None, computed: list[int], lengths: list[int]) -> StepRows:
     """Build a step in which rows run several tokens of prompts of `PROMPT` tokens and of their answers."""
-    step = rows(*members)
+    step = build_rows(*members)
     step.token_starts[1:] = np.cumsum(lengths)
     step.num_computed_tokens[:] = computed
     step.num_tokens[:] = [max(PROMPT, sum(each)) for each in zip(computed, lengths, strict=True)]
@@ -104,7 +104,7 @@ def test_last_token_of_a_prompt_and_all_of_the_answer_are_edited(window: int) ->
     """The first row ends its prompt, the second one decodes, and the last one recomputes after a preemption."""
     torch.manual_seed(0)
     step = ToyStep(
-        build_rows(EDITED, EDITED, OTHER, EDITED, computed=[4, 8, 7, 3], lengths=[2, 1, 1, 6]), torch.device("cpu")
+        build_step(EDITED, EDITED, OTHER, EDITED, computed=[4, 8, 7, 3], lengths=[2, 1, 1, 6]), torch.device("cpu")
     )
     tap, layer = build_tap(torch.device("cpu"), window)
     assert step.run(tap, layer) == {}
@@ -116,7 +116,7 @@ def test_last_token_of_a_prompt_and_all_of_the_answer_are_edited(window: int) ->
 
 
 def test_chunk_before_the_end_of_a_prompt_is_not_edited() -> None:
-    step = ToyStep(build_rows(EDITED, OTHER, computed=[0, 7], lengths=[4, 1]), torch.device("cpu"))
+    step = ToyStep(build_step(EDITED, OTHER, computed=[0, 7], lengths=[4, 1]), torch.device("cpu"))
     tap, layer = build_tap(torch.device("cpu"))
     step.run(tap, layer)
     assert not step.output.any()
@@ -135,7 +135,7 @@ def test_failing_edit_fails_its_own_request(is_shape: bool, monkeypatch: pytest.
         raise ZeroDivisionError
 
     monkeypatch.setattr(PAI, "edit_attention_scores", edit)
-    step = ToyStep(build_rows(EDITED, EDITED, computed=[7, 7], lengths=[1, 1]), torch.device("cpu"))
+    step = ToyStep(build_step(EDITED, EDITED, computed=[7, 7], lengths=[1, 1]), torch.device("cpu"))
     step.cache[step.block_table[1, 0]] = torch.inf
     tap, layer = build_tap(torch.device("cpu"))
     with structlog.testing.capture_logs():
@@ -147,7 +147,7 @@ def test_failing_edit_fails_its_own_request(is_shape: bool, monkeypatch: pytest.
 
 def test_blocks_of_other_requests_do_not_change_an_edit() -> None:
     """A shorter row is edited beside a longer one, and so gathers blocks that it does not own."""
-    step = ToyStep(build_rows(EDITED, EDITED, computed=[7, 5], lengths=[1, 1]), torch.device("cpu"))
+    step = ToyStep(build_step(EDITED, EDITED, computed=[7, 5], lengths=[1, 1]), torch.device("cpu"))
     step.cache[step.block_table[1, 1], :, 2:] = torch.inf  # positions 6 and 7 of the second row
     tap, layer = build_tap(torch.device("cpu"))
     assert step.run(tap, layer) == {}
@@ -156,7 +156,7 @@ def test_blocks_of_other_requests_do_not_change_an_edit() -> None:
 
 def test_edits_do_not_wait_for_the_device() -> None:
     with simulate_device(), torch.no_grad():
-        step = ToyStep(build_rows(EDITED, OTHER, EDITED, computed=[4, 7, 3], lengths=[2, 1, 6]), DEVICE)
+        step = ToyStep(build_step(EDITED, OTHER, EDITED, computed=[4, 7, 3], lengths=[2, 1, 6]), DEVICE)
         tap, layer = build_tap(DEVICE)
         assert step.run(tap, layer) == {}
         assert step.output.device == DEVICE

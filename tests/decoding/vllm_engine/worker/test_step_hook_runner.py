@@ -52,9 +52,6 @@ def build_rows(*members: Member | None, is_sampling: list[bool] | None = None, g
     )
 
 
-rows = build_rows  # its name in test_attention_tap.py
-
-
 def draw_logits(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
 

@@ -23,7 +23,7 @@ from tests.decoding.vllm_engine.worker.test_attention_tap import (
     OTHER,
     PROMPT,
     ToyStep,
-    build_rows,
+    build_step,
     build_tap,
 )
 
@@ -75,7 +75,7 @@ def test_no_token_of_a_branch_sees_a_dropped_one(queries: int, monkeypatch: pyte
     monkeypatch.setattr(token_pruning, "MAX_QUERIES", queries)
     branch = build_branch()
     step = ToyStep(
-        build_rows(branch, branch, branch, OTHER, branch, computed=[0, 3, 8, 7, 6], lengths=[6, 3, 1, 1, 1]), CPU
+        build_step(branch, branch, branch, OTHER, branch, computed=[0, 3, 8, 7, 6], lengths=[6, 3, 1, 1, 1]), CPU
     )
     tap, layer = build_tap(CPU, states=build_states(torch.tensor([KEPT])))
     assert step.run(tap, layer) == {}
@@ -88,7 +88,7 @@ def test_no_token_of_a_branch_sees_a_dropped_one(queries: int, monkeypatch: pyte
 @pytest.mark.parametrize("handle", [None, "state"])
 def test_branch_that_keeps_everything_is_left_alone(handle: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Keeps, "keep_image_tokens", lambda *_: None)
-    step = ToyStep(build_rows(build_branch(handle), computed=[0], lengths=[6]), CPU)
+    step = ToyStep(build_step(build_branch(handle), computed=[0], lengths=[6]), CPU)
     tap, layer = build_tap(CPU, states=build_states(torch.tensor([KEPT])))
     assert step.run(tap, layer) == {}
     assert not step.output.any()
@@ -97,7 +97,7 @@ def test_branch_that_keeps_everything_is_left_alone(handle: str | None, monkeypa
 def test_mask_of_another_shape_fails_its_own_request() -> None:
     good, bad = build_states(torch.tensor([KEPT])), torch.ones(1, 2, dtype=torch.bool)
     good.put("bad", {"kept": bad})
-    step = ToyStep(build_rows(build_branch(), build_branch("bad"), computed=[7, 7], lengths=[1, 1]), CPU)
+    step = ToyStep(build_step(build_branch(), build_branch("bad"), computed=[7, 7], lengths=[1, 1]), CPU)
     tap, layer = build_tap(CPU, states=good)
     with structlog.testing.capture_logs():
         token_info = step.run(tap, layer)
@@ -108,7 +108,7 @@ def test_mask_of_another_shape_fails_its_own_request() -> None:
 
 def test_pruning_does_not_wait_for_the_device() -> None:
     with simulate_device(), torch.no_grad():
-        step = ToyStep(build_rows(build_branch(), build_branch(), computed=[0, 7], lengths=[6, 1]), DEVICE)
+        step = ToyStep(build_step(build_branch(), build_branch(), computed=[0, 7], lengths=[6, 1]), DEVICE)
         tap, layer = build_tap(DEVICE, states=build_states(torch.tensor([KEPT]).to(DEVICE)))
         assert step.run(tap, layer) == {}
         assert step.output.device == DEVICE
