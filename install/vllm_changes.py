@@ -39,6 +39,8 @@ METHODS: dict[str, tuple[str, ...]] = {
         "GPUModelRunner.execute_model",
         "GPUModelRunner.sample_tokens",
         "GPUModelRunner._bookkeeping_sync",
+        "GPUModelRunner._cache_encoder_output",
+        "GPUModelRunner._execute_mm_encoder",
         "GPUModelRunner._model_forward",
         "GPUModelRunner._sample",
     ),

@@ -104,6 +104,7 @@ class VllmEngine(BaseEngine):
             "edit_attention_scores",
             "attention",
             "keep_image_tokens",
+            "vision_attention",
             "probe",
             "noise",
             "scored_texts",

@@ -100,7 +100,7 @@ def build_members(
         # Keys and values of edited tokens depend on where the prompt ends. No other request reads them.
         main_salt = json.dumps([main_salt, gang])
     # Keys and values of a branch without some image tokens are those of no other prompt.
-    salts = {MAIN: main_salt, **dict.fromkeys(prunings, json.dumps([salt, gang]))}
+    salts = {MAIN: main_salt, **{name: json.dumps([salt, gang, name]) for name in prunings}}
     return [
         MemberRequest(name, prompt, inputs[name], None if is_plain else members[name], salts.get(name, salt), salt)
         for name, prompt in prompts.items()

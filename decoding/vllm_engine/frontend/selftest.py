@@ -10,7 +10,16 @@ from decoding.outputs import Answer
 from decoding.requests import GenerateRequest
 
 REQUIRED_PATCHES = frozenset(
-    {"load_model", "initialize_kv_cache", "_model_forward", "_sample", "sample_tokens", "_bookkeeping_sync"}
+    {
+        "load_model",
+        "initialize_kv_cache",
+        "_execute_mm_encoder",
+        "_cache_encoder_output",
+        "_model_forward",
+        "_sample",
+        "sample_tokens",
+        "_bookkeeping_sync",
+    }
 )
 
 

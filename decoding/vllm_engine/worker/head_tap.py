@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from decoding.errors import EngineFailed
 from decoding.pipeline.composition import combine_head_scales
-from decoding.vllm_engine.member import Member
+from decoding.tensor_hooks import Tensors
+from decoding.vllm_engine.member import Member, ProbeSpec
 from decoding.vllm_engine.worker import head_projection
 from decoding.vllm_engine.worker.probe_capture import ProbeCapture, find_probes
 from decoding.vllm_engine.worker.state_store import StateStore
@@ -35,6 +37,8 @@ class GangHeadTap:
         self.states = states
         self.buffers = head_projection.install(model, rows, tokens, dtype, device, tap=self)
         self.captured_attention: Mapping[int, Tensor] = {}  # row -> [heads, image tokens], of the attention tap
+        # Request id -> [tower layers, images, heads, patches]. None: the vision tower is not tapped.
+        self.collect_vision_attention: Callable[[str], Tensor | None] | None = None
         self._probes: list[ProbeCapture] = []
         self._is_scaling = False
         self._layout: tuple[object, ...] = ()
@@ -82,8 +86,7 @@ class GangHeadTap:
         self._probes = []
         for spec, rows_by_name in find_probes(rows):
             try:
-                layers = self.buffers.scales.shape[0]
-                self._probes.append(ProbeCapture(spec, rows_by_name, rows, layers, self.captured_attention))
+                self._probes.append(self._build_capture(spec, rows_by_name, rows))
             except Exception as error:  # other requests of the step go on
                 record_failure(token_info, rows.request_ids[rows_by_name[spec.main]], error, "probe_failed")
         if self._probes:
@@ -126,6 +129,29 @@ class GangHeadTap:
         for probe in self._probes:
             probe.observe(layer, heads)
         return heads
+
+    def _build_capture(self, spec: ProbeSpec, rows_by_name: Mapping[str, int], rows: StepRows) -> ProbeCapture:
+        """Build the capture of a probe.
+
+        Args:
+            spec: The probe.
+            rows_by_name: Prompt name -> row of the step.
+            rows: Rows of the step.
+
+        Returns:
+            The capture.
+
+        Raises:
+            EngineFailed: The vision tower is not tapped. The server refuses such probes at their admission.
+        """
+        vision_attention: Tensors = {}
+        if "vision_attention" in spec.capture:
+            if self.collect_vision_attention is None:
+                raise EngineFailed("The vision tower is not tapped.")
+            found = {name: self.collect_vision_attention(rows.request_ids[row]) for name, row in rows_by_name.items()}
+            vision_attention = {name: weights for name, weights in found.items() if weights is not None}
+        layers = self.buffers.scales.shape[0]
+        return ProbeCapture(spec, rows_by_name, rows, layers, self.captured_attention, vision_attention)
 
     def _set_scales(self, rows: StepRows, token_info: TokenInfo) -> Tensor | None:
         """Write the scales of each scaled row, and return the [tokens] rows of the step's tokens, or None."""

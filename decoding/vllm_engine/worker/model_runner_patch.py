@@ -22,6 +22,7 @@ from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
 from decoding.vllm_engine.worker.step_rows import StepRows
+from decoding.vllm_engine.worker.vision_attention_tap import VisionAttentionTap
 
 log = structlog.get_logger(__name__)
 
@@ -123,6 +124,14 @@ def install_taps(runner: Any, hooks: StepHookRunner) -> None:
             ("edit_attention_scores", "attention", "keep_image_tokens"),
             f"vLLM's attention of this model cannot be computed a second time: {reason}",
         )
+    try:
+        runner.vision_attention_tap = tap = VisionAttentionTap.from_runner(runner)
+        if head_tap is not None:
+            head_tap.collect_vision_attention = lambda request_id: tap.collect(
+                [feature.identifier for feature in runner.requests[request_id].mm_features]
+            )
+    except ValueError as reason:
+        hooks.missing["vision_attention"] = f"vLLM's vision tower of this model cannot be tapped: {reason}"
     if hooks.missing:
         log.warning("model_not_tapped", missing=hooks.missing)
 
@@ -136,6 +145,26 @@ def patch_initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any
                 tensor.zero_()
 
     return initialize_kv_cache
+
+
+def patch_execute_encoder(original: Callable[..., Any]) -> Callable[..., Any]:
+    def execute_encoder(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        tap: VisionAttentionTap | None = getattr(runner, "vision_attention_tap", None)
+        if tap is not None:
+            tap.start()
+        return original(runner, *args, **kwargs)
+
+    return execute_encoder
+
+
+def patch_cache_encoder_output(original: Callable[..., Any]) -> Callable[..., Any]:
+    def cache_encoder_output(runner: Any, mm_hash: str, *args: Any, **kwargs: Any) -> None:
+        original(runner, mm_hash, *args, **kwargs)
+        tap: VisionAttentionTap | None = getattr(runner, "vision_attention_tap", None)
+        if tap is not None:
+            tap.store(mm_hash, runner.encoder_cache)
+
+    return cache_encoder_output
 
 
 def patch_forward(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,6 +214,8 @@ def patch_bookkeeping(original: Callable[..., Any]) -> Callable[..., Any]:
 PATCHES: dict[str, Callable[[Callable[..., Any]], Any]] = {
     "load_model": patch_load_model,
     "initialize_kv_cache": patch_initialize_kv_cache,
+    "_execute_mm_encoder": patch_execute_encoder,
+    "_cache_encoder_output": patch_cache_encoder_output,
     "_model_forward": patch_forward,
     "_sample": patch_sample,
     "sample_tokens": patch_sample_tokens,

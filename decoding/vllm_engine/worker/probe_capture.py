@@ -25,6 +25,7 @@ class ProbeCapture:
         rows: Rows of the step.
         layers: Number of layers of the model.
         attention: Row -> [heads, image tokens] of the layer that has just run.
+        vision_attention: Prompt name -> [tower layers, images, heads, patches].
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class ProbeCapture:
         rows: StepRows,
         layers: int,
         attention: Mapping[int, Tensor],
+        vision_attention: Tensors,
     ) -> None:
         main = rows_by_name[spec.main]
         self._rows_by_name = rows_by_name if "attention" in spec.capture else {}
         self._attention = attention
+        self._vision_attention = vision_attention
         self.spec = spec
         self.layers = layers
         self.request_id = rows.request_ids[main]
@@ -60,7 +63,7 @@ class ProbeCapture:
         try:
             with attribute_errors(self._strategy):
                 attention = {name: self._attention[row] for name, row in self._rows_by_name.items()}
-                activations = Activations(heads=captured, layer=layer, layers=self.layers, attention=attention)
+                activations = Activations(captured, layer, self.layers, self._vision_attention, attention)
                 self.state = self._strategy.update_state(self.state, activations)
                 scales = self._strategy.head_scales(self.state) if self.spec.layerwise else None
                 if scales is not None:

@@ -28,6 +28,7 @@ WITHOUT_VLLM = (
     "worker/test_token_pruning.py",
     "worker/test_early_exit_tap.py",
     "worker/test_step_hook_runner.py",
+    "worker/test_vision_attention_tap.py",
     "worker/test_simulated_device.py",
 )
 if find_spec("vllm") is None:

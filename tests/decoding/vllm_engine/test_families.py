@@ -36,6 +36,8 @@ async def test_family_equals_the_transformers_engine(name: str, tmp_path: Path) 
     engine = await start_engine(model=str(folder), max_rows=8, context=512)
     try:
         assert await generate_cases(engine) == expected
+        with pytest.raises(Unsupported, match="cannot run 'paint': it lacks vision_attention: vLLM's vision tower"):
+            await generate_all(engine, [(build_stack("paint"), PROMPTS["wide"])], 1)
         assert (await engine.report())["counters"]["violations"] == 0
     finally:
         await engine.close()

@@ -83,3 +83,12 @@ def test_branches_without_some_image_tokens_have_their_pruning_and_a_salt_of_the
             assert other.member is not None
             assert other.member.pruning is None
             assert other.cache_salt is None
+
+
+def test_prompts_of_one_gang_with_keys_and_values_of_their_own_have_salts_of_their_own() -> None:
+    names = ("sid/least", "avisc/blind")
+    request = GenerateRequest(Prompt.from_text("?"), stack=build_stack("pai+sid+avisc"))
+    request = request.replace(branches=dict.fromkeys(names, request.prompt))
+    inputs = dict.fromkeys((MAIN, *names), ModelInputs(torch.zeros(4, dtype=torch.long), {}))
+    members = build_members(request, inputs, "gang", {}, (), None, AnswerStart())
+    assert len({member.cache_salt for member in members} - {None}) == 3

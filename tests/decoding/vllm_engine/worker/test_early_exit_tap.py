@@ -235,7 +235,8 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason(monkeypatch: pyt
         "the KV cache of NoneType has an unknown layout"
     )
     attention = dict.fromkeys(("edit_attention_scores", "attention", "keep_image_tokens"), other)
-    assert hooks.missing == {"early_exit_layers": reason, **attention}
+    vision = "vLLM's vision tower of this model cannot be tapped: it needs a LLaVA model with a CLIP tower"
+    assert hooks.missing == {"early_exit_layers": reason, **attention, "vision_attention": vision}
     assert hooks.get_stats() == {
         "states": 0,
         "state_bytes": 0,
@@ -253,7 +254,7 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason(monkeypatch: pyt
     runner.model.decoder.layers = nn.ModuleList()
     with structlog.testing.capture_logs():
         install_taps(runner, hooks)
-    assert set(hooks.missing) == {"early_exit_layers", *attention, "head_scales", "probe"}
+    assert set(hooks.missing) == {"early_exit_layers", *attention, "vision_attention", "head_scales", "probe"}
 
 
 def test_request_fails_if_the_model_is_not_tapped() -> None:
