@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -30,7 +30,8 @@ class FairQueue:
         self._units = units
         self.max_owner_units = max_owner_units or units
         self._held: Counter[str] = Counter()
-        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}  # the order of equals
+        # Owner -> units by request. The order is that of equals. A dict finds its first item only behind all removed ones.
+        self._waiting: dict[str, OrderedDict[asyncio.Future[None], int]] = {}
 
     async def acquire(self, owner: str, units: int) -> int:
         """Wait for units.
@@ -44,12 +45,13 @@ class FairQueue:
         """
         units = min(units, self._units)
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, deque()).append((units, granted))
+        self._waiting.setdefault(owner, OrderedDict())[granted] = units
         self._grant()
         try:
             await granted
         except BaseException:
             if granted.cancelled():
+                self._remove(owner, granted)
                 self._grant()
             else:
                 self.release(owner, units)
@@ -86,20 +88,26 @@ class FairQueue:
     def _grant(self) -> None:
         while candidates := [owner for owner in self._waiting if self._is_within_share(owner)]:
             owner = min(candidates, key=self._held.__getitem__)  # the first of equals
-            queue = self._waiting[owner]
-            units, granted = queue[0]
+            granted, units = next(iter(self._waiting[owner].items()))
             if not granted.cancelled():
                 if self._held.total() + units > self._units:
                     return
                 self._held[owner] += units
                 granted.set_result(None)
                 self._waiting[owner] = self._waiting.pop(owner)
-            queue.popleft()
-            if not queue:
-                del self._waiting[owner]
+            self._remove(owner, granted)
+
+    def _remove(self, owner: str, granted: asyncio.Future[None]) -> None:
+        """Remove a request if it waits. A cancelled one may have been removed before its task runs."""
+        queue = self._waiting.get(owner)
+        if queue is None:
+            return
+        queue.pop(granted, None)
+        if not queue:
+            del self._waiting[owner]
 
     def _is_within_share(self, owner: str) -> bool:
         """Return whether the first waiting request of an owner may have its units, if they are free."""
-        units, granted = self._waiting[owner][0]
+        granted, units = next(iter(self._waiting[owner].items()))
         held = self._held[owner]
         return granted.cancelled() or not held or held + units <= self.max_owner_units

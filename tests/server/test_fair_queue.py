@@ -70,6 +70,36 @@ async def test_rows_of_a_key_are_bounded() -> None:
     assert await asyncio.wait_for(waiting, 1) == 1
 
 
+async def test_cancelled_requests_leave_the_queue() -> None:
+    """The first request of the key waits for all units, so that those behind it are never served."""
+    queue = FairQueue(2)
+    held = await queue.acquire("other", 1)
+    first = asyncio.create_task(queue.acquire("one", 2))
+    cancelled = [asyncio.create_task(queue.acquire("one", 1)) for _ in range(3)]
+    last = asyncio.create_task(queue.acquire("one", 1))
+    await asyncio.sleep(0)
+    assert queue.count_waiting("one") == 5
+    for task in cancelled:
+        task.cancel()
+    await asyncio.gather(*cancelled, return_exceptions=True)
+    assert queue.count_waiting("one") == 2
+    queue.release("other", held)
+    queue.release("one", await asyncio.wait_for(first, 1))
+    queue.release("one", await asyncio.wait_for(last, 1))
+    assert queue.is_free("two", 2)
+
+
+async def test_only_request_of_a_key_is_cancelled() -> None:
+    queue = FairQueue(1)
+    held = await queue.acquire("other", 1)
+    only = asyncio.create_task(queue.acquire("one", 1))
+    await asyncio.sleep(0)
+    only.cancel()
+    await asyncio.gather(only, return_exceptions=True)
+    queue.release("other", held)
+    assert queue.is_free("two", 1)
+
+
 async def test_one_key_holds_only_its_share(start_server: StartServer) -> None:
     engine = FakeEngine(words=["word "] * 1000, pause=0.01)
     server = await start_server(engine, api_keys="one,two", max_rows=2, max_waiting=2, key_share=0.5)
