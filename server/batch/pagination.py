@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Protocol
 
-from fastapi import Depends, Query
+from fastapi import Depends, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from decoding.errors import Overloaded
 from server.middleware.auth import OwnerDep
 from server.service import ServiceDep
+from server.serving.request_handler import run_until_disconnect
 
 LimitParam = Annotated[int, Query(ge=1, le=100)]
 AfterParam = Annotated[str | None, Query(max_length=64, description="Id of the last item of the previous page.")]
@@ -44,15 +46,18 @@ class PageResponse(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def wait_for_page_slot(service: ServiceDep, owner: OwnerDep) -> AsyncGenerator[None, None]:
+async def wait_for_page_slot(request: Request, service: ServiceDep, owner: OwnerDep) -> AsyncGenerator[None, None]:
     """Wait until one more page may be in memory. It may until the client has read the page.
+
+    A request whose client has disconnected does not wait, so that it does not count against its owner.
 
     Raises:
         Overloaded: `MAX_WAITING_PAGES` requests of the owner wait.
     """
     if service.list_page_queue.count_waiting(owner) >= MAX_WAITING_PAGES:
         raise Overloaded("Too many lists are requested at once; try again in a moment.", code="too_many_lists")
-    async with service.list_page_queue.hold(owner, 1):
+    async with AsyncExitStack() as slot:
+        await run_until_disconnect(request, slot.enter_async_context(service.list_page_queue.hold(owner, 1)))
         yield
 
 

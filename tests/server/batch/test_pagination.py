@@ -84,7 +84,7 @@ async def test_unread_pages_are_bounded(server: FakeServer, monkeypatch: pytest.
             await is_read.wait()
 
     async def receive() -> Any:
-        return {"type": "http.request", "body": b""}
+        await asyncio.Event().wait()
 
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/v1/batches", "raw_path": b"/v1/batches"}
     scope |= {"query_string": b"", "scheme": "http", "headers": [], "http_version": "1.1", "asgi": {"version": "3.0"}}
@@ -100,3 +100,29 @@ async def test_unread_pages_are_bounded(server: FakeServer, monkeypatch: pytest.
     await unread
     assert (await waiting).status_code == 200
     assert sum(sizes) > 2 * pagination.PART_BYTES
+
+
+async def test_request_of_a_disconnected_client_does_not_wait_for_a_page(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pagination, "MAX_WAITING_PAGES", 1)
+    queue = server.app.state.service.list_page_queue = FairQueue(1)
+    is_disconnected, statuses = asyncio.Event(), list[int]()
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    async def receive() -> Any:
+        await is_disconnected.wait()
+        return {"type": "http.disconnect"}
+
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/v1/batches", "raw_path": b"/v1/batches"}
+    scope |= {"query_string": b"", "scheme": "http", "headers": [], "http_version": "1.1", "asgi": {"version": "3.0"}}
+    async with queue.hold("", 1):
+        waiting = asyncio.create_task(server.app(scope, receive, send))
+        await wait_until(lambda: queue.count_waiting("") == 1)
+        is_disconnected.set()
+        await asyncio.wait_for(waiting, 5)
+        assert statuses[0] == 499
+        assert queue.count_waiting("") == 0
+    assert (await server.http.get("/v1/files")).status_code == 200
