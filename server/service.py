@@ -55,6 +55,8 @@ class Service:
         self.parse_limiter = anyio.CapacityLimiter(PARSE_THREADS)
         self.large_parse_limiter = anyio.CapacityLimiter(1)
         self.strategies_limiter = anyio.CapacityLimiter(1)  # the first request describes the strategies for the others
+        self.openapi_limiter = anyio.CapacityLimiter(1)  # the first request builds the document for the others
+        self.openapi_body: bytes | None = None
         self.grammar_executor = ThreadPoolExecutor(GRAMMAR_THREADS)
         self.body_budget = create_body_budget(settings)
         self.is_draining = False  # after a stop signal: running requests finish, new ones are refused

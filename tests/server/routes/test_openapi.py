@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
+
+import pytest
+from fastapi.openapi import utils
+from starlette.responses import JSONResponse
 
 from tests.server.conftest import FakeServer
 
@@ -34,6 +39,26 @@ async def test_openapi_has_every_strategy_parameter(server: FakeServer) -> None:
         "question",
         "language",
     }
+
+
+async def test_document_is_built_and_serialized_once(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    build, render = utils.get_openapi, JSONResponse.render
+
+    def record_build(**options: Any) -> dict[str, Any]:
+        calls.append("build")
+        return build(**options)
+
+    def record_render(response: JSONResponse, content: Any) -> bytes:
+        calls.append("serialize")
+        return render(response, content)
+
+    monkeypatch.setattr(utils, "get_openapi", record_build)
+    monkeypatch.setattr(JSONResponse, "render", record_render)
+    responses = await asyncio.gather(*(server.http.get("/openapi.json") for _ in range(40)))
+    assert {response.status_code for response in responses} == {200}
+    assert len({response.content for response in responses}) == 1
+    assert calls == ["build", "serialize"]
 
 
 def test_dependencies_run_on_the_event_loop(server: FakeServer) -> None:
