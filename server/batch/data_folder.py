@@ -174,7 +174,7 @@ class DataFolder:
             self._check_bounds(owner, size, self._partial_files)
 
     def reserve(self, owner: str, size: int, partial_file: PartialFile | None = None) -> None:
-        """Reserve bytes before they are written. Slow if uploads have to be dropped: call it in a thread.
+        """Reserve bytes before they are written. Slow if files of uploads have to be removed: call it in a thread.
 
         Args:
             owner: Owner of the file.
@@ -187,18 +187,23 @@ class DataFolder:
         with self._counter_lock:
             if partial_file is not None and partial_file.is_dropped:
                 raise StorageFull(STORAGE_FULL, param="file")
-            if not self._fits(owner, size):
-                self._make_room(owner, size, partial_file)
+            dropped = [] if self._fits(owner, size) else self._make_room(owner, size, partial_file)
             self._used[owner] += size
             if partial_file is not None:
                 partial_file.size += size
+        for file in dropped:
+            file.remove()
 
     def _fits(self, owner: str, size: int) -> bool:
         is_share_kept = self._used[owner] + size <= self._max_owner_bytes
         return is_share_kept and self._used.total() + size <= self.max_bytes
 
-    def _make_room(self, owner: str, size: int, partial_file: PartialFile | None) -> None:
-        """Drop uploads until a file fits, or raise `StorageFull` before any is dropped."""
+    def _make_room(self, owner: str, size: int, partial_file: PartialFile | None) -> list[PartialFile]:
+        """Drop uploads until a file fits, or raise `StorageFull` before any is dropped.
+
+        Returns:
+            The dropped uploads, whose files are still to be removed.
+        """
         now = time.monotonic()
         droppable = sorted(self._partial_files, key=lambda file: file.is_stalled(now))  # stable: the newest is last
         if partial_file is not None:
@@ -210,6 +215,7 @@ class DataFolder:
         others = [file for file in droppable if not file.is_dropped]
         while others and self._used.total() + size > self.max_bytes:
             self._drop(others.pop())
+        return [file for file in droppable if file.is_dropped]
 
     def _check_bounds(self, owner: str, size: int, droppable: Sequence[PartialFile]) -> None:
         own_size = sum(file.size for file in droppable if file.owner == owner)
@@ -232,7 +238,7 @@ class DataFolder:
             self.release(owner, size)
 
     def add_partial_file(self, owner: str) -> PartialFile:
-        """Create the file of an upload, which `publish` or `remove` of it ends."""
+        """Create the file of an upload, which its `publish` or `drop_partial_file` ends."""
         file = PartialFile(self, owner)
         with self._counter_lock:
             self._partial_files.append(file)
@@ -252,12 +258,15 @@ class DataFolder:
     def drop_partial_file(self, file: PartialFile) -> None:
         """Remove an unfinished upload, and release its bytes. Slow: call it in a thread."""
         with self._counter_lock:
-            if file in self._partial_files:
-                self._drop(file)
+            if file not in self._partial_files:
+                return
+            self._drop(file)
+        file.remove()
 
     def _drop(self, file: PartialFile) -> None:
+        """Release the bytes of an upload. Its file is removed without the lock, for which the event loop waits."""
         self._partial_files.remove(file)
-        file.drop()
+        file.is_dropped = True
         self._used[file.owner] -= file.size
         file.size = 0
 
@@ -268,7 +277,7 @@ class PartialFile:
     Attributes:
         owner: The owner.
         size: Reserved bytes.
-        is_dropped: Whether the folder has removed the file to make room.
+        is_dropped: Whether the folder has released the bytes of the file, which is removed or about to be.
     """
 
     def __init__(self, folder: DataFolder, owner: str) -> None:
@@ -278,7 +287,7 @@ class PartialFile:
         self._folder = folder
         self._path = folder.get_path(f"{UPLOAD_PREFIX}{uuid4().hex}")
         self._file: FileIO | None = None
-        self._lock = threading.Lock()  # the folder drops a file in another thread than the one that writes it
+        self._lock = threading.Lock()  # the folder removes a file in another thread than the one that writes it
         self._stalls_at = time.monotonic() + STALL_SECONDS
 
     def is_stalled(self, now: float) -> bool:
@@ -323,18 +332,17 @@ class PartialFile:
                 sync_folder(self._path.parent)
         except BaseException:
             if not self._folder.get_path(file_id).exists():
-                self.drop()
+                self.is_dropped = True
+                self.remove()
                 self._folder.release(self.owner, self.size)
             raise
 
-    def drop(self) -> None:
-        """Remove the file after a running write. The folder releases the bytes."""
-        with self._lock:
-            self.is_dropped = True
-            with suppress(OSError):
-                if self._file is not None:
-                    self._file.close()
-                self._path.unlink(missing_ok=True)
+    def remove(self) -> None:
+        """Remove the file after a running write. Slow: call it in a thread. The folder releases the bytes."""
+        with self._lock, suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+            self._path.unlink(missing_ok=True)
 
 
 class AppendFile:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ import pytest
 from anyio.to_thread import run_sync
 from openai import APIStatusError, NotFoundError
 
-from server.batch import runner, store
-from server.batch.data_folder import DataFolder
+from server.batch import data_folder, runner, store
+from server.batch.data_folder import DataFolder, write_all
 from server.errors import StorageFull
 from tests.server.batch.faults import LINES, assert_complete, wait_for_reason
 from tests.server.batch.harness import create_batch, make_line, read_results, stop, wait_for_status
@@ -142,6 +144,38 @@ def test_oldest_active_upload_gets_the_space(tmp_path: Path, monkeypatch: pytest
     folder.drop_partial_file(oldest)
     folder.reserve("", 1000)
     folder.close()
+
+
+async def test_event_loop_does_not_wait_for_a_slow_disk(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload whose write hangs is dropped for a result, while other uploads arrive."""
+    server = await start_server(max_data_mb=1, data_dir=tmp_path)
+    folder, is_writing, may_write = server.app.state.batch_store.folder, threading.Event(), threading.Event()
+
+    def write_slowly(file: FileIO, data: bytes) -> None:
+        is_writing.set()
+        assert may_write.wait(30)
+        write_all(file, data)
+
+    upload = folder.add_partial_file("")
+    with monkeypatch.context() as patch:
+        patch.setattr(data_folder, "write_all", write_slowly)
+        writing = asyncio.create_task(run_sync(upload.write, b"x" * 900_000))
+        await run_sync(is_writing.wait)
+        reserving = asyncio.create_task(run_sync(folder.reserve, "", 500_000))
+        await wait_until(lambda: upload.is_dropped)
+        timer = threading.Timer(5, may_write.set)  # against a hang of the event loop
+        timer.start()
+        folder.check_fits("", 1)
+        folder.drop_partial_file(folder.add_partial_file(""))
+        has_waited = may_write.is_set()
+        timer.cancel()
+        may_write.set()
+        await asyncio.gather(writing, reserving)
+    assert not has_waited
+    assert get_stored_bytes(server) == 0
+    folder.reserve("", 500_000)
 
 
 async def test_key_has_a_share_of_the_storage(start_server: StartServer) -> None:
