@@ -30,7 +30,7 @@ class FairQueue:
         self._units = units
         self.max_owner_units = max_owner_units or units
         self._held: Counter[str] = Counter()
-        # Owner -> units by request. The order is that of equals. A dict finds its first item only behind all removed ones.
+        # Owner -> units by request, in the order of equals. A dict would search its first item behind all removed ones.
         self._waiting: dict[str, OrderedDict[asyncio.Future[None], int]] = {}
 
     async def acquire(self, owner: str, units: int) -> int:

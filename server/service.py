@@ -34,6 +34,7 @@ log = structlog.get_logger("onlyseen.server")
 
 DRAINING_MESSAGE = "The server is stopping."
 PARSE_THREADS = 4  # threads that parse bodies; more of them would only compete for the interpreter
+WORK_THREADS = 40  # threads for work that has no limiter of its own, as many as anyio has for files
 GRAMMAR_THREADS = 2  # threads that compile schemas
 BATCH_SHARE = 0.75  # of the engine's rows, for lines of batches; the other rows are free for requests of clients
 LIST_PAGES = 16  # pages of files and batches in memory, of about 1 MB each
@@ -55,6 +56,7 @@ class Service:
         self.parse_limiter = anyio.CapacityLimiter(PARSE_THREADS)
         self.large_parse_limiter = anyio.CapacityLimiter(1)
         self.strategies_limiter = anyio.CapacityLimiter(1)  # the first request describes the strategies for the others
+        self.work_limiter = anyio.CapacityLimiter(WORK_THREADS)
         self.openapi_limiter = anyio.CapacityLimiter(1)  # the first request builds the document for the others
         self.openapi_body: bytes | None = None
         self.grammar_executor = ThreadPoolExecutor(GRAMMAR_THREADS)

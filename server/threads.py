@@ -1,4 +1,8 @@
-"""Work in threads that is awaited to its end."""
+"""Work in threads that is awaited to its end.
+
+Anyio's own threads are for files, those of Starlette's uploads and downloads included. All other work names another
+limiter, so that a disk that hangs stops no request that reads no file.
+"""
 
 from __future__ import annotations
 

@@ -301,7 +301,9 @@ class BatchRunner:
         """Return the result of a line, and whether it is an answer."""
         while True:
             try:
-                parsed = await run_sync(parse_request, line, self._parsers[batch.endpoint])
+                parsed = await run_sync(
+                    parse_request, line, self._parsers[batch.endpoint], limiter=self._service.work_limiter
+                )
                 if parsed.stream:
                     raise BadRequest("A line of a batch cannot be streamed.", param="stream")
                 parsed = parsed.with_cache_salt(self._service.build_cache_salt(owner))

@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+import anyio
 from anyio.to_thread import run_sync
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -33,6 +34,7 @@ class Metrics:
     def __init__(self, image_cache: ImageCache) -> None:
         self.registry = CollectorRegistry()
         self._page: asyncio.Task[bytes] | None = None  # the page that is being built
+        self._page_limiter = anyio.CapacityLimiter(1)
         self._labels: set[str] = set()
         self.waiting = self._add_gauge("num_requests_waiting", "Requests that wait for their first token.")
         self.running = self._add_gauge("num_requests_running", "Requests between their first token and their last.")
@@ -78,7 +80,7 @@ class Metrics:
     async def _build_page(self, engine: Engine | None) -> bytes:
         if engine is not None:
             await self.engine_counters.refresh(engine)
-        return await run_sync(generate_latest, self.registry)
+        return await run_sync(generate_latest, self.registry, limiter=self._page_limiter)
 
     def track_request(self, strategy: str) -> RequestMetrics:
         """Start the metrics of a request.

@@ -93,7 +93,12 @@ async def create_batch(
 
 @router.get("", response_model=BatchList, dependencies=[PageSlot])
 async def list_batches(
-    store: StoreDep, runner: RunnerDep, owner: OwnerDep, limit: LimitParam = 20, after: AfterParam = None
+    service: ServiceDep,
+    store: StoreDep,
+    runner: RunnerDep,
+    owner: OwnerDep,
+    limit: LimitParam = 20,
+    after: AfterParam = None,
 ) -> Response:
     """List batches, newest first."""
     documents = await store.list_batches(owner, limit + 1, after)
@@ -101,7 +106,7 @@ async def list_batches(
     def parse(document: str) -> Batch:
         return runner.describe_progress(Batch.model_validate_json(document))
 
-    return await run_sync(build_page, BatchList, documents, limit, parse)
+    return await run_sync(build_page, BatchList, documents, limit, parse, limiter=service.work_limiter)
 
 
 @router.get("/{batch_id}")

@@ -89,6 +89,7 @@ async def upload_file(request: Request, service: ServiceDep, store: StoreDep, ow
 
 @router.get("", response_model=FileList, dependencies=[PageSlot])
 async def list_files(
+    service: ServiceDep,
     store: StoreDep,
     owner: OwnerDep,
     limit: LimitParam = 100,
@@ -98,7 +99,9 @@ async def list_files(
 ) -> Response:
     """List files, newest first, or oldest first with `order=asc`."""
     documents = await store.list_files(owner, limit + 1, after, purpose, is_ascending=order == "asc")
-    return await run_sync(build_page, FileList, documents, limit, FileObject.model_validate_json)
+    return await run_sync(
+        build_page, FileList, documents, limit, FileObject.model_validate_json, limiter=service.work_limiter
+    )
 
 
 @router.get("/{file_id}")

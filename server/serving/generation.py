@@ -60,6 +60,7 @@ class Generation:
         max_rows: int,
         rows_at_once: int | None,
         row_estimator: RowEstimator,
+        work_limiter: anyio.CapacityLimiter,
     ) -> None:
         """Create a generation.
 
@@ -76,6 +77,7 @@ class Generation:
             rows_at_once: Rows that the request may take at a time, the share of its API key. Choices beyond them start
                 when others have ended. One choice always runs. None: all choices run at a time.
             row_estimator: Estimates the rows of a choice.
+            work_limiter: Bounds the threads that render the images of the trace.
         """
         self.choices = choices_per_prompt * len(requests)
         self.finish_infos: dict[int, FinishInfo] = {}  # by choice
@@ -90,6 +92,7 @@ class Generation:
         self._max_rows = max_rows
         self._rows_at_once = rows_at_once
         self._row_estimator = row_estimator
+        self._work_limiter = work_limiter
         self._deadline: float | None = None
         self._started_at = time.perf_counter()
         self._branches: tuple[str, ...] = ()
@@ -136,7 +139,9 @@ class Generation:
         self._branches = tuple(requests[0].branches) if requests else ()
         self._check_rows(self._choices_per_prompt * sum(1 + len(request.branches) for request in requests))
         if self._trace:
-            self._trace_images = await run_sync(render_trace_images, requests[0]) if requests else {}
+            self._trace_images = (
+                await run_sync(render_trace_images, requests[0], limiter=self._work_limiter) if requests else {}
+            )
         at_once = await self._count_parallel_choices(requests)
         await self._check_late_requests(finals, at_once)
         choices = [offset_seed(outcome, choice) for outcome in outcomes for choice in range(self._choices_per_prompt)]

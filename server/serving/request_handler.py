@@ -242,6 +242,7 @@ async def prepare_generation(
         max_rows=settings.resolved_max_rows,
         rows_at_once=rows_at_once,
         row_estimator=service.row_estimator,
+        work_limiter=service.work_limiter,
     )
 
 

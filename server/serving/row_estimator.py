@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import anyio
 import structlog
 
 from server.fair_queue import FairQueue
@@ -33,6 +34,7 @@ class RowEstimator:
     def __init__(self) -> None:
         self._dry_runs: OrderedDict[DryRunKey, DryRun | None] = OrderedDict()
         self._queue = FairQueue(1)
+        self._limiter = anyio.CapacityLimiter(1)
 
     async def estimate(
         self,
@@ -75,7 +77,9 @@ class RowEstimator:
         if key not in self._dry_runs:
             async with self._queue.hold(cache_salt or "", 1):
                 if key not in self._dry_runs:
-                    self._dry_runs[key] = await run_to_end(try_dry_run, strategy_class, parameters)
+                    self._dry_runs[key] = await run_to_end(
+                        try_dry_run, strategy_class, parameters, limiter=self._limiter
+                    )
         self._dry_runs.move_to_end(key)
         while len(self._dry_runs) > MAX_DRY_RUNS:
             self._dry_runs.popitem(last=False)

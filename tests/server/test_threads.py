@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import time
+from pathlib import Path
 
 import anyio
 import pytest
+from anyio.to_thread import current_default_thread_limiter
 
 from server.threads import run_to_end
+from tests.server.conftest import StartServer, chat_request, image_messages
+
+SERVER = Path(__file__).parents[2] / "server"
+FILE_MODULES = {"batch/results.py", "batch/runner.py", "batch/store.py", "batch/uploads.py", "routes/files.py"}
 
 
 def work(seconds: float) -> float:
@@ -61,3 +68,38 @@ async def test_cancelled_scope_hides_no_other_cancellation() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_requests_without_files_do_not_wait_for_a_hanging_disk(start_server: StartServer) -> None:
+    server = await start_server(api_keys="one,two", metrics_key="metrics")
+    limiter, writes = current_default_thread_limiter(), [object() for _ in range(40)]
+    for write in writes:
+        limiter.acquire_on_behalf_of_nowait(write)
+    trace = chat_request(messages=image_messages(), decoding={"strategy": "blind", "trace": True})
+    calls = [
+        server.http.get("/metrics", headers={"authorization": "Bearer metrics"}),
+        server.http.post("/v1/chat/completions", json=trace, headers={"authorization": "Bearer one"}),
+        *(
+            server.http.get(path, headers={"authorization": "Bearer one"})
+            for path in ("/openapi.json", "/v1/models", "/v1/strategies", "/v1/files", "/v1/batches")
+        ),
+    ]
+    try:
+        async with asyncio.timeout(60):
+            responses = await asyncio.gather(*calls)
+    finally:
+        for write in writes:
+            limiter.release_on_behalf_of(write)
+    assert [response.status_code for response in responses] == [200] * 7
+
+
+def test_only_work_on_files_has_no_limiter() -> None:
+    """Anyio's own threads, which a call without a limiter uses, may all wait for the disk."""
+    unlimited = {
+        path.relative_to(SERVER).as_posix()
+        for path in SERVER.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("run_sync", "run_to_end")
+        if "limiter" not in [keyword.arg for keyword in call.keywords]
+    }
+    assert unlimited == FILE_MODULES
