@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -85,8 +86,19 @@ class Backend(BaseHTTPRequestHandler):
     ports: ClassVar[list[int]] = []
     is_stopping: ClassVar[bool] = False
     does_fail: ClassVar[bool] = True
+    refusal: ClassVar[str | None] = None  # of uploads: "response" before the body is read, or "close"
+    has_started: ClassVar[threading.Event] = threading.Event()
 
     def do_POST(self) -> None:
+        self.has_started.set()
+        if self.refusal is not None and self.path == "/v1/files":
+            self.close_connection = True
+            if self.refusal == "response":
+                self.send_response(401)
+                self.send_header("content-length", "0")
+                self.end_headers()
+                self.rfile.read(int(self.headers["content-length"]))  # as the server does for some seconds
+            return
         self.rfile.read(int(self.headers["content-length"]))
         self.paths.append(self.path)
         self.ports.append(self.server.server_port)  # type: ignore[attr-defined]
@@ -127,6 +139,45 @@ def test_nginx_retries_completions_on_the_next_server_but_not_uploads(
     assert httpx.post(f"{proxy}/v1/chat/completions", json={}).status_code == 200
     assert httpx.post(f"{proxy}/v1/files", json={}).status_code == status
     assert Backend.paths == ["/v1/chat/completions"] * 2 + ["/v1/files"]
+
+
+@pytest.mark.parametrize(("path", "starts_at_once"), [("/v1/files", True), ("/v1/chat/completions", False)])
+def test_nginx_stores_no_upload(proxy: str, path: str, starts_at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of an upload reach the server as they arrive. Another body arrives first, so that it can be retried."""
+    monkeypatch.setattr(Backend, "does_fail", False)
+    Backend.has_started.clear()
+    url = httpx.URL(proxy)
+    with socket.create_connection((url.host, url.port or 80)) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n".encode())
+        connection.sendall(b"x" * 100_000)
+        assert Backend.has_started.wait(10 if starts_at_once else 0.5) == starts_at_once
+        connection.sendall(b"x" * 100_000)
+        connection.settimeout(10)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_upload_is_refused_behind_nginx_before_it_is_read(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backend, "refusal", "response")
+    for size in (1, 1_000_000, 50_000_000):
+        assert httpx.post(f"{proxy}/v1/files", content=b"x" * size).status_code == 401
+
+
+def test_refused_uploads_take_no_server_out_of_use(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backend, "refusal", "close")
+    monkeypatch.setattr(Backend, "does_fail", False)
+    for _ in range(20):
+        assert httpx.post(f"{proxy}/v1/files", content=b"x" * 1_000_000).status_code == 502
+    Backend.ports.clear()
+    for _ in range(10):
+        assert httpx.post(f"{proxy}/v1/chat/completions", json={}).status_code == 200
+    assert len(set(Backend.ports)) == 2
+
+
+def test_bodies_that_wait_in_nginx_are_bounded() -> None:
+    folder = re.search(r"client_body_temp_path (\S+)/[\w-]+;", (DOCKER / "nginx.conf").read_text())
+    assert folder is not None
+    (bound,) = (each for each in COMPOSE["services"]["nginx"]["tmpfs"] if each.startswith(f"{folder[1]}:"))
+    assert re.fullmatch(r"\S+:size=\d+[mg]", bound)
 
 
 def test_nginx_sends_all_requests_of_a_session_to_one_server(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
