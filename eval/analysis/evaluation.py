@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from eval.analysis.comparison import Comparison
 from eval.analysis.cost import compute_costs
 from eval.analysis.detection import measure_detection
 from eval.analysis.score_table import ScoreTable, build_score_table
-from eval.core.answer_store import StoredAnswer
+from eval.core.answer_store import ANSWERS_NAME, StoredAnswers, UnreadableLine, describe_unreadable
 from eval.core.results import ArmSummary, MetricColumn, Results, ScopeResult
 from eval.core.statistics import Bootstrap
 from eval.core.task import BenchmarkQuestion, BenchmarkTask
@@ -17,7 +17,7 @@ from eval.runs.plan import Arm, RunPlan
 
 
 def evaluate(
-    plan: RunPlan, task: BenchmarkTask, questions: list[BenchmarkQuestion], answers: Mapping[str, StoredAnswer]
+    plan: RunPlan, task: BenchmarkTask, questions: list[BenchmarkQuestion], stored: StoredAnswers
 ) -> tuple[Results, ScoreTable]:
     """Score the answers and compare all arms.
 
@@ -25,7 +25,7 @@ def evaluate(
         plan: The plan.
         task: The task.
         questions: The questions of the plan.
-        answers: Answers by key.
+        stored: The stored answers.
 
     Returns:
         The results and the scores.
@@ -33,7 +33,7 @@ def evaluate(
     Raises:
         RunError: No question has an answer of every strategy.
     """
-    table = build_score_table(plan, task, questions, answers)
+    table = build_score_table(plan, task, questions, stored.by_key)
     if not table.samples:
         raise RunError("No question has an answer of every strategy, so there is nothing to compare.")
     reference = next((arm.label for arm in plan.arms if arm.spec.is_plain), plan.labels[0])
@@ -55,7 +55,7 @@ def evaluate(
         arms=arms,
         scopes=scope_results,
         costs=compute_costs(table, reference),
-        warnings=_collect_warnings(plan, arms, scope_results),
+        warnings=_collect_warnings(plan, arms, scope_results, stored.unreadable),
         tables=task.build_tables(
             [sample.question for sample in table.samples],
             {label: [answer.text for answer in column] for label, column in table.answers.items()},
@@ -83,8 +83,10 @@ def _summarize_arm(arm: Arm, task: BenchmarkTask, table: ScoreTable) -> ArmSumma
     )
 
 
-def _collect_warnings(plan: RunPlan, arms: Sequence[ArmSummary], scopes: Sequence[ScopeResult]) -> list[str]:
-    warnings = []
+def _collect_warnings(
+    plan: RunPlan, arms: Sequence[ArmSummary], scopes: Sequence[ScopeResult], unreadable: Sequence[UnreadableLine]
+) -> list[str]:
+    warnings = [describe_unreadable(ANSWERS_NAME, unreadable)] if unreadable else []
     for arm in arms:
         if arm.missing:
             warnings.append(

@@ -117,7 +117,8 @@ def merge(
     """Merge the shards of a run."""
     from eval.workflows.merger import merge_shards
 
-    _print_summary(merge_shards(shards, out, data), out / "report.html")
+    results = merge_shards(shards, out, data, warn=lambda text: typer.echo(f"warning: {text}", err=True))
+    _print_summary(results, out / "report.html")
 
 
 def export(

@@ -18,7 +18,7 @@ from eval.benchmarks.chair.object_extraction import Variant
 from eval.benchmarks.mme.score import score_results
 from eval.benchmarks.pope import score as pope
 from eval.benchmarks.pope.parsers import PARSERS
-from eval.core.answer_store import AnswerStore
+from eval.core.answer_store import AnswerStore, describe_unreadable
 from eval.core.jsonl import read_lines
 from eval.errors import EvaluationError
 
@@ -208,6 +208,8 @@ def _score_with_judge(
 ) -> None:
     template = "\n".join(read_lines(prompt)) if prompt else default_prompt
     with AnswerStore(verdicts or results.with_name(f"{results.name}.verdicts.jsonl")) as store:
+        if store.unreadable:
+            typer.echo(f"warning: {describe_unreadable(store.file, store.unreadable)}", err=True)
         numbers = rate(results, llm_judge.cache_verdicts(judge.model, judge, store), template)
     prompt_name = str(prompt) if prompt else "ours"
     _print_tables({f"judged by {judge.model}": {**numbers, "judge": judge.model, "prompt": prompt_name}}, as_json)

@@ -1,29 +1,42 @@
 """Answers on disk as JSON lines, keyed by the hash of their request.
 
 Each line is appended and synced. A process that is killed loses only the answers in flight. An incomplete last line is
-dropped when the file is opened again.
+dropped when the file is opened again. A complete line that is no answer is ignored and reported.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError, field_validator
 
 from eval.errors import InputError, RunError
 
+ANSWERS_NAME = "answers.jsonl"  # in the folder of a run
+MAX_LISTED_LINES = 5  # unreadable lines that a warning lists
 
-class ReceivedClaim(BaseModel, extra="allow"):
+
+class ReceivedClaim(BaseModel, extra="allow", strict=True):
     """A claim of a receipt. `start` and `end` are None for a phrase that is not in the answer."""
 
     start: int | None = None
     end: int | None = None
-    probability: float
+    probability: FiniteFloat
+
+
+class ReceivedReceipt(BaseModel, extra="allow", strict=True):
+    """The fields of a receipt that results are computed from. JSON has no infinite numbers and no nan."""
+
+    claims: list[ReceivedClaim] | None = None
+    steps: FiniteFloat = 0.0
+    forward_passes: FiniteFloat = 0.0
+    timings: dict[str, FiniteFloat] = {}
 
 
 class StoredAnswer(BaseModel):
@@ -55,21 +68,61 @@ class StoredAnswer(BaseModel):
     seconds: float
     attempts: int = 1
     receipt: dict[str, JsonValue] | None = None
-    token_scores: list[tuple[str, float, float | None]] | None = None
+    token_scores: list[tuple[str, FiniteFloat, FiniteFloat | None]] | None = None
+
+    @field_validator("receipt")
+    @classmethod
+    def _check_receipt(cls, receipt: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        try:
+            ReceivedReceipt.model_validate(receipt or {})
+        except ValidationError as error:
+            raise ValueError(describe_error(error)) from None
+        return receipt
 
     @property
     def claims(self) -> list[ReceivedClaim]:
         """The claims of the receipt that are in the answer."""
-        claims = (self.receipt or {}).get("claims")
-        checked = [ReceivedClaim.model_validate(claim) for claim in (claims if isinstance(claims, list) else [])]
-        return [claim for claim in checked if claim.start is not None]
+        receipt = ReceivedReceipt.model_validate(self.receipt or {})
+        return [claim for claim in receipt.claims or () if claim.start is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableLine:
+    """A complete line that is no answer.
+
+    Attributes:
+        number: Its number, counted from 1.
+        problem: The reason.
+    """
+
+    number: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswers:
+    """The answers of a file.
+
+    Attributes:
+        by_key: Key to answer. If a key occurs twice, the first line wins.
+        unreadable: The lines that are no answers. Their requests count as not answered.
+    """
+
+    by_key: dict[str, StoredAnswer]
+    unreadable: list[UnreadableLine]
 
 
 class AnswerStore:
-    """A file of answers that one process writes. The first answer to a request stays."""
+    """A file of answers that one process writes. The first answer to a request stays.
+
+    Attributes:
+        file: The file.
+        unreadable: The lines that were no answers when the file was opened.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.unreadable: list[UnreadableLine] = []
         self._descriptor: int | None = None
         self._answers: dict[str, StoredAnswer] = {}
 
@@ -88,7 +141,8 @@ class AnswerStore:
             ) from None
         os.ftruncate(self._descriptor, _complete_length(self.file))
         _sync_folder(self.file.parent)
-        self._answers = load_answers(self.file)
+        stored = load_answers(self.file)
+        self._answers, self.unreadable = stored.by_key, stored.unreadable
         return self
 
     def __exit__(
@@ -133,43 +187,42 @@ class AnswerStore:
             self._descriptor = None
 
 
-def read_answers(file: Path) -> Iterator[StoredAnswer]:
-    """Read all complete lines of a file.
-
-    Args:
-        file: The file.
-
-    Yields:
-        The answers, in the order of the lines.
-
-    Raises:
-        InputError: A complete line is not an answer.
-    """
-    lines = file.read_bytes().split(b"\n")[:-1]
-    for number, line in enumerate(lines, 1):
-        try:
-            yield StoredAnswer.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"])) or None
-            raise InputError(f"not an answer of a run: {first['msg']}", file, number, field) from None
-
-
-def load_answers(file: Path) -> dict[str, StoredAnswer]:
-    """Load the answers of a file by key, without locking it.
+def load_answers(file: Path) -> StoredAnswers:
+    """Load the complete lines of a file, without locking it.
 
     Args:
         file: The file.
 
     Returns:
-        Key to answer. If a key occurs twice, the first line wins.
+        The answers, and the lines that are no answers.
 
     Raises:
         InputError: The file does not exist.
     """
     if not file.is_file():
         raise InputError("no such file. Is this the folder of a run?", file)
-    return {answer.key: answer for answer in reversed(list(read_answers(file)))}
+    answers, unreadable = dict[str, StoredAnswer](), list[UnreadableLine]()
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            answer = StoredAnswer.model_validate_json(line)
+        except ValidationError as error:
+            unreadable.append(UnreadableLine(number, describe_error(error)))
+        else:
+            answers.setdefault(answer.key, answer)
+    return StoredAnswers(answers, unreadable)
+
+
+def describe_error(error: ValidationError) -> str:
+    """Describe the first error of a validation with its field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    return f'field "{field}": {first["msg"]}' if field else first["msg"]
+
+
+def describe_unreadable(file: Path | str, lines: Sequence[UnreadableLine]) -> str:
+    """Describe the lines of a file that are no answers, the first ones with the reason."""
+    listed = "; ".join(f"line {line.number}: {line.problem}" for line in lines[:MAX_LISTED_LINES])
+    return f"{file}: {len(lines)} lines are no answers and are ignored ({listed})."
 
 
 def _complete_length(file: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from dataclasses import dataclass, field
@@ -9,11 +10,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError
 from pydantic_core import from_json
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from eval.core.answer_store import ReceivedClaim, StoredAnswer
+from eval.core.answer_store import ReceivedReceipt, StoredAnswer
 from eval.errors import InvalidResponse, RequestRejected, ServerError, ServerUnavailable
 from eval.runs.request import EvalRequest, StrategyVia
 from eval.runs.strategy_catalog import StrategyCatalog, parse_catalog
@@ -33,7 +34,7 @@ class EvalClient:
     Attributes:
         base_url: Address of the server, with or without /v1.
         api_key: Sent as a bearer token.
-        timeout: Seconds for one response.
+        timeout: Seconds from the first byte of a request to the last one of its response.
         attempts: Attempts of one request.
         retry_pause: Seconds before the second attempt. The pause doubles, with jitter.
         connections: Maximum number of connections.
@@ -150,9 +151,13 @@ class EvalClient:
         self, method: str, path: str, body: dict[str, JsonValue] | None = None, headers: dict[str, str] | None = None
     ) -> dict[str, Any]:
         try:
-            async with self.http.stream(method, path, json=body, headers=headers) as stream:
+            # The timeouts of httpx hold for each read, and a server may send single bytes without end.
+            async with (
+                asyncio.timeout(self.timeout),
+                self.http.stream(method, path, json=body, headers=headers) as stream,
+            ):
                 response = await read_bounded(stream)
-        except httpx.TimeoutException:
+        except (httpx.TimeoutException, TimeoutError):
             raise ServerUnavailable(f"no response from {self.base_url} within {self.timeout:g} s") from None
         except httpx.DecodingError as error:
             raise InvalidResponse(f"the response does not match its Content-Encoding: {error}") from None
@@ -241,12 +246,12 @@ class ResponseMessage(BaseModel):
     content: str
 
 
-class ReceivedLogprob(BaseModel):
+class ReceivedLogprob(BaseModel, strict=True):
     """An element of `logprobs.content`."""
 
     token: str
-    logprob: float
-    grounding: float | None = None
+    logprob: FiniteFloat
+    grounding: FiniteFloat | None = None
 
 
 class ChoiceLogprobs(BaseModel):
@@ -269,16 +274,11 @@ class ResponseUsage(BaseModel):
     completion_tokens: int | None = None
 
 
-class ResponseReceipt(BaseModel, extra="allow"):
+class ResponseReceipt(ReceivedReceipt):
     """The `onlyseen` object of a completion."""
 
     strategy: str
-    parameters: dict[str, dict[str, JsonValue]] = {}
-    claims: list[ReceivedClaim] | None = None
-
-    def as_json(self) -> dict[str, JsonValue]:
-        """Return the object as received. `claims` is absent where it was."""
-        return self.model_dump(exclude={"claims"} if self.claims is None else None)
+    parameters: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
 
 
 class CompletionResponse(BaseModel):
@@ -290,7 +290,7 @@ class CompletionResponse(BaseModel):
 
 
 def parse_answer(
-    document: object, request: EvalRequest, strategy_via: StrategyVia, seconds: float, attempts: int
+    document: dict[str, Any], request: EvalRequest, strategy_via: StrategyVia, seconds: float, attempts: int
 ) -> StoredAnswer:
     """Check a completion and convert it to an answer.
 
@@ -305,8 +305,8 @@ def parse_answer(
         The answer.
 
     Raises:
-        InvalidResponse: A field is missing, the text is empty without a generated token, the finish reason is not
-            `stop` or `length`, or the receipt names another strategy or parameter.
+        InvalidResponse: A field is missing, a number is not finite, the text is empty without a generated token, the
+            finish reason is not `stop` or `length`, or the receipt names another strategy or parameter.
     """
     try:
         completion = CompletionResponse.model_validate(document)
@@ -334,7 +334,7 @@ def parse_answer(
         tokens=tokens,
         seconds=round(seconds, 6),
         attempts=attempts,
-        receipt=completion.onlyseen.as_json() if completion.onlyseen else None,
+        receipt=document.get("onlyseen"),
         token_scores=[(each.token, each.logprob, each.grounding) for each in choice.logprobs.content]
         if request.check and choice.logprobs
         else None,

@@ -108,7 +108,7 @@ def export_run(path: Path, strategy: str, out: Path, style: str, data: str | Non
     if arm is None:
         raise RunError(f"{path} has no '{strategy}'. It has {', '.join(plan.labels)}.")
     questions = plan.select_questions(plan.load_task())
-    answers = load_answers(RunDirectory(path).answers_file)
+    answers = load_answers(RunDirectory(path).answers_file).by_key
     return [
         file
         for seed in plan.effective_seeds

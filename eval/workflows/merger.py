@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from eval.core.answer_store import AnswerStore, read_answers
+from eval.core.answer_store import AnswerStore, describe_unreadable, load_answers
 from eval.core.results import Results
 from eval.errors import RunError
 from eval.runs.manifest import Manifest, read_manifest
@@ -13,13 +13,14 @@ from eval.runs.plan import Shard
 from eval.workflows.run_directory import RunDirectory
 
 
-def merge_shards(shards: Sequence[Path], out: Path, data: str | None = None) -> Results:
+def merge_shards(shards: Sequence[Path], out: Path, data: str | None = None, *, warn: Callable[[str], None]) -> Results:
     """Merge shards into a new folder and score it.
 
     Args:
         shards: Folders of all shards.
         out: Folder of the merged run.
         data: Data folder on this machine, if it differs.
+        warn: Called with a message for each shard that has lines which are no answers.
 
     Returns:
         The results.
@@ -33,8 +34,11 @@ def merge_shards(shards: Sequence[Path], out: Path, data: str | None = None) -> 
     _check_shards(shards, manifests)
     directory = RunDirectory(out)
     with AnswerStore(directory.answers_file) as store:
-        for shard in shards:
-            for answer in read_answers(RunDirectory(shard).answers_file):
+        for file in [RunDirectory(shard).answers_file for shard in shards]:
+            stored = load_answers(file)
+            if stored.unreadable:
+                warn(describe_unreadable(file, stored.unreadable))
+            for answer in stored.by_key.values():
                 store.add(answer)
     first = manifests[0]
     plan = first.plan.model_copy(update={"shard": Shard(), **({"data": data} if data else {})})

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from eval.analysis.evaluation import evaluate
-from eval.core.answer_store import load_answers
+from eval.core.answer_store import ANSWERS_NAME, load_answers
 from eval.core.results import Results
 from eval.core.task import BenchmarkQuestion, BenchmarkTask
 from eval.errors import RunError
@@ -27,7 +27,7 @@ class RunDirectory:
     @property
     def answers_file(self) -> Path:
         """The stored answers."""
-        return self.path / "answers.jsonl"
+        return self.path / ANSWERS_NAME
 
     @property
     def results_file(self) -> Path:

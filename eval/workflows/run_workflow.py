@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eval.core.answer_store import AnswerStore
+from eval.core.answer_store import AnswerStore, describe_unreadable
 from eval.core.dataset import check_images
 from eval.core.results import Results
 from eval.core.task import BenchmarkQuestion
@@ -63,6 +63,8 @@ async def run_evaluation(
         directory = RunDirectory(out or _build_default_folder(plan))
         _print_plan(plan, questions, directory, console)
         with AnswerStore(directory.answers_file) as store, ProgressBars(console) as progress:
+            if store.unreadable:
+                console.print(describe_unreadable(store.file, store.unreadable), markup=False)
             executor = RunExecutor(client, store, strategy_via, concurrency, progress)
             try:
                 await executor.execute(plan, questions)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from eval.core.answer_store import AnswerStore, StoredAnswer, load_answers
-from eval.errors import InputError, RunError
+from eval.core.answer_store import AnswerStore, StoredAnswer, describe_unreadable, load_answers
+from eval.errors import RunError
 
 
 def make_answer(key: str, text: str = "Yes") -> StoredAnswer:
@@ -32,17 +33,36 @@ def test_an_incomplete_last_line_is_dropped(tmp_path: Path, tail: bytes) -> None
         store.add(make_answer("a"))
     with file.open("ab") as end:
         end.write(tail)
-    assert set(load_answers(file)) == {"a"}
+    assert set(load_answers(file).by_key) == {"a"}
     with AnswerStore(file) as store:
         store.add(make_answer("b"))
-    assert set(load_answers(file)) == {"a", "b"}
+    assert set(load_answers(file).by_key) == {"a", "b"}
 
 
-def test_an_invalid_line_raises_an_error_with_its_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"key": 5}, 'field "key": Input should be a valid string'),
+        ({"token_scores": [["Yes", None, None]]}, 'field "token_scores.0.1": Input should be a valid number'),
+        (
+            {"receipt": {"claims": [{"start": 0, "end": 3, "probability": None}]}},
+            'field "receipt": Value error, field "claims.0.probability": Input should be a valid number',
+        ),
+    ],
+)
+def test_an_unreadable_line_loses_no_other_answer(tmp_path: Path, change: dict[str, object], problem: str) -> None:
     file = tmp_path / "answers.jsonl"
-    file.write_text(make_answer("a").model_dump_json() + '\n{"key": 5}\n')
-    with pytest.raises(InputError, match=r'answers\.jsonl:2: field "key"'):
-        load_answers(file)
+    broken = json.dumps(make_answer("b").model_dump() | change)
+    file.write_text(f"{make_answer('a').model_dump_json()}\n{broken}\n{make_answer('c').model_dump_json()}\n")
+    with AnswerStore(file) as store:
+        assert [line.number for line in store.unreadable] == [2]
+        assert "a" in store
+        assert "b" not in store
+        store.add(make_answer("b"))
+    stored = load_answers(file)
+    assert set(stored.by_key) == {"a", "b", "c"}
+    text = describe_unreadable("answers.jsonl", stored.unreadable)
+    assert text == f"answers.jsonl: 1 lines are no answers and are ignored (line 2: {problem})."
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
@@ -89,4 +109,4 @@ def test_a_full_disk_raises_an_error_and_loses_no_answer(tmp_path: Path, monkeyp
         monkeypatch.undo()
     with AnswerStore(file) as store:
         store.add(make_answer("c"))
-    assert set(load_answers(file)) == {"a", "c"}
+    assert set(load_answers(file).by_key) == {"a", "c"}

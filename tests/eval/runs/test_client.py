@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic_core import from_json
 
-from eval.runs.client import EvalClient
+from eval.errors import InvalidResponse, ServerUnavailable
+from eval.runs.client import EvalClient, parse_answer
 from tests.eval.cli_driver import invoke_run, output_of, read_results, read_stored_answers, reply_by_hash
 from tests.eval.fake_server import ScriptedReply, ScriptedServer, prompt_of, start_server, strategy_of
 from tests.eval.runs.test_request import make_request
@@ -130,3 +134,44 @@ def test_a_receipt_with_nested_and_nonfinite_values_is_stored(data: Path, tmp_pa
             result = invoke_run(server, data, tmp_path / "run", "--strategies", "plain", "--limit", "6")
             assert result.exit_code == 0, output_of(result)
     assert len(read_stored_answers(tmp_path / "run")) == 6
+
+
+NUMBERS = {
+    "logprobs.content.0.logprob": '"logprobs": {"content": [{"token": "Yes", "logprob": %s}]}',
+    "logprobs.content.0.grounding": '"logprobs": {"content": [{"token": "Yes", "logprob": 0, "grounding": %s}]}',
+    "claims.0.probability": '"claims": [{"start": 0, "end": 3, "probability": %s}]',
+    "steps": '"steps": %s',
+    "forward_passes": '"forward_passes": %s',
+    "timings.total": '"timings": {"total": %s}',
+}
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400", "null", '"1"'])
+@pytest.mark.parametrize("field", NUMBERS)
+def test_a_number_that_results_cannot_be_computed_from_is_refused(tmp_path: Path, field: str, number: str) -> None:
+    if (field, number) == ("logprobs.content.0.grounding", "null"):
+        pytest.skip("a token may have no grounding")
+    fields = NUMBERS[field] % number
+    choice, receipt = (fields, "") if field.startswith("logprobs") else ('"logprobs": null', f", {fields}")
+    document = from_json(
+        f'{{"choices": [{{"message": {{"content": "Yes"}}, {choice}}}], "onlyseen": {{"strategy": "plain"{receipt}}}}}'
+    )
+    with pytest.raises(InvalidResponse, match=field):
+        parse_answer(document, make_request(tmp_path), "field", 0.1, 1)
+
+
+async def test_a_response_that_drips_is_given_up(tmp_path: Path) -> None:
+    async def drip() -> AsyncIterator[bytes]:
+        while True:
+            await asyncio.sleep(0.01)
+            yield b" "
+
+    async with EvalClient("http://server", timeout=0.3, attempts=1) as client:
+        client.http = httpx.AsyncClient(
+            base_url="http://server",
+            transport=httpx.MockTransport(lambda request: httpx.Response(200, content=drip())),
+            timeout=client.http.timeout,
+        )
+        async with asyncio.timeout(30):
+            with pytest.raises(ServerUnavailable, match=r"no response from http://server within 0\.3 s"):
+                await client.complete(make_request(tmp_path), "none")

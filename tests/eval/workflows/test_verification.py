@@ -24,6 +24,24 @@ def test_verify_reports_changed_answers_and_files(server: ScriptedServer, data: 
     assert invoke("verify", out).exit_code == 1
 
 
+def test_an_unreadable_answer_is_reported_and_requested_again(
+    server: ScriptedServer, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert invoke_run(server, data, out, "--limit", "6").exit_code == 0
+    first, *others = (out / "answers.jsonl").read_text().splitlines(keepends=True)
+    (out / "answers.jsonl").write_text("".join([*others, first.replace('"seconds":', '"seconds":null,"former":')]))
+    result, line = invoke("verify", out), f"line {1 + len(others)}"
+    assert result.exit_code == 1
+    assert line in output_of(result)
+    requests = len(server.requests)
+    result = invoke_run(server, data, out, "--limit", "6")
+    assert result.exit_code == 0
+    assert line in output_of(result)
+    assert len(server.requests) == requests + 1
+    assert invoke("verify", out).exit_code == 0
+
+
 FORMER_KEYS = {
     "strategy_via": "door",
     "spec": "recipe",
