@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from uuid import uuid4
@@ -20,6 +21,7 @@ from server.schemas.json_bounds import check_json_bounds
 
 MAX_LINES = 50_000
 MAX_ERRORS = 100  # reported for one file
+ID_BYTES = 16_384  # at the beginning of a refused line, in which its custom_id is looked for
 
 
 class BatchLine(StrictModel):
@@ -29,6 +31,19 @@ class BatchLine(StrictModel):
     method: Literal["POST"]
     url: str = Field(max_length=512)
     body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedLine:
+    """A line that was valid when its batch was created. A server with smaller bounds refuses it.
+
+    Attributes:
+        custom_id: The custom_id of the line.
+        error: The reason.
+    """
+
+    custom_id: str
+    error: BadRequest
 
 
 def iter_lines(path: Path, max_bytes: int) -> Iterator[bytes]:
@@ -74,6 +89,43 @@ def parse_line(text: bytes, endpoint: str, max_bytes: int) -> BatchLine:
     return line
 
 
+def parse_validated_line(text: bytes, endpoint: str, max_bytes: int) -> BatchLine | RefusedLine:
+    """Parse a line of a validated file.
+
+    Args:
+        text: The line.
+        endpoint: The batch's endpoint.
+        max_bytes: Largest line, which may be smaller than at the validation.
+
+    Returns:
+        The line, or its custom_id and the reason for which it is refused now.
+
+    Raises:
+        BadRequest: The line is refused, and its custom_id is not known.
+    """
+    try:
+        return parse_line(text, endpoint, max_bytes)
+    except BadRequest as error:
+        custom_id = find_custom_id(text)
+        if custom_id is None:
+            raise
+        return RefusedLine(custom_id, error)
+
+
+def find_custom_id(text: bytes) -> str | None:
+    """Find the custom_id at the beginning of a line whose end may be missing."""
+    try:
+        custom_id = from_json(text[:ID_BYTES], allow_partial=True)["custom_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return custom_id if isinstance(custom_id, str) else None
+
+
+def build_line_error(error: BadRequest, number: int) -> BatchError:
+    """Build the error of a batch that names a line."""
+    return BatchError(code=error.code or "invalid_line", line=number, message=error.message, param=error.param)
+
+
 def validate_file(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, list[BatchError]]:
     """Validate all lines of an input file. Slow: call it in a thread.
 
@@ -99,8 +151,7 @@ def validate_file(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, 
                 errors.append(BatchError(code="duplicate_id", line=number, message=message, param="custom_id"))
             ids.add(line.custom_id)
         except BadRequest as error:
-            code = error.code or "invalid_line"
-            errors.append(BatchError(code=code, line=number, message=error.message, param=error.param))
+            errors.append(build_line_error(error, number))
         if len(errors) == MAX_ERRORS:
             break
     if count == 0 and not errors:
@@ -121,13 +172,13 @@ def format_answer(line: BatchLine, body: bytes) -> bytes:
     return format_result(line, 200, orjson.Fragment(body))
 
 
-def format_error(line: BatchLine, error: BaseException) -> bytes:
+def format_error(line: BatchLine | RefusedLine, error: BaseException) -> bytes:
     """Format the output line of a failed request."""
     error_response = build_error_response(error)
     return format_result(line, error_response.spec.status, error_response.body.model_dump())
 
 
-def format_result(line: BatchLine, status: int, body: Any) -> bytes:
+def format_result(line: BatchLine | RefusedLine, status: int, body: Any) -> bytes:
     result = {
         "id": f"batch_req_{uuid4().hex}",
         "custom_id": line.custom_id,

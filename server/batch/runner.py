@@ -25,10 +25,12 @@ from decoding.errors import BadRequest, EngineFailed, Overloaded
 from server.batch.data_folder import store_errors
 from server.batch.jsonl import (
     BatchLine,
+    RefusedLine,
+    build_line_error,
     format_answer,
     format_error,
     iter_lines,
-    parse_line,
+    parse_validated_line,
     validate_file,
 )
 from server.batch.results import ResultFiles, attach_results
@@ -47,6 +49,14 @@ STORE_PROBLEMS = (StorageFull, StoreFailed)
 
 class BatchOver(Exception):
     """The batch was cancelled or has expired while a line waited. The line is dropped."""
+
+
+class LineUnreadable(Exception):
+    """A line is refused, and its custom_id is not known, so that it can have no result. The batch fails."""
+
+    def __init__(self, problem: BatchError) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
 
 
 class BatchInterrupted(Exception):
@@ -166,6 +176,8 @@ class BatchRunner:
                 return True
             except STORE_PROBLEMS:
                 raise
+            except LineUnreadable as error:
+                await self._fail_batch(owner, batch, [error.problem])
             except Exception as error:
                 log.error("batch_failed", batch=batch.id, exc_info=error)
                 problem = build_batch_error(
@@ -217,7 +229,7 @@ class BatchRunner:
         latest, read_lock = batch, asyncio.Lock()
         failure: Exception | None = None
 
-        async def read_next_line() -> BatchLine | None:
+        async def read_next_line() -> BatchLine | RefusedLine | None:
             """Read in a thread, because many megabytes of finished lines may come before the next one."""
             async with read_lock:
                 return None if failure is not None or is_over(latest) else await run_sync(next, remaining, None)
@@ -269,10 +281,15 @@ class BatchRunner:
             await save_counts()
         return latest
 
-    def _iter_remaining(self, batch: Batch, input_path: Path, finished_ids: Set[str]) -> Iterator[BatchLine]:
-        for text in iter_lines(input_path, self._max_line_bytes):
+    def _iter_remaining(
+        self, batch: Batch, input_path: Path, finished_ids: Set[str]
+    ) -> Iterator[BatchLine | RefusedLine]:
+        for number, text in enumerate(iter_lines(input_path, self._max_line_bytes), start=1):
             if not text.isspace():
-                line = parse_line(text, batch.endpoint, self._max_line_bytes)
+                try:
+                    line = parse_validated_line(text, batch.endpoint, self._max_line_bytes)
+                except BadRequest as error:
+                    raise LineUnreadable(build_line_error(error, number)) from error
                 if line.custom_id not in finished_ids:
                     yield line
 
@@ -296,9 +313,11 @@ class BatchRunner:
                 return
 
     async def _run_line(
-        self, line: BatchLine, batch: Batch, owner: str, check_batch: Callable[[], Awaitable[None]]
+        self, line: BatchLine | RefusedLine, batch: Batch, owner: str, check_batch: Callable[[], Awaitable[None]]
     ) -> tuple[bytes, bool]:
         """Return the result of a line, and whether it is an answer."""
+        if isinstance(line, RefusedLine):
+            return format_error(line, line.error), False
         while True:
             try:
                 parsed = await run_sync(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +19,7 @@ from decoding.errors import EngineFailed, Overloaded
 from server.batch import runner
 from server.batch.store import BatchStore, get_result_file_ids
 from tests.server.batch.harness import CHAT, count_lines, create_batch, make_line, read_results, stop, wait_for_status
-from tests.server.conftest import FakeServer, StartServer, chat_request
+from tests.server.conftest import FakeServer, StartServer, chat_request, wait_until
 from tests.server.fakes import FakeEngine
 
 
@@ -145,6 +146,33 @@ async def test_batch_resumes_after_a_restart(start_server: StartServer, tmp_path
     assert len(restarted.engine.requests) == 20 - finished
 
 
+@pytest.mark.parametrize(
+    ("is_id_first", "status", "results"), [(True, "completed", 3), (False, "failed", 1)], ids=["id first", "id last"]
+)
+async def test_line_beyond_the_bound_of_a_restarted_server_has_an_error(
+    start_server: StartServer, tmp_path: Path, is_id_first: bool, status: str, results: int
+) -> None:
+    first = await start_server(FakeEngine(pause=60), data_dir=tmp_path, batch_requests=1, max_body_mb=2)
+    line = json.loads(make_line(1))
+    large = json.dumps(line if is_id_first else {key: line[key] for key in ("method", "url", "body", "custom_id")})
+    large = large.replace('"body": {', '"body": {' + " " * 1_500_000)
+    batch = await create_batch(first, make_line(0), large, make_line(2))
+    batch = await wait_for_status(first, batch, "in_progress")
+    await wait_until(lambda: first.engine.running == 1)
+    await stop(first)
+    restarted = await start_server(data_dir=tmp_path, batch_requests=1, max_body_mb=1)
+    batch = await wait_for_status(restarted, batch)
+    assert batch.status == status
+    stored = await read_results(restarted, batch.output_file_id) | await read_results(restarted, batch.error_file_id)
+    assert len(stored) == results
+    if is_id_first:
+        error = stored["line-1"]
+        assert (error["status_code"], error["body"]["error"]["code"]) == (413, "request_too_large")
+    else:
+        assert batch.errors is not None
+        assert [(each.code, each.line) for each in batch.errors.data or []] == [("request_too_large", 2)]
+
+
 async def test_crash_while_finishing_loses_no_answer(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_entries: list[EventDict]
 ) -> None:
@@ -180,7 +208,7 @@ async def test_lines_are_parsed_in_threads(server: FakeServer, monkeypatch: pyte
 
         return call
 
-    for name in ("parse_line", "parse_request"):
+    for name in ("parse_validated_line", "parse_request"):
         monkeypatch.setattr(runner, name, record_thread(getattr(runner, name)))
     await wait_for_status(server, await create_batch(server, make_line(1), make_line(2)))
     assert len(threads) == 4

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from server.batch import jsonl, runner
-from server.batch.jsonl import BatchLine
 from tests.server.batch.harness import create_batch, make_line, wait_for_status
 from tests.server.conftest import FakeServer, StartServer, wait_until
 from tests.server.fakes import FakeEngine
@@ -57,9 +56,9 @@ async def test_lines_in_memory_are_bounded_over_all_keys(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_memory, numbers, most = set[int](), itertools.count(), 0
-    parse = jsonl.parse_line
+    parse = jsonl.parse_validated_line
 
-    def count(*arguments: Any) -> BatchLine:
+    def count(*arguments: Any) -> Any:
         nonlocal most
         line = parse(*arguments)
         in_memory.add(number := next(numbers))
@@ -73,7 +72,7 @@ async def test_lines_in_memory_are_bounded_over_all_keys(
     for key in keys:
         server.openai.api_key = key
         batches.append((key, await create_batch(server, *(make_line(number) for number in range(8)))))
-        monkeypatch.setattr(runner, "parse_line", count)  # after the validation of the first batch has begun
+        monkeypatch.setattr(runner, "parse_validated_line", count)  # after the validation of the first batch has begun
     for key, batch in batches:
         server.openai.api_key = key
         assert (await wait_for_status(server, batch)).status == "completed"
