@@ -44,11 +44,16 @@ log = structlog.get_logger("onlyseen.server")
 
 RETRY_DELAY = 1.0  # seconds before a line is tried again after the queue was full
 STORE_RETRY_DELAY = 2.0  # seconds before a failed operation of the store is tried again
+MAX_UNSTORED_BYTES = 64_000_000  # of results in memory that the storage does not take, over all batches
 STORE_PROBLEMS = (StorageFull, StoreFailed)
 
 
 class BatchOver(Exception):
     """The batch was cancelled or has expired while a line waited. The line is dropped."""
+
+
+class ResultDropped(Exception):
+    """A result is dropped, because neither the storage nor the memory has room for it. The batch is repeated."""
 
 
 class LineUnreadable(Exception):
@@ -86,6 +91,7 @@ class BatchRunner:
         self._owner_tasks: dict[str, asyncio.Task[None]] = {}
         self._owners_to_repeat: set[str] = set()  # with changed batches since their task has listed them
         self._line_queue = create_line_queue(service)
+        self._unstored_bytes = create_unstored_queue(service)
 
     def start(self) -> None:
         """Start to run batches in the background."""
@@ -176,6 +182,8 @@ class BatchRunner:
                 return True
             except STORE_PROBLEMS:
                 raise
+            except ResultDropped:
+                return False
             except LineUnreadable as error:
                 await self._fail_batch(owner, batch, [error.problem])
             except Exception as error:
@@ -256,8 +264,16 @@ class BatchRunner:
                 if (line := await read_next_line()) is None:
                     return False
                 result, is_answer = await self._run_line(line, batch, owner, check_batch)
-            del line
-            await self._retry_storing(batch, partial(results.append, result, is_answer))
+                size, store = len(result), partial(results.append, result, is_answer)
+                del line, result
+                is_stored = await self._try_storing(batch, store)
+            if not is_stored:
+                if not self._unstored_bytes.is_free(owner, size):
+                    del store  # first of all, so that the result leaves the memory
+                    async with self._unstored_bytes.hold(owner, size):
+                        raise ResultDropped
+                async with self._unstored_bytes.hold(owner, size):
+                    await self._retry_storing(batch, store)
             await self._retry_storing(batch, save_counts)
             return True
 
@@ -303,14 +319,19 @@ class BatchRunner:
             store: The operation.
         """
         while True:
-            try:
-                await store()
-            except STORE_PROBLEMS as error:
-                self._report_problem(batch, error)
-                await asyncio.sleep(STORE_RETRY_DELAY)
-            else:
-                self._problems.pop(batch.id, None)
+            if await self._try_storing(batch, store):
                 return
+            await asyncio.sleep(STORE_RETRY_DELAY)
+
+    async def _try_storing(self, batch: Batch, store: Callable[[], Awaitable[None]]) -> bool:
+        """Run an operation of the store, and return whether it succeeds. A problem becomes that of the batch."""
+        try:
+            await store()
+        except STORE_PROBLEMS as error:
+            self._report_problem(batch, error)
+            return False
+        self._problems.pop(batch.id, None)
+        return True
 
     async def _run_line(
         self, line: BatchLine | RefusedLine, batch: Batch, owner: str, check_batch: Callable[[], Awaitable[None]]
@@ -370,6 +391,14 @@ def create_line_queue(service: Service) -> FairQueue:
     """Create the queue for the lines that are in memory. With two or more API keys each has a share of them."""
     lines = service.settings.batch_requests
     return FairQueue(lines, service.settings.compute_key_share(lines))
+
+
+def create_unstored_queue(service: Service) -> FairQueue:
+    """Create the queue for the bytes of unstored results. With two or more API keys each has a share of them."""
+    has_shares = service.fair_queue is not None
+    return FairQueue(
+        MAX_UNSTORED_BYTES, math.ceil(service.settings.key_share * MAX_UNSTORED_BYTES) if has_shares else None
+    )
 
 
 def parse_request(line: BatchLine, parse_body: BodyParser) -> ParsedRequest:

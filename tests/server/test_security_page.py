@@ -16,7 +16,7 @@ from decoding.matcher import model
 from decoding.text import grammar
 from server import __main__ as main
 from server import service, timed_protocol
-from server.batch import jsonl, pagination, store, uploads
+from server.batch import jsonl, pagination, runner, store, uploads
 from server.media import image_bounds, image_fetcher, image_structure, images
 from server.middleware import request_body
 from server.routes import batches
@@ -74,6 +74,7 @@ FIXED = {
     "Requests of a key that wait for a page": pagination.MAX_WAITING_PAGES,
     "Lines of a batch, blank ones included": jsonl.MAX_LINES,
     "Time of a batch, on the wall clock": batches.COMPLETION_WINDOW / 3600,
+    "Results in memory that the storage does not take": runner.MAX_UNSTORED_BYTES / 1_000_000,
     "Relevance maps in the matcher's cache": model.CACHE_SIZE,
 }
 ROWS = {"Rows in one batch of the transformers engine": "hf", "Rows in one batch of the vLLM engine": "vllm"}

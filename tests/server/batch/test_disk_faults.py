@@ -11,6 +11,7 @@ import pytest
 from openai import APIStatusError
 from structlog.typing import EventDict
 
+from server.batch import runner
 from server.batch.store import get_result_file_ids
 from tests.server.batch.faults import (
     FULL,
@@ -44,6 +45,21 @@ async def test_batch_waits_while_its_results_cannot_be_written(start_server: Sta
     fsync.failure = None
     await assert_complete(server, batch)
     assert len(server.engine.requests) == len(LINES)
+
+
+async def test_results_that_a_full_disk_does_not_take_are_bounded_in_bytes(
+    start_server: StartServer, fsync: FaultyCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One result is kept. Those of the other workers are dropped, and their lines run again when there is space."""
+    monkeypatch.setattr(runner, "MAX_UNSTORED_BYTES", 1)
+    server = await start_server(batch_requests=4)
+    batch = await create_batch_that_waits(server, fsync)
+    await wait_until(lambda: len(server.engine.requests) == 6)
+    await asyncio.sleep(0.2)
+    assert len(server.engine.requests) == 6, "no line is answered again while the disk is full"
+    fsync.failure = None
+    await assert_complete(server, batch)
+    assert len(server.engine.requests) == len(LINES) + 3
 
 
 @pytest.mark.parametrize("change", [{"status": "cancelling"}, {"expires_at": 1}])
