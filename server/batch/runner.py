@@ -395,10 +395,7 @@ def create_line_queue(service: Service) -> FairQueue:
 
 def create_unstored_queue(service: Service) -> FairQueue:
     """Create the queue for the bytes of unstored results. With two or more API keys each has a share of them."""
-    has_shares = service.fair_queue is not None
-    return FairQueue(
-        MAX_UNSTORED_BYTES, math.ceil(service.settings.key_share * MAX_UNSTORED_BYTES) if has_shares else None
-    )
+    return FairQueue(MAX_UNSTORED_BYTES, service.settings.compute_key_share(MAX_UNSTORED_BYTES))
 
 
 def parse_request(line: BatchLine, parse_body: BodyParser) -> ParsedRequest:
