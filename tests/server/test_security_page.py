@@ -6,9 +6,6 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from h11._connection import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE
-from uvicorn.config import Config
-
 from decoding import registry
 from decoding.hf_engine import engine
 from decoding.hf_engine.settings import DEFAULT_CONTEXTS
@@ -41,7 +38,8 @@ FIXED = {
     "Choices of a request (`n`), for each of its prompts": MAX_CHOICES,
     "Prompts of a request for completions": completion_request.MAX_PROMPTS,
     "Chunks of a body, of fewer than 16 bytes on average": timed_protocol.MAX_TINY_CHUNKS,
-    "Headers of a request": DEFAULT_MAX_INCOMPLETE_EVENT_SIZE / 1024,
+    "Headers of a request, or trailers of its body": timed_protocol.MAX_HEAD_BYTES / 1024,
+    "Lines of the headers of a request": timed_protocol.MAX_HEADERS,
     "Time for the rest of a refused body": request_body.DRAIN_TIMEOUT,
     "Time for the rest of a body after the response": timed_protocol.LINGER_SECONDS,
     "Idle time of a connection between requests": main.KEEP_ALIVE,
@@ -110,7 +108,6 @@ def test_limits_are_those_of_the_code() -> None:
 
 def test_body_gets_a_second_for_each_100_kb() -> None:
     assert request_body.MIN_BYTES_PER_SECOND == 100_000
-    assert Config("").h11_max_incomplete_event_size is None  # otherwise the limit on headers is another one
 
 
 def test_engines_with_rows_are_complete() -> None:

@@ -37,6 +37,10 @@ def split_into_chunks(content: bytes) -> bytes:
     return b"".join(b"1\r\n%c\r\n" % byte for byte in content) + b"0\r\n\r\n"
 
 
+def split_into_reads(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
 @pytest.fixture
 def port() -> Iterator[int]:
     with serve(header_timeout=5) as port:
@@ -100,6 +104,50 @@ async def test_body_of_too_many_tiny_chunks_is_refused() -> None:
     assert received.startswith(b"HTTP/1.1 400")
     assert b"The body has more than 2000 chunks of fewer than 16 bytes." in received
     protocol.transport.close.assert_called_once()
+    protocol.connection_lost(None)
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+LARGE_HEADS = {
+    "many headers": GET + b"a:\r\n" * 60_000,
+    "one header too many": GET + b"a:\r\n" * timed_protocol.MAX_HEADERS,
+    "headers without carriage returns": GET + b"a:\n" * timed_protocol.MAX_HEADERS,
+    "long header": GET + b"a: " + b"a" * timed_protocol.MAX_HEAD_BYTES + b"\r\n",
+    "many trailers": CHUNKED + b"0\r\n" + b"a:b\r\n" * 50_000,
+}
+
+
+@pytest.mark.parametrize("read_bytes", [1_000_000, 10_000])
+@pytest.mark.parametrize("name", LARGE_HEADS)
+async def test_large_headers_and_trailers_are_refused_in_any_number_of_reads(name: str, read_bytes: int) -> None:
+    protocol = build_protocol(Recorder())
+    protocol.transport.close.side_effect = lambda: protocol.transport.is_closing.configure_mock(return_value=True)
+    started_at = time.thread_time()
+    for part in split_into_reads(LARGE_HEADS[name] + b"\r\n", read_bytes):
+        if not protocol.transport.is_closing():
+            protocol.data_received(part)
+    assert time.thread_time() - started_at < 0.02  # 60,000 headers take h11 0.1 seconds
+    received = b"".join(call.args[0] for call in protocol.transport.write.call_args_list)
+    assert received.startswith(b"HTTP/1.1 400")
+    assert b"The headers have more than 16 kB or 100 lines." in received
+    protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("read_bytes", [1_000_000, 100])
+async def test_largest_headers_are_read(read_bytes: int) -> None:
+    head = GET + b"a:\r\n" * (timed_protocol.MAX_HEADERS - 2)
+    head += b"b: " + b"b" * (timed_protocol.MAX_HEAD_BYTES - len(head) - 7) + b"\r\n\r\n"
+    assert len(head) == timed_protocol.MAX_HEAD_BYTES
+    protocol = build_protocol(app := Recorder())
+    protocol.transport.is_closing.return_value = False
+    body = b"\n" * 200_000  # neither these lines nor those of a later request count
+    for part in split_into_reads(head, read_bytes):
+        protocol.data_received(part)
+    await wait_until(lambda: protocol.cycle is not None and protocol.cycle.response_complete)
+    post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    protocol.data_received(post + body + GET + b"\r\n")
+    await wait_until(lambda: len(app.body) == len(body))
+    assert b"400" not in b"".join(call.args[0] for call in protocol.transport.write.call_args_list)
     protocol.connection_lost(None)
 
 
@@ -240,7 +288,7 @@ def test_unread_response_is_dropped(monkeypatch: pytest.MonkeyPatch, loop: str) 
 
 
 def test_connection_counts_its_events() -> None:
-    connection = timed_protocol.BoundedConnection(h11.SERVER)
+    connection = timed_protocol.BoundedConnection()
     connection.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert connection.next_event() is h11.NEED_DATA
     connection.events_left = 2
