@@ -205,6 +205,7 @@ class TimedH11Protocol(H11Protocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._unwatch_writing()
+        self._watch_writing()  # what is left of a complete response, for which no later event sets the timer
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -219,7 +220,8 @@ class TimedH11Protocol(H11Protocol):
     def _watch_writing(self) -> None:
         """Close the connection later if its client has taken too few of the bytes that wait now."""
         size = self.transport.get_write_buffer_size()
-        is_stable = self.flow.write_paused or self.cycle.response_complete  # the application adds nothing
+        is_complete = self.cycle is None or self.cycle.response_complete
+        is_stable = self.flow.write_paused or is_complete  # the application adds nothing
         if size and is_stable and self._write_timer is None:
             self._write_timer = self.loop.call_later(WRITE_TIMEOUT, self._check_writing, size, self.cycle)
 

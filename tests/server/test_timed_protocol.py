@@ -215,6 +215,7 @@ def test_upload_in_large_chunks_is_read(port: int) -> None:
     assert response.json()["bytes"] == len(content)
 
 
+@pytest.mark.flaky(reruns=2)  # a busy machine may delay it
 async def test_client_that_takes_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed_protocol, "WRITE_TIMEOUT", 0.05)
     protocol = build_protocol(Recorder())
@@ -245,6 +246,7 @@ async def test_paused_writing_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(timed_protocol, "WRITE_TIMEOUT", 0.05)
     protocol = build_protocol(Recorder())
     transport = protocol.transport
+    protocol.data_received(CHUNKED)  # its response is not complete, so that its application may write more
     transport.get_write_buffer_size.return_value = 1000
     protocol.pause_writing()
     protocol.resume_writing()
@@ -253,6 +255,19 @@ async def test_paused_writing_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> 
     protocol.pause_writing()
     await asyncio.sleep(0.1)
     transport.abort.assert_called_once()
+    protocol.connection_lost(None)
+
+
+async def test_rest_below_the_low_water_mark_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timed_protocol, "WRITE_TIMEOUT", 0.05)
+    protocol = build_protocol(Recorder())
+    transport = protocol.transport
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await wait_until(lambda: protocol.cycle.response_complete)
+    protocol.pause_writing()
+    transport.get_write_buffer_size.return_value = 16_000
+    protocol.resume_writing()
+    await wait_until(lambda: transport.abort.called)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
