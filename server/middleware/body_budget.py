@@ -84,7 +84,8 @@ class BodyBuffer:
         self._budget = budget
         self._counted_bytes = 0
         self._stalls_at = asyncio.get_running_loop().time() + STALL_SECONDS
-        self._timeout = asyncio.timeout(None)
+        self._timeout = asyncio.timeout(None)  # `refuse` sets it, to end a wait for the client
+        self._is_refused = False
 
     async def read(self, request: Request) -> None:
         """Read the whole body.
@@ -123,11 +124,24 @@ class BodyBuffer:
             self._budget.unfinished.discard(self)
 
     async def _add(self, part: bytes, scanner: JsonBoundsScanner) -> None:
+        """Scan and keep a part of the body.
+
+        Args:
+            part: The bytes.
+            scanner: Checks the bounds of the body.
+
+        Raises:
+            Overloaded: Another body has refused this one.
+        """
         async with self._budget.scan_lock:  # one body at a time, so that many bodies delay others no more than one
             position = scanner.scan(part, 0)
             while position < len(part):
                 await asyncio.sleep(0)
                 position = scanner.scan(part, position)
+        # Another body may have refused this one during the wait for the lock. The timeout that `refuse` sets may fire
+        # later. After the last part nothing waits any more, so that no later check is needed.
+        if self._is_refused:
+            raise Overloaded(BUDGET_FULL, code="body_memory_full")
         self._budget.make_room(len(part), self)
         self._budget.add(self.owner, len(part))
         self._counted_bytes += len(part)
@@ -141,6 +155,7 @@ class BodyBuffer:
 
     def refuse(self) -> None:
         """End the reading of this body with `Overloaded`, and free its memory."""
+        self._is_refused = True
         self.release()
         self._timeout.reschedule(asyncio.get_running_loop().time())
         self._budget.unfinished.discard(self)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from starlette.requests import Request
 
+from decoding.errors import Overloaded
 from server.middleware import body_budget
 from server.middleware.body_budget import BodyBudget, BodyBuffer
 from server.schemas.json_bounds import JsonBoundsScanner
@@ -74,3 +77,19 @@ async def test_single_bytes_do_not_keep_a_body_from_stalling(monkeypatch: pytest
     assert buffer.is_stalled(loop.time())
     await buffer._add(b"a" * 850_000, scanner)
     assert not buffer.is_stalled(loop.time())
+
+
+async def test_body_refused_behind_the_lock_is_not_returned_without_its_start() -> None:
+    budget = BodyBudget(300_000)
+    refused, other = BodyBuffer(budget, ""), BodyBuffer(budget, "")
+    parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    reading = asyncio.create_task(refused.read(Request({"type": "http"}, parts.get)))
+    parts.put_nowait({"type": "http.request", "body": b'"' + b"a" * 200_000, "more_body": True})
+    await wait_until(lambda: budget.used_bytes > 200_000)
+    growing = asyncio.create_task(other._add(b'"' + b"b" * 150_000, JsonBoundsScanner()))  # scanned in three slices
+    await asyncio.sleep(0)
+    parts.put_nowait({"type": "http.request", "body": b'"', "more_body": False})
+    await asyncio.gather(growing, asyncio.wait([reading]))
+    with pytest.raises(Overloaded):
+        reading.result()
+    assert (refused.content, budget.used_bytes) == (b"", 150_001)
