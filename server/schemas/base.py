@@ -16,6 +16,8 @@ from server.schemas.json_bounds import INVALID_JSON
 
 MAX_PARTS = 2048  # content parts of one message
 MAX_MESSAGES = 1024
+MAX_TOKEN_BOUND = (1 << 31) - 1  # of a field that bounds tokens; every context is smaller
+MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 64) - 1  # orjson, which writes the responses, has no larger ones
 STRING_SLICE = 262_144  # bytes of a long string that are decoded in one call
 # A piece of a JSON string that ends after a character: not within an escape, nor within a pair of surrogates.
 WHOLE_CHARACTERS = re.compile(rb"(?:[^\\]++|\\u[dD][89abAB]..\\u....|\\u(?![dD][89abAB])....|\\[^u])*+", re.DOTALL)
@@ -83,7 +85,8 @@ def parse_json(body: bytes | bytearray, data_urls: Sequence[tuple[int, int]] = (
         The object.
 
     Raises:
-        BadRequest: The body is not JSON, not UTF-8, too deeply nested, or not an object.
+        BadRequest: The body is not JSON, not UTF-8, too deeply nested, or not an object. An integer has more than 64
+            bits.
     """
     name = uuid4().hex  # no string of the client's begins with it
     try:
@@ -93,9 +96,30 @@ def parse_json(body: bytes | bytearray, data_urls: Sequence[tuple[int, int]] = (
         raise BadRequest(INVALID_JSON) from None
     if not isinstance(data, dict):
         raise BadRequest("The body must be a JSON object.")
+    check_integers(data)
     if texts:
         insert_texts(data, name, texts)
     return data
+
+
+def check_integers(data: Any) -> None:
+    """Refuse integers beyond 64 bits in a parsed document, because a response may repeat any of its values.
+
+    Args:
+        data: The document.
+
+    Raises:
+        BadRequest: An integer is too large.
+    """
+    containers: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
+    while containers:
+        path, container = containers.pop()
+        for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+            if isinstance(value, dict | list):
+                containers.append(((*path, key), value))
+            elif isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
+                field = join_path((*path, key))
+                raise BadRequest(f"{field}: Input should be an integer of at most 64 bits.", param=field)
 
 
 def decode_string(body: bytes | bytearray, start: int, end: int) -> str:

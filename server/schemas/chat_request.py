@@ -12,6 +12,7 @@ from server.media.image_ref import ImageRef
 from server.schemas.base import (
     MAX_MESSAGES,
     MAX_PARTS,
+    MAX_TOKEN_BOUND,
     NO_AUDIO,
     NO_LOGIT_BIAS,
     NO_PLATFORM,
@@ -123,8 +124,12 @@ class ChatCompletionRequest(SamplingFields):
     """OpenAI's chat completion request, with vLLM's extra sampling fields and `decoding`."""
 
     messages: ChatMessages = Field(description="The last message is the user's.")
-    max_completion_tokens: int | None = Field(default=None, ge=1, description="Default: the rest of the context.")
-    max_tokens: int | None = Field(default=None, ge=1, description="The older name of max_completion_tokens.")
+    max_completion_tokens: int | None = Field(
+        default=None, ge=1, le=MAX_TOKEN_BOUND, description="Default: the rest of the context."
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=MAX_TOKEN_BOUND, description="The older name of max_completion_tokens."
+    )
     response_format: ResponseFormat | None = Field(default=None, description="Default: free text.")
     logprobs: bool | None = Field(default=None, description="Default: whether decoding.grounding or trace is true.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Needs logprobs.")

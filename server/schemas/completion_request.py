@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, Tag, model_validator
 
 from decoding.errors import BadRequest
-from server.schemas.base import NO_LOGIT_BIAS, STRING_OR_ARRAY, reject_unsupported, validate
+from server.schemas.base import MAX_TOKEN_BOUND, NO_LOGIT_BIAS, STRING_OR_ARRAY, reject_unsupported, validate
 from server.schemas.normalized_request import Decoding, NormalizedRequest, SamplingFields
 
 UNSUPPORTED: Mapping[str, str] = {
@@ -30,7 +30,7 @@ class CompletionRequest(SamplingFields):
     prompt: Annotated[Annotated[PromptText, Tag("string")] | Annotated[PromptTexts, Tag("array")], STRING_OR_ARRAY] = (
         Field(description=f"One text, or up to {MAX_PROMPTS}. Token ids are not accepted.")
     )
-    max_tokens: int | None = Field(default=None, ge=1, description=f"Default {DEFAULT_MAX_TOKENS}.")
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKEN_BOUND, description=f"Default {DEFAULT_MAX_TOKENS}.")
     logprobs: int | None = Field(
         default=None,
         ge=0,

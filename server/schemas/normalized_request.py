@@ -15,7 +15,7 @@ from decoding.errors import BadRequest, OnlySeenError
 from decoding.prompt import Role
 from decoding.sampling_params import SamplingParams
 from server.media.image_ref import ImageRef
-from server.schemas.base import STRING_OR_ARRAY, StrictModel
+from server.schemas.base import MAX_TOKEN_BOUND, STRING_OR_ARRAY, StrictModel
 
 DEFAULT_SAMPLING = SamplingParams(temperature=1.0)  # OpenAI's defaults; an engine's temperature 0 is greedy
 SEED_LIMIT = 1 << 63
@@ -133,7 +133,7 @@ class SamplingFields(StrictModel):
 
     model: str = Field(max_length=512, description="A name from /v1/models. A suffix selects the strategy: name:agla")
     decoding: Decoding | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKEN_BOUND)
     min_tokens: int | None = Field(default=None, ge=0, le=100_000, description="Default 0. No end before this number.")
     temperature: float | None = Field(default=None, ge=0, le=2, description="Default 1. 0 takes the likeliest token.")
     top_p: float | None = Field(default=None, ge=0, le=1, description="Default 1. 0 takes the likeliest token.")

@@ -12,6 +12,7 @@ from server.media.image_ref import ImageRef
 from server.schemas.base import (
     MAX_MESSAGES,
     MAX_PARTS,
+    MAX_TOKEN_BOUND,
     NO_PLATFORM,
     NO_REASONING,
     NO_STORE,
@@ -127,7 +128,9 @@ class ResponsesRequest(StrictModel):
     )
     instructions: str | None = Field(default=None, description="A system message before the input.")
     decoding: Decoding | None = None
-    max_output_tokens: int | None = Field(default=None, ge=1, description="Default: the rest of the context.")
+    max_output_tokens: int | None = Field(
+        default=None, ge=1, le=MAX_TOKEN_BOUND, description="Default: the rest of the context."
+    )
     temperature: float | None = Field(default=None, ge=0, le=2, description="Default 1. 0 takes the likeliest token.")
     top_p: float | None = Field(default=None, ge=0, le=1, description="Default 1. 0 takes the likeliest token.")
     top_k: int | None = Field(default=None, ge=-1, le=1_000_000, description="Default 0. 0 and -1: off.")

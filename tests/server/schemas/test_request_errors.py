@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 
+from server.schemas.base import parse_json
 from tests.server.conftest import FakeServer, StartServer, chat_request, image_messages
 
 JSON = {"content-type": "application/json"}
@@ -79,6 +81,8 @@ JSON = {"content-type": "application/json"}
         ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens"),
         ({"max_tokens": 2, "min_tokens": 3}, "min_tokens"),
         ({"seed": 10**400}, "seed"),
+        ({"max_completion_tokens": 1 << 31}, "max_completion_tokens"),
+        ({"temperature": -(1 << 63) - 1}, "temperature"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -107,6 +111,39 @@ async def test_invalid_field_is_named(server: FakeServer, fields: dict[str, Any]
     assert error["message"]
     assert len(response.content) < 1000
     assert not server.engine.requests
+
+
+SCHEMA = {"type": "json_schema", "name": "a", "schema": {"properties": {"b": {"enum": [0, 10**24]}}}}
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "param"),
+    [
+        ("v1/responses", {"input": "a", "max_output_tokens": 10**24}, "max_output_tokens"),
+        ("v1/responses", {"input": "a", "max_output_tokens": 1 << 31}, "max_output_tokens"),
+        ("v1/responses", {"input": "a", "text": {"format": SCHEMA}}, "text.format.schema.properties.b.enum[1]"),
+        ("v1/responses", {"input": "a", "metadata": {"a": 10**24}}, "metadata.a"),
+        ("v1/completions", {"prompt": "a", "max_tokens": 1 << 31}, "max_tokens"),
+        ("v1/completions", {"prompt": "a", "user": 10**24}, "user"),
+        ("v1/completions", {"prompt": "a", "decoding": {"plain": {"a": 1 << 64}}}, "decoding.plain.a"),
+        ("tokenize", {"prompt": 10**24}, "prompt"),
+        ("v1/batches", {"metadata": {"a": -(10**24)}}, "metadata.a"),
+    ],
+    ids=lambda value: json.dumps(value)[:60],
+)
+async def test_large_integer_is_refused_before_the_generation(
+    server: FakeServer, route: str, fields: dict[str, Any], param: str
+) -> None:
+    """No response could repeat it."""
+    body = fields if route == "v1/batches" else {"model": "tiny", **fields}
+    response = await server.http.post(f"/{route}", content=json.dumps(body), headers=JSON)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert not server.engine.requests
+
+
+def test_accepted_integers_can_be_repeated() -> None:
+    document = {"a": [(1 << 64) - 1, -(1 << 63)]}
+    assert orjson.loads(orjson.dumps(parse_json(json.dumps(document).encode()))) == document
 
 
 async def test_unsupported_field_is_named(server: FakeServer) -> None:
