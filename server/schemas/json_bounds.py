@@ -3,7 +3,8 @@
 A parser builds objects for every value, and the validation of a list builds an error for every element. Both hold the
 interpreter and take many times the memory of the bytes. The bounds keep that work small.
 
-Only data URLs may be large. The parser gets the document without them, and they are decoded in slices.
+Only data URLs of images may be large. The parser gets the document without them, and they are decoded in slices. Their
+places in the requests are fixed, because a text of another field is the work of the tokenizer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MAX_MEMBERS = 1024  # of one object
 MAX_ELEMENTS = 16_384  # of one list
 MAX_VALUES = 50_000  # of the whole document
 MAX_KEY_BYTES = 1024
-MAX_TEXT_BYTES = 4_000_000  # of the whole document without its data URLs; a parser takes about 25 ms for them
+MAX_TEXT_BYTES = 4_000_000  # of the whole document without its long data URLs; a parser takes about 25 ms for them
 MIN_DATA_URL_BYTES = 65_536  # a shorter data URL counts as text
 MAX_TOKENS = 2000  # scanned in one call, which takes about a millisecond
 SLICE_BYTES = 65_536  # scanned in one call
@@ -25,6 +26,8 @@ STRING_REST = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # up to the closing
 NEXT_TOKEN = re.compile(rb'["\[\]{},]')
 INVALID_JSON = "The body is not valid JSON in UTF-8."
 DATA_URL_START = b"data:"
+IMAGE_PATHS = ((b"messages", b"content", b"image_url", b"url"), (b"input", b"content", b"image_url"))  # without lists
+BATCH_LINE_PATH = (b"body",)  # of a request in a line of a batch
 QUOTE, COMMA, OPEN_OBJECT, OPEN_LIST, BACKSLASH = b'",{[\\'
 
 
@@ -45,9 +48,11 @@ class JsonBoundsScanner:
         self._strings = 0  # since the last opening bracket or comma; a key and a value are two
         self._in_string = False
         self._ends_in_escape = False  # the last piece ended between a backslash and its character
-        self._key_bytes: int | None = None  # of the open string if it is a key
+        self._is_key = False  # whether the open string is a key
+        self._key = b""  # of the value that is open or follows; empty in a list
+        self._path: list[bytes] = []  # the key of each open object or list, outermost first
         self._string_start = 0  # in the document
-        self._head: bytes | None = None  # first bytes of the open string; None if it is no data URL
+        self._head: bytes | None = None  # first bytes of the open string; None if it is no data URL of an image
 
     def scan(self, data: bytes, position: int) -> int:
         """Scan at most `SLICE_BYTES` and `MAX_TOKENS`, or raise `BadRequest` when a bound is exceeded.
@@ -89,15 +94,25 @@ class JsonBoundsScanner:
     def _check_text_bytes(self) -> None:
         open_bytes = self._size - self._string_start if self._in_string and self._head is not None else 0
         if self._size - self._data_url_bytes - open_bytes > MAX_TEXT_BYTES:
-            raise _build_too_complex(f"without data URLs, it has more than {MAX_TEXT_BYTES // 1_000_000} MB")
+            bound = f"without the data URLs of images, it has more than {MAX_TEXT_BYTES // 1_000_000} MB"
+            raise _build_too_complex(bound)
 
     def _open_string(self, start: int) -> None:
         self._strings += 1
         if self._strings > 2:  # no JSON has three strings without a comma or a bracket between them
             raise BadRequest(INVALID_JSON)
-        is_key = self._strings == 1 and bool(self._is_object) and self._is_object[-1]
-        self._in_string, self._key_bytes = True, 0 if is_key else None
-        self._string_start, self._head = start, None if is_key else b""
+        self._is_key = self._strings == 1 and bool(self._is_object) and self._is_object[-1]
+        if self._is_key:
+            self._key = b""
+        self._in_string, self._string_start = True, start
+        self._head = b"" if not self._is_key and self._is_image_place() else None
+
+    def _is_image_place(self) -> bool:
+        """Return whether the string that follows is the URL of an image, if the request is valid."""
+        if not self._key:
+            return False
+        path = tuple(key for key in (*self._path, self._key) if key)
+        return path in IMAGE_PATHS or (path[:1] == BATCH_LINE_PATH and path[1:] in IMAGE_PATHS)
 
     def _skip_string(self, data: bytes, position: int, end: int, offset: int) -> int:
         """Return the position after the closing quote, or `end`."""
@@ -111,9 +126,9 @@ class JsonBoundsScanner:
             self._ends_in_escape = rest == end - 1 and data[rest] == BACKSLASH
             quote = rest if rest < end and data[rest] == QUOTE else -1
         stop = end if quote < 0 else quote
-        if self._key_bytes is not None:
-            self._key_bytes += stop - start
-            if self._key_bytes > MAX_KEY_BYTES:
+        if self._is_key:
+            self._key += data[start : min(stop, start + MAX_KEY_BYTES + 1)]
+            if len(self._key) > MAX_KEY_BYTES:
                 raise _build_too_complex(f"a key has more than {MAX_KEY_BYTES} bytes")
         self._in_string = quote < 0
         is_long = offset + stop - self._string_start >= MIN_DATA_URL_BYTES
@@ -148,6 +163,8 @@ class JsonBoundsScanner:
         self._strings = 0
         self._counts.append(0)
         self._is_object.append(is_object)
+        self._path.append(self._key)
+        self._key = b""
         if len(self._counts) > MAX_DEPTH:
             raise _build_too_complex(f"objects and lists are nested more than {MAX_DEPTH} deep")
         self._count_value()
@@ -157,6 +174,7 @@ class JsonBoundsScanner:
             raise BadRequest(INVALID_JSON)
         self._counts.pop()
         self._is_object.pop()
+        self._key = self._path.pop()
 
     def _count_value(self) -> None:
         self._values += 1

@@ -33,7 +33,7 @@ FIXED = {
     "Elements of a JSON list": json_bounds.MAX_ELEMENTS,
     "Values of a JSON document": json_bounds.MAX_VALUES,
     "Size of an integer of a JSON document": base.MAX_INTEGER.bit_length(),
-    "Text of a JSON document, without long data URLs": json_bounds.MAX_TEXT_BYTES / 1_000_000,
+    "Text of a JSON document, without long data URLs of images": json_bounds.MAX_TEXT_BYTES / 1_000_000,
     "Messages of a request": base.MAX_MESSAGES,
     "Content parts of a message": base.MAX_PARTS,
     "Choices of a request (`n`), for each of its prompts": MAX_CHOICES,

@@ -56,6 +56,8 @@ VALUES = {
     "data URL of escapes": (b'"data:image/png;base64,', b"\\u002B", b'"', SIZE),
 }
 SLOWEST = ("unicode escapes, accepted", "wide, accepted", "data URL with escapes")
+IMAGE_VALUES = (*SLOWEST, "data URL", "data URL of escapes")  # a long data URL is accepted in an image only
+VALUES_BY_PLACE = {"message": tuple(VALUES), "image": IMAGE_VALUES}
 
 
 def fill(document: bytes, value: tuple[bytes, bytes, bytes, int]) -> bytes:
@@ -77,7 +79,7 @@ async def server(start_server: StartServer) -> FakeServer:
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [(place, value) for place in PLACES for value in (VALUES if place == "message" else SLOWEST)],
+    [(place, value) for place in PLACES for value in VALUES_BY_PLACE.get(place, SLOWEST)],
 )
 async def test_no_body_holds_the_interpreter(server: FakeServer, place: str, value: str) -> None:
     route, document = PLACES[place]
@@ -89,9 +91,10 @@ async def test_no_body_holds_the_interpreter(server: FakeServer, place: str, val
 
 @pytest.mark.parametrize("value", VALUES)
 def test_no_line_of_a_batch_holds_the_interpreter(tmp_path: Path, value: str) -> None:
-    line = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": %b}}'
+    line = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": BODY}'
+    line = line.replace(b"BODY", CHAT_IMAGE if value in IMAGE_VALUES else CHAT)
     path = tmp_path / "lines.jsonl"
     path.write_bytes(fill(line, VALUES[value]))
     with measure_longest_hold() as hold:
-        validate_file(path, "/v1/completions", 20_000_000)
+        validate_file(path, CHAT_ROUTE, 20_000_000)
     assert hold.seconds < MAX_HOLD

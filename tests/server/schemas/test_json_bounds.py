@@ -41,6 +41,7 @@ LARGE_BODIES = {
     "many short lists": (b'{"a": [' + b",".join([b"[0,0,0,0,0,0,0,0]"] * 20_000) + b"]}", "values"),
     "long key": (b'{"' + b"x" * MEGABYTE + b'": 1}', "key"),
 }
+IMAGE = b'{"messages": [{"content": [{"image_url": {"url": %b}}]}]}'
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(['"', "\\", '\\"', "[{,", "é\\"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -106,7 +107,7 @@ def test_scan_does_not_depend_on_the_pieces(value: Any, sizes: list[int], escape
 @pytest.mark.parametrize("text", [b"A", b'\\"', b"\\u0041", b"\\\\"], ids=repr)
 def test_long_string_is_scanned_fast(text: bytes, start: bytes) -> None:
     size = 8 * MEGABYTE if start else MAX_TEXT_BYTES - 100
-    document = b'{"url": "' + start + text * (size // len(text)) + b'"}'
+    document = IMAGE % (b'"' + start + text * (size // len(text)) + b'"')
     started_at = time.thread_time()
     check_json_bounds(document)
     assert time.thread_time() - started_at < 0.5
@@ -139,15 +140,56 @@ async def test_validation_stops_at_the_first_bad_part(server: FakeServer) -> Non
 )
 def test_text_of_a_document_is_bounded(value: bytes) -> None:
     with pytest.raises(BadRequest) as refused:
-        check_json_bounds(b'{"a": ' + value + b"}")
+        check_json_bounds(IMAGE % value)
     assert refused.value.code == "body_too_complex"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b'{"prompt": %b}',
+        b'{"input": %b}',
+        b'{"instructions": %b}',
+        b'{"url": %b}',
+        b'{"metadata": {"image_url": %b}}',
+        b'{"messages": [{"role": "user", "content": %b}]}',
+        b'{"messages": [{"role": "user", "content": [{"type": "text", "text": %b}]}]}',
+        b'{"messages": [{"content": [{"image_url": {"url": [%b]}}]}]}',
+        b'{"messages": [{"content": [{"image_url": {"url": "a", "detail": %b}}]}]}',
+        b'{"response_format": {"json_schema": {"schema": {"image_url": {"url": %b}}}}}',
+        b'{"decoding": {"vcd": {"url": %b}}}',
+        b'{"body": {"prompt": %b}}',
+        b'{"body": {"body": {"input": [{"content": [{"image_url": %b}]}]}}}',
+    ],
+    ids=lambda document: document.decode(),
+)
+def test_data_url_elsewhere_than_in_an_image_counts_as_text(document: bytes) -> None:
+    value = b'"data:image/png;base64,%b"' % (b"A" * MAX_TEXT_BYTES)
+    with pytest.raises(BadRequest, match="without the data URLs of images"):
+        check_json_bounds(document % value)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        IMAGE,
+        b'{"input": [{"role": "user", "content": [{"type": "input_image", "detail": "low", "image_url": %b}]}]}',
+        b'{"custom_id": "a", "body": {"model": "a", "messages": [{"content": [{"image_url": {"url": %b}}]}]}}',
+    ],
+    ids=lambda document: document.decode(),
+)
+def test_data_url_of_an_image_may_be_long(document: bytes) -> None:
+    value = b'"data:image\\/png;base64,%b"' % (b"A" * MAX_TEXT_BYTES)  # some clients escape slashes
+    check_json_bounds(document % value)
 
 
 @pytest.mark.parametrize("unit", ["A", "AAA\\/", "\\u002B", "A\\ud83d\\ude42", '\\"', "\\\\"], ids=repr)
 @pytest.mark.parametrize("shift", range(3))
 def test_long_data_urls_are_parsed_as_other_strings_are(unit: str, shift: int) -> None:
     url = '"data:' + "B" * shift + unit * (MEGABYTE // len(unit)) + '"'
-    document = f'{{"a": [{url}, "data:short", {{"b": {url}, "c": "data:é"}}]}}'.encode()
+    image = '{"image_url": {"url": %s, "detail": "data:é"}}'
+    parts = ", ".join(image % value for value in (url, '"data:short"', url))
+    document = f'{{"messages": [{{"content": [{parts}]}}], "input": "data:short"}}'.encode()
     scanner = JsonBoundsScanner()
     for start in range(0, len(document), 50_000):
         piece, position = document[start : start + 50_000], 0
@@ -160,6 +202,8 @@ def test_long_data_urls_are_parsed_as_other_strings_are(unit: str, shift: int) -
 
 @pytest.mark.parametrize("unit", ["\\x", "\\ud83d", "\x01"], ids=repr)
 def test_invalid_escape_in_a_data_url_is_refused(unit: str) -> None:
-    document = ('{"a": "data:' + unit * (2 * MIN_DATA_URL_BYTES) + '"}').encode()
+    document = IMAGE % ('"data:' + unit * (2 * MIN_DATA_URL_BYTES) + '"').encode()
+    data_urls = check_json_bounds(document)
+    assert len(data_urls) == 1
     with pytest.raises(BadRequest, match="not valid JSON"):
-        parse_json(document, check_json_bounds(document))
+        parse_json(document, data_urls)
