@@ -1,4 +1,4 @@
-"""The memory for the JSON bodies of all requests together, with a share for each API key."""
+"""The memory for the bodies of all requests together, or of all responses, with a share for each API key."""
 
 from __future__ import annotations
 
@@ -19,24 +19,35 @@ BUDGET_FULL = "Too many request bodies are in memory; try again in a moment."
 
 
 class BodyBudget:
-    """The memory for the bodies of all requests.
+    """The memory for bodies, of requests or of responses.
 
     When a body does not fit, the largest stalled body is refused, or else the largest unfinished one. So bodies that
-    are sent slowly or never finished do not shut out others. A key whose share is full makes room among its own bodies.
+    are sent or read slowly do not shut out others. A key whose share is full makes room among its own bodies.
     """
 
-    def __init__(self, max_bytes: int, max_owner_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        max_owner_bytes: int | None = None,
+        *,
+        message: str = BUDGET_FULL,
+        code: str = "body_memory_full",
+    ) -> None:
         """Create a budget.
 
         Args:
             max_bytes: Bytes of all bodies.
             max_owner_bytes: Bytes of all bodies of one API key. None: no bound of its own.
+            message: Message of the refusal of a body.
+            code: Its code.
         """
         self.max_bytes = max_bytes
         self.max_owner_bytes = max_owner_bytes or max_bytes
         self.bytes_by_owner: Counter[str] = Counter()
-        self.unfinished: set[BodyBuffer] = set()
+        self.unfinished: set[BudgetedBody] = set()
         self.scan_lock = asyncio.Lock()
+        self.message = message
+        self.code = code
 
     @property
     def used_bytes(self) -> int:
@@ -48,44 +59,86 @@ class BodyBudget:
         if not self.bytes_by_owner[owner]:
             del self.bytes_by_owner[owner]
 
-    def make_room(self, size: int, buffer: BodyBuffer) -> None:
+    def make_room(self, size: int, body: BudgetedBody) -> None:
         """Refuse other unfinished bodies until `size` more bytes fit.
 
         Args:
             size: Bytes.
-            buffer: The body that grows. It counts with the new bytes.
+            body: The body that grows. It counts with the new bytes.
 
         Raises:
-            Overloaded: `buffer` itself is the body to refuse.
+            Overloaded: `body` itself is the one to refuse.
         """
         now = asyncio.get_running_loop().time()
         while True:
-            is_share_full = self.bytes_by_owner[buffer.owner] + size > self.max_owner_bytes
+            is_share_full = self.bytes_by_owner[body.owner] + size > self.max_owner_bytes
             if not is_share_full and self.used_bytes + size <= self.max_bytes:
                 return
             others = [
                 other
                 for other in self.unfinished
-                if other is not buffer and other.content and (other.owner == buffer.owner or not is_share_full)
+                if other is not body and other.counted_bytes and (other.owner == body.owner or not is_share_full)
             ]
-            largest = max(others, key=lambda other: (other.is_stalled(now), len(other.content)), default=None)
-            if largest is None or not (largest.is_stalled(now) or len(largest.content) > len(buffer.content) + size):
-                raise Overloaded(BUDGET_FULL, code="body_memory_full")
+            largest = max(others, key=lambda other: (other.is_stalled(now), other.counted_bytes), default=None)
+            if largest is None or not (largest.is_stalled(now) or largest.counted_bytes > body.counted_bytes + size):
+                raise Overloaded(self.message, code=self.code)
             largest.refuse()
 
 
-class BodyBuffer:
-    """The body of one request in memory."""
+class BudgetedBody:
+    """A body of which the budget counts bytes.
+
+    Attributes:
+        counted_bytes: The bytes that count.
+    """
 
     def __init__(self, budget: BodyBudget, owner: str) -> None:
         self.owner = owner
-        self.content = bytearray()
-        self.data_urls: list[tuple[int, int]] = []  # start and end of the long ones in the content
+        self.counted_bytes = 0
         self._budget = budget
-        self._counted_bytes = 0
         self._stalls_at = asyncio.get_running_loop().time() + STALL_SECONDS
         self._timeout = asyncio.timeout(None)  # `refuse` sets it, to end a wait for the client
         self._is_refused = False
+
+    def add_bytes(self, size: int) -> None:
+        """Count more bytes, for which `make_room` makes room or raises `Overloaded`."""
+        self._budget.make_room(size, self)
+        self._budget.add(self.owner, size)
+        self.counted_bytes += size
+
+    def note_progress(self, size: int) -> None:
+        """Note that the client has sent or read bytes. Single bytes do not keep a body from stalling."""
+        now = asyncio.get_running_loop().time()
+        self._stalls_at = min(max(self._stalls_at, now) + size / MIN_BYTES_PER_SECOND, now + STALL_SECONDS)
+
+    def is_stalled(self, now: float) -> bool:
+        """Return whether the client is too slow."""
+        return now > self._stalls_at
+
+    def refuse(self) -> None:
+        """End the work on this body, and free its memory."""
+        self._is_refused = True
+        self.release()
+        self._timeout.reschedule(asyncio.get_running_loop().time())
+        self._budget.unfinished.discard(self)
+
+    def release(self) -> None:
+        """Free the bytes, and return them to the budget."""
+        self.return_budget()
+
+    def return_budget(self) -> None:
+        """Return the bytes to the budget, once neither they nor what was parsed from them is needed."""
+        self._budget.add(self.owner, -self.counted_bytes)
+        self.counted_bytes = 0
+
+
+class BodyBuffer(BudgetedBody):
+    """The body of one request in memory."""
+
+    def __init__(self, budget: BodyBudget, owner: str) -> None:
+        super().__init__(budget, owner)
+        self.content = bytearray()
+        self.data_urls: list[tuple[int, int]] = []  # start and end of the long ones in the content
 
     async def read(self, request: Request) -> None:
         """Read the whole body.
@@ -113,7 +166,7 @@ class BodyBuffer:
                     await self._add(message.get("body", b""), scanner)
         except TimeoutError:
             if self._timeout.expired():
-                raise Overloaded(BUDGET_FULL, code="body_memory_full") from None
+                raise Overloaded(self._budget.message, code=self._budget.code) from None
             raise
         except OnlySeenError:
             self.release()
@@ -141,34 +194,15 @@ class BodyBuffer:
         # Another body may have refused this one during the wait for the lock. The timeout that `refuse` sets may fire
         # later. After the last part nothing waits any more, so that no later check is needed.
         if self._is_refused:
-            raise Overloaded(BUDGET_FULL, code="body_memory_full")
-        self._budget.make_room(len(part), self)
-        self._budget.add(self.owner, len(part))
-        self._counted_bytes += len(part)
+            raise Overloaded(self._budget.message, code=self._budget.code)
+        self.add_bytes(len(part))
         self.content += part
-        now = asyncio.get_running_loop().time()
-        self._stalls_at = min(max(self._stalls_at, now) + len(part) / MIN_BYTES_PER_SECOND, now + STALL_SECONDS)
-
-    def is_stalled(self, now: float) -> bool:
-        """Return whether the body arrives too slowly. Single bytes do not change that."""
-        return now > self._stalls_at
-
-    def refuse(self) -> None:
-        """End the reading of this body with `Overloaded`, and free its memory."""
-        self._is_refused = True
-        self.release()
-        self._timeout.reschedule(asyncio.get_running_loop().time())
-        self._budget.unfinished.discard(self)
+        self.note_progress(len(part))
 
     def release(self) -> None:
         """Free the bytes, and return them to the budget."""
         self.content.clear()  # in place, because the traceback of a refusal may hold the array for a while
-        self.return_budget()
-
-    def return_budget(self) -> None:
-        """Return the bytes to the budget, once neither they nor what was parsed from them is needed."""
-        self._budget.add(self.owner, -self._counted_bytes)
-        self._counted_bytes = 0
+        super().release()
 
 
 @asynccontextmanager
