@@ -88,6 +88,7 @@ async def tokenize_request(normalized: NormalizedRequest, admission: Admission) 
                 await admission.wait(count_single_row)
                 ids = await engine.tokenize(prompt)
                 del prompt
+    admission.release_rows()
     response = TokenizeResponse(count=len(ids), max_model_len=engine.card.max_model_len, tokens=ids)
     return Response(dump_json(response), media_type="application/json")
 

@@ -48,10 +48,15 @@ class Admission:
         """Return the memory for the body to the budget, when neither its bytes nor its data URLs are kept."""
         self.body.return_budget()
 
-    def release(self) -> None:
-        """Hand back the rows. The request is active no longer."""
+    def release_rows(self) -> None:
+        """Hand back the rows, so that they do not wait for a client that reads its response slowly."""
         if self.service.fair_queue is not None and self._rows:
             self.service.fair_queue.release(self.owner, self._rows)
+        self._rows = 0
+
+    def release(self) -> None:
+        """Hand back the rows. The request is active no longer."""
+        self.release_rows()
         self.service.active_requests -= 1
         self.service.active_by_owner[self.owner] -= 1
 

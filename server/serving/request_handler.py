@@ -116,7 +116,9 @@ def parse_body_bytes(body: BodyBuffer, parse: Callable[[dict[str, Any]], T]) -> 
 
 
 async def build_full_response(parsed: ParsedRequest, admission: Admission) -> Response:
-    return Response(await generate_json(parsed, admission.service, admission), media_type="application/json")
+    content = await generate_json(parsed, admission.service, admission)
+    admission.release_rows()
+    return Response(content, media_type="application/json")
 
 
 async def generate_json(parsed: ParsedRequest, service: Service, admission: Admission | BatchLineAdmission) -> bytes:
