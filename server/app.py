@@ -28,6 +28,7 @@ from server.middleware.http import (
 )
 from server.middleware.pacing import PacingMiddleware
 from server.middleware.request_body import RequestBodyMiddleware
+from server.middleware.response_body import ResponseBodyMiddleware
 from server.observability import tracing
 from server.routes import (
     batches,
@@ -66,6 +67,7 @@ def create_app(
     Returns:
         The application, with `service`, `batch_store` and `batch_runner` in its state.
     """
+    service = Service(settings, create_engine)
     app = FastAPI(
         title="OnlySeen",
         version=version("onlyseen"),
@@ -84,10 +86,11 @@ def create_app(
             Middleware(
                 ApiKeyMiddleware, keys=ApiKeys.from_settings(settings), open_paths=playground.open_paths(settings)
             ),
+            Middleware(ResponseBodyMiddleware, budget=service.response_budget),
         ],
         exception_handlers={HTTPException: handle_router_error, RequestValidationError: handle_router_error},
     )
-    service = app.state.service = Service(settings, create_engine)
+    app.state.service = service
     store = app.state.batch_store = create_batch_store(settings)
     app.state.batch_runner = BatchRunner(service, store, BATCH_PARSERS)
     for module in (

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("onlyseen.server")
 
 DRAINING_MESSAGE = "The server is stopping."
+RESPONSES_FULL = "Too many large responses wait for their clients; try again in a moment."
 PARSE_THREADS = 4  # threads that parse bodies; more of them would only compete for the interpreter
 WORK_THREADS = 40  # threads for work that has no limiter of its own, as many as anyio has for files
 GRAMMAR_THREADS = 2  # threads that compile schemas
@@ -61,6 +62,7 @@ class Service:
         self.openapi_body: bytes | None = None
         self.grammar_executor = ThreadPoolExecutor(GRAMMAR_THREADS)
         self.body_budget = create_body_budget(settings)
+        self.response_budget = create_response_budget(settings)
         self.is_draining = False  # after a stop signal: running requests finish, new ones are refused
         self.active_requests = 0  # admitted requests whose response is not complete
         self.active_by_owner: Counter[str] = Counter()
@@ -198,8 +200,20 @@ def create_list_page_queue(settings: Settings) -> FairQueue:
 
 def create_body_budget(settings: Settings) -> BodyBudget:
     """Create the budget of bodies in memory. With two or more API keys each has a share, of at least one body."""
+    return BodyBudget(*compute_body_bounds(settings))
+
+
+def create_response_budget(settings: Settings) -> BodyBudget:
+    """Create the budget of responses that clients read. It is as large as that of bodies, and has the same shares."""
+    return BodyBudget(*compute_body_bounds(settings), message=RESPONSES_FULL, code="response_memory_full")
+
+
+def compute_body_bounds(settings: Settings) -> tuple[int, int | None]:
+    """Return the bytes of all bodies, and of those of one API key if there are two or more."""
     max_bytes = settings.max_buffered_mb * 1_000_000
-    return BodyBudget(max_bytes, max(settings.compute_key_share(max_bytes), settings.max_body_mb * 1_000_000))
+    if not settings.has_shares:
+        return max_bytes, None
+    return max_bytes, max(settings.compute_key_share(max_bytes), settings.max_body_mb * 1_000_000)
 
 
 def list_weight_sources(settings: Settings) -> list[str]:

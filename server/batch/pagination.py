@@ -9,7 +9,6 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from decoding.errors import Overloaded
 from server.middleware.auth import OwnerDep
@@ -21,29 +20,12 @@ AfterParam = Annotated[str | None, Query(max_length=64, description="Id of the l
 
 MAX_PAGE_BYTES = 1_000_000  # of the documents of a page with two or more items
 MAX_WAITING_PAGES = 256  # requests of one owner for pages that wait while others are built or sent
-PART_BYTES = 1 << 16  # of a page that is sent at once
 
 
 class ListItem(Protocol):
     """An item of a list."""
 
     id: str
-
-
-class PageResponse(Response):
-    """A page that is sent in parts, so that it leaves the memory at the pace of its client.
-
-    A response in one part ends at once, and its bytes wait in the buffer of the connection.
-    """
-
-    media_type = "application/json"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for start in range(0, len(self.body), PART_BYTES):
-            part = self.body[start : start + PART_BYTES]
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
 
 
 async def wait_for_page_slot(request: Request, service: ServiceDep, owner: OwnerDep) -> AsyncGenerator[None, None]:
@@ -66,7 +48,7 @@ PageSlot = Depends(wait_for_page_slot)
 
 def build_page(
     page_class: type[BaseModel], documents: Sequence[str], limit: int, parse: Callable[[str], ListItem]
-) -> PageResponse:
+) -> Response:
     """Build the response with one page of a list. Slow for large documents: call it in a thread.
 
     Args:
@@ -90,4 +72,4 @@ def build_page(
         "first_id": items[0].id if items else None,
         "last_id": items[-1].id if items else None,
     }
-    return PageResponse(page_class.model_validate(fields).model_dump_json())
+    return Response(page_class.model_validate(fields).model_dump_json(), media_type="application/json")

@@ -15,7 +15,7 @@ from server import __main__ as main
 from server import service, timed_protocol
 from server.batch import jsonl, pagination, runner, store, uploads
 from server.media import image_bounds, image_fetcher, image_structure, images
-from server.middleware import request_body
+from server.middleware import request_body, response_body
 from server.routes import batches
 from server.schemas import base, completion_request, json_bounds
 from server.schemas.chat_request import ChatCompletionRequest
@@ -61,6 +61,9 @@ FIXED = {
     "Time to compile a JSON schema": request_handler.GRAMMAR_TIMEOUT,
     "Time for a client to read one event": request_handler.SEND_TIMEOUT,
     "Time for a client to take 64 kB of a response, or its rest": timed_protocol.WRITE_TIMEOUT,
+    "Time to read a full response of more than 64 kB, in addition to a second for each 100 kB": (
+        response_body.READ_TIMEOUT
+    ),
     "Share of rows for batches": service.BATCH_SHARE,
     "Share of the KV cache for the prompts of a request with branches": engine.MAX_PROMPT_SHARE,
     "Memory of decoders beside the decoded images": images.MAX_DECODING_BYTES / 1_000_000,
@@ -108,7 +111,11 @@ def test_limits_are_those_of_the_code() -> None:
 
 
 def test_body_gets_a_second_for_each_100_kb() -> None:
-    assert request_body.MIN_BYTES_PER_SECOND == 100_000
+    assert request_body.MIN_BYTES_PER_SECOND == response_body.MIN_BYTES_PER_SECOND == 100_000
+
+
+def test_large_response_has_more_than_64_kb() -> None:
+    assert response_body.PART_BYTES == 65_536
 
 
 def test_engines_with_rows_are_complete() -> None:

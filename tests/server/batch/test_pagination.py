@@ -14,6 +14,7 @@ from server.batch import pagination
 from server.batch.pagination import build_page
 from server.batch.store import BatchStore
 from server.fair_queue import FairQueue
+from server.middleware.response_body import PART_BYTES
 from server.routes.batches import BatchList
 from tests.server.batch.test_store import make_batch
 from tests.server.conftest import FakeServer, wait_until
@@ -90,7 +91,7 @@ async def test_unread_pages_are_bounded(server: FakeServer, monkeypatch: pytest.
     scope |= {"query_string": b"", "scheme": "http", "headers": [], "http_version": "1.1", "asgi": {"version": "3.0"}}
     unread = asyncio.create_task(server.app(scope, receive, send))
     await wait_until(lambda: sum(sizes) > 0)
-    assert sum(sizes) <= pagination.PART_BYTES
+    assert sum(sizes) <= PART_BYTES
     waiting = asyncio.create_task(server.http.get("/v1/files"))
     await wait_until(lambda: queue.count_waiting("") == 1)
     refused = await server.http.get("/v1/files")
@@ -99,7 +100,7 @@ async def test_unread_pages_are_bounded(server: FakeServer, monkeypatch: pytest.
     is_read.set()
     await unread
     assert (await waiting).status_code == 200
-    assert sum(sizes) > 2 * pagination.PART_BYTES
+    assert sum(sizes) > 2 * PART_BYTES
 
 
 async def test_request_of_a_disconnected_client_does_not_wait_for_a_page(
