@@ -21,6 +21,7 @@ from server.middleware.auth import OwnerDep
 from server.middleware.body_budget import read_json_body
 from server.schemas.base import Metadata, StrictModel, validate
 from server.service import ServiceDep
+from server.serving.admission import NotDraining
 from server.serving.request_handler import parse_in_thread
 
 router = APIRouter(prefix="/v1/batches", responses={404: {"model": ErrorBody}})
@@ -47,7 +48,7 @@ class BatchList(BaseModel):
     last_id: str | None
 
 
-@router.post("")
+@router.post("", dependencies=[NotDraining])
 async def create_batch(
     request: Request, service: ServiceDep, store: StoreDep, runner: RunnerDep, owner: OwnerDep
 ) -> Batch:

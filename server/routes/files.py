@@ -22,6 +22,7 @@ from server.batch.uploads import open_upload
 from server.errors import ErrorBody, NotFound, UnsupportedMediaType
 from server.middleware.auth import OwnerDep
 from server.service import ServiceDep
+from server.serving.admission import NotDraining
 
 router = APIRouter(prefix="/v1/files", responses={404: {"model": ErrorBody}})
 
@@ -59,7 +60,7 @@ UPLOAD_SCHEMA = {
 }
 
 
-@router.post("", openapi_extra=UPLOAD_SCHEMA)
+@router.post("", openapi_extra=UPLOAD_SCHEMA, dependencies=[NotDraining])
 async def upload_file(request: Request, service: ServiceDep, store: StoreDep, owner: OwnerDep) -> FileObject:
     """Upload a file of JSON lines with the purpose `batch`.
 

@@ -110,4 +110,16 @@ def check_capacity(service: Service, owner: str) -> None:
         raise Overloaded(KEY_QUEUE_FULL, code="queue_full")
 
 
+async def refuse_while_draining(request: Request, service: ServiceDep) -> None:
+    """Refuse a request of a route without admission, such as an upload.
+
+    Raises:
+        ServiceUnavailable: The server is draining.
+    """
+    if service.is_draining:
+        await drain_body(request.receive)
+        raise ServiceUnavailable(DRAINING_MESSAGE)
+
+
 AdmissionDep = Annotated[Admission, Depends(admit)]
+NotDraining = Depends(refuse_while_draining)
