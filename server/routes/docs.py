@@ -13,7 +13,9 @@ from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, HTMLResponse
+from starlette.responses import HTMLResponse
+
+from server.routes.file_response import FileContentResponse
 
 ASSET_DIR = Path(__file__).parent / "swagger_ui"
 STYLE_NAMES = ("swagger-ui.css",)
@@ -41,7 +43,7 @@ def get_docs_page() -> HTMLResponse:
 
 
 @router.get("/docs/{name}")
-async def get_asset(name: str) -> FileResponse:
+async def get_asset(name: str) -> FileContentResponse:
     """Return a style sheet or a script of the page.
 
     Raises:
@@ -49,7 +51,7 @@ async def get_asset(name: str) -> FileResponse:
     """
     if name not in (*STYLE_NAMES, *SCRIPT_NAMES):
         raise HTTPException(404)
-    return FileResponse(ASSET_DIR / name, headers={"cache-control": "max-age=3600"})
+    return FileContentResponse(ASSET_DIR / name, headers={"cache-control": "max-age=3600"})
 
 
 @cache

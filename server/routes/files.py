@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from openai.types import FileDeleted, FileObject
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from decoding.errors import BadRequest
 from server.batch.data_folder import store_errors
@@ -21,6 +21,7 @@ from server.batch.store import StoreDep
 from server.batch.uploads import open_upload
 from server.errors import ErrorBody, NotFound, UnsupportedMediaType
 from server.middleware.auth import OwnerDep
+from server.routes.file_response import FileContentResponse
 from server.service import ServiceDep
 from server.serving.admission import NotDraining
 
@@ -112,7 +113,9 @@ async def retrieve_file(file_id: str, store: StoreDep, owner: OwnerDep) -> FileO
 
 
 @router.get(
-    "/{file_id}/content", response_class=FileResponse, responses={200: {"content": {"application/octet-stream": {}}}}
+    "/{file_id}/content",
+    response_class=FileContentResponse,
+    responses={200: {"content": {"application/octet-stream": {}}}},
 )
 async def retrieve_file_content(file_id: str, store: StoreDep, owner: OwnerDep) -> Response:
     """Download the content of a file. The file of results of an unfinished batch has the results so far.
@@ -133,7 +136,7 @@ async def retrieve_file_content(file_id: str, store: StoreDep, owner: OwnerDep) 
             status = await run_sync(path.stat)
         except FileNotFoundError:  # its deletion was interrupted
             raise NotFound("There is no such file.", param="file_id") from None
-    return FileResponse(path, media_type="application/octet-stream", stat_result=status)
+    return FileContentResponse(path, media_type="application/octet-stream", stat_result=status)
 
 
 @router.delete("/{file_id}")

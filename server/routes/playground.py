@@ -13,8 +13,9 @@ from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, HTMLResponse
+from starlette.responses import HTMLResponse
 
+from server.routes.file_response import FileContentResponse
 from server.service import ServiceDep
 from server.settings import EMBEDDED_DIR, Settings
 from server.startup_banner import REAL_MODEL_COMMAND, describe_embedded_model, list_categories
@@ -57,7 +58,7 @@ async def list_samples() -> list[str]:
 
 
 @router.get("/samples/{name}")
-async def get_sample(name: str) -> FileResponse:
+async def get_sample(name: str) -> FileContentResponse:
     """Return an example image.
 
     Raises:
@@ -65,7 +66,7 @@ async def get_sample(name: str) -> FileResponse:
     """
     if name not in SAMPLES:
         raise HTTPException(404)
-    return FileResponse(SAMPLES[name], headers={"cache-control": "max-age=3600"})
+    return FileContentResponse(SAMPLES[name], headers={"cache-control": "max-age=3600"})
 
 
 @cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.server.conftest import FakeServer
 
 UPLOAD: dict[str, Any] = {"files": {"file": ("a.jsonl", b"0123456789")}, "data": {"purpose": "batch"}}
@@ -21,3 +23,25 @@ async def test_draining_server_takes_no_file_and_no_batch(server: FakeServer) ->
         assert response.headers["retry-after"] == "1"
     assert (await server.http.get(f"/v1/files/{file['id']}/content")).status_code == 200
     assert (await server.http.get("/v1/batches")).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("range_header", "status"), [("bytes=a", 400), ("lines=0-1", 400), ("bytes=5-2", 400), ("bytes=10-", 416)]
+)
+async def test_bad_range_has_the_error_body(server: FakeServer, range_header: str, status: int) -> None:
+    file = (await server.http.post("/v1/files", **UPLOAD)).json()
+    path = f"/v1/files/{file['id']}/content"
+    response = await server.http.get(path, headers={"range": range_header})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["param"]) == (status, "invalid_request_error", "Range")
+    assert error["message"] == "Range is not valid."
+    assert response.headers.get("content-range") == ("bytes */10" if status == 416 else None)
+    part = await server.http.get(path, headers={"range": "bytes=2-4"})
+    assert (part.status_code, part.content) == (206, b"234")
+
+
+@pytest.mark.parametrize("name", ["/samples/{}", "/docs/{}"])
+async def test_bad_range_of_an_asset_has_the_error_body(server: FakeServer, name: str) -> None:
+    asset = (await server.http.get("/samples")).json()[0] if "samples" in name else "initializer.js"
+    response = await server.http.get(name.format(asset), headers={"range": "bytes=a"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "Range")

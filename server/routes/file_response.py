@@ -1,0 +1,29 @@
+"""The response with a file of the disk."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse, JSONResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from server.errors import build_router_error
+
+
+class FileContentResponse(FileResponse):
+    """Starlette's response, which refuses a bad Range header with OpenAI's error body instead of plain text."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal: JSONResponse | None = None
+
+        async def send_or_refuse(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] in (400, 416):
+                status, size = message["status"], Headers(raw=message["headers"]).get("content-range")
+                headers = None if size is None else {"content-range": size}
+                refusal = JSONResponse(build_router_error(status, "Range").model_dump(), status, headers)
+            if refusal is None:
+                await send(message)
+
+        await super().__call__(scope, receive, send_or_refuse)
+        if refusal is not None:
+            await refusal(scope, receive, send)
