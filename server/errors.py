@@ -49,7 +49,7 @@ class Unauthorized(BadRequest):
 
 
 class Forbidden(BadRequest):
-    """The API key is known, but does not open this route."""
+    """The API key does not open this route, or a page of another site has sent the request."""
 
 
 class RateLimited(OnlySeenError):

@@ -113,6 +113,23 @@ async def get_owner(request: Request) -> str:
 OwnerDep = Annotated[str, Depends(get_owner)]
 
 
+async def refuse_other_sites(request: Request, owner: OwnerDep) -> None:
+    """Refuse a request that a page of another site has sent, on a server without keys.
+
+    A browser sends requests with a form or without a body to any server, without a preflight. It sends a key only after
+    one.
+
+    Raises:
+        Forbidden: The browser has sent the request for a page of another site.
+    """
+    if not owner and request.headers.get("sec-fetch-site") == "cross-site":
+        await drain_body(request.receive)
+        raise Forbidden("Pages of other sites cannot use this route of a server without API keys.")
+
+
+SameSite = Depends(refuse_other_sites)
+
+
 def get_authorization(scope: Scope) -> bytes:
     """Return the Authorization header, or nothing unless there is exactly one."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -17,7 +17,7 @@ from server.batch.pagination import AfterParam, LimitParam, PageSlot, build_page
 from server.batch.runner import RunnerDep
 from server.batch.store import UNFINISHED_STATUSES, StoreDep
 from server.errors import ErrorBody, NotFound
-from server.middleware.auth import OwnerDep
+from server.middleware.auth import OwnerDep, SameSite
 from server.middleware.body_budget import read_json_body
 from server.schemas.base import Metadata, StrictModel, validate
 from server.service import ServiceDep
@@ -116,7 +116,7 @@ async def retrieve_batch(batch_id: str, store: StoreDep, runner: RunnerDep, owne
     return runner.describe_progress(await store.get_batch(owner, batch_id))
 
 
-@router.post("/{batch_id}/cancel")
+@router.post("/{batch_id}/cancel", dependencies=[SameSite])
 async def cancel_batch(batch_id: str, store: StoreDep, runner: RunnerDep, owner: OwnerDep) -> Batch:
     """Cancel a batch. Running requests finish, waiting ones are dropped, and the answers can be fetched.
 

@@ -20,7 +20,7 @@ from server.batch.pagination import AfterParam, LimitParam, PageSlot, build_page
 from server.batch.store import StoreDep
 from server.batch.uploads import open_upload
 from server.errors import ErrorBody, NotFound, UnsupportedMediaType
-from server.middleware.auth import OwnerDep
+from server.middleware.auth import OwnerDep, SameSite
 from server.routes.file_response import FileContentResponse
 from server.service import ServiceDep
 from server.serving.admission import NotDraining
@@ -61,7 +61,7 @@ UPLOAD_SCHEMA = {
 }
 
 
-@router.post("", openapi_extra=UPLOAD_SCHEMA, dependencies=[NotDraining])
+@router.post("", openapi_extra=UPLOAD_SCHEMA, dependencies=[SameSite, NotDraining])
 async def upload_file(request: Request, service: ServiceDep, store: StoreDep, owner: OwnerDep) -> FileObject:
     """Upload a file of JSON lines with the purpose `batch`.
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.conftest import FakeServer
+from tests.server.batch.harness import make_line
+from tests.server.conftest import FakeServer, StartServer
 
 UPLOAD: dict[str, Any] = {"files": {"file": ("a.jsonl", b"0123456789")}, "data": {"purpose": "batch"}}
 BATCH = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -45,3 +46,26 @@ async def test_bad_range_of_an_asset_has_the_error_body(server: FakeServer, name
     asset = (await server.http.get("/samples")).json()[0] if "samples" in name else "initializer.js"
     response = await server.http.get(name.format(asset), headers={"range": "bytes=a"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "Range")
+
+
+async def test_page_of_another_site_cannot_use_a_server_without_keys(server: FakeServer) -> None:
+    """A browser sends a form, and a request without a body, to any server."""
+    headers = {"sec-fetch-site": "cross-site"}
+    file = (await server.http.post("/v1/files", **UPLOAD)).json()
+    batch = (await server.http.post("/v1/batches", json=BATCH | {"input_file_id": file["id"]})).json()
+    for response in (
+        await server.http.post("/v1/files", headers=headers, **UPLOAD),
+        await server.http.post(f"/v1/batches/{batch['id']}/cancel", headers=headers),
+    ):
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "forbidden")
+    assert len((await server.http.get("/v1/files")).json()["data"]) == 1
+    for site in ("same-origin", "none"):
+        assert (await server.http.post("/v1/files", headers={"sec-fetch-site": site}, **UPLOAD)).status_code == 200
+
+
+async def test_page_of_another_site_can_use_its_key(start_server: StartServer) -> None:
+    """A proxy that allows other origins has let the browser send the key."""
+    server = await start_server(api_keys="one")
+    headers = {"sec-fetch-site": "cross-site", "authorization": "Bearer one"}
+    upload = {**UPLOAD, "files": {"file": ("a.jsonl", make_line(0).encode())}}
+    assert (await server.http.post("/v1/files", headers=headers, **upload)).status_code == 200
