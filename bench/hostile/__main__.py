@@ -33,8 +33,9 @@ from bench.hostile.connections import (
     attack_with_connections,
 )
 from bench.hostile.images import attack_with_images
+from bench.hostile.responses import attack_with_answers, attack_with_documents
 
-KINDS = ("bodies", "connections", "images", "addresses", "keys", "batches")
+KINDS = ("bodies", "responses", "connections", "images", "addresses", "keys", "batches")
 
 
 async def run_on_server(
@@ -66,6 +67,9 @@ async def run_on_servers(kind: str, table: AttackTable, engine: str) -> None:
     match kind:
         case "bodies":
             await run_on_server(lambda server: attack_with_bodies(server, table), engine)
+        case "responses":
+            await run_on_server(lambda server: attack_with_documents(server, table), engine)
+            await run_on_server(lambda server: attack_with_answers(server, table), engine)
         case "images":
             await run_on_server(lambda server: attack_with_images(server, table), engine)
         case "addresses":

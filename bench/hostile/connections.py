@@ -49,6 +49,7 @@ def build_attacks(key: str | None) -> dict[str, ConnectionAttack]:
     attacks = {
         "silent connections": ConnectionAttack(300, b""),
         "half headers": ConnectionAttack(1000, head[:60]),
+        "headers of 60 kB at once": ConnectionAttack(300, head + b"X-Long: " + b"a" * 60_000 + b"\r\n\r\n"),
         "headers, one byte a second": ConnectionAttack(300, head, b"X-Drip: " + b"a" * 60),
         "bodies of 100 bytes": ConnectionAttack(300, head + b"Content-Length: 5000\r\n\r\n" + b" " * 100),
         "bodies, one byte a second": ConnectionAttack(300, head + b"Content-Length: 5000\r\n\r\n", b" " * 60),

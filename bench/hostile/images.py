@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import random
 import struct
 import zlib
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from bench.hostile.bodies import CHAT, post
 
 PARALLEL = 6
 SIDE = 5000  # 25 megapixels, the limit of the server
+COSTLY_SIDE = 3500  # 12.25 megapixels, nearly the limit for WebP and CMYK
 BASE_SCANS = 10  # of Pillow's progressive JPEG
 
 
@@ -56,6 +58,30 @@ def draw(mode: str, size: tuple[int, int], seed: int, kind: str = "png", **optio
     buffer = io.BytesIO()
     colour = (40 * seed + 17) % 256
     image = Image.new(mode, size, colour if mode == "L" else (colour,) * len(Image.new(mode, (1, 1)).getbands()))
+    image.save(buffer, kind, **options)
+    return encode_image_url(buffer.getvalue(), kind)
+
+
+def draw_noise(mode: str, side: int, seed: int, kind: str, **options: object) -> str:
+    """Draw a square of noise, which decoders work on for longer than on one colour, and encode it as a data URL.
+
+    Args:
+        mode: Pillow's mode, which has a letter for each channel.
+        side: Width and height.
+        seed: Images with different seeds differ, so that no cache holds them.
+        kind: The format. Lossless ones get grey noise of four levels, so that the body is within the server's limit.
+        options: Options of Pillow's encoder.
+
+    Returns:
+        The data URL.
+    """
+    generator, buffer = random.Random(seed), io.BytesIO()
+    if kind == "png" or options.get("lossless"):
+        four_levels = bytes(85 * (value >> 6) for value in range(256))
+        grey = generator.randbytes(side * side).translate(four_levels)
+        image = Image.frombytes("L", (side, side), grey).convert(mode)
+    else:
+        image = Image.frombytes(mode, (side, side), generator.randbytes(side * side * len(mode)))
     image.save(buffer, kind, **options)
     return encode_image_url(buffer.getvalue(), kind)
 
@@ -180,11 +206,17 @@ IMAGES: dict[str, Callable[[int], str]] = {  # name -> the image of a seed
     "25 MP, progressive JPEG": lambda seed: draw("RGB", (SIDE, SIDE), seed, "jpeg", progressive=True),
     "25 MP, JPEG of 100 scans": lambda seed: build_scan_bomb(seed, 100),
     "25 MP, JPEG of 2,000 scans": lambda seed: build_scan_bomb(seed, 2000),
-    "25 MP, WebP": lambda seed: draw("RGB", (SIDE, SIDE), seed, "webp", method=0),
+    "25 MP of noise, JPEG": lambda seed: draw_noise("RGB", SIDE, seed, "jpeg", quality=50),
+    "12 MP of noise, PNG": lambda seed: draw_noise("RGB", COSTLY_SIDE, seed, "png", compress_level=1),
+    "12 MP of noise, WebP": lambda seed: draw_noise("RGB", COSTLY_SIDE, seed, "webp", method=0),
+    "12 MP of noise, lossless WebP": lambda seed: draw_noise(
+        "RGB", COSTLY_SIDE, seed, "webp", lossless=True, method=0, quality=0
+    ),
+    "12 MP of noise, transparent WebP": lambda seed: draw_noise(
+        "RGBA", COSTLY_SIDE, seed, "webp", method=0, quality=20, alpha_quality=20
+    ),
+    "12 MP of noise, CMYK JPEG": lambda seed: draw_noise("CMYK", COSTLY_SIDE, seed, "jpeg", quality=20),
     "16 MP, WebP": lambda seed: draw("RGB", (4000, 4000), seed, "webp", method=0),
-    "16 MP, lossless WebP": lambda seed: draw("RGB", (4000, 4000), seed, "webp", lossless=True, method=0),
-    "16 MP, transparent WebP": lambda seed: draw("RGBA", (4000, 4000), seed, "webp", method=0),
-    "16 MP, CMYK JPEG": lambda seed: draw("CMYK", (4000, 4000), seed, "jpeg"),
     "25 MP, GIF": lambda seed: draw("L", (SIDE, SIDE), seed, "gif"),
 }
 
