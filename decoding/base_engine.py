@@ -24,7 +24,8 @@ from decoding.pipeline.runner import collect_answer
 from decoding.prompt import ImageInput, Prompt
 from decoding.requests import MAIN, GenerateRequest, ProbeRequest, RelevanceRequest
 from decoding.row_reservation import RowReservation, count_waiting_rows, reserve_rows
-from decoding.sampling_params import SamplingParams
+from decoding.sampling_params import Grammar, SamplingParams
+from decoding.text.grammar_mask import GrammarCompiler
 from decoding.text.prompt_encoder import AnswerStart, ModelInputs, PromptEncoder
 
 Result = TypeVar("Result")
@@ -32,6 +33,7 @@ Result = TypeVar("Result")
 NOT_LOADED = "The model is still being loaded."
 STOPPED = "The engine has stopped."
 WARM_UP_TOKENS = 3
+GRAMMAR_THREADS = 2  # as many as the server compiles at a time
 
 
 class EngineStatus(Enum):
@@ -67,7 +69,8 @@ class ForcedPrefix:
 class BaseEngine(ABC):
     """Base class of the engines. A subclass loads and runs the model.
 
-    Prompts are encoded in one thread, because fast tokenizers are not thread-safe. The matcher has a thread of its own.
+    Prompts are encoded in one thread, because fast tokenizers are not thread-safe. Grammars are compiled in threads of
+    their own, so that no prompt waits for a grammar. The matcher has a thread of its own.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -75,6 +78,8 @@ class BaseEngine(ABC):
         self.status = EngineStatus.LOADING
         self.matcher_service = MatcherService()
         self._encode_thread = ThreadPoolExecutor(1, "onlyseen-encoder")
+        self._grammar_threads = ThreadPoolExecutor(GRAMMAR_THREADS, "onlyseen-grammar")
+        self._grammars: GrammarCompiler  # of the loaded model; `_load_model` sets it
         self._reservations: set[RowReservation] = set()
 
     # Parts that differ between the engines
@@ -146,6 +151,7 @@ class BaseEngine(ABC):
         self.status = EngineStatus.STOPPED
         await self._stop_model()
         await asyncio.to_thread(self._encode_thread.shutdown)
+        await asyncio.to_thread(self._grammar_threads.shutdown)
         await self.matcher_service.close()
 
     @property
@@ -201,6 +207,17 @@ class BaseEngine(ABC):
         self._check_request(request)
         request, answer_start, _ = await self._prepare_start(request)
         await self._encode(lambda: self._check_length(request, answer_start))
+
+    async def compile_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar for all requests that will hold it. `generate` compiles one that is not compiled.
+
+        Raises:
+            EngineFailed: The engine does not run.
+        """
+        if not self.is_alive:
+            raise EngineFailed(self._unavailable_message)
+        await self._encode(lambda: self._grammars.llg_tokenizer)  # reads the tokenizer, which is not thread-safe
+        await run_in_thread(self._grammar_threads, lambda: self._grammars.compile(grammar), "grammar_failed")
 
     async def tokenize(self, prompt: Prompt) -> list[int]:
         """Return the token ids of a prompt as the model reads it, image tokens included."""
@@ -329,11 +346,24 @@ class BaseEngine(ABC):
         Returns:
             The result of the work.
         """
-        loop = asyncio.get_running_loop()
-        result, error = await loop.run_in_executor(self._encode_thread, run_captured, work, "encoding_failed")
-        if error is not None:
-            raise error
-        return result  # type: ignore[no-any-return]
+        return await run_in_thread(self._encode_thread, work, "encoding_failed")
+
+
+async def run_in_thread(threads: ThreadPoolExecutor, work: Callable[[], Result], event: str) -> Result:
+    """Run work in a thread. An unexpected failure becomes `EngineFailed`.
+
+    Args:
+        threads: The threads.
+        work: Function without arguments.
+        event: Log event of an unexpected failure.
+
+    Returns:
+        The result of the work.
+    """
+    result, error = await asyncio.get_running_loop().run_in_executor(threads, run_captured, work, event)
+    if error is not None:
+        raise error
+    return result  # type: ignore[no-any-return]
 
 
 def run_captured(work: Callable[[], Any], event: str) -> tuple[Any, OnlySeenError | None]:

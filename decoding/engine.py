@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from decoding.outputs import RelevanceMap, StateHandle, Token, Usage
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
+from decoding.sampling_params import Grammar
 
 Capability = Literal[
     "branches",
@@ -69,6 +70,13 @@ class Engine(Protocol):
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
         """Stream the answer. Closing the generator frees its rows before the next step."""
+        ...
+
+    async def compile_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar for all requests that will hold it. `generate` compiles one that is not compiled.
+
+        The time and the memory are those of its check in `decoding/text/grammar_process.py`.
+        """
         ...
 
     async def check(self, request: GenerateRequest) -> None:

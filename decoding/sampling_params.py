@@ -3,6 +3,17 @@
 from dataclasses import dataclass
 
 
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Grammar:
+    """A JSON Schema that constrains answers, as text with llguidance's options. `build_grammar` builds it.
+
+    Requests that hold the same object share its compiled form. Equal grammars of two clients do not, because the time
+    of a request would reveal that the other one has used the schema.
+    """
+
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Sampling parameters, applied after the strategies.
@@ -24,6 +35,6 @@ class SamplingParams:
     seed: int | None = None  # None: a fresh one is drawn
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
-    grammar: str | None = None  # constrains the answer; built by decoding.text.grammar.build_grammar
+    grammar: Grammar | None = None  # constrains the answer
     forced_token_ids: tuple[int, ...] = ()  # tokens at the start of the answer, whatever their scores
     top_logprobs: int | None = None  # None: no log-probabilities; 0: the chosen token's alone

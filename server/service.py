@@ -9,7 +9,6 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -23,6 +22,7 @@ from server.media.images import MAX_FETCHED_BYTES, ImageLoader
 from server.middleware.body_budget import BodyBudget
 from server.observability.metrics import Metrics
 from server.serving.row_estimator import RowEstimator
+from server.serving.schema_compiler import SchemaCompiler
 from server.settings import Settings
 from server.weights_fingerprint import fingerprint_weights
 
@@ -36,7 +36,6 @@ DRAINING_MESSAGE = "The server is stopping."
 RESPONSES_FULL = "Too many large responses wait for their clients; try again in a moment."
 PARSE_THREADS = 4  # threads that parse bodies; more of them would only compete for the interpreter
 WORK_THREADS = 40  # threads for work that has no limiter of its own, as many as anyio has for files
-GRAMMAR_THREADS = 2  # threads that compile schemas
 BATCH_SHARE = 0.75  # of the engine's rows, for lines of batches; the other rows are free for requests of clients
 LIST_PAGES = 16  # pages of files and batches in memory, of about 1 MB each
 LARGE_BODY_BYTES = 1_000_000  # bodies beyond it are parsed one by one, which bounds the memory that parsing takes
@@ -60,7 +59,7 @@ class Service:
         self.work_limiter = anyio.CapacityLimiter(WORK_THREADS)
         self.openapi_limiter = anyio.CapacityLimiter(1)  # the first request builds the document for the others
         self.openapi_body: bytes | None = None
-        self.grammar_executor = ThreadPoolExecutor(GRAMMAR_THREADS)
+        self.schema_compiler = create_schema_compiler(settings)
         self.body_budget = create_body_budget(settings)
         self.response_budget = create_response_budget(settings)
         self.is_draining = False  # after a stop signal: running requests finish, new ones are refused
@@ -95,7 +94,7 @@ class Service:
         self.on_startup_finished(self)
 
     async def close(self) -> None:
-        self.grammar_executor.shutdown(wait=False, cancel_futures=True)
+        await self.schema_compiler.close()
         if self._engine is not None:
             await self._engine.close()
 
@@ -191,6 +190,12 @@ def create_batch_queue(settings: Settings) -> FairQueue:
     rows = settings.resolved_max_rows
     units = math.ceil(BATCH_SHARE * rows)
     return FairQueue(units, min(units, settings.compute_key_share(rows)))
+
+
+def create_schema_compiler(settings: Settings) -> SchemaCompiler:
+    """Create the compiler of schemas. With two or more API keys each has a share of its turns and of its memory."""
+    has_shares = len(settings.load_api_keys()) > 1
+    return SchemaCompiler(settings.grammar_memory_mb * 1_000_000, settings.key_share if has_shares else None)
 
 
 def create_list_page_queue(settings: Settings) -> FairQueue:

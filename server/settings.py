@@ -156,6 +156,13 @@ class Settings(BaseSettings):
             description="size of the decoded images of all requests that wait or run, megabytes; other requests wait",
         ),
     ] = 256
+    grammar_memory_mb: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="size of the compiled schemas of all requests that wait or run, megabytes; other requests wait",
+        ),
+    ] = 256
     data_dir: Annotated[
         Path | None,
         Field(

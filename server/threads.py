@@ -1,4 +1,4 @@
-"""Work in threads that is awaited to its end.
+"""Work, mostly in threads, that is awaited to its end.
 
 Anyio's own threads are for files, those of Starlette's uploads and downloads included. All other work names another
 limiter, so that a disk that hangs stops no request that reads no file.
@@ -7,7 +7,7 @@ limiter, so that a disk that hangs stops no request that reads no file.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
@@ -32,7 +32,19 @@ async def run_to_end(
     Returns:
         The result. If the caller was cancelled meanwhile, the cancellation is raised when the work has ended.
     """
-    task = asyncio.ensure_future(run_sync(work, *arguments, limiter=limiter))
+    return await wait_to_end(run_sync(work, *arguments, limiter=limiter))
+
+
+async def wait_to_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end even if the caller is cancelled.
+
+    Args:
+        work: The coroutine.
+
+    Returns:
+        The result. If the caller was cancelled meanwhile, the cancellation is raised when the work has ended.
+    """
+    task = asyncio.ensure_future(work)
     cancellation: asyncio.CancelledError | None = None
     while not task.done():
         try:

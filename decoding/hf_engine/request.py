@@ -143,7 +143,7 @@ class RequestState:
         self.sampler_state = SamplerState(
             sampling, prompt.ids.to(model.device), model.eos_token_ids_on_device, model.vocab_size
         )
-        self.grammar_mask = None if sampling.grammar is None else grammars.compile(sampling.grammar)
+        self.grammar_mask = None if sampling.grammar is None else grammars.create_mask(sampling.grammar)
         for token in answer_start.ids:
             self.sampler_state.add_token(token)
             if self.grammar_mask is not None:

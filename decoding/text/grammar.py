@@ -1,7 +1,8 @@
 """Validate a JSON Schema and turn it into a grammar, before an engine sees the request.
 
 A grammar is plain data: the schema as JSON text. Each engine compiles it against its own model's tokens. The text holds
-its own whitespace rules (`x-guidance`), so that engines which use llguidance allow the same tokens.
+its own whitespace rules (`x-guidance`), so that engines which use llguidance allow the same tokens. The limits here are
+those that can be checked without compiling. `decoding/text/grammar_process.py` checks the rest.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
-
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from decoding.errors import BadRequest
 from decoding.json_size import is_larger
+from decoding.sampling_params import Grammar
+
+CHECK_PROGRAM = Path(__file__).with_name("grammar_process.py")
 
 MAX_CHARACTERS = 64_000
 MAX_DEPTH = 32
 MAX_PROPERTIES = 1000  # in the whole schema: the time to compile grows with their square
 MAX_REPEATS = 10_000  # value of a keyword that counts: llguidance unrolls some repetitions
 MAX_DIVISOR = 10_000  # states of the automaton for `multipleOf`, which is built before any step
-# Symbols of the grammar. By default llguidance builds 500,000; beyond 65,000 it fails an assertion 300 MB later.
-LIMITS = LLParserLimits(max_grammar_size=60_000)
 REPEAT_KEYWORDS = (
     "minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties", "minContains",
 )  # fmt: skip
@@ -39,20 +40,20 @@ class InvalidSchema(BadRequest):
         super().__init__(f"The schema cannot be enforced: {first_line}.", param=param, code="invalid_schema")
 
 
-def build_grammar(schema: Mapping[str, Any], param: str | None = None) -> str:
+def build_grammar(schema: Mapping[str, Any], param: str | None = None) -> Grammar:
     """Build `SamplingParams.grammar` for answers that are instances of a JSON Schema.
 
-    This is too slow for the event loop.
+    This is too slow for the event loop. It compiles nothing, which takes much longer for some schemas.
 
     Args:
         schema: A JSON Schema.
         param: Request field that an error names.
 
     Returns:
-        The grammar as text.
+        The grammar.
 
     Raises:
-        InvalidSchema: `schema` is invalid, too large, or uses a keyword that cannot be enforced token by token.
+        InvalidSchema: `schema` is too large or too complicated.
     """
     too_large = f"it has more than {MAX_CHARACTERS} characters"
     if is_larger(schema, MAX_CHARACTERS):  # checked before the schema is written, which would hold the interpreter
@@ -62,21 +63,7 @@ def build_grammar(schema: Mapping[str, Any], param: str | None = None) -> str:
     text = json.dumps({**schema, "x-guidance": SPACING})
     if len(text) > MAX_CHARACTERS:
         raise InvalidSchema(too_large, param)
-    if reason := find_unenforceable(text):
-        raise InvalidSchema(reason, param)
-    return text
-
-
-def find_unenforceable(text: str) -> str:
-    """Return llguidance's reason against a grammar, compiled with bytes as tokens; empty if it has none."""
-    # `LLMatcher.validate_grammar` raises where llguidance panics; a matcher reports the panic.
-    reason: str = LLMatcher(LLTokenizer("byte"), compile_grammar(text), log_level=0, limits=LIMITS).get_error()
-    return "it is too large" if reason.startswith("panic") else reason
-
-
-def compile_grammar(grammar: str) -> str:
-    """Convert a grammar to llguidance's own format."""
-    return LLMatcher.grammar_from_json_schema(grammar)
+    return Grammar(text)
 
 
 def find_excess(schema: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import llguidance.hf
 import numpy as np
@@ -12,37 +13,68 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
-from decoding.text.grammar import LIMITS, InvalidSchema, compile_grammar
+from decoding.sampling_params import Grammar
+from decoding.text.grammar import InvalidSchema
+from decoding.text.grammar_process import compile_grammar
 
 
 class GrammarCompiler:
-    """Compiles grammars for one model. `vocab_size` counts the rows of the model's head."""
+    """Compiles grammars for one model. `vocab_size` counts the rows of the model's head.
+
+    The compiled form of a grammar lives as long as the grammar, so that it is compiled once for all choices of a
+    request.
+    """
 
     def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Sequence[int], device: torch.device) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.eos_token_ids = list(eos_token_ids)
         self.device = device
+        self._first_masks: WeakKeyDictionary[Grammar, GrammarMask] = WeakKeyDictionary()
 
-    def compile(self, grammar: str) -> GrammarMask:
-        """Compile a grammar of `build_grammar`. Raises `InvalidSchema` if no answer of this model fits it."""
-        matcher = LLMatcher(self._llg_tokenizer, compile_grammar(grammar), log_level=0, limits=LIMITS)
-        return GrammarMask(matcher, self.vocab_size, self.device)
+    def compile(self, grammar: Grammar) -> None:
+        """Compile a grammar, unless this was done. Raises `InvalidSchema` if no answer of this model fits it."""
+        if grammar not in self._first_masks:
+            matcher = compile_grammar(self.llg_tokenizer, grammar.text)
+            self._first_masks[grammar] = GrammarMask(matcher, self.vocab_size, self.device)
+
+    def create_mask(self, grammar: Grammar) -> GrammarMask:
+        """Return the mask of a new answer. Raises `InvalidSchema` if no answer of this model fits the grammar."""
+        self.compile(grammar)
+        return self._first_masks[grammar].copy()
 
     @cached_property
-    def _llg_tokenizer(self) -> LLTokenizer:
-        # Built with the first grammar, because it reads the whole vocabulary.
+    def llg_tokenizer(self) -> LLTokenizer:
+        """The model's tokens. They are read with the first grammar, because this takes up to a second."""
         return llguidance.hf.from_tokenizer(self.tokenizer, n_vocab=self.vocab_size, eos_token=self.eos_token_ids)
 
 
 class GrammarMask:
-    """The tokens that a grammar allows next in one answer."""
+    """The tokens that a grammar allows next in one answer.
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, device: torch.device) -> None:
+    Attributes:
+        allowed: [vocab] bool.
+    """
+
+    def __init__(
+        self, matcher: LLMatcher, vocab_size: int, device: torch.device, allowed: Tensor | None = None
+    ) -> None:
+        """Create the mask of an answer.
+
+        Args:
+            matcher: The compiled grammar, with the tokens of the answer so far.
+            vocab_size: Rows of the model's head.
+            device: Device of the mask.
+            allowed: [vocab] bool, the tokens that `matcher` allows; None: they are computed.
+        """
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._device = device
-        self.allowed = self._compute_mask()  # [vocab] bool
+        self.allowed = self._compute_mask() if allowed is None else allowed
+
+    def copy(self) -> GrammarMask:
+        """Return the mask of another answer with the same tokens so far. The answers share the automaton."""
+        return GrammarMask(self._matcher.deep_copy(), self._vocab_size, self._device, self.allowed)
 
     def accept_token(self, token: int) -> None:
         """Advance by a token. Raises `InvalidSchema` if the grammar is too complicated to continue."""

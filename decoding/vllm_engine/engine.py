@@ -127,6 +127,7 @@ class VllmEngine(BaseEngine):
         loop = asyncio.get_running_loop()
         checkpoint = await loop.run_in_executor(self._encode_thread, Checkpoint, settings.model, settings.context)
         self._checkpoint = checkpoint
+        self._grammars = checkpoint.grammars
         self._client = await VllmClient.open(settings, checkpoint.max_model_len)
         report = await self._client.report()
         check_report(report)

@@ -104,7 +104,8 @@ class JsonSchema(StrictModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     description: str | None = Field(default=None, max_length=4096, description="A hint without effect.")
     schema_: dict[str, Any] = Field(
-        alias="schema", description="Enforced token by token. A schema that cannot be enforced is refused."
+        alias="schema",
+        description="Enforced token by token. A schema that cannot be enforced or is costly to compile is refused.",
     )
     strict: bool | None = Field(default=None, description="Without effect: the server always enforces schemas.")
 

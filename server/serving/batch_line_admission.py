@@ -12,11 +12,11 @@ from server.service import Service
 class BatchLineAdmission:
     """The rows that a line of a batch holds until `release`.
 
-    A line waits for rows of batches, then for the memory for its images, then for rows of its key. Requests of clients
-    wait for the last two in this order too. So no two requests wait for each other, and only lines with rows of batches
-    hold what clients wait for. Lines of a key keep their rows of batches while requests of the same key fill its share.
-    Lines of other keys can wait for these. To take rows of the key first would make clients wait for them, which is
-    worse.
+    A line waits for rows of batches, then for the memory for its grammar, then for that for its images, then for rows
+    of its key. Requests of clients wait for the last three in this order too. So no two requests wait for each other,
+    and only lines with rows of batches hold what clients wait for. Lines of a key keep their rows of batches while
+    requests of the same key fill its share. Lines of other keys can wait for these. To take rows of the key first would
+    make clients wait for them, which is worse.
     """
 
     deadline: float | None = None  # seconds of the event loop's clock; None until the line has its rows
@@ -30,7 +30,7 @@ class BatchLineAdmission:
             check_batch: Raises an exception if no further line of the batch may start.
         """
         self._service = service
-        self._owner = owner
+        self.owner = owner
         self._check_batch = check_batch
         self._rows = AsyncExitStack()
 
@@ -45,7 +45,7 @@ class BatchLineAdmission:
         Args:
             rows: Rows that the line is expected to take.
         """
-        await self._rows.enter_async_context(self._service.batch_queue.hold(self._owner, rows))
+        await self._rows.enter_async_context(self._service.batch_queue.hold(self.owner, rows))
         await self._check_batch()
 
     async def wait(self, estimate_rows: Callable[[], Awaitable[int]]) -> None:
@@ -56,7 +56,7 @@ class BatchLineAdmission:
         """
         if self._service.fair_queue is not None:
             rows = await estimate_rows()
-            await self._rows.enter_async_context(self._service.fair_queue.hold(self._owner, rows))
+            await self._rows.enter_async_context(self._service.fair_queue.hold(self.owner, rows))
         await self._check_batch()  # The line may have waited for the memory for its images, too.
         self.deadline = asyncio.get_running_loop().time() + self._service.settings.request_timeout
 

@@ -8,7 +8,7 @@ import io
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from decoding.pipeline.draft_runner import Outcome
     from decoding.pipeline.runner import StrategyRunner
     from decoding.strategy import Strategy
-    from server.media.image_memory import ImageLease
     from server.observability.metrics import RequestMetrics
     from server.serving.row_estimator import RowEstimator
 
@@ -56,7 +55,7 @@ class Generation:
         check: Strategy | None,
         trace: bool,
         metrics: RequestMetrics,
-        lease: ImageLease,
+        resources: ExitStack,
         max_rows: int,
         rows_at_once: int | None,
         row_estimator: RowEstimator,
@@ -72,7 +71,7 @@ class Generation:
             check: The check of claims, if there is one.
             trace: Whether the receipt has the images of the branches.
             metrics: Metrics of the request.
-            lease: Memory of the images. `close` releases it.
+            resources: Memory of the grammar and the images. `close` releases it.
             max_rows: Rows of the engine. A request of more is refused.
             rows_at_once: Rows that the request may take at a time, the share of its API key. Choices beyond them start
                 when others have ended. One choice always runs. None: all choices run at a time.
@@ -88,7 +87,7 @@ class Generation:
         self._check = check
         self._trace = trace
         self._metrics = metrics
-        self._lease = lease
+        self._resources = resources
         self._max_rows = max_rows
         self._rows_at_once = rows_at_once
         self._row_estimator = row_estimator
@@ -218,7 +217,7 @@ class Generation:
                 await self._tokens.aclose()
             await self._runner.close()
         finally:
-            self._lease.release()
+            self._resources.close()
             if self.is_finished:
                 receipt = self.receipt
                 self._metrics.record_receipt(receipt, self.usage.prompt_tokens)

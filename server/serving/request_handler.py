@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from decoding.engine import Engine
 from decoding.errors import BadRequest, Unsupported
 from decoding.prompt import Message, Prompt
 from decoding.requests import GenerateRequest
+from decoding.sampling_params import Grammar
 from server.errors import ErrorResponse, build_error_response
 from server.media.image_memory import ImageLease
 from server.media.image_ref import ImageRef
@@ -39,7 +40,6 @@ T = TypeVar("T")
 
 PING_INTERVAL = 15  # seconds of silence before a comment that keeps proxies from closing the connection
 SEND_TIMEOUT = 60  # seconds that a client may take to read one event
-GRAMMAR_TIMEOUT = 4.0  # seconds to compile a schema
 
 
 class ResponseFormatter(Protocol):
@@ -180,12 +180,12 @@ async def start_generation(
     """Start a generation and wait for the first token of each choice that runs at once. The caller closes it."""
     request = parsed.take_request()
     with parsed.request.rename_error_params():
-        lease = service.image_loader.memory.lease(parsed.request.cache_salt)
+        resources = ExitStack()
         async with enforce_timeout(admission.deadline):
             try:
-                generation = await prepare_generation(request, service, lease, admission.rows_at_once)
+                generation = await prepare_generation(request, service, admission, resources)
             except BaseException:
-                lease.release()
+                resources.close()
                 raise
         del request  # the data URLs of its images
         admission.return_body_budget()
@@ -200,15 +200,15 @@ async def start_generation(
 
 
 async def prepare_generation(
-    request: NormalizedRequest, service: Service, lease: ImageLease, rows_at_once: int | None
+    request: NormalizedRequest, service: Service, admission: Admission | BatchLineAdmission, resources: ExitStack
 ) -> Generation:
     """Resolve the strategies, compile the grammar and load the images.
 
     Args:
         request: The request.
         service: The server's `Service`.
-        lease: The memory for the images. The generation releases it.
-        rows_at_once: Rows that the request may take at a time; None: all.
+        admission: The admission of the request.
+        resources: Releases the memory for the grammar and the images. The generation closes it.
 
     Returns:
         The generation, not started.
@@ -219,8 +219,10 @@ async def prepare_generation(
     settings, engine, decoding = service.settings, service.ready_engine, request.decoding
     stack = resolve_stack(request.model, decoding, service.model_name, settings.strategy)
     check = resolve_check(decoding, stack)
-    grammar = await compile_response_format(request, engine, service.grammar_executor)
+    grammar = await compile_response_format(request, service, admission.owner, resources)
     check_length(request, engine)
+    lease = service.image_loader.memory.lease(request.cache_salt)
+    resources.callback(lease.release)
     prompts = await build_prompts(request, service.image_loader, settings.max_images, lease)
     images = sum(len(prompt.images) for prompt in prompts)
     if decoding.grounding and not images:
@@ -240,9 +242,9 @@ async def prepare_generation(
         check=check,
         trace=bool(decoding.trace),
         metrics=service.metrics.track_request(strategy),
-        lease=lease,
+        resources=resources,
         max_rows=settings.resolved_max_rows,
-        rows_at_once=rows_at_once,
+        rows_at_once=admission.rows_at_once,
         row_estimator=service.row_estimator,
         work_limiter=service.work_limiter,
     )
@@ -295,26 +297,27 @@ def check_length(request: NormalizedRequest, engine: Engine) -> None:
         raise BadRequest(message, param="messages", code="context_length_exceeded")
 
 
-async def compile_response_format(request: NormalizedRequest, engine: Engine, executor: Executor) -> str | None:
+async def compile_response_format(
+    request: NormalizedRequest, service: Service, owner: str, resources: ExitStack
+) -> Grammar | None:
     """Compile the request's response format for `SamplingParams.grammar`.
 
     Args:
         request: The request.
-        engine: The engine.
-        executor: The threads for schemas. A compilation goes on after its request has timed out.
+        service: The server's `Service`.
+        owner: Owner of the request.
+        resources: Releases the memory for the grammar.
 
     Returns:
         The grammar, or None for free text.
 
     Raises:
-        BadRequest: The schema is invalid, cannot be enforced, or takes too long to compile.
         Unsupported: The engine has no grammars.
     """
     response_format, param = request.response_format, request.response_format_param
     if response_format is None or isinstance(response_format, TextFormat):
         return None
-    from decoding.text.grammar import build_grammar
-
+    engine = service.ready_engine
     if "grammar" not in engine.capabilities:
         raise Unsupported("This engine cannot enforce a response format.", param=param)
     if isinstance(response_format, JsonObjectFormat):
@@ -322,12 +325,9 @@ async def compile_response_format(request: NormalizedRequest, engine: Engine, ex
     else:
         schema = response_format.json_schema.schema_
         param += ".json_schema.schema" if param == "response_format" else ".schema"  # /v1/responses does not nest it
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(GRAMMAR_TIMEOUT):
-            return await loop.run_in_executor(executor, build_grammar, schema, param)
-    except TimeoutError:
-        raise BadRequest("The schema takes too long to compile.", param=param, code="invalid_schema") from None
+    return await service.schema_compiler.compile(
+        schema, param, engine, owner=owner, cache_salt=request.cache_salt, resources=resources
+    )
 
 
 class GenerationStreamResponse(EventSourceResponse):

@@ -23,6 +23,7 @@ from decoding.outputs import (
     Usage,
 )
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
+from decoding.sampling_params import Grammar
 from decoding.strategy import Program, Strategy, Tensors
 
 ALL_CAPABILITIES: frozenset[Capability] = frozenset(
@@ -75,6 +76,7 @@ class FakeEngine:
         self.is_alive = True
         self.is_full = False
         self.requests: list[GenerateRequest] = []
+        self.compiled_grammars: list[Grammar] = []
         self.running = 0
         self.closed_early = 0
         self.stored_states: set[str] = set()
@@ -107,6 +109,9 @@ class FakeEngine:
         finally:
             self.running -= 1
             self.closed_early += not finished
+
+    async def compile_grammar(self, grammar: Grammar) -> None:
+        self.compiled_grammars.append(grammar)
 
     async def check(self, request: GenerateRequest) -> None:
         await self.tokenize(request.prompt)

@@ -6,13 +6,22 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
+import psutil
 import pytest
 
 from tests.server.harness import NAME, greedy_request, wait_until_ready
+
+# llguidance would compile it for minutes.
+ENDLESS_SCHEMA = {
+    "name": "text",
+    "schema": {"allOf": [{"type": "string", "pattern": f".*a{number}.*"} for number in range(40)]},
+}
 
 
 @dataclass
@@ -70,9 +79,16 @@ def test_printed_example_runs_in_a_shell(process: Process) -> None:
 def test_running_stream_finishes_before_the_process_exits(process: Process) -> None:
     """Must be the last test of this module, because it stops the server."""
     fields = greedy_request("vcd", max_tokens=120, ignore_eos=True, stream=True)
-    with httpx.stream("POST", process.chat, json=fields, timeout=60) as response:
+    hostile = greedy_request("plain", response_format={"type": "json_schema", "json_schema": ENDLESS_SCHEMA})
+    with (
+        ThreadPoolExecutor(1) as thread,
+        httpx.stream("POST", process.chat, json=fields, timeout=60) as response,
+    ):
         lines = response.iter_lines()
         next(lines)
+        checked = thread.submit(httpx.post, process.chat, json=hostile, timeout=60)
+        while not psutil.Process(process.handle.pid).children():  # the check of the schema has not started
+            time.sleep(0.01)
         process.handle.send_signal(signal.SIGTERM)
         while httpx.get(f"{process.url}/ready").status_code == 200:
             pass
@@ -81,4 +97,5 @@ def test_running_stream_finishes_before_the_process_exits(process: Process) -> N
         assert late.json()["error"]["code"] == "unavailable"
         assert httpx.get(f"{process.url}/health").status_code == 200
         assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert checked.result().json()["error"]["code"] == "invalid_schema"
     assert process.handle.wait(timeout=35) == 0

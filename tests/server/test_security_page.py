@@ -11,6 +11,7 @@ from decoding.hf_engine import engine
 from decoding.hf_engine.settings import DEFAULT_CONTEXTS
 from decoding.matcher import model
 from decoding.text import grammar
+from decoding.text.grammar_process import LIMITS
 from server import __main__ as main
 from server import service, timed_protocol
 from server.batch import jsonl, pagination, runner, store, uploads
@@ -19,7 +20,7 @@ from server.middleware import request_body, response_body
 from server.routes import batches
 from server.schemas import base, completion_request, json_bounds
 from server.schemas.chat_request import ChatCompletionRequest
-from server.serving import request_handler
+from server.serving import request_handler, schema_compiler
 from server.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "SECURITY.md"
@@ -58,7 +59,11 @@ FIXED = {
     "Redirects of an image URL": image_fetcher.MAX_REDIRECTS,
     "Characters of the parameters of a strategy": registry.MAX_PARAMETERS_SIZE,
     "Characters of a JSON schema": grammar.MAX_CHARACTERS,
-    "Time to compile a JSON schema": request_handler.GRAMMAR_TIMEOUT,
+    "Time of a core to check a JSON schema": schema_compiler.CHECK_SECONDS,
+    "Memory to check a JSON schema": schema_compiler.CHECK_MEGABYTES,
+    "JSON schemas that are checked or compiled at a time": schema_compiler.TURNS,
+    "Wait of a JSON schema for its turn": schema_compiler.TURN_TIMEOUT,
+    "States of the automaton of a JSON schema (`hf`)": LIMITS.max_lexer_states,
     "Time for a client to read one event": request_handler.SEND_TIMEOUT,
     "Time for a client to take 64 kB of a response, or its rest": timed_protocol.WRITE_TIMEOUT,
     "Time to read a full response of more than 64 kB, in addition to a second for each 100 kB": (

@@ -148,7 +148,7 @@ def build_main_params(
         seed=None if sampling.seed is None else sampling.seed % SEED_RANGE,
         stop_token_ids=[] if sampling.ignore_eos else list(eos_token_ids),
         ignore_eos=sampling.ignore_eos,
-        structured_outputs=None if sampling.grammar is None else StructuredOutputsParams(json=sampling.grammar),
+        structured_outputs=None if sampling.grammar is None else StructuredOutputsParams(json=sampling.grammar.text),
         logprobs=sampling.top_logprobs,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from transformers import AutoTokenizer
 from decoding.errors import BadRequest
 from decoding.hf_engine.engine import HFEngine
 from decoding.requests import GenerateRequest, SamplingParams
+from decoding.sampling_params import Grammar
 from decoding.strategy import Strategy
+from decoding.text import grammar_mask, grammar_process
 from decoding.text.grammar import build_grammar
 from tests.decoding.hf_engine.harness import FakeMatcher, build_stack, generate, make_prompt, run_strategies
 from tests.decoding.hf_engine.reference import Reference, apply_rule
@@ -104,6 +109,45 @@ async def test_unsatisfiable_schema_is_rejected(schema: dict[str, Any], engine: 
     with pytest.raises(BadRequest, match="cannot be enforced"):
         await generate(engine, make_prompt(), with_grammar(schema))
     assert (await generate(engine, make_prompt(), SamplingParams(max_tokens=2))).tokens
+
+
+async def test_grammar_is_compiled_once_for_all_its_requests(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+
+    def compile_grammar(tokenizer: Any, text: str) -> Any:
+        compiled.append(text)
+        return grammar_process.compile_grammar(tokenizer, text)
+
+    monkeypatch.setattr(grammar_mask, "compile_grammar", compile_grammar)
+    sampling = with_grammar(temperature=1.5)
+    grammar = sampling.grammar
+    assert grammar is not None
+    await engine.compile_grammar(grammar)
+    choices = [replace(sampling, seed=seed) for seed in range(4)]
+    answers = await asyncio.gather(*(generate(engine, make_prompt(), choice) for choice in choices))
+    assert {answer.text for answer in answers} <= set(ANSWERS)
+    assert len({answer.text for answer in answers}) > 1
+    assert compiled == [grammar.text]
+    await generate(engine, make_prompt(), with_grammar())  # an equal grammar of another request
+    assert compiled == [grammar.text] * 2
+
+
+async def test_compiled_grammar_is_freed_with_its_requests(engine: HFEngine) -> None:
+    await generate(engine, make_prompt(), with_grammar())
+    gc.collect()
+    assert len(engine._grammars._first_masks) == 0
+
+
+async def test_prompts_do_not_wait_for_a_grammar(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over = threading.Event()
+    monkeypatch.setattr(engine._grammars, "compile", lambda _: is_over.wait(60))
+    compiling = asyncio.create_task(engine.compile_grammar(Grammar("{}")))
+    try:
+        assert (await generate(engine, make_prompt(), SamplingParams(max_tokens=2))).tokens
+        assert not compiling.done()
+    finally:
+        is_over.set()
+        await compiling
 
 
 async def test_too_complicated_grammar_fails_only_its_request(

@@ -11,6 +11,7 @@ from decoding.errors import BadRequest
 from decoding.outputs import Answer
 from decoding.pipeline.runner import StrategyRunner, collect_answer
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
+from decoding.sampling_params import Grammar
 from decoding.strategies.verify import Verify, list_spellings
 from tests.decoding.fakes import make_request
 from tests.decoding.scripted_engine import ScriptedEngine
@@ -251,7 +252,7 @@ async def test_without_an_image_nothing_is_checked() -> None:
 
 
 async def test_a_grammar_is_refused_by_field() -> None:
-    request = make_request("Describe.").replace(sampling=SamplingParams(grammar="root ::= 'x'"))
+    request = make_request("Describe.").replace(sampling=SamplingParams(grammar=Grammar("{}")))
     with pytest.raises(BadRequest) as caught:
         await verify(ScriptedEngine(write_always(SCENE), {}), request)
     assert caught.value.param == "response_format"

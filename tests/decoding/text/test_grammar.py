@@ -11,8 +11,9 @@ import pytest
 from llguidance import LLParserLimits
 
 from decoding.errors import BadRequest
-from decoding.text import grammar
-from decoding.text.grammar import MAX_PROPERTIES, SPACING, build_grammar
+from decoding.text import grammar_process
+from decoding.text.grammar import MAX_PROPERTIES, SPACING, InvalidSchema, build_grammar
+from decoding.text.grammar_process import find_unenforceable
 
 
 def nest_arrays(depth: int) -> dict[str, Any]:
@@ -81,9 +82,17 @@ REFUSED: list[dict[str, Any]] = [
 ]
 
 
+def build_checked(schema: dict[str, Any], param: str | None = None) -> str:
+    """Build a grammar, and check it in this process. Return its text."""
+    text = build_grammar(schema, param).text
+    if reason := find_unenforceable(text):
+        raise InvalidSchema(reason, param)
+    return text
+
+
 @pytest.mark.parametrize("schema", ACCEPTED, ids=itertools.count())
 def test_schema_is_accepted(schema: dict[str, Any]) -> None:
-    assert json.loads(build_grammar(schema)) == schema | {"x-guidance": SPACING}
+    assert json.loads(build_checked(schema)) == schema | {"x-guidance": SPACING}
 
 
 @pytest.mark.flaky(reruns=2)  # a busy machine may delay it
@@ -91,7 +100,7 @@ def test_schema_is_accepted(schema: dict[str, Any]) -> None:
 def test_schema_is_rejected_quickly(schema: dict[str, Any]) -> None:
     began = time.perf_counter()
     with pytest.raises(BadRequest) as refused:
-        build_grammar(schema, "response_format.json_schema.schema")
+        build_checked(schema, "response_format.json_schema.schema")
     assert time.perf_counter() - began < 2
     assert (refused.value.param, refused.value.code) == ("response_format.json_schema.schema", "invalid_schema")
     assert len(refused.value.message) < 300
@@ -107,10 +116,10 @@ def test_large_schema_is_rejected_before_it_is_written() -> None:
 
 def test_llguidance_panic_is_a_bad_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here llguidance reaches its limit in a place that does not handle it."""
-    monkeypatch.setattr(grammar, "LIMITS", LLParserLimits(max_grammar_size=48040))
+    monkeypatch.setattr(grammar_process, "LIMITS", LLParserLimits(max_grammar_size=48040))
     with pytest.raises(BadRequest, match="too large"):
-        build_grammar(make_long_lists(6))
+        build_checked(make_long_lists(6))
 
 
 def test_request_cannot_override_the_spacing() -> None:
-    assert json.loads(build_grammar({"x-guidance": {"whitespace_flexible": True}}))["x-guidance"] == SPACING
+    assert json.loads(build_grammar({"x-guidance": {"whitespace_flexible": True}}).text)["x-guidance"] == SPACING

@@ -13,6 +13,7 @@ from decoding.errors import BadRequest, Overloaded, Unsupported
 from decoding.outputs import Answer
 from decoding.pipeline.runner import collect_answer
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
+from decoding.sampling_params import Grammar
 from decoding.strategy import Step, Strategy
 from decoding.text.grammar import build_grammar
 from tests.decoding.hf_engine.harness import build_stack, exact_length, run_strategies
@@ -157,7 +158,7 @@ async def test_answer_begins_with_the_prefix_tokens(
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"type": "string", "minLength": 5, "maxLength": 4}])
 async def test_schema_without_an_instance_is_refused(schema: dict[str, Any], roomy_engine: Any) -> None:
     with pytest.raises(BadRequest, match="cannot be enforced"):
-        await run_strategies(roomy_engine, "vcd", PROMPT, SamplingParams(grammar=json.dumps(schema)))
+        await run_strategies(roomy_engine, "vcd", PROMPT, SamplingParams(grammar=Grammar(json.dumps(schema))))
     assert (await run_strategies(roomy_engine, "vcd", PROMPT, exact_length(2)))[0].tokens
 
 

@@ -99,7 +99,9 @@ async def test_text_format_reaches_engine_as_grammar(server: FakeServer) -> None
     server.engine.words = ('{"count": ', "3}")
     response = await server.openai.responses.parse(**REQUEST, text_format=Cats)
     assert response.output_parsed == Cats(count=3)
-    assert '"count"' in (server.engine.requests[0].sampling.grammar or "")
+    grammar = server.engine.requests[0].sampling.grammar
+    assert grammar is not None
+    assert '"count"' in grammar.text
 
 
 async def test_failed_stream_ends_with_error_event(start_server: StartServer) -> None:

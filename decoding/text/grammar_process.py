@@ -1,0 +1,138 @@
+"""Check grammars in processes of their own, which bounds the time and the memory that a grammar takes.
+
+llguidance has no limit that holds for every schema: an intersection of a few patterns takes minutes and gigabytes. A
+thread could not be stopped, and its memory would be the server's.
+
+    python grammar_process.py SECONDS MEGABYTES
+
+This program reads one grammar a line, each as a JSON string, and writes a `GrammarCheck` as a JSON object for each. It
+forks a process for every grammar, so that nothing of a grammar remains. It imports nothing of this package, so that it
+starts soon and takes little memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn, TypedDict
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+# Symbols of the grammar: by default llguidance builds 500,000; beyond 65,000 it fails an assertion 300 MB later.
+# States of the automaton: a string of 10,000 characters with maxLength takes 94,000. With the default of 250,000 the
+# answers of a request take up to 280 MB, now 110 MB.
+LIMITS = LLParserLimits(max_grammar_size=60_000, max_lexer_states=100_000)
+TOO_LARGE = "it is too large"
+MAX_REASON = 1_000  # characters; llguidance appends parts of the grammar
+STATUS = Path("/proc/self/status")
+
+
+class GrammarCheck(TypedDict):
+    """The result of a check.
+
+    Attributes:
+        reason: Reason against the grammar; empty if there is none.
+        is_late: Whether the check was ended because of its time.
+        num_bytes: Bytes that the grammar takes while it is compiled, and at most afterwards.
+    """
+
+    reason: str
+    is_late: bool
+    num_bytes: int
+
+
+def compile_grammar(tokenizer: LLTokenizer, text: str) -> LLMatcher:
+    """Compile a grammar. The matcher holds the reason if this fails.
+
+    The time and the memory hardly depend on the tokenizer, so that a check with bytes as tokens holds for all models.
+
+    Args:
+        tokenizer: The tokens.
+        text: The grammar.
+
+    Returns:
+        A matcher at the start of an answer.
+    """
+    return LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(text), log_level=0, limits=LIMITS)
+
+
+def find_unenforceable(text: str) -> str:
+    """Return llguidance's reason against a grammar, compiled with bytes as tokens; empty if it has none."""
+    # `LLMatcher.validate_grammar` raises where llguidance panics; a matcher reports the panic.
+    reason: str = compile_grammar(LLTokenizer("byte"), text).get_error()
+    return TOO_LARGE if reason.startswith("panic") else reason[:MAX_REASON]
+
+
+def check_in_fork(text: str, seconds: float, megabytes: int) -> GrammarCheck:
+    """Check a grammar in a fork of this process, which must have one thread.
+
+    Args:
+        text: The grammar.
+        seconds: Time of a core that the check may take, so that it does not depend on other load.
+        megabytes: Memory that the fork may take.
+
+    Returns:
+        The result. A grammar counts as too large if the fork is killed for its memory.
+
+    Raises:
+        RuntimeError: The fork failed for a reason that is not the grammar.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        run_check(text, writer, seconds, megabytes)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        result = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if result:
+        check: GrammarCheck = json.loads(result)
+        return check
+    if status > 0:
+        raise RuntimeError("A check of a grammar failed.")
+    is_late = status == -signal.SIGPROF
+    return GrammarCheck(reason="" if is_late else TOO_LARGE, is_late=is_late, num_bytes=0)
+
+
+def run_check(text: str, writer: int, seconds: float, megabytes: int) -> NoReturn:
+    """Check a grammar in this process, write the result to a pipe, and end the process."""
+    status = 1
+    try:
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
+        resource.setrlimit(resource.RLIMIT_DATA, (megabytes * 1_000_000,) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):  # a failed allocation prints a traceback
+            os.dup2(null, descriptor)
+        before = measure_peak()
+        reason = find_unenforceable(text)
+        check = GrammarCheck(reason=reason, is_late=False, num_bytes=measure_peak() - before)
+        os.write(writer, json.dumps(check).encode())
+        status = 0
+    except MemoryError:
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def measure_peak() -> int:
+    """Return the most bytes of memory that this process has had, without those of mapped files where Linux counts."""
+    if not STATUS.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    kilobytes = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return sum(sign * int(kilobytes[name].split()[0]) for name, sign in (("VmHWM", 1), ("RssFile", -1))) * 1024
+
+
+def main() -> None:
+    seconds, megabytes = float(sys.argv[1]), int(sys.argv[2])
+    for line in sys.stdin.buffer:
+        check = check_in_fork(json.loads(line), seconds, megabytes)
+        print(json.dumps(check), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Compiles JSON schemas into grammars, with bounds on time and memory, and with turns for API keys.
+
+A schema is checked in another process before the engine compiles it: see `decoding/text/grammar_process.py`. Checks and
+compilations take turns, so that the schemas of one API key do not delay those of others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import structlog
+from anyio.to_thread import run_sync
+
+from decoding.engine import Engine
+from decoding.errors import BadRequest, Overloaded
+from decoding.sampling_params import Grammar
+from decoding.text.grammar import CHECK_PROGRAM, InvalidSchema, build_grammar
+from server.fair_queue import FairQueue
+from server.threads import wait_to_end
+
+if TYPE_CHECKING:
+    from decoding.text.grammar_process import GrammarCheck
+
+log = structlog.get_logger("onlyseen.server")
+
+CHECK_SECONDS = 4.0  # of a core that the check of a schema may take
+CHECK_MEGABYTES = 128  # that a process may take for the check of a schema
+STALL_TIMEOUT = 60.0  # seconds after which a check ends that gets no core
+TURNS = 2  # schemas that are checked or compiled at a time
+TURN_TIMEOUT = 30.0  # seconds that a request waits for its turn
+# Bytes of a grammar that the check does not measure: the engine's first mask, and the first states of the automaton.
+GRAMMAR_BYTES = 2_000_000
+MAX_CHECKED = 1024  # schemas whose results are kept
+TOO_MANY = "Too many schemas are compiled at once; try again in a moment."
+
+
+class CheckFailed(Exception):
+    """The process has ended, or its check has stalled. This is not the fault of the schema."""
+
+
+class CheckProcess:
+    """A process that checks grammars, one at a time. It starts with the first one."""
+
+    def __init__(self) -> None:
+        self._process: Process | None = None
+
+    async def check(self, text: str) -> GrammarCheck:
+        """Check a grammar. If this is cancelled, the process is killed.
+
+        Args:
+            text: The grammar.
+
+        Returns:
+            The result.
+
+        Raises:
+            CheckFailed: The process ended without a result, or stalled.
+        """
+        check: GrammarCheck | None = None
+        try:
+            async with asyncio.timeout(STALL_TIMEOUT):
+                if self._process is None or self._process.returncode is not None:
+                    self._process = await start_process()
+                assert self._process.stdin is not None
+                assert self._process.stdout is not None
+                self._process.stdin.write(json.dumps(text).encode() + b"\n")
+                line = await self._process.stdout.readline()
+            check = json.loads(line)
+        except (OSError, ValueError) as error:
+            raise CheckFailed from error
+        finally:
+            if check is None:
+                await self.close()
+        return check
+
+    async def close(self) -> None:
+        """Kill the process, with a check that runs in it."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
+async def start_process() -> Process:
+    """Start the program that checks grammars, in a process group of its own."""
+    command = [sys.executable, "-P", str(CHECK_PROGRAM), str(CHECK_SECONDS), str(CHECK_MEGABYTES)]
+    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True)
+
+
+class SchemaCompiler:
+    """Checks schemas and compiles them in the engine."""
+
+    def __init__(self, max_bytes: int, key_share: float | None) -> None:
+        """Create a compiler.
+
+        Args:
+            max_bytes: Bytes of the compiled schemas of all requests.
+            key_share: Share of turns and bytes for one API key; None: no bound of its own.
+        """
+        self._build_limiter = anyio.CapacityLimiter(TURNS)
+        self._turns = FairQueue(TURNS, None if key_share is None else math.ceil(key_share * TURNS))
+        self._memory = FairQueue(max_bytes, None if key_share is None else math.ceil(key_share * max_bytes))
+        self._idle_processes = [CheckProcess() for _ in range(TURNS)]
+        self._processes = tuple(self._idle_processes)
+        self._sizes: OrderedDict[tuple[str, bytes], int] = OrderedDict()  # bytes of checked schemas, newest last
+
+    async def compile(
+        self,
+        schema: Mapping[str, Any],
+        param: str,
+        engine: Engine,
+        *,
+        owner: str,
+        cache_salt: str | None,
+        resources: ExitStack,
+    ) -> Grammar:
+        """Check a schema and compile it in the engine.
+
+        A schema that is invalid or cannot be enforced raises `BadRequest`, as one does that takes too much time or
+        memory. If too many others wait, this raises `Overloaded`.
+
+        Args:
+            schema: The schema.
+            param: Request field that an error names.
+            engine: The engine.
+            owner: Owner of the request.
+            cache_salt: Salt of the request's caches. The results of checks are kept under it.
+            resources: Releases the memory for the grammar.
+
+        Returns:
+            The grammar. All requests that hold it share its compiled form.
+        """
+        grammar = await run_sync(build_grammar, schema, param, limiter=self._build_limiter)
+        key = cache_salt or "", hashlib.sha256(grammar.text.encode()).digest()
+        if key not in self._sizes:
+            async with self._hold_turn(owner):
+                self._sizes[key] = GRAMMAR_BYTES + await self._check(grammar, param)
+        self._sizes.move_to_end(key)
+        size = self._sizes[key]
+        if len(self._sizes) > MAX_CHECKED:
+            self._sizes.popitem(last=False)
+        held = await self._memory.acquire(owner, size)
+        resources.callback(self._memory.release, owner, held)
+        async with self._hold_turn(owner):
+            await wait_to_end(engine.compile_grammar(grammar))
+        return grammar
+
+    async def close(self) -> None:
+        """Kill the processes."""
+        for process in self._processes:
+            await process.close()
+
+    @asynccontextmanager
+    async def _hold_turn(self, owner: str) -> AsyncGenerator[None, None]:
+        """Wait for a turn, and hold it for as long as the context lasts.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Overloaded: The wait takes too long.
+        """
+        try:
+            async with asyncio.timeout(TURN_TIMEOUT):
+                held = await self._turns.acquire(owner, 1)
+        except TimeoutError:
+            raise Overloaded(TOO_MANY, code="too_many_schemas") from None
+        try:
+            yield
+        finally:
+            self._turns.release(owner, held)
+
+    async def _check(self, grammar: Grammar, param: str) -> int:
+        """Check a grammar in a turn.
+
+        Args:
+            grammar: The grammar.
+            param: Request field that an error names.
+
+        Returns:
+            The bytes that it takes.
+
+        Raises:
+            BadRequest: It takes too long.
+            InvalidSchema: It cannot be enforced.
+            Overloaded: No process can check it.
+        """
+        process = self._idle_processes.pop()
+        try:
+            check = await process.check(grammar.text)
+        except CheckFailed as error:
+            log.error("schema_check_failed", exc_info=error)
+            raise Overloaded(TOO_MANY, code="too_many_schemas") from None
+        finally:
+            self._idle_processes.append(process)
+        if check["is_late"]:
+            raise BadRequest("The schema takes too long to compile.", param=param, code="invalid_schema")
+        if check["reason"]:
+            raise InvalidSchema(check["reason"], param)
+        return check["num_bytes"]

@@ -1,0 +1,86 @@
+"""The program that checks grammars: its results, and its bounds on time and memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from decoding.text.grammar import CHECK_PROGRAM, build_grammar
+from decoding.text.grammar_process import TOO_LARGE, GrammarCheck
+
+SMALL = build_grammar({"type": "object"}).text
+OBJECTS: dict[str, Any] = {f"p{number}": {"type": "string", "format": "uri"} for number in range(300)}
+LARGE = build_grammar({"type": "object", "properties": OBJECTS}).text
+
+
+def intersect_patterns(count: int) -> str:
+    """Return the grammar of texts that contain all of `count` words. Each one triples the time and the memory."""
+    return build_grammar({"allOf": [{"type": "string", "pattern": f".*a{i}.*"} for i in range(count)]}).text
+
+
+class Program:
+    """A running program."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def check(self, text: str) -> GrammarCheck:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(text) + "\n")
+        self.process.stdin.flush()
+        check: GrammarCheck = json.loads(self.process.stdout.readline())
+        return check
+
+
+@pytest.fixture
+def program(request: pytest.FixtureRequest) -> Iterator[Program]:
+    seconds, megabytes = getattr(request, "param", (4, 128))
+    command = [sys.executable, "-P", str(CHECK_PROGRAM), str(seconds), str(megabytes)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield Program(process)
+
+
+def test_check_has_the_reason_and_the_memory(program: Program) -> None:
+    small, large = program.check(SMALL), program.check(LARGE)
+    assert (small["reason"], small["is_late"], large["reason"], large["is_late"]) == ("", False, "", False)
+    assert small["num_bytes"] < 2_000_000 < large["num_bytes"] < 20_000_000
+    refused = program.check(json.dumps({"type": "wizard"}))
+    assert (refused["reason"], refused["is_late"]) == ("Invalid type: wizard", False)
+
+
+@pytest.mark.parametrize("count", [15, 40])
+def test_memory_is_bounded_and_the_program_goes_on(count: int, program: Program) -> None:
+    expected = GrammarCheck(reason=TOO_LARGE, is_late=False, num_bytes=0)
+    assert program.check(intersect_patterns(count)) == expected
+    assert program.check(SMALL)["reason"] == ""
+
+
+@pytest.mark.parametrize("program", [(0.1, 4000)], indirect=True)
+def test_time_is_bounded_and_the_program_goes_on(program: Program) -> None:
+    assert program.check(intersect_patterns(15)) == GrammarCheck(reason="", is_late=True, num_bytes=0)
+    assert program.check(SMALL)["reason"] == ""
+
+
+@pytest.mark.parametrize("program", [(0.3, 128)], indirect=True)
+def test_time_in_which_the_program_waits_does_not_count(program: Program) -> None:
+    time.sleep(0.4)
+    assert not program.check(SMALL)["is_late"]
+
+
+def test_program_ends_with_its_input(program: Program) -> None:
+    assert program.process.stdin is not None
+    program.process.stdin.close()
+    assert program.process.wait(timeout=30) == 0
+
+
+def test_program_imports_nothing_large() -> None:
+    script = f"import runpy, sys; runpy.run_path({str(CHECK_PROGRAM)!r}); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"

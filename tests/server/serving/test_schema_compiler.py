@@ -1,0 +1,240 @@
+"""Schemas that take much time or memory, and the turns of API keys."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from structlog.typing import EventDict
+
+from decoding.sampling_params import Grammar
+from server.batch import runner
+from server.serving import schema_compiler
+from server.serving.schema_compiler import GRAMMAR_BYTES, CheckFailed, CheckProcess, SchemaCompiler
+from tests.server.batch.harness import create_batch, make_line, read_results, wait_for_status
+from tests.server.conftest import FakeServer, StartServer, chat_request, wait_until
+from tests.server.fakes import FakeEngine
+
+KEYS = {"api_keys": "one,two"}
+
+
+def wrap(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "text", "schema": schema}}}
+
+
+def intersect_patterns(count: int) -> dict[str, Any]:
+    """Return a schema whose time and memory triple with each pattern."""
+    return {"allOf": [{"type": "string", "pattern": f".*a{i}.*"} for i in range(count)]}
+
+
+HOSTILE = wrap(intersect_patterns(40))
+SMALL = wrap({"type": "object"})
+
+
+async def chat(server: FakeServer, key: str, **fields: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {key}"}
+    return await server.http.post("/v1/chat/completions", json=chat_request(**fields), headers=headers)
+
+
+def get_compiler(server: FakeServer) -> SchemaCompiler:
+    compiler: SchemaCompiler = server.app.state.service.schema_compiler
+    return compiler
+
+
+def get_code(response: httpx.Response) -> tuple[int, str | None]:
+    return response.status_code, (response.json().get("error") or {}).get("code")
+
+
+@pytest.fixture
+def low_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse the hostile schema after a quarter of a second of a core."""
+    monkeypatch.setattr(schema_compiler, "CHECK_MEGABYTES", 60)
+
+
+@pytest.mark.parametrize("count", [15, 40])
+async def test_schema_takes_no_memory_of_the_server(count: int, server: FakeServer) -> None:
+    process, peak = psutil.Process(), 0
+    before = process.memory_info().rss
+    call = asyncio.create_task(server.chat(**wrap(intersect_patterns(count))))
+    while not call.done():
+        peak = max(peak, process.memory_info().rss - before)
+        await asyncio.sleep(0.01)
+    assert get_code(await call) == (400, "invalid_schema")
+    assert "too large" in (await call).json()["error"]["message"]
+    assert peak < 30_000_000
+    assert get_code(await server.chat(**SMALL)) == (200, None)
+
+
+async def test_schema_that_takes_long_is_refused(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_compiler, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(schema_compiler, "CHECK_MEGABYTES", 4000)
+    response = await server.chat(**HOSTILE)
+    error = response.json()["error"]
+    assert get_code(response) == (400, "invalid_schema")
+    assert (error["param"], error["message"]) == (
+        "response_format.json_schema.schema",
+        "The schema takes too long to compile.",
+    )
+
+
+@pytest.mark.usefixtures("low_memory")
+async def test_every_route_refuses_the_schema(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "RETRY_DELAY", 0.01)
+    text = {"format": {"type": "json_schema", "name": "text", "schema": intersect_patterns(40)}}
+    response = await server.http.post("/v1/responses", json={"model": "tiny", "input": "a", "text": text})
+    assert get_code(response) == (400, "invalid_schema")
+    batch = await create_batch(server, make_line(1, **HOSTILE), make_line(2, **SMALL))
+    batch = await wait_for_status(server, batch)
+    assert (await read_results(server, batch.error_file_id))["line-1"]["body"]["error"]["code"] == "invalid_schema"
+    assert list(await read_results(server, batch.output_file_id)) == ["line-2"]
+
+
+@pytest.mark.usefixtures("low_memory")
+async def test_schemas_of_a_key_do_not_delay_those_of_others(start_server: StartServer) -> None:
+    server = await start_server(**KEYS)
+    hostile = [asyncio.create_task(chat(server, "one", **HOSTILE)) for _ in range(6)]
+    await wait_until(lambda: len(get_compiler(server)._idle_processes) == 1)
+    assert get_code(await chat(server, "two", **SMALL)) == (200, None)
+    assert sum(call.done() for call in hostile) < 6
+    assert {get_code(response) for response in await asyncio.gather(*hostile)} == {(400, "invalid_schema")}
+
+
+async def test_long_wait_for_a_turn_can_be_retried(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_compiler, "TURN_TIMEOUT", 0.05)
+    turns = get_compiler(server)._turns
+    held = await turns.acquire("", 2)
+    response = await server.chat(**SMALL)
+    assert get_code(response) == (429, "too_many_schemas")
+    assert response.headers["retry-after"] == "1"
+    turns.release("", held)
+    assert get_code(await server.chat(**SMALL)) == (200, None)
+
+
+async def test_time_of_a_check_does_not_include_the_wait(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_compiler, "CHECK_SECONDS", 0.3)
+    turns = get_compiler(server)._turns
+    held = await turns.acquire("", 2)
+    call = asyncio.create_task(server.chat(**SMALL))
+    await asyncio.sleep(0.5)
+    turns.release("", held)
+    assert get_code(await call) == (200, None)
+
+
+async def test_running_check_does_not_delay_the_shutdown() -> None:
+    compiler = SchemaCompiler(1_000_000, None)
+    process = compiler._processes[0]
+    check = asyncio.create_task(process.check(json.dumps(intersect_patterns(40))))
+    await wait_until(lambda: list_forks(process) != [])
+    program, forks = process._process, list_forks(process)
+    assert program is not None
+    start = time.perf_counter()
+    await compiler.close()
+    with pytest.raises(CheckFailed):
+        await check
+    assert time.perf_counter() - start < 2
+    assert program.returncode == -signal.SIGKILL
+    await wait_until(lambda: not any(is_running(pid) for pid in forks))
+
+
+def list_forks(process: CheckProcess) -> list[int]:
+    if process._process is None:
+        return []
+    pid = process._process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def test_request_that_leaves_ends_its_check(server: FakeServer) -> None:
+    call = asyncio.create_task(server.chat(**HOSTILE))
+    await wait_until(lambda: len(get_compiler(server)._idle_processes) == 1)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    await wait_until(lambda: len(get_compiler(server)._idle_processes) == 2)
+    assert get_code(await server.chat(**SMALL)) == (200, None)
+
+
+async def test_process_that_has_ended_is_replaced(server: FakeServer, log_entries: list[EventDict]) -> None:
+    assert get_code(await server.chat(**SMALL)) == (200, None)
+    (program,) = [each._process for each in get_compiler(server)._processes if each._process is not None]
+    os.kill(program.pid, signal.SIGKILL)
+    await program.wait()
+    assert get_code(await server.chat(**wrap({"type": "string"}))) == (200, None)
+    assert not [entry for entry in log_entries if entry["event"] == "schema_check_failed"]
+
+
+async def test_process_that_does_not_start_is_no_fault_of_the_schema(
+    server: FakeServer, log_entries: list[EventDict], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(schema_compiler, "CHECK_PROGRAM", program)
+        assert get_code(await server.chat(**SMALL)) == (429, "too_many_schemas")
+    assert [entry["event"] for entry in log_entries if entry["log_level"] == "error"] == ["schema_check_failed"]
+    assert get_code(await server.chat(**SMALL)) == (200, None)
+
+
+async def test_result_of_a_check_is_kept_for_its_key(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, checked = await start_server(**KEYS), list[str]()
+
+    async def check(_: CheckProcess, text: str) -> dict[str, Any]:
+        checked.append(text)
+        return {"reason": "", "is_late": False, "num_bytes": 0}
+
+    monkeypatch.setattr(CheckProcess, "check", check)
+    for key in ("one", "one", "two", "one"):
+        assert get_code(await chat(server, key, **SMALL)) == (200, None)
+    assert len(checked) == 2
+    monkeypatch.setattr(schema_compiler, "MAX_CHECKED", 2)
+    for schema in ({"type": "string"}, {"type": "number"}, {"type": "string"}, {"type": "object"}):
+        await chat(server, "one", **wrap(schema))
+    assert len(checked) == 5
+
+
+async def test_requests_wait_for_the_memory_of_their_schemas(start_server: StartServer) -> None:
+    engine = FakeEngine(words=["word "] * 1000, pause=0.01)
+    server = await start_server(engine, grammar_memory_mb=GRAMMAR_BYTES // 1_000_000)
+    call = asyncio.create_task(server.chat(**SMALL))
+    await wait_until(lambda: engine.running == 1)
+    waiting = asyncio.create_task(server.chat(**SMALL, max_tokens=1))
+    await asyncio.sleep(0.2)
+    assert (engine.running, len(engine.compiled_grammars)) == (1, 1)
+    assert get_code(await server.chat(max_tokens=1)) == (200, None)  # a request without a schema does not wait
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert get_code(await waiting) == (200, None)
+
+
+async def test_compilation_in_the_engine_keeps_its_turn_to_its_end(server: FakeServer) -> None:
+    """A thread of the engine goes on when the client has left."""
+    is_over = asyncio.Event()
+
+    async def compile_grammar(_: Grammar) -> None:
+        await is_over.wait()
+
+    server.engine.compile_grammar = compile_grammar  # type: ignore[method-assign]
+    turns = get_compiler(server)._turns
+    call = asyncio.create_task(server.chat(**SMALL))
+    await wait_until(lambda: len(get_compiler(server)._sizes) == 1 and not turns.is_free("", 2))
+    call.cancel()
+    await asyncio.sleep(0.05)
+    assert not turns.is_free("", 2)
+    is_over.set()
+    await asyncio.gather(call, return_exceptions=True)
+    await wait_until(lambda: turns.is_free("", 2))
