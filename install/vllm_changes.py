@@ -53,6 +53,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         "AsyncLLM._run_output_handler",
     ),
     "vllm/v1/engine/input_processor.py": ("InputProcessor.assign_request_id", "InputProcessor.process_inputs"),
+    "vllm/sampling_params.py": ("SamplingParams._validate_structured_outputs",),
     "vllm/v1/engine/output_processor.py": (
         "OutputProcessor.propagate_error",
         "RequestOutputCollector.__init__",

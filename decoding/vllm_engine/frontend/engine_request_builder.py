@@ -120,6 +120,17 @@ class EngineRequestBuilder:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
+class MainSamplingParams(VllmSamplingParams):
+    """vLLM's sampling parameters of a main row, whose grammar is already compiled.
+
+    vLLM would compile it for every choice, and in the event loop.
+    """
+
+    def _validate_structured_outputs(self, model_config: Any, structured_outputs_config: Any, tokenizer: Any) -> None:
+        if self.structured_outputs is not None:
+            self.structured_outputs._backend = structured_outputs_config.backend
+
+
 def build_main_params(
     sampling: SamplingParams, max_new_tokens: int, eos_token_ids: Sequence[int], member: Member | None
 ) -> VllmSamplingParams:
@@ -135,7 +146,7 @@ def build_main_params(
         vLLM's parameters.
     """
     prefix_length = member.answer_prefix_length if member else 0
-    return VllmSamplingParams(
+    return MainSamplingParams(
         max_tokens=max_new_tokens,
         min_tokens=max(0, min(sampling.min_tokens - prefix_length, max_new_tokens)),
         repetition_penalty=sampling.repetition_penalty,

@@ -15,6 +15,7 @@ from decoding.pipeline.runner import collect_answer
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from decoding.sampling_params import Grammar
 from decoding.strategy import Step, Strategy
+from decoding.text import grammar_mask, grammar_process
 from decoding.text.grammar import build_grammar
 from tests.decoding.hf_engine.harness import build_stack, exact_length, run_strategies
 from tests.decoding.vllm_engine.scenes import get_token_ids, load_prompts
@@ -153,6 +154,27 @@ async def test_answer_begins_with_the_prefix_tokens(
         assert_same(actual, expected)
         logprobs = [[token.chosen.logprob for token in each.tokens if token.chosen] for each in (actual, expected)]
         assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
+
+
+async def test_grammar_is_compiled_once_outside_of_the_core(roomy_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM itself would compile it for each choice, in the event loop."""
+    from vllm.v1.structured_output import backend_guidance
+
+    compiled: list[str] = []
+
+    def compile_grammar(tokenizer: Any, text: str) -> Any:
+        compiled.append(text)
+        return grammar_process.compile_grammar(tokenizer, text)
+
+    monkeypatch.setattr(grammar_mask, "compile_grammar", compile_grammar)
+    monkeypatch.setattr(backend_guidance, "validate_guidance_grammar", lambda *_, **__: compiled.append("again"))
+    grammar = build_grammar(SCHEMA)
+    await roomy_engine.compile_grammar(grammar)
+    choices = [SamplingParams(max_tokens=64, temperature=1.0, seed=seed, grammar=grammar) for seed in range(3)]
+    answers = await asyncio.gather(*(run_strategies(roomy_engine, "plain", PROMPT, choice) for choice in choices))
+    for answer, _ in answers:
+        assert json.loads(answer.text)["object"] in ("cat", "dog")
+    assert compiled == [grammar.text]
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"type": "string", "minLength": 5, "maxLength": 4}])

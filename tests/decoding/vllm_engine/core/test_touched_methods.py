@@ -25,13 +25,18 @@ def test_listed_methods_exist() -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_overridden_and_wrapped_methods_are_listed() -> None:
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from decoding.vllm_engine.core.scheduler import GangScheduler
+    from decoding.vllm_engine.frontend.engine_request_builder import MainSamplingParams
 
     listed = {name for names in METHODS.values() for name in names}
     ours = {name for kind in GangScheduler.__mro__ if not kind.__module__.startswith("vllm") for name in vars(kind)}
     overridden = {f"Scheduler.{name}" for name in ours & set(vars(Scheduler)) if callable(vars(Scheduler)[name])}
     assert "Scheduler.schedule" in overridden
     tapped = {".".join(name.rsplit(".", 2)[1:]) for name in TAPPED_LAYERS}
+    ours = {name for name in vars(MainSamplingParams) if not name.startswith("__")}
+    overridden |= {f"SamplingParams.{name}" for name in ours if callable(vars(SamplingParams).get(name))}
+    assert "SamplingParams._validate_structured_outputs" in overridden
     assert overridden | tapped | {f"GPUModelRunner.{name}" for name in PATCHES} <= listed
