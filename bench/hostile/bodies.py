@@ -42,6 +42,69 @@ LARGE_ANSWERS = {
         LONG_ANSWERS | {"prompt": "a", "logprobs": 5, "max_tokens": 500},
     ),
 }
+USER = {"model": "onlyseen-tiny", "messages": [{"role": "user", "content": "a"}]}
+LETTERS = [chr(code) for codes in (range(35, 92), range(0xA1, 0x17F), range(0x4E00, 0x9FFF, 97)) for code in codes]
+
+
+def intersect_patterns(count: int) -> dict[str, object]:
+    """Return a schema of texts that contain `count` words. Each word triples the time and the memory to compile it."""
+    return {"allOf": [{"type": "string", "pattern": f".*a{number}.*"} for number in range(count)]}
+
+
+def build_chat_with_schema(schema: dict[str, object], **fields: object) -> tuple[str, dict[str, object]]:
+    """Return the route and the body of a chat request whose answer follows a schema."""
+    json_schema = {"name": "a", "schema": schema}
+    return CHAT, USER | {"response_format": {"type": "json_schema", "json_schema": json_schema}} | fields
+
+
+MANY_STATES = "chat: schema of many states, 8 choices"
+STATE_MEGABYTES = 150  # of a request whose answers reach the limit on the states of the automaton
+SCHEMAS = {
+    "chat: schema of 15 patterns": build_chat_with_schema(intersect_patterns(15)),
+    "chat: schema of 40 patterns": build_chat_with_schema(intersect_patterns(40)),
+    "responses: schema of 40 patterns": (
+        RESPONSES,
+        {
+            "model": "onlyseen-tiny",
+            "input": "a",
+            "text": {"format": {"type": "json_schema", "name": "a", "schema": intersect_patterns(40)}},
+        },
+    ),
+    "chat: schema of 999 URIs, 8 choices": build_chat_with_schema(
+        {"type": "object", "properties": {f"p{number}": {"type": "string", "format": "uri"} for number in range(999)}},
+        n=8,
+        max_tokens=1,
+    ),
+    "chat: schema of long lists, 8 choices": build_chat_with_schema(
+        {
+            "type": "object",
+            "properties": {
+                f"p{number}": {
+                    "type": "array",
+                    "items": {"type": "integer"},
+                    "minItems": 5000,
+                    "maxItems": 9000 + number,
+                }
+                for number in range(7)
+            },
+            "required": [f"p{number}" for number in range(7)],
+        },
+        n=8,
+        max_tokens=100,
+    ),
+    # Each letter after an "a" doubles the states of the automaton, and each letter of the enum widens its table.
+    MANY_STATES: build_chat_with_schema(
+        {
+            "type": "object",
+            "properties": {"a": {"type": "string", "pattern": "^[^b]*a[^b]{60}$"}, "z": {"enum": LETTERS}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+        n=8,
+        max_tokens=900,
+        temperature=2.0,
+    ),
+}
 UPLOAD_TYPE = "multipart/form-data; boundary=b; charset=punycode"
 UPLOAD = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n%s\r\n--b--\r\n'
 
@@ -170,7 +233,9 @@ async def attack_with_bodies(server: ServerProcess, table: AttackTable) -> None:
 
 
 async def attack_with_small_bodies(server: ServerProcess, table: AttackTable) -> None:
-    """Request large answers, which also fill the KV cache, and upload a field whose charset is slow to decode.
+    """Request large answers and costly schemas, and upload a field whose charset is slow to decode.
+
+    The large answers also fill the KV cache.
 
     Each is sent alone, and then eight at once.
 
@@ -179,10 +244,14 @@ async def attack_with_small_bodies(server: ServerProcess, table: AttackTable) ->
         table: Gets a row for each.
     """
     attacks = {
-        name: (path, json.dumps(body).encode(), "application/json") for name, (path, body) in LARGE_ANSWERS.items()
+        name: (path, json.dumps(body).encode(), "application/json")
+        for name, (path, body) in (LARGE_ANSWERS | SCHEMAS).items()
     }
     field = b"b" * 520_000 + b"-" + b"a" * 520_000
     attacks["upload: field in punycode"] = ("/v1/files", UPLOAD % field, UPLOAD_TYPE)
+    # Two schemas at once start the processes that check schemas.
+    small_schema = json.dumps(USER | {"response_format": {"type": "json_object"}, "max_tokens": 1}).encode()
+    await asyncio.gather(*(post(server.port, CHAT, small_schema) for _ in range(2)))
     for name, (path, content, content_type) in attacks.items():
         if not table.is_selected(name):
             continue
@@ -190,4 +259,5 @@ async def attack_with_small_bodies(server: ServerProcess, table: AttackTable) ->
             with measure_cost(server) as cost:
                 posts = (post(server.port, path, content, content_type=content_type) for _ in range(count))
                 answers = await asyncio.gather(*posts)
-            table.add(name, count, count_outcomes(answers), cost=cost)
+            megabytes = count * STATE_MEGABYTES if name == MANY_STATES else None
+            table.add(name, count, count_outcomes(answers), cost=cost, megabytes=megabytes)
