@@ -22,7 +22,7 @@ from server.media.images import MAX_FETCHED_BYTES, ImageLoader
 from server.middleware.body_budget import BodyBudget
 from server.observability.metrics import Metrics
 from server.serving.row_estimator import RowEstimator
-from server.serving.schema_compiler import SchemaCompiler
+from server.serving.schema_compiler import TURNS, SchemaCompiler
 from server.settings import Settings
 from server.weights_fingerprint import fingerprint_weights
 
@@ -194,8 +194,8 @@ def create_batch_queue(settings: Settings) -> FairQueue:
 
 def create_schema_compiler(settings: Settings) -> SchemaCompiler:
     """Create the compiler of schemas. With two or more API keys each has a share of its turns and of its memory."""
-    has_shares = len(settings.load_api_keys()) > 1
-    return SchemaCompiler(settings.grammar_memory_mb * 1_000_000, settings.key_share if has_shares else None)
+    max_bytes, share = settings.grammar_memory_mb * 1_000_000, settings.compute_key_share
+    return SchemaCompiler(max_bytes, share(max_bytes), share(TURNS))
 
 
 def create_list_page_queue(settings: Settings) -> FairQueue:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import os
 import signal
 import sys
@@ -103,16 +102,17 @@ async def start_process() -> Process:
 class SchemaCompiler:
     """Checks schemas and compiles them in the engine."""
 
-    def __init__(self, max_bytes: int, key_share: float | None) -> None:
+    def __init__(self, max_bytes: int, max_owner_bytes: int | None = None, max_owner_turns: int | None = None) -> None:
         """Create a compiler.
 
         Args:
             max_bytes: Bytes of the compiled schemas of all requests.
-            key_share: Share of turns and bytes for one API key; None: no bound of its own.
+            max_owner_bytes: Bytes for one API key; None: no bound of its own.
+            max_owner_turns: Turns of one API key; None: no bound of its own.
         """
         self._build_limiter = anyio.CapacityLimiter(TURNS)
-        self._turns = FairQueue(TURNS, None if key_share is None else math.ceil(key_share * TURNS))
-        self._memory = FairQueue(max_bytes, None if key_share is None else math.ceil(key_share * max_bytes))
+        self._turns = FairQueue(TURNS, max_owner_turns)
+        self._memory = FairQueue(max_bytes, max_owner_bytes)
         self._idle_processes = [CheckProcess() for _ in range(TURNS)]
         self._processes = tuple(self._idle_processes)
         self._sizes: OrderedDict[tuple[str, bytes], int] = OrderedDict()  # bytes of checked schemas, newest last
