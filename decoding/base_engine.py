@@ -362,7 +362,10 @@ async def run_in_thread(threads: ThreadPoolExecutor, work: Callable[[], Result],
     """
     result, error = await asyncio.get_running_loop().run_in_executor(threads, run_captured, work, event)
     if error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # its traceback would keep the request with its grammar in a cycle
     return result  # type: ignore[no-any-return]
 
 

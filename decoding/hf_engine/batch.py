@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from decoding.errors import BadRequest
 from decoding.hf_engine.cpu.runtime import limit_threads
 from decoding.hf_engine.kv_cache.aligned_cache import HEADROOM
 from decoding.hf_engine.lazy_branches import LazyBranches
@@ -190,7 +191,10 @@ class Batch:
                 outputs.append(
                     (request, request.add_token(token, results.scores[number], own_logits, status == CHANGED))
                 )
-            except Exception as error:  # of its state or its grammar, which does not fail other requests
+            except BadRequest as error:  # of its grammar, which does not fail other requests
+                # The traceback is not logged, and would keep this frame with the automaton of the grammar in a cycle.
+                outputs.append((request, error.with_traceback(None)))
+            except Exception as error:  # of its state
                 outputs.append((request, error))
         return outputs
 

@@ -130,7 +130,10 @@ class HFEngine(BaseEngine):
                 while True:
                     output = await handle.outputs.get()
                     if isinstance(output, OnlySeenError):
-                        raise output
+                        try:
+                            raise output
+                        finally:
+                            del output  # its traceback would keep the request with its grammar in a cycle
                     if output.finish is not None:
                         if request.updates_state:
                             state = self._store_state(StoredStrategyState(request_state.updated_state))
