@@ -33,7 +33,7 @@ class EditedRequest:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AttentionEdit:
+class GangAttentionEdit:
     """Tokens of a step whose attention is edited in one call. A request can have several, after a preemption."""
 
     requests: Sequence[EditedRequest]  # of the tokens
@@ -66,7 +66,7 @@ class GangAttentionEdits:
         self.num_layers = num_layers
         self._find_image_tokens = find_image_tokens
         self._requests: dict[str, EditedRequest] = {}
-        self._edits: list[AttentionEdit] = []
+        self._edits: list[GangAttentionEdit] = []
         self._failures: dict[str, Exception] = {}
 
     @property
@@ -128,7 +128,7 @@ class GangAttentionEdits:
         """Drop the step."""
         self._requests, self._edits, self._failures = {}, [], {}
 
-    def _edit_scores(self, edit: AttentionEdit, layer: int, scores: Tensor) -> Tensor:
+    def _edit_scores(self, edit: GangAttentionEdit, layer: int, scores: Tensor) -> Tensor:
         """Call the hooks on [n, heads, keys] scores. A hook that fails, fails its own request."""
         keys = AttentionKeys(edit.image_token_index, layer, self.num_layers)
         edited, failures = edit_attention_scores(edit.stack, keys, scores)
@@ -151,7 +151,7 @@ class GangAttentionEdits:
             request = self._requests[request_id] = EditedRequest(request_id, key, stack, index)
         return request
 
-    def _build_edit(self, tokens: Sequence[tuple[EditedRequest, int, int]], rows: StepRows) -> AttentionEdit:
+    def _build_edit(self, tokens: Sequence[tuple[EditedRequest, int, int]], rows: StepRows) -> GangAttentionEdit:
         """Build the edit of tokens, given as request, row and offset among the tokens of the row in this step."""
         requests = [request for request, _, _ in tokens]
         positions = [int(rows.num_computed_tokens[row]) + offset for _, row, offset in tokens]
@@ -169,7 +169,7 @@ class GangAttentionEdits:
                 positions,
             )
         )
-        return AttentionEdit(requests, rows_index, tokens_index, positions_index, index, stack)
+        return GangAttentionEdit(requests, rows_index, tokens_index, positions_index, index, stack)
 
 
 def edits_attention(member: Member) -> bool:

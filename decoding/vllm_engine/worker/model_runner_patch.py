@@ -22,7 +22,7 @@ from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
 from decoding.vllm_engine.worker.step_rows import StepRows
-from decoding.vllm_engine.worker.vision_attention_tap import VisionAttentionTap
+from decoding.vllm_engine.worker.vision_attention_tap import TowerAttentionTap
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +125,7 @@ def install_taps(runner: Any, hooks: StepHookRunner) -> None:
             f"vLLM's attention of this model cannot be computed a second time: {reason}",
         )
     try:
-        runner.vision_attention_tap = tap = VisionAttentionTap.from_runner(runner)
+        runner.vision_attention_tap = tap = TowerAttentionTap.from_runner(runner)
         if head_tap is not None:
             head_tap.collect_vision_attention = lambda request_id: tap.collect(
                 [feature.identifier for feature in runner.requests[request_id].mm_features]
@@ -149,7 +149,7 @@ def patch_initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any
 
 def patch_execute_encoder(original: Callable[..., Any]) -> Callable[..., Any]:
     def execute_encoder(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        tap: VisionAttentionTap | None = getattr(runner, "vision_attention_tap", None)
+        tap: TowerAttentionTap | None = getattr(runner, "vision_attention_tap", None)
         if tap is not None:
             tap.start()
         return original(runner, *args, **kwargs)
@@ -160,7 +160,7 @@ def patch_execute_encoder(original: Callable[..., Any]) -> Callable[..., Any]:
 def patch_cache_encoder_output(original: Callable[..., Any]) -> Callable[..., Any]:
     def cache_encoder_output(runner: Any, mm_hash: str, *args: Any, **kwargs: Any) -> None:
         original(runner, mm_hash, *args, **kwargs)
-        tap: VisionAttentionTap | None = getattr(runner, "vision_attention_tap", None)
+        tap: TowerAttentionTap | None = getattr(runner, "vision_attention_tap", None)
         if tap is not None:
             tap.store(mm_hash, runner.encoder_cache)
 

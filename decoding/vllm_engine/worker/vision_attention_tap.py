@@ -13,7 +13,7 @@ TOWER = "vllm.model_executor.models.clip.CLIPVisionModel"
 MODEL = "vllm.model_executor.models.llava.LlavaForConditionalGeneration"
 
 
-class VisionAttentionTap:
+class TowerAttentionTap:
     """The tap on one CLIP tower, which is not compiled.
 
     Every image is observed, because a probe of an image whose features are cached does not run the tower.
@@ -36,7 +36,7 @@ class VisionAttentionTap:
             attention.attn.register_forward_pre_hook(self._build_hook(attention, is_first=number == 0))
 
     @classmethod
-    def from_runner(cls, runner: Any) -> VisionAttentionTap:
+    def from_runner(cls, runner: Any) -> TowerAttentionTap:
         """Tap the tower of a model runner.
 
         Args:

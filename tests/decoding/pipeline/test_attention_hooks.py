@@ -16,7 +16,7 @@ ROWS, HEADS, KEYS = 3, 2, 4
 INDEX = torch.tensor([[0, 1, -1, -1], [-1, 0, 1, -1], [-1, -1, 0, 1]])
 
 
-class Raises(Strategy):
+class FailsAtImageKeys(Strategy):
     """Adds its state to the scores of image tokens. Fails where the first key is an image token."""
 
     name: ClassVar[str] = "raises"
@@ -42,7 +42,7 @@ class Doubles(Strategy):
 @pytest.mark.parametrize("shape", [False, True])
 def test_failing_row_keeps_its_scores_and_the_others_are_edited(shape: bool) -> None:
     scores, bonus = torch.randn(ROWS, HEADS, KEYS), torch.arange(1.0, ROWS + 1)
-    stack: StatefulStack = [(Doubles(), {}), (Raises(shape=shape), {"bonus": bonus})]
+    stack: StatefulStack = [(Doubles(), {}), (FailsAtImageKeys(shape=shape), {"bonus": bonus})]
     edited, failures = edit_attention_scores(stack, AttentionKeys(INDEX, 0, 1), scores)
     assert list(failures) == [0]
     assert isinstance(failures[0], StrategyFailed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decoding.vllm_engine.worker import vision_attention_tap
-from decoding.vllm_engine.worker.vision_attention_tap import VisionAttentionTap
+from decoding.vllm_engine.worker.vision_attention_tap import TowerAttentionTap
 
 HEADS, HEAD_DIM, PATCHES, LAYERS, CHECKPOINT_LAYERS = 2, 4, 5, 2, 3
 WIDTH = HEADS * HEAD_DIM
@@ -23,7 +23,7 @@ class ToyKernel(nn.Module):
         return value
 
 
-class ToyAttention(nn.Module):
+class ToyTowerAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head_dim, self.scale = HEAD_DIM, HEAD_DIM**-0.5
@@ -34,18 +34,18 @@ class ToyAttention(nn.Module):
         return hidden + self.attn(*self.qkv(hidden).chunk(3, dim=-1))
 
 
-def build_tower() -> tuple[list[ToyAttention], VisionAttentionTap]:
-    layers = [ToyAttention() for _ in range(LAYERS)]
-    return layers, VisionAttentionTap(layers, CHECKPOINT_LAYERS)
+def build_tower() -> tuple[list[ToyTowerAttention], TowerAttentionTap]:
+    layers = [ToyTowerAttention() for _ in range(LAYERS)]
+    return layers, TowerAttentionTap(layers, CHECKPOINT_LAYERS)
 
 
-def run_tower(layers: list[ToyAttention], images: Tensor) -> None:
+def run_tower(layers: list[ToyTowerAttention], images: Tensor) -> None:
     for layer in layers:
         images = layer(images)
 
 
 @torch.no_grad()
-def compute_weights(layers: list[ToyAttention], image: Tensor) -> Tensor:
+def compute_weights(layers: list[ToyTowerAttention], image: Tensor) -> Tensor:
     """Compute the class token's attention to the patches by hand, [layers, heads, patches]."""
     weights = torch.zeros(CHECKPOINT_LAYERS, HEADS, PATCHES)
     for number, layer in enumerate(layers):
@@ -102,7 +102,7 @@ class Tower(nn.Module):
         super().__init__()
         layers = nn.ModuleList([nn.Module() for _ in range(LAYERS)])
         for layer in layers:
-            layer.self_attn = ToyAttention()
+            layer.self_attn = ToyTowerAttention()
         encoder = nn.Module()
         encoder.layers, encoder.config = layers, SimpleNamespace(num_hidden_layers=CHECKPOINT_LAYERS)  # type: ignore[assignment]
         self.vision_model = nn.Module()
@@ -120,7 +120,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_tower_is_found(runner: Any) -> None:
-    assert VisionAttentionTap.from_runner(runner).num_layers == CHECKPOINT_LAYERS
+    assert TowerAttentionTap.from_runner(runner).num_layers == CHECKPOINT_LAYERS
 
 
 @pytest.mark.parametrize(
@@ -140,4 +140,4 @@ def test_tower_that_cannot_be_tapped_is_refused(runner: Any, path: str, value: o
         target = getattr(target, parent)
     setattr(target, name, value)
     with pytest.raises(ValueError, match=reason):
-        VisionAttentionTap.from_runner(runner)
+        TowerAttentionTap.from_runner(runner)
