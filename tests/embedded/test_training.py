@@ -72,7 +72,7 @@ def test_every_stage_runs_and_exports(pipeline: TrainingPipeline) -> None:
     for name in ("model/model.safetensors", "matcher/model.safetensors", "scenes/instances.json", "samples"):
         assert (pipeline.out_dir / name).exists()
     figures = pipeline.evaluate()
-    assert set(figures) == {"tower", "pope", "chair", "details", "matcher"}
+    assert set(figures) == {"robustness", "tower", "pope", "chair", "details", "matcher"}
 
 
 @needs_font

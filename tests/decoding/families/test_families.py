@@ -137,7 +137,8 @@ async def test_vision_attention_requires_a_class_token(checkpoint: Callable[[str
     try:
         assert not {"vision_attention", "keep_image_tokens"} & engine.capabilities
         with pytest.raises(
-            Unsupported, match="'sid': it lacks keep_image_tokens: image tokens can be dropped inside LLaVA"
+            Unsupported,
+            match="'sid': it lacks keep_image_tokens: the transformers engine drops image tokens inside LLaVA",
         ):
             await generate_text(engine, "sid", "one")
         with pytest.raises(
