@@ -16,6 +16,7 @@ from torch import Tensor
 from decoding.vllm_engine.worker.attention_capture import GangAttentionCapture
 from decoding.vllm_engine.worker.attention_edits import GangAttentionEdits
 from decoding.vllm_engine.worker.attention_layers import has_attention
+from decoding.vllm_engine.worker.forward_context import disable_cuda_graphs
 from decoding.vllm_engine.worker.image_tokens import FindImageTokens, find_image_tokens
 from decoding.vllm_engine.worker.paged_attention import AttentionCall, check_attention
 from decoding.vllm_engine.worker.state_store import StateStore
@@ -102,7 +103,7 @@ class GangAttentionTap:
             rewriter.before_forward(rows, token_info)
         self._active = [rewriter for rewriter in self._rewriters if not rewriter.is_idle]
         if self._active and self.device.type == "cuda":
-            avoid_cuda_graphs()
+            disable_cuda_graphs()
 
     def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
         """Drop the step, and report hooks that failed.
@@ -144,11 +145,3 @@ class GangAttentionTap:
             return result
 
         return forward
-
-
-def avoid_cuda_graphs() -> None:
-    """Run this step without CUDA graphs, which would not call Python code of the attention."""
-    from vllm.config import CUDAGraphMode
-    from vllm.forward_context import get_forward_context
-
-    get_forward_context().cudagraph_runtime_mode = CUDAGraphMode.NONE

@@ -14,6 +14,7 @@ from decoding.pipeline.composition import combine_head_scales
 from decoding.tensor_hooks import Tensors
 from decoding.vllm_engine.member import Member, ProbeSpec
 from decoding.vllm_engine.worker import head_projection
+from decoding.vllm_engine.worker.forward_context import disable_compiled_code
 from decoding.vllm_engine.worker.probe_capture import ProbeCapture, find_probes
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
@@ -90,7 +91,7 @@ class GangHeadTap:
             except Exception as error:  # other requests of the step go on
                 record_failure(token_info, rows.request_ids[rows_by_name[spec.main]], error, "probe_failed")
         if self._probes:
-            skip_compiled_code()
+            disable_compiled_code()
 
     def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
         """Store the states of the probes, and reset the head scales, because a step without a gang calls no method.
@@ -174,13 +175,3 @@ class GangHeadTap:
         states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
         layers, _, heads = self.buffers.scales.shape
         return combine_head_scales(stack, states, (layers, heads))
-
-
-def skip_compiled_code() -> None:
-    """Run this step uncompiled and without CUDA graphs, so that the layers call the tap."""
-    from vllm.config import CUDAGraphMode
-    from vllm.forward_context import get_forward_context
-
-    context = get_forward_context()
-    context.skip_compiled = True
-    context.cudagraph_runtime_mode = CUDAGraphMode.NONE
