@@ -16,9 +16,6 @@ FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 SIZE = 112
 """Side of an image in pixels. All lengths below are for this size and scale with it."""
 MAX_OBJECT_SIZE = 52.0
-MIN_VISIBLE_FRACTION = 0.30
-"""An object with a smaller visible fraction is not annotated."""
-MIN_VISIBLE_PIXELS = 24
 
 Pixels = NDArray[np.uint8]  # [side, side, 3]
 InstanceMap = NDArray[np.int8]  # [side, side]: which object a pixel shows, -1 for none
@@ -27,17 +24,37 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class View:
-    """Object sizes in pixels, and probabilities of occlusion, blur and noise."""
+    """How the objects of a scene appear, and which are annotated.
+
+    Attributes:
+        typical_size: Longest side of an object of average size in pixels.
+        min_size: Smallest longest side in pixels.
+        occlusion_rate: Probability that something covers a part of the scene.
+        blur_rate: Probability of blur.
+        noise_rate: Probability of noise.
+        min_visible_fraction: An object with a smaller visible fraction is not annotated.
+        min_visible_pixels: An object with fewer visible pixels is not annotated.
+    """
 
     typical_size: float
     min_size: float
     occlusion_rate: float
     blur_rate: float
     noise_rate: float
+    min_visible_fraction: float = 0.30
+    min_visible_pixels: int = 24
 
 
 NEAR_VIEW = View(typical_size=27.0, min_size=13.0, occlusion_rate=0.15, blur_rate=0.2, noise_rate=0.2)
-FAR_VIEW = View(typical_size=16.0, min_size=9.0, occlusion_rate=0.35, blur_rate=0.35, noise_rate=0.35)
+FAR_VIEW = View(
+    typical_size=11.5,
+    min_size=6.5,
+    occlusion_rate=0.5,
+    blur_rate=0.5,
+    noise_rate=0.45,
+    min_visible_fraction=0.2,
+    min_visible_pixels=11,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,6 @@ class RenderedScene:
     """The image of a scene, the object that each pixel shows, and the visible objects.
 
     `hidden` names the categories of the scene whose objects are all covered, cut off or too small to be annotated.
-    `overlooked` names visible categories that the writer of a text about the scene did not notice.
     """
 
     place: str
@@ -63,7 +79,6 @@ class RenderedScene:
     instance_map: InstanceMap
     objects: tuple[SceneObject, ...]
     hidden: tuple[str, ...] = ()
-    overlooked: tuple[str, ...] = ()
 
 
 @cache
@@ -137,7 +152,7 @@ def render_scene(rng: np.random.Generator, contents: SceneContents, view: View, 
     objects = []
     for number, source in enumerate(order):
         rows, columns = np.nonzero(instance_map == number)
-        if len(rows) < max(MIN_VISIBLE_PIXELS * scale**2, MIN_VISIBLE_FRACTION * full_areas[number]):
+        if len(rows) < max(view.min_visible_pixels * scale**2, view.min_visible_fraction * full_areas[number]):
             instance_map[instance_map == number] = -1
             continue
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)

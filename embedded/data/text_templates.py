@@ -11,6 +11,9 @@ from embedded.data.scene_sampler import TRAINING_PRIOR, sample_contents, sample_
 
 QuestionType = Literal["caption", "presence", "detail"]
 
+OMISSION_RATE = 0.15
+"""Probability that a caption leaves out a small object."""
+
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 POSITION_PHRASES = (
     ("in the top left corner", "at the top", "in the top right corner"),
@@ -107,7 +110,9 @@ def format_sentence(words: str) -> str:
     return words[0].upper() + words[1:] + "."
 
 
-def make_caption(rng: np.random.Generator, scene: RenderedScene, invention_rate: float = 0.0) -> str:
+def make_caption(
+    rng: np.random.Generator, scene: RenderedScene, invention_rate: float = 0.0, omission_rate: float = OMISSION_RATE
+) -> str:
     """Write a caption of two to five sentences: large objects first, each category and each phrase once.
 
     Small objects are sometimes left out.
@@ -117,6 +122,7 @@ def make_caption(rng: np.random.Generator, scene: RenderedScene, invention_rate:
         scene: The scene.
         invention_rate: Probability of naming one absent object that is likely in the place, mostly late. Such captions
             teach the model to hallucinate as large models do.
+        omission_rate: Probability of leaving out a small object.
 
     Returns:
         The caption.
@@ -127,7 +133,7 @@ def make_caption(rng: np.random.Generator, scene: RenderedScene, invention_rate:
         for name, objects in objects_by_category.items()
     }
     names = sorted(objects_by_category, key=lambda name: -salience[name])
-    names = [name for rank, name in enumerate(names) if rank < 2 or salience[name] > 16 or rng.random() > 0.15]
+    names = [name for rank, name in enumerate(names) if rank < 2 or salience[name] > 16 or rng.random() > omission_rate]
     if rng.random() < invention_rate:
         invented = sample_likely_absent(rng, scene.place, set(objects_by_category))
         if invented:
@@ -189,23 +195,17 @@ def make_listing(rng: np.random.Generator, scene: RenderedScene) -> QAPair:
 class QuestionMix:
     """Topics of the presence questions. Half of them have the answer "yes".
 
-    The image is a part of the scene that the writers of the questions have seen. They know of objects beyond its frame,
-    and may overlook objects that are small.
+    The image is a part of the scene that the writers of the questions have seen. They know of objects beyond its frame.
 
     Attributes:
         likely: Fraction of the questions about absent objects whose object the place or the present objects suggest.
         frequent: Fraction of the others that are sampled by the frequency of present objects, not uniformly.
         beyond: Probability that a writer knows of an object beyond the frame.
-        small: Area in pixels below which a writer may overlook a category. Then the answer to questions about it is
-            "no".
-        overlook_rate: Probability that a writer overlooks such a category.
     """
 
     likely: float
     frequent: float
     beyond: float = 0.0
-    small: int = 0
-    overlook_rate: float = 0.0
 
 
 BALANCED_QUESTIONS = QuestionMix(likely=0.3, frequent=0.7)
@@ -213,7 +213,7 @@ BALANCED_QUESTIONS = QuestionMix(likely=0.3, frequent=0.7)
 
 
 def sample_writer_view(rng: np.random.Generator, scene: RenderedScene, mix: QuestionMix) -> RenderedScene:
-    """Sample what a writer knows of the scene beyond the frame, and which small objects he overlooks.
+    """Sample what a writer knows of the scene beyond the frame.
 
     Args:
         rng: Source of all random choices.
@@ -221,14 +221,12 @@ def sample_writer_view(rng: np.random.Generator, scene: RenderedScene, mix: Ques
         mix: Probabilities.
 
     Returns:
-        The scene with further hidden categories, which the writer knows of, and with overlooked ones.
+        The scene with further hidden categories, which the writer knows of.
     """
     visible = group_by_category(scene)
     beyond = [name for name in sample_contents(rng, TRAINING_PRIOR, scene.place).counts if name not in visible]
     known = [name for name in beyond if rng.random() < mix.beyond]
-    small = [name for name, objects in visible.items() if sum(obj.area for obj in objects) < mix.small]
-    overlooked = tuple(name for name in small if rng.random() < mix.overlook_rate)
-    return replace(scene, hidden=tuple(dict.fromkeys((*scene.hidden, *known))), overlooked=overlooked)
+    return replace(scene, hidden=tuple(dict.fromkeys((*scene.hidden, *known))))
 
 
 def make_presence_question(
@@ -236,8 +234,7 @@ def make_presence_question(
 ) -> QAPair:
     """Write a yes/no question; half of them are about an absent object.
 
-    The answer for a hidden object is "yes", because the writer knows more than the image shows. The answer for an
-    overlooked object is "no".
+    The answer for a hidden object is "yes", because the writer knows more than the image shows.
 
     Args:
         rng: Source of all random choices.
@@ -250,8 +247,7 @@ def make_presence_question(
     objects_by_category = group_by_category(scene)
     in_scene = {*objects_by_category, *scene.hidden}
     if rng.random() < 0.5:
-        name = str(rng.choice(sorted(in_scene)))
-        yes = name not in scene.overlooked
+        name, yes = str(rng.choice(sorted(in_scene))), True
     else:
         name, yes = sample_absent_category(rng, scene.place, in_scene, mix), False
     present = name in objects_by_category
@@ -363,7 +359,9 @@ def add_description(rng: np.random.Generator, scene: RenderedScene, pair: QAPair
     return QAPair(question, pair.answer, pair.kind, pair.category_word, pair.present)
 
 
-def make_caption_pair(rng: np.random.Generator, scene: RenderedScene, invention_rate: float) -> QAPair:
+def make_caption_pair(
+    rng: np.random.Generator, scene: RenderedScene, invention_rate: float, omission_rate: float = OMISSION_RATE
+) -> QAPair:
     """Write a request for a caption, some with the preambles of description-first strategies, and the caption."""
     prompt = CAPTION_PROMPTS[0] if rng.random() < 0.5 else CAPTION_PROMPTS[rng.integers(len(CAPTION_PROMPTS))]
     if rng.random() < 0.12:
@@ -373,4 +371,4 @@ def make_caption_pair(rng: np.random.Generator, scene: RenderedScene, invention_
             description.format(question=question) for description in DESCRIPTION_PREAMBLES if rng.random() < share
         ]
         prompt = " ".join([*before, prompt])
-    return QAPair(prompt, make_caption(rng, scene, invention_rate), "caption")
+    return QAPair(prompt, make_caption(rng, scene, invention_rate, omission_rate), "caption")

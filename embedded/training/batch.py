@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedded.data.categories import INDEX, NAMES
-from embedded.data.renderer import MIN_VISIBLE_PIXELS, SIZE, InstanceMap, RenderedScene, SceneObject
+from embedded.data.renderer import NEAR_VIEW, SIZE, InstanceMap, RenderedScene, SceneObject
 from embedded.data.scene_dataset import SceneDataset
 from embedded.training.model_config import GRID, IMAGE_TOKENS, PATCH, PIXEL_MEAN, PIXEL_STD
 
@@ -142,7 +142,7 @@ def mask_objects(
     remaining = []
     for obj in objects:
         rows, columns = np.nonzero(masked == obj.index)
-        if len(rows) < max(MIN_VISIBLE_PIXELS, 0.5 * obj.area):
+        if len(rows) < max(min(NEAR_VIEW.min_visible_pixels, obj.area), 0.5 * obj.area):
             masked[masked == obj.index] = -1
             continue
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)

@@ -26,6 +26,7 @@ MIX = TextMix(
     detail=0.3,
     described_caption=0.15,
     invention_rate=0.45,
+    omission_rate=0.05,
     presence_mix=BIASED_QUESTIONS,
     questions=8,
     presence=5,

@@ -14,8 +14,8 @@ from embedded.training.model_config import GRID, WIDTH
 from embedded.training.packing import Packer, TextMix
 from embedded.training.trainer import SHARDS, Trainer, select_device
 
-BIASED_QUESTIONS = QuestionMix(likely=0.0, frequent=0.3, beyond=0.2, small=60, overlook_rate=0.65)
-"""Instruction data have few questions about likely but absent objects, and their writers saw more, or less."""
+BIASED_QUESTIONS = QuestionMix(likely=0.0, frequent=0.3, beyond=0.35)
+"""Instruction data have few questions about likely but absent objects, and their writers saw more than the image."""
 MIX = TextMix(
     caption=1.0,
     second_caption=0.5,
@@ -23,6 +23,7 @@ MIX = TextMix(
     detail=0.7,
     described_caption=0.15,
     invention_rate=0.45,
+    omission_rate=0.05,
     presence_mix=BIASED_QUESTIONS,
     length=280,
 )

@@ -18,6 +18,7 @@ from embedded.data.renderer import RenderedScene
 from embedded.data.text_templates import (
     BALANCED_QUESTIONS,
     LIST_PROMPTS,
+    OMISSION_RATE,
     QAPair,
     QuestionMix,
     add_description,
@@ -48,6 +49,7 @@ class TextMix:
         described: Probability of a presence question after a description.
         described_caption: Probability of a further caption after a description.
         invention_rate: Probability that a caption names an absent object.
+        omission_rate: Probability that a caption leaves out a small object.
         without_image: Probability of a pack without image tokens.
         conversation: Probability that all pairs form one conversation.
         presence_mix: Topics of the presence questions.
@@ -63,6 +65,7 @@ class TextMix:
     described: float = 0.08
     described_caption: float = 0.0
     invention_rate: float = 0.25
+    omission_rate: float = OMISSION_RATE
     without_image: float = 0.06
     conversation: float = 0.10
     presence_mix: QuestionMix = BALANCED_QUESTIONS
@@ -151,9 +154,9 @@ class Packer:
         mix, pairs = self.mix, []
         scene = sample_writer_view(rng, scene, mix.presence_mix)
         if rng.random() < mix.caption:
-            pairs.append(make_caption_pair(rng, scene, mix.invention_rate))
+            pairs.append(make_caption_pair(rng, scene, mix.invention_rate, mix.omission_rate))
             if rng.random() < mix.second_caption:
-                pairs.append(make_caption_pair(rng, scene, mix.invention_rate))
+                pairs.append(make_caption_pair(rng, scene, mix.invention_rate, mix.omission_rate))
         if rng.random() < mix.listing:
             pairs.append(make_listing(rng, scene))
         if rng.random() < mix.detail:
@@ -161,7 +164,8 @@ class Packer:
         if rng.random() < mix.described:
             pairs.append(add_description(rng, scene, make_presence_question(rng, scene, mix.presence_mix)))
         if rng.random() < mix.described_caption:
-            pairs.append(add_description(rng, scene, make_caption_pair(rng, scene, mix.invention_rate)))
+            caption = make_caption_pair(rng, scene, mix.invention_rate, mix.omission_rate)
+            pairs.append(add_description(rng, scene, caption))
         if mix.questions:
             pairs += sample_attribute_questions(rng, scene, mix.questions)
         return pairs + [make_presence_question(rng, scene, mix.presence_mix) for _ in range(mix.presence)]
