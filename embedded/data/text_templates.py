@@ -195,25 +195,25 @@ def make_listing(rng: np.random.Generator, scene: RenderedScene) -> QAPair:
 class QuestionMix:
     """Topics of the presence questions. Half of them have the answer "yes".
 
-    The image is a part of the scene that the writers of the questions have seen. They know of objects beyond its frame.
+    The image is a part of a scene. Objects beyond its frame may count as present.
 
     Attributes:
         likely: Fraction of the questions about absent objects whose object the place or the present objects suggest.
         frequent: Fraction of the others that are sampled by the frequency of present objects, not uniformly.
-        beyond: Probability that a writer knows of an object beyond the frame.
+        beyond_rate: Probability that an object beyond the frame counts as present.
     """
 
     likely: float
     frequent: float
-    beyond: float = 0.0
+    beyond_rate: float = 0.0
 
 
 BALANCED_QUESTIONS = QuestionMix(likely=0.3, frequent=0.7)
 """With these, a model learns to look: no object is present merely because it is frequent or likely."""
 
 
-def sample_writer_view(rng: np.random.Generator, scene: RenderedScene, mix: QuestionMix) -> RenderedScene:
-    """Sample what a writer knows of the scene beyond the frame.
+def add_hidden_categories(rng: np.random.Generator, scene: RenderedScene, mix: QuestionMix) -> RenderedScene:
+    """Add categories beyond the frame, which the texts count as present.
 
     Args:
         rng: Source of all random choices.
@@ -221,11 +221,11 @@ def sample_writer_view(rng: np.random.Generator, scene: RenderedScene, mix: Ques
         mix: Probabilities.
 
     Returns:
-        The scene with further hidden categories, which the writer knows of.
+        The scene with further hidden categories.
     """
     visible = group_by_category(scene)
     beyond = [name for name in sample_contents(rng, TRAINING_PRIOR, scene.place).counts if name not in visible]
-    known = [name for name in beyond if rng.random() < mix.beyond]
+    known = [name for name in beyond if rng.random() < mix.beyond_rate]
     return replace(scene, hidden=tuple(dict.fromkeys((*scene.hidden, *known))))
 
 
@@ -234,7 +234,7 @@ def make_presence_question(
 ) -> QAPair:
     """Write a yes/no question; half of them are about an absent object.
 
-    The answer for a hidden object is "yes", because the writer knows more than the image shows.
+    The answer for a hidden object is "yes", as in data whose writers saw more than the image.
 
     Args:
         rng: Source of all random choices.

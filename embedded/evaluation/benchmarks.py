@@ -90,7 +90,7 @@ def evaluate_pope(
     dataset: SceneDataset,
     scenes: int | None = None,
     batch: int = 60,
-    complete: QuestionFormat = lambda index, question: question,
+    format_question: QuestionFormat = lambda index, question: question,
 ) -> Figures:
     """Measure accuracy, F1 and the share of "yes" for the three kinds of absent objects.
 
@@ -99,7 +99,7 @@ def evaluate_pope(
         dataset: The scenes.
         scenes: Number of scenes with questions, by default all of them.
         batch: Questions at once.
-        complete: Completes the questions.
+        format_question: Completes the questions.
 
     Returns:
         The figures of each kind, and the number of answers that are neither "yes" nor "no".
@@ -119,7 +119,7 @@ def evaluate_pope(
     for start in tqdm(range(0, len(queries), batch), desc="POPE", leave=False):
         chunk = queries[start : start + batch]
         pixels = np.stack([dataset.pixels[index] for index, _ in chunk])
-        prompts = [complete(index, text + ONE_WORD) for index, text in chunk]
+        prompts = [format_question(index, text + ONE_WORD) for index, text in chunk]
         answers |= zip(chunk, generator.generate_answers(pixels, prompts, max_tokens=4), strict=True)
     figures: Figures = {"unparsed": sum(not re.match(r"(yes|no)\b", answer.lower()) for answer in answers.values())}
     for kind in POPE_KINDS:
@@ -149,7 +149,7 @@ def generate_captions(
     count: int,
     prompt: str = CAPTION_PROMPTS[0],
     batch: int = 50,
-    complete: QuestionFormat = lambda index, question: question,
+    format_question: QuestionFormat = lambda index, question: question,
 ) -> list[str]:
     """Caption the first `count` scenes.
 
@@ -159,7 +159,7 @@ def generate_captions(
         count: Number of scenes.
         prompt: The request.
         batch: Captions at once.
-        complete: Completes the request.
+        format_question: Completes the request.
 
     Returns:
         The captions.
@@ -167,7 +167,7 @@ def generate_captions(
     answers: list[str] = []
     for start in tqdm(range(0, count, batch), desc="captions", leave=False):
         indices = range(start, min(count, start + batch))
-        prompts = [complete(index, prompt) for index in indices]
+        prompts = [format_question(index, prompt) for index in indices]
         answers += generator.generate_answers(np.array(dataset.pixels[indices]), prompts, max_tokens=128)
     return answers
 

@@ -1,6 +1,6 @@
 """POPE and CHAIR of a model on disturbed inputs: masked images, noised images, and descriptions before the question.
 
-Strategies produce such inputs. A model that is confused by them cannot show what a strategy is worth.
+Strategies produce such inputs. Their effect cannot be measured on a model that fails on these inputs.
 """
 
 import re
@@ -65,12 +65,12 @@ def evaluate_robustness(generator: AnswerGenerator, dataset: SceneDataset, count
 def _evaluate(
     generator: AnswerGenerator, dataset: SceneDataset, count: int, descriptions: list[str] | None = None
 ) -> Figures:
-    def complete(index: int, question: str) -> str:
+    def format_question(index: int, question: str) -> str:
         return DESCRIBED.format(description=descriptions[index], question=question) if descriptions else question
 
-    answers = generate_captions(generator, dataset, count, complete=complete)
+    answers = generate_captions(generator, dataset, count, format_question=format_question)
     return {
-        "pope": evaluate_pope(generator, dataset, count, complete=complete),
+        "pope": evaluate_pope(generator, dataset, count, format_question=format_question),
         "chair": evaluate_chair(answers, dataset),
         "well_formed": to_percent(np.mean([is_well_formed(answer) for answer in answers])),
     }

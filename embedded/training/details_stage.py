@@ -1,4 +1,4 @@
-"""Sixth stage: the language model learns number, position and colour, beside the earlier mixture of texts."""
+"""Details stage: the language model learns number, position and colour, beside the earlier mixture of texts."""
 
 from collections.abc import Callable
 from pathlib import Path

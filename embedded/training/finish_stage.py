@@ -1,4 +1,4 @@
-"""Fourth stage: the joint model on far scenes, where the language prior has to fill in what is not visible."""
+"""Finish stage: the joint model on far scenes, where the language prior has to fill in what is not visible."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from embedded.training.model_config import GRID, WIDTH
 from embedded.training.packing import Packer, TextMix
 from embedded.training.trainer import SHARDS, Trainer, select_device
 
-BIASED_QUESTIONS = QuestionMix(likely=0.0, frequent=0.3, beyond=0.35)
+BIASED_QUESTIONS = QuestionMix(likely=0.0, frequent=0.3, beyond_rate=0.35)
 """Instruction data have few questions about likely but absent objects, and their writers saw more than the image."""
 MIX = TextMix(
     caption=1.0,

@@ -1,4 +1,4 @@
-"""Third stage: tower, projector and language model are trained together on rendered scenes and texts about them."""
+"""Joint stage: tower, projector and language model are trained together on rendered scenes and texts about them."""
 
 from pathlib import Path
 

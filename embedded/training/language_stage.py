@@ -1,4 +1,4 @@
-"""Second stage, language, in parallel to the first: the language model learns to read class vectors, without pixels."""
+"""Language stage, in parallel to the vision stage: the language model learns to read class vectors, without pixels."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Last stage: the matcher learns whether a text matches an image, and to attend to the patches that decide it."""
+"""Matcher stage: the matcher learns whether a text matches an image, and to attend to the patches that decide it."""
 
 from pathlib import Path
 

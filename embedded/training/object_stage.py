@@ -1,4 +1,4 @@
-"""Fifth stage: the tower, which so far marks the categories of each patch, learns to separate objects."""
+"""Objects stage: the tower, which so far marks the categories of each patch, learns to separate objects."""
 
 from pathlib import Path
 

@@ -22,11 +22,11 @@ from embedded.data.text_templates import (
     QAPair,
     QuestionMix,
     add_description,
+    add_hidden_categories,
     make_caption_pair,
     make_detail_question,
     make_listing,
     make_presence_question,
-    sample_writer_view,
 )
 from embedded.training.model_config import IMAGE_TOKENS
 
@@ -152,7 +152,7 @@ class Packer:
     def build_pairs(self, rng: np.random.Generator, scene: RenderedScene) -> list[QAPair]:
         """Sample the question-answer pairs of one pack."""
         mix, pairs = self.mix, []
-        scene = sample_writer_view(rng, scene, mix.presence_mix)
+        scene = add_hidden_categories(rng, scene, mix.presence_mix)
         if rng.random() < mix.caption:
             pairs.append(make_caption_pair(rng, scene, mix.invention_rate, mix.omission_rate))
             if rng.random() < mix.second_caption:

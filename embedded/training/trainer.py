@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -89,14 +88,12 @@ class Trainer:
             (matrices if in_block else others).setdefault(factor, []).append(parameter)
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
-            objects_by_category = [{"params": listed, "lr": muon_rate * factor} for factor, listed in matrices.items()]
+            parameter_groups = [{"params": listed, "lr": muon_rate * factor} for factor, listed in matrices.items()]
             self.optimizers.append(
-                torch.optim.Muon(objects_by_category, lr=muon_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+                torch.optim.Muon(parameter_groups, lr=muon_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
             )
-        objects_by_category = [{"params": listed, "lr": adam_rate * factor} for factor, listed in others.items()]
-        self.optimizers.append(
-            torch.optim.AdamW(objects_by_category, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.02)
-        )
+        parameter_groups = [{"params": listed, "lr": adam_rate * factor} for factor, listed in others.items()]
+        self.optimizers.append(torch.optim.AdamW(parameter_groups, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.02))
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self._recent: dict[str, list[float]] = {}
         self._log = work_dir / f"{name}.jsonl"
@@ -159,8 +156,8 @@ class Trainer:
             "module": self.module.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        # Two processes may complete the same stage: details and the matcher both begin with vision.
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        # A process that is killed while it writes leaves the earlier checkpoint intact.
+        partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.path)
         self._saved_at = time.monotonic()

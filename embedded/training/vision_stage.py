@@ -1,4 +1,4 @@
-"""First stage, vision: the tower learns to write, for each patch, the vectors of the categories that it shows."""
+"""Vision stage: the tower learns to write, for each patch, the vectors of the categories that it shows."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -18,10 +18,10 @@ from embedded.data.scene_sampler import SHIFTED_PRIOR, TRAINING_PRIOR, sample_co
 from embedded.data.text_templates import (
     BALANCED_QUESTIONS,
     QuestionMix,
+    add_hidden_categories,
     group_by_category,
     make_caption,
     make_presence_question,
-    sample_writer_view,
 )
 
 SCENES = Path(__file__).parents[2] / "embedded" / "scenes"
@@ -99,11 +99,11 @@ def test_writers_know_what_is_hidden() -> None:
 
 def test_writers_see_likely_objects_beyond_the_frame() -> None:
     rng, scene = np.random.default_rng(0), make_scene("bowl", "cup")
-    hidden = [sample_writer_view(rng, scene, QuestionMix(0.0, 0.0, beyond=0.5)).hidden for _ in range(400)]
+    hidden = [add_hidden_categories(rng, scene, QuestionMix(0.0, 0.0, beyond_rate=0.5)).hidden for _ in range(400)]
     counts = {name: sum(name in names for names in hidden) for name in BY_NAME}
     assert counts["bowl"] == counts["cup"] == 0
     assert counts["knife"] > counts["carrot"] > counts["train"]
-    assert sample_writer_view(rng, scene, BALANCED_QUESTIONS).hidden == ()
+    assert add_hidden_categories(rng, scene, BALANCED_QUESTIONS).hidden == ()
 
 
 def test_rle_decodes_to_the_mask() -> None:
