@@ -19,6 +19,7 @@ from server.batch.runner import BatchRunner
 from server.batch.store import BatchStore
 from server.errors import build_router_error
 from server.middleware.auth import ApiKeyMiddleware, ApiKeys
+from server.middleware.host import HostMiddleware, select_allowed_hosts
 from server.middleware.http import (
     HEALTH_PATHS,
     ErrorMiddleware,
@@ -83,6 +84,7 @@ def create_app(
             Middleware(ErrorMiddleware),
             Middleware(HeadAsGetMiddleware),
             create_body_middleware(settings),
+            Middleware(HostMiddleware, hosts=select_allowed_hosts(settings)),
             Middleware(
                 ApiKeyMiddleware, keys=ApiKeys.from_settings(settings), open_paths=playground.open_paths(settings)
             ),

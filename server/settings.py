@@ -136,6 +136,13 @@ class Settings(BaseSettings):
             description="time limit of a request body, seconds; every 100 kB that arrive add a second",
         ),
     ] = 30
+    allowed_hosts: Annotated[
+        str,
+        Field(
+            description="comma-separated names that the Host header of requests may have, beside IP addresses and "
+            "localhost; *: every name, which is the default with API keys and on an address that is not loopback"
+        ),
+    ] = ""
     max_images: Annotated[int, Field(ge=0, description="maximum number of images in a request")] = 16
     image_hosts: Annotated[
         str,
@@ -304,6 +311,9 @@ class Settings(BaseSettings):
         The transformers engine has fewer, because they occupy a CPU's cores and need half the cache memory.
         """
         return self.max_rows or {"hf": 32, "vllm": 64}[self.engine]
+
+    def list_allowed_hosts(self) -> list[str]:
+        return split_list(self.allowed_hosts)
 
     def list_image_hosts(self) -> list[str]:
         return split_list(self.image_hosts)

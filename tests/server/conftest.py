@@ -35,10 +35,10 @@ class FakeServer:
         self.app = app
         self.engine = engine
         self.http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://server", headers={"x-request-id": "test"}
+            transport=httpx.ASGITransport(app), base_url="http://localhost", headers={"x-request-id": "test"}
         )
         self.openai = AsyncOpenAI(
-            base_url="http://server/v1",
+            base_url="http://localhost/v1",
             api_key="none",
             max_retries=0,
             http_client=httpx2.AsyncClient(transport=httpx2.ASGITransport(app)),

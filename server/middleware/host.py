@@ -1,0 +1,82 @@
+"""The hosts that requests may name, so that a page whose name resolves to this machine cannot use its server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import Forbidden
+from server.middleware.request_body import drain_body
+from server.settings import Settings
+
+EVERY_HOST = "*"
+LOCAL_NAME = "localhost"
+
+
+class HostMiddleware:
+    """Refuses requests whose Host header names another host.
+
+    A page of any site can have its own name resolve to a loopback address after it is loaded (DNS rebinding). The
+    browser then takes the server for the site of the page, and the Host header has the name of the page. A page cannot
+    choose the header, and nobody else can have an IP address as a name.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        """Create the middleware.
+
+        Args:
+            app: The next application.
+            hosts: Names of hosts that requests may have, in addition to IP addresses and localhost. "*" allows all.
+        """
+        self.app = app
+        self.hosts = frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on requests that name an allowed host.
+
+        Raises:
+            Forbidden: The request names another host.
+        """
+        if scope["type"] == "http" and EVERY_HOST not in self.hosts:
+            for name, value in scope["headers"]:
+                if name == b"host" and not self._is_allowed(host := split_port(value.decode("latin-1"))):
+                    await drain_body(receive)
+                    raise Forbidden(
+                        f"The Host header names {host[:100]!r}. A server without API keys on a loopback address "
+                        "serves IP addresses, localhost and the hosts of --allowed-hosts only."
+                    )
+        await self.app(scope, receive, send)
+
+    def _is_allowed(self, host: str) -> bool:
+        host = host.lower().removesuffix(".")
+        return host in self.hosts or host == LOCAL_NAME or host.endswith(f".{LOCAL_NAME}") or is_ip_address(host)
+
+
+def select_allowed_hosts(settings: Settings) -> list[str]:
+    """Return the hosts that requests may name: those of the settings, or the default.
+
+    By default, a server with API keys allows every host, because a page has no key. So does a server that other
+    machines reach, because its operator has opened it to all that can send requests.
+    """
+    hosts = settings.list_allowed_hosts()
+    if hosts:
+        return hosts
+    is_local = settings.host == LOCAL_NAME or (is_ip_address(settings.host) and ip_address(settings.host).is_loopback)
+    return [] if is_local and not settings.load_api_keys() else [EVERY_HOST]
+
+
+def split_port(host: str) -> str:
+    """Return the host of a Host header without its port, and an IPv6 address without brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def is_ip_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
