@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Any
 
+import anyio
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -51,6 +52,7 @@ FORWARDED_SCOPE_KEYS = (
     "query_string",
     "root_path",
 )
+REPLICA_SETTINGS = {"data_dir": None, "allowed_hosts": "*"}  # replicas share no folder, and have no address
 SINGLE_SERVER_PATHS = ("/v1/files", "/v1/batches")
 
 
@@ -105,7 +107,7 @@ class Replica:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         logs.configure_logging()
-        self._app = create_app(settings.model_copy(update={"data_dir": None}))  # replicas cannot share a folder
+        self._app = create_app(settings.model_copy(update=REPLICA_SETTINGS))
         self._exit_stack = AsyncExitStack()
         self._service = self._app.state.service
         startup_finished = asyncio.Event()
@@ -152,7 +154,7 @@ class Replica:
         Yields:
             ASGI messages of the response.
         """
-        sent: asyncio.Queue[Message | None] = asyncio.Queue()
+        send_stream, messages = anyio.create_memory_object_stream[Message]()  # unbuffered: `send` waits for the client
         unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> Message:
@@ -160,14 +162,15 @@ class Replica:
                 await asyncio.Event().wait()
             return unread.pop()
 
-        async def send(message: Message) -> None:
-            sent.put_nowait(message)
+        async def run() -> None:
+            with send_stream:
+                await self._app(scope, receive, send_stream.send)
 
-        task = asyncio.create_task(self._app(scope, receive, send))
-        task.add_done_callback(lambda _: sent.put_nowait(None))
+        task = asyncio.create_task(run())
         try:
-            while (message := await sent.get()) is not None:
-                yield message
+            with messages:
+                async for message in messages:
+                    yield message
             await task
         finally:
             task.cancel()

@@ -17,6 +17,7 @@ from server.errors import CLIENT_CLOSED_REQUEST, StoreFailed, build_error_respon
 log = structlog.get_logger("onlyseen.server")
 
 HEALTH_PATHS = ("/health", "/ready")  # requested every few seconds: neither counted nor logged at level info
+HEAD_KEY = "onlyseen.is_head"  # in the scope of a HEAD request, for routes whose body is costly to read
 SECURITY_HEADERS = {"x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "no-referrer"}
 
 
@@ -104,7 +105,8 @@ class HeadAsGetMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
+        is_head = scope.get("method") == "HEAD"
+        await self.app({**scope, "method": "GET", HEAD_KEY: True} if is_head else scope, receive, send)
 
 
 class SecurityHeadersMiddleware:

@@ -7,10 +7,14 @@ from starlette.responses import FileResponse, JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import build_router_error
+from server.middleware.http import HEAD_KEY
 
 
 class FileContentResponse(FileResponse):
-    """Starlette's response, which refuses a bad Range header with OpenAI's error body instead of plain text."""
+    """Starlette's response, with OpenAI's error body for a bad Range header instead of plain text.
+
+    A HEAD request reads nothing of the file.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal: JSONResponse | None = None
@@ -24,6 +28,8 @@ class FileContentResponse(FileResponse):
             if refusal is None:
                 await send(message)
 
+        if HEAD_KEY in scope:
+            scope = {**scope, "method": "HEAD"}
         await super().__call__(scope, receive, send_or_refuse)
         if refusal is not None:
             await refusal(scope, receive, send)

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import hashlib
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,22 @@ async def test_a_response_that_drips_is_given_up(tmp_path: Path) -> None:
         async with asyncio.timeout(30):
             with pytest.raises(ServerUnavailable, match=r"no response from http://server within 0\.3 s"):
                 await client.complete(make_request(tmp_path), "none")
+
+
+async def test_compressed_responses_are_refused_without_decompressing_them() -> None:
+    bomb = gzip.compress(gzip.compress(bytes(50_000_000)))
+    assert len(bomb) < 1_000
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        assert request.headers["accept-encoding"] == "identity"
+        return httpx.Response(200, stream=httpx.ByteStream(bomb), headers={"content-encoding": "gzip, gzip"})
+
+    async with EvalClient("http://server", attempts=1) as client:
+        client.http = httpx.AsyncClient(
+            base_url="http://server", headers=client.http.headers, transport=httpx.MockTransport(respond)
+        )
+        tracemalloc.start()
+        with pytest.raises(InvalidResponse, match="compressed"):
+            await client.list_models()
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from tests.server.conftest import FakeServer
@@ -30,3 +31,12 @@ async def test_unknown_route_has_error_body(server: FakeServer, method: str, pat
 @pytest.mark.parametrize("path", ["/health", "/ready", "/", "/v1/models"])
 async def test_head_has_headers_of_get(server: FakeServer, path: str) -> None:
     assert (await server.http.head(path)).headers == (await server.http.get(path)).headers
+
+
+async def test_head_of_a_file_does_not_read_it(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = await server.http.get("/samples/kitchen.png")
+    monkeypatch.setattr(anyio, "open_file", None)
+    response = await server.http.head("/samples/kitchen.png")
+    assert response.headers == expected.headers
+    assert int(response.headers["content-length"]) == len(expected.content)
+    assert (await server.http.get("/samples/kitchen.png")).status_code == 500
