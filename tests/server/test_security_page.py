@@ -11,7 +11,7 @@ from decoding.hf_engine import engine
 from decoding.hf_engine.settings import DEFAULT_CONTEXTS
 from decoding.matcher import model
 from decoding.text import grammar
-from decoding.text.grammar_process import LIMITS
+from decoding.text.grammar_check import LIMITS
 from server import __main__ as main
 from server import service, timed_protocol
 from server.batch import jsonl, pagination, runner, store, uploads
