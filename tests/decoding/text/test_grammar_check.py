@@ -13,15 +13,11 @@ import pytest
 
 from decoding.text.grammar import CHECK_PROGRAM, build_grammar
 from decoding.text.grammar_check import TOO_LARGE, GrammarCheck
+from tests.hostile_schemas import intersect_patterns
 
 SMALL = build_grammar({"type": "object"}).text
 OBJECTS: dict[str, Any] = {f"p{number}": {"type": "string", "format": "uri"} for number in range(300)}
 LARGE = build_grammar({"type": "object", "properties": OBJECTS}).text
-
-
-def intersect_patterns(count: int) -> str:
-    """Return the grammar of texts that contain all of `count` words. Each one triples the time and the memory."""
-    return build_grammar({"allOf": [{"type": "string", "pattern": f".*a{i}.*"} for i in range(count)]}).text
 
 
 class Program:
@@ -58,13 +54,14 @@ def test_check_has_the_reason_and_the_memory(program: Program) -> None:
 @pytest.mark.parametrize("count", [15, 40])
 def test_memory_is_bounded_and_the_program_goes_on(count: int, program: Program) -> None:
     expected = GrammarCheck(reason=TOO_LARGE, timed_out=False, num_bytes=0)
-    assert program.check(intersect_patterns(count)) == expected
+    assert program.check(build_grammar(intersect_patterns(count)).text) == expected
     assert program.check(SMALL)["reason"] == ""
 
 
 @pytest.mark.parametrize("program", [(0.1, 4000)], indirect=True)
 def test_time_is_bounded_and_the_program_goes_on(program: Program) -> None:
-    assert program.check(intersect_patterns(15)) == GrammarCheck(reason="", timed_out=True, num_bytes=0)
+    text = build_grammar(intersect_patterns(15)).text
+    assert program.check(text) == GrammarCheck(reason="", timed_out=True, num_bytes=0)
     assert program.check(SMALL)["reason"] == ""
 
 

@@ -19,6 +19,7 @@ from decoding.sampling_params import Grammar
 from server.batch import runner
 from server.serving import schema_compiler
 from server.serving.schema_compiler import GRAMMAR_BYTES, GrammarCheckFailed, GrammarCheckProcess, SchemaCompiler
+from tests.hostile_schemas import intersect_patterns
 from tests.server.batch.harness import create_batch, make_line, read_results, wait_for_status
 from tests.server.conftest import FakeServer, StartServer, chat_request, wait_until
 from tests.server.fakes import FakeEngine
@@ -28,11 +29,6 @@ KEYS = {"api_keys": "one,two"}
 
 def wrap(schema: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "text", "schema": schema}}}
-
-
-def intersect_patterns(count: int) -> dict[str, Any]:
-    """Return a schema whose time and memory triple with each pattern."""
-    return {"allOf": [{"type": "string", "pattern": f".*a{i}.*"} for i in range(count)]}
 
 
 HOSTILE = wrap(intersect_patterns(40))
