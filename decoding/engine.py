@@ -75,7 +75,7 @@ class Engine(Protocol):
     async def compile_grammar(self, grammar: Grammar) -> None:
         """Compile a grammar for all requests that will hold it. `generate` compiles one that is not compiled.
 
-        The time and the memory are those of its check in `decoding/text/grammar_process.py`.
+        The time and the memory are those of its check in `decoding/text/grammar_check.py`.
         """
         ...
 

@@ -42,7 +42,7 @@ LARGE_ANSWERS = {
         LONG_ANSWERS | {"prompt": "a", "logprobs": 5, "max_tokens": 500},
     ),
 }
-USER = {"model": "onlyseen-tiny", "messages": [{"role": "user", "content": "a"}]}
+SHORT_CHAT = {"model": "onlyseen-tiny", "messages": [{"role": "user", "content": "a"}]}
 LETTERS = [chr(code) for codes in (range(35, 92), range(0xA1, 0x17F), range(0x4E00, 0x9FFF, 97)) for code in codes]
 
 
@@ -54,7 +54,7 @@ def intersect_patterns(count: int) -> dict[str, object]:
 def build_chat_with_schema(schema: dict[str, object], **fields: object) -> tuple[str, dict[str, object]]:
     """Return the route and the body of a chat request whose answer follows a schema."""
     json_schema = {"name": "a", "schema": schema}
-    return CHAT, USER | {"response_format": {"type": "json_schema", "json_schema": json_schema}} | fields
+    return CHAT, SHORT_CHAT | {"response_format": {"type": "json_schema", "json_schema": json_schema}} | fields
 
 
 MANY_STATES = "chat: schema of many states, 8 choices"
@@ -250,7 +250,7 @@ async def attack_with_small_bodies(server: ServerProcess, table: AttackTable) ->
     field = b"b" * 520_000 + b"-" + b"a" * 520_000
     attacks["upload: field in punycode"] = ("/v1/files", UPLOAD % field, UPLOAD_TYPE)
     # Two schemas at once start the processes that check schemas.
-    small_schema = json.dumps(USER | {"response_format": {"type": "json_object"}, "max_tokens": 1}).encode()
+    small_schema = json.dumps(SHORT_CHAT | {"response_format": {"type": "json_object"}, "max_tokens": 1}).encode()
     await asyncio.gather(*(post(server.port, CHAT, small_schema) for _ in range(2)))
     for name, (path, content, content_type) in attacks.items():
         if not table.is_selected(name):

@@ -2,7 +2,7 @@
 
 A grammar is plain data: the schema as JSON text. Each engine compiles it against its own model's tokens. The text holds
 its own whitespace rules (`x-guidance`), so that engines which use llguidance allow the same tokens. The limits here are
-those that can be checked without compiling. `decoding/text/grammar_process.py` checks the rest.
+those that can be checked without compiling. `decoding/text/grammar_check.py` checks the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from decoding.errors import BadRequest
 from decoding.json_size import is_larger
 from decoding.sampling_params import Grammar
 
-CHECK_PROGRAM = Path(__file__).with_name("grammar_process.py")
+CHECK_PROGRAM = Path(__file__).with_name("grammar_check.py")
 
 MAX_CHARACTERS = 64_000
 MAX_DEPTH = 32

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from decoding.sampling_params import Grammar
 from decoding.text.grammar import InvalidSchema
-from decoding.text.grammar_process import compile_grammar
+from decoding.text.grammar_check import compile_grammar
 
 
 class GrammarCompiler:

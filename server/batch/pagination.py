@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from decoding.errors import Overloaded
+from server.disconnect import run_until_disconnect
 from server.middleware.auth import OwnerDep
 from server.service import ServiceDep
-from server.serving.request_handler import run_until_disconnect
 
 LimitParam = Annotated[int, Query(ge=1, le=100)]
 AfterParam = Annotated[str | None, Query(max_length=64, description="Id of the last item of the previous page.")]

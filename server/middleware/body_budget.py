@@ -100,9 +100,16 @@ class BudgetedBody:
         self._timeout = asyncio.timeout(None)  # `refuse` sets it, to end a wait for the client
         self._is_refused = False
 
-    def add_bytes(self, size: int) -> None:
-        """Count more bytes, for which `make_room` makes room or raises `Overloaded`."""
-        self._budget.make_room(size, self)
+    def add_bytes(self, size: int, *, makes_room: bool = True) -> None:
+        """Count more bytes.
+
+        Args:
+            size: Bytes.
+            makes_room: Whether `BodyBudget.make_room` makes room for them or raises `Overloaded`. Otherwise they count
+                even if they do not fit.
+        """
+        if makes_room:
+            self._budget.make_room(size, self)
         self._budget.add(self.owner, size)
         self.counted_bytes += size
 

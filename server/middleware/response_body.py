@@ -48,7 +48,7 @@ class ResponseBodyMiddleware:
             body, more_body = message.get("body", b""), message.get("more_body", False)
             if start is not None and not more_body and len(body) > PART_BYTES:
                 owner = scope.get("state", {}).get("owner", "")
-                response = ResponseBuffer(self.budget, owner, len(body))
+                response = BudgetedResponse(self.budget, owner, len(body))
                 head, start = start, None
                 await response.send(head, body, send)
                 return
@@ -65,7 +65,7 @@ class ResponseBodyMiddleware:
         await self.app(scope, receive, send_in_parts)
 
 
-class ResponseBuffer(BudgetedBody):
+class BudgetedResponse(BudgetedBody):
     """The complete body of one response while its client reads it."""
 
     def __init__(self, budget: BodyBudget, owner: str, size: int) -> None:
@@ -77,11 +77,7 @@ class ResponseBuffer(BudgetedBody):
             size: Bytes. A body of a key that has no other one in memory always fits.
         """
         super().__init__(budget, owner)
-        if budget.bytes_by_owner[owner]:
-            self.add_bytes(size)
-        else:
-            budget.add(owner, size)
-            self.counted_bytes = size
+        self.add_bytes(size, makes_room=bool(budget.bytes_by_owner[owner]))
 
     async def send(self, start: Message, content: bytes, send: Send) -> None:
         """Send the response, and return the memory.

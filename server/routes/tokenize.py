@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from decoding.errors import BadRequest, Unsupported
 from decoding.sampling_params import SamplingParams
+from server.disconnect import run_until_disconnect
 from server.schemas.base import StrictModel, validate
 from server.schemas.chat_request import ChatMessages, to_unloaded_messages
 from server.schemas.completion_request import PromptText
@@ -18,7 +19,7 @@ from server.schemas.normalized_request import NormalizedRequest
 from server.schemas.response import dump_json
 from server.serving.admission import Admission, AdmissionDep
 from server.serving.generation import enforce_timeout
-from server.serving.request_handler import build_prompts, check_length, parse_in_thread, run_until_disconnect
+from server.serving.request_handler import build_prompts, check_length, parse_in_thread
 from server.serving.strategy_selection import parse_model_suffix
 
 

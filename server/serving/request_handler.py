@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -12,7 +11,7 @@ import anyio
 import structlog
 from anyio.to_thread import run_sync
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -21,6 +20,7 @@ from decoding.errors import BadRequest, Unsupported
 from decoding.prompt import Message, Prompt
 from decoding.requests import GenerateRequest
 from decoding.sampling_params import Grammar
+from server.disconnect import run_until_disconnect
 from server.errors import ErrorResponse, build_error_response
 from server.media.image_memory import ImageLease
 from server.media.image_ref import ImageRef
@@ -358,34 +358,3 @@ async def stream_events(generation: Generation, parsed: ParsedRequest) -> AsyncG
         write_log = log.error if is_server_error else log.warning
         write_log("stream_failed", code=response.body.error.code, exc_info=error if is_server_error else None)
         yield parsed.formatter.format_error(response)
-
-
-async def run_until_disconnect(http_request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, and cancel it when the client disconnects.
-
-    Args:
-        http_request: The request, whose body has been read.
-        work: Builds the response.
-
-    Returns:
-        The result of `work`.
-
-    Raises:
-        ClientDisconnect: The client disconnected first.
-    """
-    working, waiting = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect(http_request))
-    try:
-        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        waiting.cancel()
-        await asyncio.gather(working, waiting, return_exceptions=True)
-
-
-async def wait_for_disconnect(http_request: Request) -> None:
-    """Wait for the disconnect message. Before the body has been read, this would consume the body."""
-    while (await http_request.receive())["type"] != "http.disconnect":
-        pass

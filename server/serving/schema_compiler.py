@@ -1,6 +1,6 @@
 """Compiles JSON schemas into grammars, with bounds on time and memory, and with turns for API keys.
 
-A schema is checked in another process before the engine compiles it: see `decoding/text/grammar_process.py`. Checks and
+A schema is checked in another process before the engine compiles it: see `decoding/text/grammar_check.py`. Checks and
 compilations take turns, so that the schemas of one API key do not delay those of others.
 """
 
@@ -30,7 +30,7 @@ from server.fair_queue import FairQueue
 from server.threads import wait_to_end
 
 if TYPE_CHECKING:
-    from decoding.text.grammar_process import GrammarCheck
+    from decoding.text.grammar_check import GrammarCheck
 
 log = structlog.get_logger("onlyseen.server")
 
@@ -45,11 +45,11 @@ MAX_CHECKED = 1024  # schemas whose results are kept
 TOO_MANY = "Too many schemas are compiled at once; try again in a moment."
 
 
-class CheckFailed(Exception):
+class GrammarCheckFailed(Exception):
     """The process has ended, or its check has stalled. This is not the fault of the schema."""
 
 
-class CheckProcess:
+class GrammarCheckProcess:
     """A process that checks grammars, one at a time. It starts with the first one."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class CheckProcess:
             The result.
 
         Raises:
-            CheckFailed: The process ended without a result, or stalled.
+            GrammarCheckFailed: The process ended without a result, or stalled.
         """
         check: GrammarCheck | None = None
         try:
@@ -78,7 +78,7 @@ class CheckProcess:
                 line = await self._process.stdout.readline()
             check = json.loads(line)
         except (OSError, ValueError) as error:
-            raise CheckFailed from error
+            raise GrammarCheckFailed from error
         finally:
             if check is None:
                 await self.close()
@@ -113,7 +113,7 @@ class SchemaCompiler:
         self._build_limiter = anyio.CapacityLimiter(TURNS)
         self._turns = FairQueue(TURNS, max_owner_turns)
         self._memory = FairQueue(max_bytes, max_owner_bytes)
-        self._idle_processes = [CheckProcess() for _ in range(TURNS)]
+        self._idle_processes = [GrammarCheckProcess() for _ in range(TURNS)]
         self._processes = tuple(self._idle_processes)
         self._sizes: OrderedDict[tuple[str, bytes], int] = OrderedDict()  # bytes of checked schemas, newest last
 
@@ -201,12 +201,12 @@ class SchemaCompiler:
         process = self._idle_processes.pop()
         try:
             check = await process.check(grammar.text)
-        except CheckFailed as error:
+        except GrammarCheckFailed as error:
             log.error("schema_check_failed", exc_info=error)
             raise Overloaded(TOO_MANY, code="too_many_schemas") from None
         finally:
             self._idle_processes.append(process)
-        if check["is_late"]:
+        if check["timed_out"]:
             raise BadRequest("The schema takes too long to compile.", param=param, code="invalid_schema")
         if check["reason"]:
             raise InvalidSchema(check["reason"], param)

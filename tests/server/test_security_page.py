@@ -11,9 +11,9 @@ from decoding.hf_engine import engine
 from decoding.hf_engine.settings import DEFAULT_CONTEXTS
 from decoding.matcher import model
 from decoding.text import grammar
-from decoding.text.grammar_process import LIMITS
+from decoding.text.grammar_check import LIMITS
 from server import __main__ as main
-from server import service, timed_protocol
+from server import h11_bounds, service, timed_protocol
 from server.batch import jsonl, pagination, runner, store, uploads
 from server.media import image_bounds, image_fetcher, image_structure, images
 from server.middleware import request_body, response_body
@@ -39,9 +39,9 @@ FIXED = {
     "Content parts of a message": base.MAX_PARTS,
     "Choices of a request (`n`), for each of its prompts": MAX_CHOICES,
     "Prompts of a request for completions": completion_request.MAX_PROMPTS,
-    "Chunks of a body, of fewer than 16 bytes on average": timed_protocol.MAX_TINY_CHUNKS,
-    "Headers of a request, or trailers of its body": timed_protocol.MAX_HEAD_BYTES / 1024,
-    "Lines of the headers of a request": timed_protocol.MAX_HEADERS,
+    "Chunks of a body, of fewer than 16 bytes on average": h11_bounds.MAX_TINY_CHUNKS,
+    "Headers of a request, or trailers of its body": h11_bounds.MAX_HEAD_BYTES / 1024,
+    "Lines of the headers of a request": h11_bounds.MAX_HEADERS,
     "Time for the rest of a refused body": request_body.DRAIN_TIMEOUT,
     "Time for the rest of a body after the response": timed_protocol.LINGER_SECONDS,
     "Idle time of a connection between requests": main.KEEP_ALIVE,

@@ -1,4 +1,4 @@
-"""The HTTP protocol: bodies in tiny chunks, pipelined requests, and clients that do not read."""
+"""The HTTP protocol: connections with many events, pipelined requests, and clients that do not read."""
 
 from __future__ import annotations
 
@@ -10,35 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
-from unittest.mock import Mock
 
-import h11
 import httpx
 import pytest
 import uvicorn
-from uvicorn.server import ServerState
 
 from server import timed_protocol
 from server.__main__ import create_config
 from server.app import create_app
+from server.h11_bounds import MAX_TINY_CHUNKS
 from server.settings import Settings
-from server.timed_protocol import TimedH11Protocol, create_protocol
+from server.timed_protocol import TimedH11Protocol
 from tests.server.conftest import chat_request, wait_until
 from tests.server.fakes import FakeEngine
-from tests.server.serving.test_unfinished_requests import receive_all, serve
-
-CHUNKED = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n"
-)
-
-
-def split_into_chunks(content: bytes) -> bytes:
-    return b"".join(b"1\r\n%c\r\n" % byte for byte in content) + b"0\r\n\r\n"
-
-
-def split_into_reads(data: bytes, size: int) -> list[bytes]:
-    return [data[start : start + size] for start in range(0, len(data), size)]
+from tests.server.protocol_harness import CHUNKED, Recorder, build_protocol, receive_all, serve, split_into_chunks
 
 
 @pytest.fixture
@@ -47,37 +32,10 @@ def port() -> Iterator[int]:
         yield port
 
 
-class Recorder:
-    """An application that keeps the body of its request."""
-
-    def __init__(self) -> None:
-        self.body = b""
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        more_body = True
-        while more_body:
-            message = await receive()
-            self.body += message.get("body", b"")
-            more_body = message.get("more_body", False)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
-
-
-def build_protocol(app: Any) -> TimedH11Protocol:
-    config = uvicorn.Config(app, log_level="error", lifespan="off")
-    protocol = create_protocol(5)(config, ServerState(), {}, asyncio.get_running_loop())
-    transport = Mock(spec=asyncio.Transport)
-    transport.get_extra_info.return_value = None
-    transport.is_closing.return_value = False
-    transport.get_write_buffer_size.return_value = 0
-    protocol.connection_made(transport)
-    return protocol
-
-
 async def test_no_callback_handles_many_chunks() -> None:
     app = Recorder()
     protocol, others = build_protocol(app), 0
-    content = b"a" * timed_protocol.MAX_TINY_CHUNKS
+    content = b"a" * MAX_TINY_CHUNKS
     started_at = time.thread_time()
     protocol.data_received(CHUNKED + split_into_chunks(content))
     assert time.thread_time() - started_at < 0.05
@@ -91,72 +49,6 @@ async def test_no_callback_handles_many_chunks() -> None:
     await asyncio.sleep(0)
     protocol.transport.resume_reading.assert_called()
     assert b"200 OK" in b"".join(call.args[0] for call in protocol.transport.write.call_args_list)
-
-
-async def test_body_of_too_many_tiny_chunks_is_refused() -> None:
-    app = Recorder()
-    protocol = build_protocol(app)
-    protocol.transport.close.side_effect = lambda: protocol.transport.is_closing.configure_mock(return_value=True)
-    protocol.data_received(CHUNKED + split_into_chunks(b"a" * (timed_protocol.MAX_TINY_CHUNKS + 1)))
-    written = protocol.transport.write.call_args_list
-    await wait_until(lambda: bool(written))
-    received = b"".join(call.args[0] for call in written)
-    assert received.startswith(b"HTTP/1.1 400")
-    assert b"The body has more than 2000 chunks of fewer than 16 bytes." in received
-    protocol.transport.close.assert_called_once()
-    protocol.connection_lost(None)
-
-
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
-LARGE_HEADS = {
-    "many headers": GET + b"a:\r\n" * 60_000,
-    "one header too many": GET + b"a:\r\n" * timed_protocol.MAX_HEADERS,
-    "headers without carriage returns": GET + b"a:\n" * timed_protocol.MAX_HEADERS,
-    "long header": GET + b"a: " + b"a" * timed_protocol.MAX_HEAD_BYTES + b"\r\n",
-    "many trailers": CHUNKED + b"0\r\n" + b"a:b\r\n" * 50_000,
-}
-
-
-@pytest.mark.parametrize("read_bytes", [1_000_000, 10_000])
-@pytest.mark.parametrize("name", LARGE_HEADS)
-async def test_large_headers_and_trailers_are_refused_in_any_number_of_reads(name: str, read_bytes: int) -> None:
-    protocol = build_protocol(Recorder())
-    protocol.transport.close.side_effect = lambda: protocol.transport.is_closing.configure_mock(return_value=True)
-    started_at = time.thread_time()
-    for part in split_into_reads(LARGE_HEADS[name] + b"\r\n", read_bytes):
-        if not protocol.transport.is_closing():
-            protocol.data_received(part)
-    assert time.thread_time() - started_at < 0.02  # 60,000 headers take h11 0.1 seconds
-    received = b"".join(call.args[0] for call in protocol.transport.write.call_args_list)
-    assert received.startswith(b"HTTP/1.1 400")
-    assert b"The headers have more than 16 kB or 100 lines." in received
-    protocol.connection_lost(None)
-
-
-@pytest.mark.parametrize("read_bytes", [1_000_000, 100])
-async def test_largest_headers_are_read(read_bytes: int) -> None:
-    head = GET + b"a:\r\n" * (timed_protocol.MAX_HEADERS - 2)
-    head += b"b: " + b"b" * (timed_protocol.MAX_HEAD_BYTES - len(head) - 7) + b"\r\n\r\n"
-    assert len(head) == timed_protocol.MAX_HEAD_BYTES
-    protocol = build_protocol(app := Recorder())
-    protocol.transport.is_closing.return_value = False
-    body = b"\n" * 200_000  # neither these lines nor those of a later request count
-    for part in split_into_reads(head, read_bytes):
-        protocol.data_received(part)
-    await wait_until(lambda: protocol.cycle is not None and protocol.cycle.response_complete)
-    post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
-    protocol.data_received(post + body + GET + b"\r\n")
-    await wait_until(lambda: len(app.body) == len(body))
-    assert b"400" not in b"".join(call.args[0] for call in protocol.transport.write.call_args_list)
-    protocol.connection_lost(None)
-
-
-async def test_long_chunks_make_up_for_tiny_ones() -> None:
-    app = Recorder()
-    protocol, count = build_protocol(app), timed_protocol.MAX_TINY_CHUNKS
-    long = b"%x\r\n%b\r\n" % (count * 17, b"b" * count * 17)
-    protocol.data_received(CHUNKED + long + split_into_chunks(b"a" * (count + 1)))
-    await wait_until(lambda: len(app.body) == count * 18 + 1)
 
 
 async def test_lost_connection_leaves_the_queue() -> None:
@@ -300,14 +192,6 @@ def test_unread_response_is_dropped(monkeypatch: pytest.MonkeyPatch, loop: str) 
         server.should_exit = True
         thread.join()
         listener.close()
-
-
-def test_connection_counts_its_events() -> None:
-    connection = timed_protocol.BoundedConnection()
-    connection.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert connection.next_event() is h11.NEED_DATA
-    connection.events_left = 2
-    assert isinstance(connection.next_event(), h11.Request)
 
 
 def test_upgrade_to_a_websocket_is_an_http_request() -> None:

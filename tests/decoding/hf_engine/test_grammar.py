@@ -21,7 +21,7 @@ from decoding.hf_engine.engine import HFEngine
 from decoding.requests import GenerateRequest, SamplingParams
 from decoding.sampling_params import Grammar
 from decoding.strategy import Strategy
-from decoding.text import grammar_mask, grammar_process
+from decoding.text import grammar_check, grammar_mask
 from decoding.text.grammar import InvalidSchema, build_grammar
 from decoding.text.grammar_mask import GrammarMask
 from tests.decoding.hf_engine.harness import FakeMatcher, build_stack, generate, make_prompt, run_strategies
@@ -118,7 +118,7 @@ async def test_grammar_is_compiled_once_for_all_its_requests(engine: HFEngine, m
 
     def compile_grammar(tokenizer: Any, text: str) -> Any:
         compiled.append(text)
-        return grammar_process.compile_grammar(tokenizer, text)
+        return grammar_check.compile_grammar(tokenizer, text)
 
     monkeypatch.setattr(grammar_mask, "compile_grammar", compile_grammar)
     sampling = with_grammar(temperature=1.5)

@@ -11,9 +11,9 @@ import pytest
 from llguidance import LLParserLimits
 
 from decoding.errors import BadRequest
-from decoding.text import grammar_process
+from decoding.text import grammar_check
 from decoding.text.grammar import MAX_PROPERTIES, SPACING, InvalidSchema, build_grammar
-from decoding.text.grammar_process import find_unenforceable
+from decoding.text.grammar_check import find_compile_error
 
 
 def nest_arrays(depth: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ REFUSED: list[dict[str, Any]] = [
 def build_checked(schema: dict[str, Any], param: str | None = None) -> str:
     """Build a grammar, and check it in this process. Return its text."""
     text = build_grammar(schema, param).text
-    if reason := find_unenforceable(text):
+    if reason := find_compile_error(text):
         raise InvalidSchema(reason, param)
     return text
 
@@ -116,7 +116,7 @@ def test_large_schema_is_rejected_before_it_is_written() -> None:
 
 def test_llguidance_panic_is_a_bad_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here llguidance reaches its limit in a place that does not handle it."""
-    monkeypatch.setattr(grammar_process, "LIMITS", LLParserLimits(max_grammar_size=48040))
+    monkeypatch.setattr(grammar_check, "LIMITS", LLParserLimits(max_grammar_size=48040))
     with pytest.raises(BadRequest, match="too large"):
         build_checked(make_long_lists(6))
 

@@ -15,7 +15,7 @@ from decoding.pipeline.runner import collect_answer
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from decoding.sampling_params import Grammar
 from decoding.strategy import Step, Strategy
-from decoding.text import grammar_mask, grammar_process
+from decoding.text import grammar_check, grammar_mask
 from decoding.text.grammar import build_grammar
 from tests.decoding.hf_engine.harness import build_stack, exact_length, run_strategies
 from tests.decoding.vllm_engine.scenes import get_token_ids, load_prompts
@@ -164,7 +164,7 @@ async def test_grammar_is_compiled_once_outside_of_the_core(roomy_engine: Any, m
 
     def compile_grammar(tokenizer: Any, text: str) -> Any:
         compiled.append(text)
-        return grammar_process.compile_grammar(tokenizer, text)
+        return grammar_check.compile_grammar(tokenizer, text)
 
     monkeypatch.setattr(grammar_mask, "compile_grammar", compile_grammar)
     monkeypatch.setattr(backend_guidance, "validate_guidance_grammar", lambda *_, **__: compiled.append("again"))

@@ -18,7 +18,8 @@ from structlog.typing import EventDict
 from decoding.sampling_params import Grammar
 from server.batch import runner
 from server.serving import schema_compiler
-from server.serving.schema_compiler import GRAMMAR_BYTES, CheckFailed, CheckProcess, SchemaCompiler
+from server.serving.schema_compiler import GRAMMAR_BYTES, GrammarCheckFailed, GrammarCheckProcess, SchemaCompiler
+from tests.hostile_schemas import intersect_patterns
 from tests.server.batch.harness import create_batch, make_line, read_results, wait_for_status
 from tests.server.conftest import FakeServer, StartServer, chat_request, wait_until
 from tests.server.fakes import FakeEngine
@@ -28,11 +29,6 @@ KEYS = {"api_keys": "one,two"}
 
 def wrap(schema: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "text", "schema": schema}}}
-
-
-def intersect_patterns(count: int) -> dict[str, Any]:
-    """Return a schema whose time and memory triple with each pattern."""
-    return {"allOf": [{"type": "string", "pattern": f".*a{i}.*"} for i in range(count)]}
 
 
 HOSTILE = wrap(intersect_patterns(40))
@@ -137,14 +133,14 @@ async def test_running_check_does_not_delay_the_shutdown() -> None:
     assert program is not None
     start = time.perf_counter()
     await compiler.close()
-    with pytest.raises(CheckFailed):
+    with pytest.raises(GrammarCheckFailed):
         await check
     assert time.perf_counter() - start < 2
     assert program.returncode == -signal.SIGKILL
     await wait_until(lambda: not any(is_running(pid) for pid in forks))
 
 
-def list_forks(process: CheckProcess) -> list[int]:
+def list_forks(process: GrammarCheckProcess) -> list[int]:
     if process._process is None:
         return []
     pid = process._process.pid
@@ -193,11 +189,11 @@ async def test_result_of_a_check_is_kept_for_its_key(
 ) -> None:
     server, checked = await start_server(**KEYS), list[str]()
 
-    async def check(_: CheckProcess, text: str) -> dict[str, Any]:
+    async def check(_: GrammarCheckProcess, text: str) -> dict[str, Any]:
         checked.append(text)
-        return {"reason": "", "is_late": False, "num_bytes": 0}
+        return {"reason": "", "timed_out": False, "num_bytes": 0}
 
-    monkeypatch.setattr(CheckProcess, "check", check)
+    monkeypatch.setattr(GrammarCheckProcess, "check", check)
     for key in ("one", "one", "two", "one"):
         assert get_code(await chat(server, key, **SMALL)) == (200, None)
     assert len(checked) == 2

@@ -5,20 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 
-from server.app import create_app
-from server.settings import Settings
-from server.timed_protocol import create_protocol
 from tests.server.conftest import StartServer, chat_request, wait_until
-from tests.server.fakes import FakeEngine
+from tests.server.protocol_harness import receive_all, serve
 from tests.server.unfinished_client import UnfinishedClient
 
 JSON = {"content-type": "application/json"}
@@ -69,32 +62,6 @@ async def test_disconnect_during_a_body_is_no_failure(start_server: StartServer)
     client.disconnect.set()
     await client.call()
     assert client.messages[0]["status"] == 499
-
-
-@contextmanager
-def serve(header_timeout: float) -> Iterator[int]:
-    """Serve a fake engine on a port."""
-    app = create_app(Settings(served_name="tiny", playground="off"), lambda _: FakeEngine())
-    config = uvicorn.Config(app, port=0, http=create_protocol(header_timeout), log_level="error")
-    server, listener = uvicorn.Server(config), config.bind_socket()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        while not app.state.service.is_startup_finished:
-            time.sleep(0.01)
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
-
-
-def receive_all(connection: socket.socket) -> bytes:
-    connection.settimeout(5)
-    parts = []
-    while part := connection.recv(1 << 16):
-        parts.append(part)
-    return b"".join(parts)
 
 
 @pytest.mark.parametrize(

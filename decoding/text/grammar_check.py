@@ -3,7 +3,7 @@
 llguidance has no limit that holds for every schema: an intersection of a few patterns takes minutes and gigabytes. A
 thread could not be stopped, and its memory would be the server's.
 
-    python grammar_process.py SECONDS MEGABYTES
+    python grammar_check.py SECONDS MEGABYTES
 
 This program reads one grammar a line, each as a JSON string, and writes a `GrammarCheck` as a JSON object for each. It
 forks a process for every grammar, so that nothing of a grammar remains. It imports nothing of this package, so that it
@@ -36,17 +36,17 @@ class GrammarCheck(TypedDict):
 
     Attributes:
         reason: Reason against the grammar; empty if there is none.
-        is_late: Whether the check was ended because of its time.
+        timed_out: Whether the check was ended because of its time.
         num_bytes: Bytes that the grammar takes while it is compiled, and at most afterwards.
     """
 
     reason: str
-    is_late: bool
+    timed_out: bool
     num_bytes: int
 
 
 def compile_grammar(tokenizer: LLTokenizer, text: str) -> LLMatcher:
-    """Compile a grammar. The matcher holds the reason if this fails.
+    """Compile a grammar. The `LLMatcher` holds the reason if this fails.
 
     The time and the memory hardly depend on the tokenizer, so that a check with bytes as tokens holds for all models.
 
@@ -55,14 +55,14 @@ def compile_grammar(tokenizer: LLTokenizer, text: str) -> LLMatcher:
         text: The grammar.
 
     Returns:
-        A matcher at the start of an answer.
+        The `LLMatcher` at the start of an answer.
     """
     return LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(text), log_level=0, limits=LIMITS)
 
 
-def find_unenforceable(text: str) -> str:
+def find_compile_error(text: str) -> str:
     """Return llguidance's reason against a grammar, compiled with bytes as tokens; empty if it has none."""
-    # `LLMatcher.validate_grammar` raises where llguidance panics; a matcher reports the panic.
+    # `LLMatcher.validate_grammar` raises where llguidance panics; an `LLMatcher` reports the panic.
     reason: str = compile_grammar(LLTokenizer("byte"), text).get_error()
     return TOO_LARGE if reason.startswith("panic") else reason[:MAX_REASON]
 
@@ -94,8 +94,8 @@ def check_in_fork(text: str, seconds: float, megabytes: int) -> GrammarCheck:
         return check
     if status > 0:
         raise RuntimeError("A check of a grammar failed.")
-    is_late = status == -signal.SIGPROF
-    return GrammarCheck(reason="" if is_late else TOO_LARGE, is_late=is_late, num_bytes=0)
+    timed_out = status == -signal.SIGPROF
+    return GrammarCheck(reason="" if timed_out else TOO_LARGE, timed_out=timed_out, num_bytes=0)
 
 
 def run_check(text: str, writer: int, seconds: float, megabytes: int) -> NoReturn:
@@ -108,9 +108,9 @@ def run_check(text: str, writer: int, seconds: float, megabytes: int) -> NoRetur
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):  # a failed allocation prints a traceback
             os.dup2(null, descriptor)
-        before = measure_peak()
-        reason = find_unenforceable(text)
-        check = GrammarCheck(reason=reason, is_late=False, num_bytes=measure_peak() - before)
+        before = measure_peak_memory()
+        reason = find_compile_error(text)
+        check = GrammarCheck(reason=reason, timed_out=False, num_bytes=measure_peak_memory() - before)
         os.write(writer, json.dumps(check).encode())
         status = 0
     except MemoryError:
@@ -119,7 +119,7 @@ def run_check(text: str, writer: int, seconds: float, megabytes: int) -> NoRetur
         os._exit(status)
 
 
-def measure_peak() -> int:
+def measure_peak_memory() -> int:
     """Return the most bytes of memory that this process has had, without those of mapped files where Linux counts."""
     if not STATUS.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
