@@ -46,6 +46,11 @@ class GatedFlowControl(FlowControl):
         if not self._is_pause_requested:
             super().resume_reading()
 
+    def enforce_pause(self) -> None:
+        """Pause the transport again if uvicorn has resumed it without this object."""
+        if self.read_paused and self._transport.is_reading():
+            self._transport.pause_reading()
+
 
 class TimedH11Protocol(H11Protocol):
     """Closes a connection whose client does not finish its headers, sends on after a response, or reads nothing.
@@ -91,6 +96,9 @@ class TimedH11Protocol(H11Protocol):
         protocol, has_more = self.queue[0], False
         try:
             has_more = not protocol.transport.is_closing() and protocol._handle_events(QUEUED_EVENTS)
+        except BaseException:
+            protocol.transport.abort()  # in `data_received` the event loop does this
+            raise
         finally:
             self.queue.popleft()
             if has_more:
@@ -104,11 +112,15 @@ class TimedH11Protocol(H11Protocol):
         """Handle at most `count` events, and return whether there may be more."""
         self.conn.events_left = count
         super().handle_events()
+        self.flow.enforce_pause()
         return self.conn.events_left == 0 and not self.transport.is_closing()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse the bytes of the client, and close the connection."""
-        super().send_400_response(self.conn.refusal or msg)
+        """Refuse the bytes of the client, unless it has a response already, and close the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(self.conn.refusal or msg)
+        else:
+            self.transport.close()
 
     def _leave_queue(self) -> None:
         self._is_queued = False
@@ -160,6 +172,8 @@ class TimedH11Protocol(H11Protocol):
             self._set_timer("body")
         elif self.conn.has_partial_request:
             self._set_timer("headers")
+        elif self.conn.their_state is self.conn.our_state is h11.IDLE and self.timeout_keep_alive_task is None:
+            self._set_timer("idle")  # uvicorn starts its timer after a response only, and ends it with the next bytes
         else:
             self._set_timer(None)
 
@@ -172,8 +186,8 @@ class TimedH11Protocol(H11Protocol):
             self._timer = None
         self._timer_state = state
         if state is not None:
-            seconds = self.header_timeout if state == "headers" else LINGER_SECONDS
-            self._timer = self.loop.call_later(seconds, self._close_late)
+            seconds = {"headers": self.header_timeout, "idle": self.timeout_keep_alive, "body": LINGER_SECONDS}
+            self._timer = self.loop.call_later(seconds[state], self._close_late)
 
     def _close_late(self) -> None:
         if self.transport.is_closing():

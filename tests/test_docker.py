@@ -148,7 +148,7 @@ def test_nginx_stores_no_upload(proxy: str, path: str, starts_at_once: bool, mon
     Backend.has_started.clear()
     url = httpx.URL(proxy)
     with socket.create_connection((url.host, url.port or 80)) as connection:
-        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n".encode())
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n\r\n".encode())
         connection.sendall(b"x" * 100_000)
         assert Backend.has_started.wait(10 if starts_at_once else 0.5) == starts_at_once
         connection.sendall(b"x" * 100_000)

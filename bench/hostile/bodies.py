@@ -192,7 +192,7 @@ async def post(
         The status and the error code, or "closed".
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nConnection: close\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nConnection: close\r\n"
     head += f"Authorization: Bearer {key}\r\n" if key else ""
     try:
         writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(content))

@@ -14,7 +14,7 @@ from bench.hostile.bodies import CHAT, post
 
 HEADER_TIMEOUT = BODY_TIMEOUT = 10  # seconds; the attacked server has these settings
 HOLD_TIMEOUT = 6 * BODY_TIMEOUT  # seconds, after which the attack gives up
-HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\n%s"
+HEAD = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\n%s"
 NORMAL = {"model": "onlyseen-tiny", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
 NORMAL_OF_64_TOKENS = NORMAL | {"max_tokens": 64, "ignore_eos": True}
 ATTACKER_KEY, VICTIM_KEY = "attacker", "victim"

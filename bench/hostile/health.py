@@ -28,7 +28,7 @@ def time_health(port: int) -> float:
     started_at = time.perf_counter()
     try:
         with socket.create_connection(("127.0.0.1", port), TIMEOUT) as connection:
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             response = b"".join(iter(lambda: connection.recv(4096), b""))
     except OSError:
         return TIMEOUT

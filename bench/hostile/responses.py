@@ -17,7 +17,7 @@ from bench.hostile.images import COSTLY_SIDE, draw_noise
 FIRST_REQUESTS = 40
 UNREAD_CONNECTIONS = 100
 PIPELINED_REQUESTS = 30  # on each of them: 7 MB, more than the buffers of the kernel take
-REQUEST = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n%s\r\n"
+REQUEST = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n%s\r\n"
 RECEIVE_BUFFER = 4096  # bytes that the kernel takes from the server
 CLOSE_TIMEOUT = 150.0  # seconds; the server closes after 60, or after 120 if the next request waits behind the response
 ANSWERS = "8 long answers of four rows to 12 MP, with 20 log-probabilities per token"

@@ -20,7 +20,7 @@ from server.timed_protocol import TimedH11Protocol, create_protocol
 from tests.server.fakes import FakeEngine
 
 CHUNKED = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
 )
 
@@ -51,6 +51,7 @@ def build_protocol(app: Any) -> TimedH11Protocol:
     transport = Mock(spec=asyncio.Transport)
     transport.get_extra_info.return_value = None
     transport.is_closing.return_value = False
+    transport.is_reading.side_effect = lambda: transport.pause_reading.call_count <= transport.resume_reading.call_count
     transport.get_write_buffer_size.return_value = 0
     protocol.connection_made(transport)
     return protocol
@@ -60,13 +61,21 @@ def build_protocol(app: Any) -> TimedH11Protocol:
 def serve(header_timeout: float) -> Iterator[int]:
     """Serve a fake engine on a port."""
     app = create_app(Settings(served_name="tiny", playground="off"), lambda _: FakeEngine())
-    config = uvicorn.Config(app, port=0, http=create_protocol(header_timeout), log_level="error")
+    with serve_application(app, create_protocol(header_timeout)) as port:
+        while not app.state.service.is_startup_finished:
+            time.sleep(0.01)
+        yield port
+
+
+@contextmanager
+def serve_application(app: Any, protocol: type[TimedH11Protocol], **options: Any) -> Iterator[int]:
+    """Serve an application on a port, with options of uvicorn."""
+    config = uvicorn.Config(app, port=0, http=protocol, log_level="critical", **options)
     server, listener = uvicorn.Server(config), config.bind_socket()
+    listener.listen()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        while not app.state.service.is_startup_finished:
-            time.sleep(0.01)
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True

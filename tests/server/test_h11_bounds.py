@@ -30,7 +30,7 @@ async def test_body_of_too_many_tiny_chunks_is_refused() -> None:
     protocol.connection_lost(None)
 
 
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 LARGE_HEADS = {
     "many headers": GET + b"a:\r\n" * 60_000,
     "one header too many": GET + b"a:\r\n" * h11_bounds.MAX_HEADERS,
@@ -67,7 +67,7 @@ async def test_largest_headers_are_read(read_bytes: int) -> None:
     for part in split_into_reads(head, read_bytes):
         protocol.data_received(part)
     await wait_until(lambda: protocol.cycle is not None and protocol.cycle.response_complete)
-    post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    post = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
     protocol.data_received(post + body + GET + b"\r\n")
     await wait_until(lambda: len(app.body) == len(body))
     assert b"400" not in b"".join(call.args[0] for call in protocol.transport.write.call_args_list)
@@ -84,7 +84,7 @@ async def test_long_chunks_make_up_for_tiny_ones() -> None:
 
 def test_connection_counts_its_events() -> None:
     connection = h11_bounds.BoundedConnection()
-    connection.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection.receive_data(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert connection.next_event() is h11.NEED_DATA
     connection.events_left = 2
     assert isinstance(connection.next_event(), h11.Request)

@@ -13,17 +13,26 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from server import timed_protocol
 from server.__main__ import create_config
 from server.app import create_app
 from server.h11_bounds import MAX_TINY_CHUNKS
 from server.settings import Settings
-from server.timed_protocol import TimedH11Protocol
+from server.timed_protocol import TimedH11Protocol, create_protocol
 from tests.server.conftest import chat_request, wait_until
 from tests.server.fakes import FakeEngine
-from tests.server.protocol_harness import CHUNKED, Recorder, build_protocol, receive_all, serve, split_into_chunks
+from tests.server.protocol_harness import (
+    CHUNKED,
+    Recorder,
+    build_protocol,
+    receive_all,
+    serve,
+    serve_application,
+    split_into_chunks,
+)
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture
@@ -69,7 +78,7 @@ def test_body_in_tiny_chunks_is_read(port: int, size: int) -> None:
     with socket.create_connection(("127.0.0.1", port)) as connection:
         for start in range(0, len(sent), size * 100):
             connection.sendall(sent[start : start + size * 100])
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         received = receive_all(connection)
     assert received.count(b"HTTP/1.1 200 OK") == 3
     assert received.count(b'"chat.completion"') == 2
@@ -113,7 +122,7 @@ async def test_client_that_takes_nothing_is_disconnected(monkeypatch: pytest.Mon
     protocol = build_protocol(Recorder())
     transport = protocol.transport
     transport.get_write_buffer_size.return_value = 1_000_000
-    protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     for size in (900_000, 800_000):
         await asyncio.sleep(0.03)
         transport.get_write_buffer_size.return_value = size
@@ -128,7 +137,7 @@ async def test_client_that_takes_a_byte_at_a_time_is_disconnected(monkeypatch: p
     protocol = build_protocol(Recorder())
     transport = protocol.transport
     transport.get_write_buffer_size.return_value = 1_000_000
-    protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     transport.get_write_buffer_size.return_value = 999_999
     await asyncio.sleep(0.1)
     transport.abort.assert_called_once()
@@ -154,7 +163,7 @@ async def test_rest_below_the_low_water_mark_has_a_timeout(monkeypatch: pytest.M
     monkeypatch.setattr(timed_protocol, "WRITE_TIMEOUT", 0.05)
     protocol = build_protocol(Recorder())
     transport = protocol.transport
-    protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await wait_until(lambda: protocol.cycle.response_complete)
     protocol.pause_writing()
     transport.get_write_buffer_size.return_value = 16_000
@@ -179,19 +188,77 @@ def test_unread_response_is_dropped(monkeypatch: pytest.MonkeyPatch, loop: str) 
             super().connection_lost(exc)
             lost.set()
 
-    config = uvicorn.Config(app, port=0, http=Protocol, loop=loop, lifespan="off", log_level="error")
-    server, listener = uvicorn.Server(config), config.bind_socket()
-    listener.listen()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        with socket.create_connection(listener.getsockname()) as connection:
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert lost.wait(5)
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    with (
+        serve_application(app, Protocol, loop=loop, lifespan="off") as port,
+        socket.create_connection(("127.0.0.1", port)) as connection,
+    ):
+        connection.sendall(GET)
+        assert lost.wait(5)
+
+
+async def respond_early(scope: Any, receive: Any, send: Any) -> None:
+    """Respond without reading the body."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_the_end_of_a_body_does_not_resume_a_connection_that_waits(loop: str) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    protocols, ended = [], threading.Event()
+
+    class Protocol(TimedH11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            protocols.append(self)
+            super().connection_made(transport)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while scope["path"] == "/slow" and not ended.is_set():
+            await asyncio.sleep(0.01)
+        await respond_early(scope, receive, send)
+
+    with (
+        serve_application(app, Protocol, loop=loop, lifespan="off") as port,
+        socket.create_connection(("127.0.0.1", port)) as connection,
+    ):
+        connection.sendall(CHUNKED)
+        while not connection.recv(4096).endswith(b"ok"):
+            pass
+        connection.sendall(split_into_chunks(bytes(60)) + GET.replace(b" /", b" /slow", 1) + GET)
+        connection.settimeout(0.5)
+        with suppress(TimeoutError):
+            for _ in range(500):
+                connection.sendall(bytes(1 << 16))
+        size = len(protocols[0].conn._unparsed)
+        ended.set()
+    assert size < 1_000_000
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    "rest",
+    [b"0\r\n\r\n", split_into_chunks(bytes(5)) + b"zz\r\n", split_into_chunks(bytes(40))[:-5] + b"zz\r\n"],
+    ids=["end of the body", "bytes that are no request", "bytes that are no chunk, after many"],
+)
+def test_connection_is_closed_whatever_follows_an_early_response(
+    monkeypatch: pytest.MonkeyPatch, loop: str, rest: bytes
+) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    monkeypatch.setattr(timed_protocol, "LINGER_SECONDS", 0.3)
+    options = {"loop": loop, "lifespan": "off", "timeout_keep_alive": 0.3}
+    with (
+        serve_application(respond_early, create_protocol(0.3), **options) as port,
+        socket.create_connection(("127.0.0.1", port)) as connection,
+    ):
+        connection.sendall(CHUNKED)
+        while not connection.recv(4096).endswith(b"ok"):
+            pass
+        connection.sendall(rest)
+        with suppress(ConnectionResetError):
+            receive_all(connection)
+
 
 
 def test_upgrade_to_a_websocket_is_an_http_request() -> None:

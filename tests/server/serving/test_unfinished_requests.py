@@ -16,7 +16,7 @@ from tests.server.unfinished_client import UnfinishedClient
 
 JSON = {"content-type": "application/json"}
 HEAD = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
 )
 
 
@@ -77,7 +77,7 @@ def test_headers_have_a_timeout(sent: bytes, answer: bytes) -> None:
 
 def test_headers_of_a_later_request_have_a_timeout() -> None:
     with serve(header_timeout=0.3) as port, socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
         time.sleep(0.6)  # an idle connection is kept
         for byte in b"GET /health HTTP":
