@@ -17,6 +17,8 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypedDict
 
@@ -82,13 +84,17 @@ def check_in_fork(text: str, seconds: float, megabytes: int) -> GrammarCheck:
         RuntimeError: The fork failed for a reason that is not the grammar.
     """
     reader, writer = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     pid = os.fork()
     if pid == 0:
         run_check(text, writer, seconds, megabytes)
+    previous = signal.signal(signal.SIGTERM, partial(end_check, pid))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         result = pipe.read()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    signal.signal(signal.SIGTERM, previous)
     if result:
         check: GrammarCheck = json.loads(result)
         return check
@@ -96,6 +102,14 @@ def check_in_fork(text: str, seconds: float, megabytes: int) -> GrammarCheck:
         raise RuntimeError("A check of a grammar failed.")
     timed_out = status == -signal.SIGPROF
     return GrammarCheck(reason="" if timed_out else TOO_LARGE, timed_out=timed_out, num_bytes=0)
+
+
+def end_check(pid: int, *_: object) -> NoReturn:
+    """End this process and the fork of a check. A fork without its parent would be left to process 1 of a container."""
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    os._exit(0)
 
 
 def run_check(text: str, writer: int, seconds: float, megabytes: int) -> NoReturn:

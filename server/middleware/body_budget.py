@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -126,8 +126,9 @@ class BudgetedBody:
         """End the work on this body, and free its memory."""
         self._is_refused = True
         self.release()
-        self._timeout.reschedule(asyncio.get_running_loop().time())
         self._budget.unfinished.discard(self)
+        with suppress(RuntimeError):  # its own deadline has just ended the wait
+            self._timeout.reschedule(asyncio.get_running_loop().time())
 
     def release(self) -> None:
         """Free the bytes, and return them to the budget."""
@@ -189,22 +190,29 @@ class BodyBuffer(BudgetedBody):
         Args:
             part: The bytes.
             scanner: Checks the bounds of the body.
-
-        Raises:
-            Overloaded: Another body has refused this one.
         """
         async with self._budget.scan_lock:  # one body at a time, so that many bodies delay others no more than one
             position = scanner.scan(part, 0)
             while position < len(part):
                 await asyncio.sleep(0)
                 position = scanner.scan(part, position)
-        # Another body may have refused this one during the wait for the lock. The timeout that `refuse` sets may fire
-        # later. After the last part nothing waits any more, so that no later check is needed.
+            self._check_refusal()
+            refused = len(self._budget.unfinished)
+            self.add_bytes(len(part))
+            self.content += part
+            self.note_progress(len(part))
+            if len(self._budget.unfinished) < refused:
+                await asyncio.sleep(0)  # the search for the largest body takes time, so one part an iteration makes it
+        self._check_refusal()
+
+    def _check_refusal(self) -> None:
+        """Check whether another body has refused this one during a wait. The timeout that `refuse` sets may fire later.
+
+        Raises:
+            Overloaded: It has.
+        """
         if self._is_refused:
             raise Overloaded(self._budget.message, code=self._budget.code)
-        self.add_bytes(len(part))
-        self.content += part
-        self.note_progress(len(part))
 
     def release(self) -> None:
         """Free the bytes, and return them to the budget."""

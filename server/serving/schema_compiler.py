@@ -36,6 +36,7 @@ log = structlog.get_logger("onlyseen.server")
 
 CHECK_SECONDS = 4.0  # of a core that the check of a schema may take
 CHECK_MEGABYTES = 128  # that a process may take for the check of a schema
+TERMINATION_TIMEOUT = 2.0  # seconds that a process has to end its check, before both are killed
 STALL_TIMEOUT = 60.0  # seconds after which a check ends that gets no core
 TURNS = 2  # schemas that are checked or compiled at a time
 TURN_TIMEOUT = 30.0  # seconds that a request waits for its turn
@@ -56,7 +57,7 @@ class GrammarCheckProcess:
         self._process: Process | None = None
 
     async def check(self, text: str) -> GrammarCheck:
-        """Check a grammar. If this is cancelled, the process is killed.
+        """Check a grammar. If this is cancelled, the process ends.
 
         Args:
             text: The grammar.
@@ -85,12 +86,19 @@ class GrammarCheckProcess:
         return check
 
     async def close(self) -> None:
-        """Kill the process, with a check that runs in it."""
+        """End the process, with a check that runs in it."""
         process, self._process = self._process, None
-        if process is not None:
+        if process is None:
+            return
+        try:
+            with suppress(ProcessLookupError, TimeoutError):
+                process.terminate()
+                async with asyncio.timeout(TERMINATION_TIMEOUT):
+                    await process.wait()
+        finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        await process.wait()
 
 
 async def start_process() -> Process:
@@ -147,7 +155,8 @@ class SchemaCompiler:
         key = cache_salt or "", hashlib.sha256(grammar.text.encode()).digest()
         if key not in self._sizes:
             async with self._hold_turn(owner):
-                self._sizes[key] = GRAMMAR_BYTES + await self._check(grammar, param)
+                if key not in self._sizes:  # another request may have checked it during the wait
+                    self._sizes[key] = GRAMMAR_BYTES + await self._check(grammar, param)
         self._sizes.move_to_end(key)
         size = self._sizes[key]
         if len(self._sizes) > MAX_CHECKED:

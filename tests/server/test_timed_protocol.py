@@ -214,7 +214,7 @@ def test_the_end_of_a_body_does_not_resume_a_connection_that_waits(loop: str) ->
             super().connection_made(transport)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        while scope["path"] == "/slow" and not ended.is_set():
+        while scope["path"] == "/slow" and not ended.is_set():  # noqa: ASYNC110 - of another thread
             await asyncio.sleep(0.01)
         await respond_early(scope, receive, send)
 
@@ -258,7 +258,6 @@ def test_connection_is_closed_whatever_follows_an_early_response(
         connection.sendall(rest)
         with suppress(ConnectionResetError):
             receive_all(connection)
-
 
 
 def test_upgrade_to_a_websocket_is_an_http_request() -> None:

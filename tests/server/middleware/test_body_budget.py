@@ -93,3 +93,51 @@ async def test_body_refused_behind_the_lock_is_not_returned_without_its_start() 
     with pytest.raises(Overloaded):
         reading.result()
     assert (refused.content, budget.used_bytes) == (b"", 150_001)
+
+
+async def test_iteration_of_the_event_loop_searches_for_the_largest_body_once() -> None:
+    budget, iteration, iterations = BodyBudget(100_000), 0, []
+    stalled = [BodyBuffer(budget, "") for _ in range(10)]
+    for buffer in stalled:
+        await buffer._add(b'"' + b"a" * 9_000, JsonBoundsScanner())
+        budget.unfinished.add(buffer)
+        buffer._stalls_at = 0.0
+        refuse = buffer.refuse
+        buffer.refuse = lambda refuse=refuse: (iterations.append(iteration), refuse())  # type: ignore[method-assign,misc]
+
+    async def count() -> None:
+        nonlocal iteration
+        while True:
+            iteration += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    growing = [BodyBuffer(budget, "") for _ in range(8)]
+    await asyncio.gather(*(buffer._add(b'"' + b"b" * 12_000, JsonBoundsScanner()) for buffer in growing))
+    counting.cancel()
+    assert len(iterations) >= 8
+    assert len(set(iterations)) >= 8
+    assert budget.used_bytes <= 100_000
+
+
+async def test_body_whose_time_has_just_ended_can_be_refused() -> None:
+    budget = BodyBudget(100_000)
+    late, other = BodyBuffer(budget, ""), BodyBuffer(budget, "")
+    loop = asyncio.get_running_loop()
+
+    async def wait() -> None:
+        async with late._timeout:
+            late._timeout.reschedule(loop.time())
+            await asyncio.Event().wait()
+
+    await late._add(b'"' + b"a" * 60_000, JsonBoundsScanner())
+    budget.unfinished.add(late)
+    late._stalls_at = 0.0
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    while late._timeout._state.value != "expiring":  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await other._add(b'"' + b"b" * 60_000, JsonBoundsScanner())
+    with pytest.raises(TimeoutError):
+        await waiting
+    assert budget.used_bytes == 60_001

@@ -136,6 +136,20 @@ async def test_running_check_does_not_delay_the_shutdown() -> None:
     with pytest.raises(GrammarCheckFailed):
         await check
     assert time.perf_counter() - start < 2
+    assert program.returncode == 0
+    assert not any(psutil.pid_exists(pid) for pid in forks)  # also none that nobody waits for
+
+
+async def test_stopped_process_is_killed_with_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_compiler, "TERMINATION_TIMEOUT", 0.1)
+    process = GrammarCheckProcess()
+    check = asyncio.create_task(process.check(json.dumps(intersect_patterns(40))))
+    await wait_until(lambda: list_forks(process) != [])
+    program, forks = process._process, list_forks(process)
+    assert program is not None
+    os.kill(program.pid, signal.SIGSTOP)
+    check.cancel()
+    await asyncio.gather(check, return_exceptions=True)
     assert program.returncode == -signal.SIGKILL
     await wait_until(lambda: not any(is_running(pid) for pid in forks))
 
@@ -201,6 +215,23 @@ async def test_result_of_a_check_is_kept_for_its_key(
     for schema in ({"type": "string"}, {"type": "number"}, {"type": "string"}, {"type": "object"}):
         await chat(server, "one", **wrap(schema))
     assert len(checked) == 5
+
+
+async def test_requests_with_one_schema_wait_for_one_check(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, checked = await start_server(**KEYS), list[str]()
+
+    async def check(_: GrammarCheckProcess, text: str) -> dict[str, Any]:
+        checked.append(text)
+        await asyncio.sleep(0.2)
+        return {"reason": "", "timed_out": False, "num_bytes": 0}
+
+    monkeypatch.setattr(GrammarCheckProcess, "check", check)
+    monkeypatch.setattr(schema_compiler, "TURN_TIMEOUT", 1.0)
+    responses = await asyncio.gather(*(chat(server, "one", max_tokens=1, **SMALL) for _ in range(16)))
+    assert [response.status_code for response in responses] == [200] * 16
+    assert len(checked) == 1
 
 
 async def test_requests_wait_for_the_memory_of_their_schemas(start_server: StartServer) -> None:
