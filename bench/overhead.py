@@ -105,7 +105,8 @@ class ServedEngine:
 
 def send_raw_request(port: int, content: bytes) -> tuple[float, bytes]:
     """Post a body and return (seconds, response bytes)."""
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\nConnection: close\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += f"Content-Length: {len(content)}\r\n"
     with socket.create_connection(("127.0.0.1", port)) as connection:
         started_at = time.perf_counter()
         connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)

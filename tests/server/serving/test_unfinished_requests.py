@@ -15,7 +15,8 @@ from tests.server.protocol_harness import receive_all, serve
 from tests.server.unfinished_client import UnfinishedClient
 
 JSON = {"content-type": "application/json"}
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+HEADERS = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\n" + HEADERS
 
 
 async def test_unfinished_bodies_take_no_place(start_server: StartServer) -> None:
