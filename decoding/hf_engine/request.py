@@ -11,7 +11,6 @@ from enum import Enum, auto
 from threading import Lock
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from decoding.errors import OnlySeenError
@@ -22,6 +21,7 @@ from decoding.outputs import Token
 from decoding.pipeline.composition import attribute_errors, combine_head_scales, select_branch_names
 from decoding.pipeline.early_exits import find_early_exits
 from decoding.pipeline.grounding import compute_grounding, score_texts
+from decoding.pipeline.kept_tokens import find_kept_tokens, index_image_tokens
 from decoding.pipeline.logits_hooks import RequestHooks
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest
@@ -137,8 +137,8 @@ class RequestState:
         self.edits_attention = any("edit_attention_scores" in strategy.list_hooks() for strategy in stack)
         self.early_exits = find_early_exits(stack, model.num_layers, model.has_tied_embeddings)
         self.early_logits: Mapping[str, Tensor] = {}
-        self.image_token_index = index_image_tokens(main_ids, model.image_token_id)
-        self.kept_tokens = find_kept_tokens(source, inputs, self.hooks.states, model)
+        self.image_token_index = index_image_tokens(main_ids == model.image_token_id)
+        self.kept_tokens = collect_kept_tokens(source, inputs, self.hooks.states, model)
         self.first_tokens = model.encoder.find_first_tokens(source.scored_texts)
         self.sampler_state = SamplerState(
             sampling, prompt.ids.to(model.device), model.eos_token_ids_on_device, model.vocab_size
@@ -254,7 +254,7 @@ class RequestState:
         return float(compute_grounding(logits[MAIN], logits[branch])[token])
 
 
-def find_kept_tokens(
+def collect_kept_tokens(
     source: GenerateRequest, inputs: Mapping[str, ModelInputs], states: Mapping[str, Tensors], model: Model
 ) -> dict[str, Tensor]:
     """Collect which tokens the branches of a request see.
@@ -270,17 +270,10 @@ def find_kept_tokens(
     """
     kept_tokens: dict[str, Tensor] = {}
     for strategy in source.stack:
-        with attribute_errors(strategy):
-            kept = strategy.keep_image_tokens(states.get(strategy.name, {}))
-        if kept is None:
-            continue
         for name in select_branch_names(strategy, source.branches):
-            index = index_image_tokens(inputs[name].ids.to(model.device), model.image_token_id)
-            kept_tokens[name] = kept[:, index.clamp(min=0)] | (index < 0)
+            is_image = inputs[name].ids == model.image_token_id
+            index, state = index_image_tokens(is_image).to(model.device), states.get(strategy.name, {})
+            kept = find_kept_tokens(strategy, state, index, int(is_image.sum()), model.num_layers)
+            if kept is not None:
+                kept_tokens[name] = kept
     return kept_tokens
-
-
-def index_image_tokens(ids: Tensor, image_token_id: int) -> Tensor:
-    """Index the image tokens among [length] ids from 0 on. Text is -1."""
-    is_image = ids == image_token_id
-    return torch.where(is_image, is_image.cumsum(0) - 1, -1)

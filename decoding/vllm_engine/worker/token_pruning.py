@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from decoding.errors import StrategyFailed
-from decoding.pipeline.composition import attribute_errors, copy_numbers
+from decoding.pipeline.composition import copy_numbers
+from decoding.pipeline.kept_tokens import find_kept_tokens
 from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.worker.image_tokens import FindImageTokens
 from decoding.vllm_engine.worker.paged_attention import AttentionCall
@@ -120,20 +120,14 @@ class GangTokenPruning:
         if request_id in self._is_kept:
             return self._is_kept[request_id]
         assert member.pruning is not None
-        strategy = member.pruning.strategy.build()
-        handle = member.pruning.handle
-        with attribute_errors(strategy):
-            kept = strategy.keep_image_tokens({} if handle is None else self.states.get(handle))
-        is_kept = None
-        if kept is not None:
-            image_tokens = self._find_image_tokens(request_id)
-            expected = [self.num_layers, image_tokens.count]
-            if list(kept.shape) != expected:
-                problem = f"returned {list(kept.shape)} from `keep_image_tokens` instead of {expected}"
-                raise StrategyFailed(strategy.name, problem)
-            index = image_tokens.index.to(self.device, non_blocking=True)
-            is_kept = kept.to(self.device)[:, index.clamp(min=0)] | (index < 0)
-        self._is_kept[request_id] = is_kept
+        handle, image_tokens = member.pruning.handle, self._find_image_tokens(request_id)
+        is_kept = self._is_kept[request_id] = find_kept_tokens(
+            member.pruning.strategy.build(),
+            {} if handle is None else self.states.get(handle),
+            image_tokens.index.to(self.device, non_blocking=True),
+            image_tokens.count,
+            self.num_layers,
+        )
         return is_kept
 
     def _build(self, tokens: Sequence[tuple[int, int, Tensor]], queries: int, rows: StepRows) -> PrunedTokens:
