@@ -106,9 +106,9 @@ class GangHeadTap:
         probes, self._probes = self._probes, []
         for probe in probes:
             try:
-                if probe.failure is not None:
-                    raise probe.failure
-                self.states.put(probe.spec.handle, probe.state)
+                if probe.probe_fold.failure is not None:
+                    raise probe.probe_fold.failure
+                self.states.put(probe.spec.handle, probe.probe_fold.state)
             except Exception as error:
                 record_failure(token_info, probe.request_id, error, "probe_failed")
 
