@@ -9,9 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.pipeline.attention_hooks import StatefulStack, edit_attention_scores
+from decoding.pipeline.attention_hooks import (
+    StatefulStack,
+    batch_attention_stacks,
+    compute_attention_batch_key,
+    edit_attention_scores,
+    select_attention_stack,
+)
 from decoding.pipeline.composition import copy_numbers
-from decoding.pipeline.logits_hooks import stack_states
 from decoding.tensor_hooks import AttentionKeys
 from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.worker.image_tokens import FindImageTokens
@@ -138,17 +143,11 @@ class GangAttentionEdits:
     def _get_request(self, request_id: str, member: Member) -> EditedRequest:
         request = self._requests.get(request_id)
         if request is None:
-            states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
             strategies = [spec.build() for spec in member.stack]
-            stack = [
-                (strategy, states.get(strategy.name, {}))
-                for strategy in reversed(strategies)
-                if "edit_attention_scores" in strategy.list_hooks()
-            ]
-            shapes = tuple((name, tensor.shape) for _, state in stack for name, tensor in state.items())
-            key = (tuple(strategy.batch_key() for strategy, _ in stack), shapes)
+            stack = select_attention_stack(strategies, self.states.get_all(member.states))
             index = self._find_image_tokens(request_id).index.to(self.device, non_blocking=True)
-            request = self._requests[request_id] = EditedRequest(request_id, key, stack, index)
+            request = EditedRequest(request_id, compute_attention_batch_key(stack), stack, index)
+            self._requests[request_id] = request
         return request
 
     def _build_edit(self, tokens: Sequence[tuple[EditedRequest, int, int]], rows: StepRows) -> GangAttentionEdit:
@@ -157,10 +156,7 @@ class GangAttentionEdits:
         positions = [int(rows.num_computed_tokens[row]) + offset for _, row, offset in tokens]
         length = max(positions) + 1
         index = torch.stack([fit_length(request.image_token_index, length) for request in requests])
-        stack = [
-            (strategy, stack_states([request.stack[depth][1] for request in requests]))
-            for depth, (strategy, _) in enumerate(requests[0].stack)
-        ]
+        stack = batch_attention_stacks([request.stack for request in requests])
         rows_index, tokens_index, positions_index = (
             copy_numbers(numbers, torch.long, self.device)
             for numbers in (

@@ -172,6 +172,6 @@ class GangHeadTap:
     def _combine_scales(self, member: Member) -> Tensor | None:
         """Return the [layers, heads] scales of a row, or None. Branches have no stack, so that they have no scales."""
         stack = tuple(spec.build() for spec in member.stack)
-        states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
+        states = self.states.get_all(member.states)
         layers, _, heads = self.buffers.scales.shape
         return combine_head_scales(stack, states, (layers, heads))

@@ -269,7 +269,7 @@ class SamplerHookRunner:
 
     def _build_request_hooks(self, member: Member) -> tuple[RequestHooks, dict[str, EarlyExits]]:
         """Build the strategies of a gang. Return their hooks, and their early exits by strategy."""
-        states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
+        states = self.states.get_all(member.states)
         stack, tap = self._build(member.stack), self.early_exit_tap
         hooks = RequestHooks.from_stack(stack, member.branches, states)
         if not any("early_exit_layers" in strategy.list_hooks() for strategy in stack):
