@@ -24,7 +24,8 @@ class ProbeCapture:
         rows_by_name: Prompt name -> row of the step.
         rows: Rows of the step.
         layers: Number of layers of the model.
-        captured_attention: Row -> [heads, image tokens] of the layer that has just run; empty unless captured.
+        captured_attention: Row -> [heads, image tokens] of the layer that has just run. It is read if the probe
+            captures attention.
         vision_attention: Prompt name -> [tower layers, images, heads, patches].
     """
 

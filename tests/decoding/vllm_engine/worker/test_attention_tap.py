@@ -16,6 +16,7 @@ from decoding.requests import MAIN
 from decoding.strategies.pai import PAI
 from decoding.tensor_hooks import AttentionKeys
 from decoding.vllm_engine.member import Member
+from decoding.vllm_engine.worker.attention_recomputation import AttentionContext
 from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.image_tokens import ImageTokens, find_image_tokens
 from decoding.vllm_engine.worker.paged_attention import build_mask, check_attention
@@ -94,9 +95,9 @@ def build_step(*members: Member | None, computed: list[int], lengths: list[int])
 
 def build_tap(device: torch.device, window: int = 0, states: StateStore | None = None) -> tuple[GangAttentionTap, Any]:
     layer = SimpleNamespace(impl=FlashAttentionImpl(window))
-    return GangAttentionTap(
-        [layer], states or StateStore(1 << 20), lambda _: ImageTokens(torch.tensor(IMAGE), 3), device
-    ), layer
+    image_tokens = ImageTokens(torch.tensor(IMAGE), 3)
+    context = AttentionContext(1, states or StateStore(1 << 20), lambda _: image_tokens, device)
+    return GangAttentionTap([layer], context), layer
 
 
 @pytest.mark.parametrize("window", [0, 3])
