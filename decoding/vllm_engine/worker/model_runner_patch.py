@@ -106,7 +106,7 @@ def install_taps(runner: Any, hooks: StepHookRunner) -> None:
     attention_tap: GangAttentionTap | None = None
     vision_attention_tap: CachedVisionAttentionTap | None = None
     try:
-        hooks.attention_tap = attention_tap = GangAttentionTap.from_runner(runner, hooks.states)
+        attention_tap = GangAttentionTap.from_runner(runner, hooks.states)
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(
             ("edit_attention_scores", "attention", "keep_image_tokens"),
@@ -117,15 +117,17 @@ def install_taps(runner: Any, hooks: StepHookRunner) -> None:
     except ValueError as reason:
         hooks.missing["vision_attention"] = f"vLLM's vision tower of this model cannot be tapped: {reason}"
     try:
-        hooks.early_exit_tap = GangEarlyExitTap.from_runner(runner)
+        hooks.add_early_exit_tap(GangEarlyExitTap.from_runner(runner))
     except ValueError as reason:
         hooks.missing["early_exit_layers"] = f"vLLM's layers of this model cannot be tapped: {reason}"
     try:
-        hooks.head_tap = GangHeadTap.from_runner(runner, hooks.states, attention_tap, vision_attention_tap)
+        hooks.taps.append(GangHeadTap.from_runner(runner, hooks.states, attention_tap, vision_attention_tap))
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(
             ("head_scales", "probe"), f"vLLM's heads of this model cannot be tapped: {reason}"
         )
+    if attention_tap is not None:
+        hooks.taps.append(attention_tap)
     if hooks.missing:
         log.warning("model_not_tapped", missing=hooks.missing)
 

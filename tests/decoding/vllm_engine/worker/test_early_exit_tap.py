@@ -86,10 +86,10 @@ def test_logits_are_those_after_the_layers_at_the_newest_token(normed: bool) -> 
     decoder = ToyDecoder()
     tap, hidden = tap_decoder(decoder), torch.randn(9, WIDTH)
     step = build_step(None, DOLA, VCD, DOLA, lengths=[3, 2, 1, 3])
-    tap.before_forward(step)
+    tap.before_forward(step, {})
     assert not tap.is_idle
     decoder(hidden)
-    tap.after_forward()
+    tap.after_forward(step, {})
     exits = {1: {"dola": EarlyExits((0, 2), normed)}, 3: {"dola": EarlyExits((1,), normed), "deco": EarlyExits((3,))}}
     early_logits = tap.compute_logits(exits)
     for row, last in ((1, 4), (3, 8)):
@@ -109,10 +109,10 @@ def test_tap_is_idle_where_no_strategy_reads_a_row() -> None:
         build_step(DOLA, None, lengths=[2, 2], is_sampling=[False, True]),
         build_step(Member("dola", "vcd/noisy", 2), None, lengths=[2, 2]),
     ):
-        tap.before_forward(step)
+        tap.before_forward(step, {})
         assert tap.is_idle
         decoder(torch.randn(4, WIDTH))
-        tap.after_forward()
+        tap.after_forward(step, {})
         assert not tap.buffers.states.any()
 
 
@@ -121,16 +121,17 @@ def test_steps_without_a_gang_refer_to_tokens_that_they_have() -> None:
     tap = tap_decoder(ToyDecoder())
     step = build_step(None, DOLA, lengths=[8, 1])
     for _ in range(2):  # from the second time on the layout is known
-        tap.before_forward(step)
+        tap.before_forward(step, {})
         assert tap.buffers.last_tokens.tolist() == [0, 8, 0, 0, 0, 0]
-        tap.after_forward()
+        tap.after_forward(step, {})
         assert tap.is_idle
         assert not tap.buffers.last_tokens.any()
 
 
 def test_failure_of_a_step_resets_the_tap() -> None:
     runner = StepHookRunner(CPU)
-    tap = runner.early_exit_tap = tap_decoder(ToyDecoder())
+    tap = tap_decoder(ToyDecoder())
+    runner.add_early_exit_tap(tap)
     step = build_step(DOLA, lengths=[3])
     runner.before_forward(step)
     tap.buffers.states = torch.empty(0)  # a fault of the engine
@@ -149,9 +150,9 @@ def test_compiled_layers_fill_the_buffers() -> None:
     compiled(torch.randn(5, WIDTH))
     for lengths in ([3, 4], [1, 1], [2, 1]):
         hidden, step = torch.randn(sum(lengths), WIDTH), build_step(DOLA, DOLA, lengths=lengths)
-        tap.before_forward(step)
+        tap.before_forward(step, {})
         compiled(hidden)
-        tap.after_forward()
+        tap.after_forward(step, {})
         early_logits = tap.compute_logits({row: {"dola": EarlyExits((2,), False)} for row in range(2)})
         for row, last in enumerate((lengths[0] - 1, sum(lengths) - 1)):
             expected = decoder.head(sum_layers(decoder, hidden, 2)[last])
@@ -162,7 +163,7 @@ def test_compiled_layers_fill_the_buffers() -> None:
 def test_hooks_receive_their_own_early_logits() -> None:
     """Rows of several stacks share a step. One of the stacks reads no early exits."""
     runner, decoder = StepHookRunner(CPU), ToyDecoder()
-    runner.early_exit_tap = tap_decoder(decoder)
+    runner.add_early_exit_tap(tap_decoder(decoder))
     deco = Member("deco", MAIN, 1, stack=build_specs("deco"))
     truncate = Member("truncate", MAIN, 1, stack=build_specs("truncate"))
     step, hidden = build_step(deco, truncate, DOLA, lengths=[2, 2, 2]), torch.randn(6, WIDTH)

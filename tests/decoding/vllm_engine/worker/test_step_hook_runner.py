@@ -17,8 +17,8 @@ from decoding.requests import MAIN
 from decoding.strategies.vcd import VCD
 from decoding.strategy import Step
 from decoding.vllm_engine.member import Member, StateUpdate, StrategySpec
-from decoding.vllm_engine.worker.sampler_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.state_store import StateStore
+from decoding.vllm_engine.worker.step_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
 from tests.decoding.hf_engine.harness import build_stack
 
