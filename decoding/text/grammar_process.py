@@ -46,7 +46,7 @@ class GrammarCheck(TypedDict):
 
 
 def compile_grammar(tokenizer: LLTokenizer, text: str) -> LLMatcher:
-    """Compile a grammar. The matcher holds the reason if this fails.
+    """Compile a grammar. The `LLMatcher` holds the reason if this fails.
 
     The time and the memory hardly depend on the tokenizer, so that a check with bytes as tokens holds for all models.
 
@@ -55,14 +55,14 @@ def compile_grammar(tokenizer: LLTokenizer, text: str) -> LLMatcher:
         text: The grammar.
 
     Returns:
-        A matcher at the start of an answer.
+        An `LLMatcher` at the start of an answer.
     """
     return LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(text), log_level=0, limits=LIMITS)
 
 
 def find_unenforceable(text: str) -> str:
     """Return llguidance's reason against a grammar, compiled with bytes as tokens; empty if it has none."""
-    # `LLMatcher.validate_grammar` raises where llguidance panics; a matcher reports the panic.
+    # `LLMatcher.validate_grammar` raises where llguidance panics; an `LLMatcher` reports the panic.
     reason: str = compile_grammar(LLTokenizer("byte"), text).get_error()
     return TOO_LARGE if reason.startswith("panic") else reason[:MAX_REASON]
 
