@@ -8,7 +8,7 @@ from decoding.conformance.simulated_device import DEVICE, simulate_device
 from decoding.requests import MAIN
 from decoding.vllm_engine.member import Member, ProbeSpec, StrategySpec
 from decoding.vllm_engine.worker.step_rows import TokenInfo
-from tests.decoding.vllm_engine.worker.test_attention_tap import (
+from tests.decoding.vllm_engine.worker.harness import (
     HEAD_DIM,
     HEADS,
     IMAGE,

@@ -18,8 +18,7 @@ from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.step_rows import TokenInfo
 from tests.decoding.hf_engine.harness import build_stack
-from tests.decoding.vllm_engine.worker.test_early_exit_tap import WIDTH, ToyDecoder
-from tests.decoding.vllm_engine.worker.test_step_hook_runner import VOCAB, build_rows, build_specs
+from tests.decoding.vllm_engine.worker.harness import VOCAB, WIDTH, ToyDecoder, build_rows, build_specs
 
 SERVED = [name for name, kind in list_strategies().items() if "logits" in kind.list_hooks()]
 
