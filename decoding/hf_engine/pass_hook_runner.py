@@ -14,10 +14,9 @@ from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.taps.attention import AttentionEdit, EditScores
-from decoding.pipeline.attention_hooks import StatefulStack, edit_attention_scores
+from decoding.pipeline.attention_hooks import batch_attention_stacks, edit_attention_scores
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.early_exits import EarlyLogits
-from decoding.pipeline.logits_hooks import stack_states
 from decoding.requests import MAIN
 from decoding.tensor_hooks import AttentionKeys
 
@@ -33,11 +32,7 @@ class EditGroup:
         self.num_layers = model.num_layers
         self.device = model.device
         self.index = to_row_index(rows, model.device)
-        self.stack: StatefulStack = [
-            (strategy, stack_states([request.hooks.states.get(strategy.name, {}) for request in requests]))
-            for strategy in reversed(requests[0].source.stack)
-            if "edit_attention_scores" in strategy.list_hooks()
-        ]
+        self.stack = batch_attention_stacks([request.attention_stack for request in requests])
 
     def build_edit(self, newest: Mapping[int, int], offsets: PromptOffsets) -> AttentionEdit:
         """Build the edit of one pass.
@@ -95,8 +90,8 @@ class PassHookRunner:
         }
         groups: dict[object, list[int]] = defaultdict(list)
         for number, request in self._main_rows.items():
-            if request.edits_attention:
-                groups[request.hooks.batch_key].append(number)
+            if request.attention_stack:
+                groups[request.attention_batch_key].append(number)
         self._edit_groups = [
             EditGroup(model, numbers, [self._main_rows[number] for number in numbers]) for numbers in groups.values()
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from decoding.hf_engine.prefill import can_share_pass
 from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.hf_engine.taps.attention import AttentionEdit
 from decoding.pipeline.composition import attribute_errors, copy_numbers
+from decoding.pipeline.probe_fold import ProbeFold
 from decoding.requests import ProbeRequest
-from decoding.tensor_hooks import Activations, Tensors
+from decoding.tensor_hooks import Activations
 from decoding.text.prompt_encoder import ModelInputs
 
 
@@ -38,39 +39,19 @@ class EncodedProbe:
         return True
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class RunningProbe:
     """A probe in a pass.
 
     Attributes:
         request: The probe.
         rows: Name of a prompt -> row of the pass.
-        state: State after the layers that have run.
-        failure: Exception of a hook. The other probes of the pass go on.
+        probe_fold: Its state and its failure.
     """
 
     request: ProbeRequest
     rows: Mapping[str, int]
-    state: Tensors = field(default_factory=dict)
-    failure: Exception | None = None
-
-    def fold(self, activations: Activations) -> Tensor | None:
-        """Fold the activations of a layer into the state.
-
-        Args:
-            activations: Activations of the probe's prompts.
-
-        Returns:
-            [layers, heads] scales of the main row in this layer, or None.
-        """
-        strategy = self.request.strategy
-        try:
-            with attribute_errors(strategy):
-                self.state = strategy.update_state(self.state, activations)
-                return strategy.head_scales(self.state) if self.request.layerwise else None
-        except Exception as error:
-            self.failure = error
-            return None
+    probe_fold: ProbeFold
 
     def build_result(self, outputs: Sequence[PrefillOutput]) -> StoredStrategyState | Exception:
         """Build the result of the probe from the outputs of the pass.
@@ -79,20 +60,20 @@ class RunningProbe:
             The state, or the exception of a hook. If a request with the same prompt can continue from the pass, the
             state has the main prompt's prefill output.
         """
-        if self.failure is not None:
-            return self.failure
-        strategy, main = self.request.strategy, self.request.main
+        if self.probe_fold.failure is not None:
+            return self.probe_fold.failure
+        strategy, main, state = self.request.strategy, self.request.main, self.probe_fold.state
         try:
             with attribute_errors(strategy):
-                scales = strategy.head_scales(self.state)
+                scales = strategy.head_scales(state)
         except Exception as error:
             return error
         is_scaled_later = scales is not None and not self.request.layerwise
         if is_scaled_later or "edit_attention_scores" in strategy.list_hooks():  # the KV states were computed without
-            return StoredStrategyState(self.state)
+            return StoredStrategyState(state)
         output = outputs[self.rows[main]]
         output = replace(output, key_values=output.clone_key_values())
-        return StoredStrategyState(self.state, self.request.prompts[main], output, scales)
+        return StoredStrategyState(state, self.request.prompts[main], output, scales)
 
 
 def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrategyState | Exception]:
@@ -108,7 +89,14 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
     prompts = [prompt for probe in probes for prompt in probe.prompts.values()]
     newest = [len(prompt) - 1 for prompt in prompts]
     numbers = iter(range(len(prompts)))
-    running = [RunningProbe(probe.request, {name: next(numbers) for name in probe.prompts}) for probe in probes]
+    running = [
+        RunningProbe(
+            probe.request,
+            {name: next(numbers) for name in probe.prompts},
+            ProbeFold(probe.request.strategy, probe.request.layerwise),
+        )
+        for probe in probes
+    ]
     capture = probes[0].request.capture
     attention: dict[int, Tensor] = {}  # row -> [heads, image tokens] in the layer that has just run
     vision: dict[int, Tensor] = {}  # row -> [tower layers, images, heads, patches]
@@ -118,8 +106,6 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
             vision.update(enumerate(split_by_prompt(vision_attention, prompts)))
         factors: dict[int, Tensor] = {}  # main row -> [heads]
         for probe in running:
-            if probe.failure is not None:
-                continue
             activations = Activations(
                 {name: outputs[row, newest[row]].to(model.device) for name, row in probe.rows.items()},
                 layer,
@@ -127,9 +113,9 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
                 {name: vision[row] for name, row in probe.rows.items()} if vision else {},
                 {name: attention[row] for name, row in probe.rows.items()} if attention else {},
             )
-            scales = probe.fold(activations)
+            scales = probe.probe_fold.fold(activations)
             if scales is not None:
-                factors[probe.rows[probe.request.main]] = scales[layer]
+                factors[probe.rows[probe.request.main]] = scales
         if not factors:
             return outputs
         outputs = outputs.clone()

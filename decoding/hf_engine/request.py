@@ -11,7 +11,6 @@ from enum import Enum, auto
 from threading import Lock
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from decoding.errors import OnlySeenError
@@ -19,9 +18,11 @@ from decoding.hf_engine.model.model import Model, PrefillOutput
 from decoding.hf_engine.sampler import SamplerState
 from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.outputs import Token
+from decoding.pipeline.attention_hooks import compute_attention_batch_key, select_attention_stack
 from decoding.pipeline.composition import attribute_errors, combine_head_scales, select_branch_names
 from decoding.pipeline.early_exits import find_early_exits
 from decoding.pipeline.grounding import compute_grounding, score_texts
+from decoding.pipeline.kept_tokens import find_kept_tokens, index_image_tokens
 from decoding.pipeline.logits_hooks import RequestHooks
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest
@@ -89,7 +90,8 @@ class RequestState:
         recompute_ids: After a preemption, tokens of the answer that the rows have not recomputed.
         hooks: Strategies with their states, for the `logits` hooks.
         head_scales: [layers, heads] of the main row.
-        edits_attention: Whether a strategy edits attention scores of the main row.
+        attention_stack: Strategies that edit attention scores of the main row, innermost first, with their states.
+        attention_batch_key: Requests with equal keys share hook calls of their `attention_stack`.
         early_exits: Strategy name -> its early exits.
         early_logits: Strategy name -> [exits, vocab] at the current step.
         image_token_index: [prompt tokens] number of the image token; -1 at text.
@@ -134,11 +136,12 @@ class RequestState:
         self.stack_key = tuple((type(strategy), strategy.model_dump_json()) for strategy in stack)
         scales = combine_head_scales(stack, self.hooks.states, (model.num_layers, model.head_tap.num_heads))
         self.head_scales = None if scales is None else scales.to(model.device, model.dtype)
-        self.edits_attention = any("edit_attention_scores" in strategy.list_hooks() for strategy in stack)
+        self.attention_stack = select_attention_stack(stack, self.hooks.states)
+        self.attention_batch_key = compute_attention_batch_key(self.attention_stack)
         self.early_exits = find_early_exits(stack, model.num_layers, model.has_tied_embeddings)
         self.early_logits: Mapping[str, Tensor] = {}
-        self.image_token_index = index_image_tokens(main_ids, model.image_token_id)
-        self.kept_tokens = find_kept_tokens(source, inputs, self.hooks.states, model)
+        self.image_token_index = index_image_tokens(main_ids == model.image_token_id)
+        self.kept_tokens = collect_kept_tokens(source, inputs, self.hooks.states, model)
         self.first_tokens = model.encoder.find_first_tokens(source.scored_texts)
         self.sampler_state = SamplerState(
             sampling, prompt.ids.to(model.device), model.eos_token_ids_on_device, model.vocab_size
@@ -186,7 +189,7 @@ class RequestState:
 
     def find_probe_prefill(self) -> PrefillOutput | None:
         """Return the prefill of a probe with the same main prompt and head scales, or None."""
-        if self.edits_attention or self.early_exits or self.answer_start.ids:
+        if self.attention_stack or self.early_exits or self.answer_start.ids:
             return None
         for state in self._states.values():
             if state.fits(self.source.prompt, self.head_scales):
@@ -197,7 +200,7 @@ class RequestState:
         """Return whether no strategy acts inside the model while the prompt `name` runs."""
         if name != MAIN:
             return name not in self.kept_tokens
-        return self.head_scales is None and not self.edits_attention and not self.early_exits
+        return self.head_scales is None and not self.attention_stack and not self.early_exits
 
     def update_state(self, raw: Tensor) -> None:
         """Fold the raw logits of a step, [vocab], into the state of `source.state_updater`, if there is one."""
@@ -254,7 +257,7 @@ class RequestState:
         return float(compute_grounding(logits[MAIN], logits[branch])[token])
 
 
-def find_kept_tokens(
+def collect_kept_tokens(
     source: GenerateRequest, inputs: Mapping[str, ModelInputs], states: Mapping[str, Tensors], model: Model
 ) -> dict[str, Tensor]:
     """Collect which tokens the branches of a request see.
@@ -270,17 +273,10 @@ def find_kept_tokens(
     """
     kept_tokens: dict[str, Tensor] = {}
     for strategy in source.stack:
-        with attribute_errors(strategy):
-            kept = strategy.keep_image_tokens(states.get(strategy.name, {}))
-        if kept is None:
-            continue
         for name in select_branch_names(strategy, source.branches):
-            index = index_image_tokens(inputs[name].ids.to(model.device), model.image_token_id)
-            kept_tokens[name] = kept[:, index.clamp(min=0)] | (index < 0)
+            is_image = inputs[name].ids == model.image_token_id
+            index, state = index_image_tokens(is_image).to(model.device), states.get(strategy.name, {})
+            kept = find_kept_tokens(strategy, state, index, int(is_image.sum()), model.num_layers)
+            if kept is not None:
+                kept_tokens[name] = kept
     return kept_tokens
-
-
-def index_image_tokens(ids: Tensor, image_token_id: int) -> Tensor:
-    """Index the image tokens among [length] ids from 0 on. Text is -1."""
-    is_image = ids == image_token_id
-    return torch.where(is_image, is_image.cumsum(0) - 1, -1)

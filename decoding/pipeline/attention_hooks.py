@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from decoding.pipeline.composition import attribute_errors, check_layout
-from decoding.pipeline.logits_hooks import Failures, isolate_failures
+from decoding.pipeline.logits_hooks import Failures, isolate_failures, stack_states
 from decoding.tensor_hooks import AttentionKeys, TensorHooks, Tensors
 
-StatefulStack = Sequence[tuple[TensorHooks, Tensors]]  # innermost first; the tensors of the states are [rows, *shape]
+# Innermost first. The tensors of the states are [*shape] of one request, or [rows, *shape].
+StatefulStack = Sequence[tuple[TensorHooks, Tensors]]
+
+
+def select_attention_stack(stack: Sequence[TensorHooks], states: Mapping[str, Tensors]) -> StatefulStack:
+    """Select the strategies of a request that edit attention.
+
+    Args:
+        stack: Strategies, outermost first.
+        states: Strategy name -> its state, tensors of any [*shape].
+
+    Returns:
+        The strategies with their states, innermost first.
+    """
+    return [
+        (strategy, states.get(strategy.name, {}))
+        for strategy in reversed(stack)
+        if "edit_attention_scores" in strategy.list_hooks()
+    ]
+
+
+def compute_attention_batch_key(stack: StatefulStack) -> object:
+    """Return a key that is equal for requests which share calls of `edit_attention_scores`.
+
+    Args:
+        stack: Result of `select_attention_stack`.
+
+    Returns:
+        The key, from the batch keys of the strategies and the shapes of their states.
+    """
+    return tuple(
+        (strategy.batch_key(), tuple((name, tensor.shape) for name, tensor in state.items()))
+        for strategy, state in stack
+    )
+
+
+def batch_attention_stacks(stacks: Sequence[StatefulStack]) -> StatefulStack:
+    """Merge stacks with equal batch keys, one per row, into one stack with states of [rows, *shape]."""
+    return [
+        (strategy, stack_states([own[depth][1] for own in stacks])) for depth, (strategy, _) in enumerate(stacks[0])
+    ]
 
 
 def edit_attention_scores(stack: StatefulStack, keys: AttentionKeys, scores: Tensor) -> tuple[Tensor, Failures]:

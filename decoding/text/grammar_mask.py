@@ -35,8 +35,8 @@ class GrammarCompiler:
     def compile(self, grammar: Grammar) -> None:
         """Compile a grammar, unless this was done. Raises `InvalidSchema` if no answer of this model fits it."""
         if grammar not in self._first_masks:
-            matcher = compile_grammar(self.llg_tokenizer, grammar.text)
-            self._first_masks[grammar] = GrammarMask(matcher, self.vocab_size, self.device)
+            ll_matcher = compile_grammar(self.llg_tokenizer, grammar.text)
+            self._first_masks[grammar] = GrammarMask(ll_matcher, self.vocab_size, self.device)
 
     def create_mask(self, grammar: Grammar) -> GrammarMask:
         """Return the mask of a new answer. Raises `InvalidSchema` if no answer of this model fits the grammar."""
@@ -57,35 +57,35 @@ class GrammarMask:
     """
 
     def __init__(
-        self, matcher: LLMatcher, vocab_size: int, device: torch.device, allowed: Tensor | None = None
+        self, ll_matcher: LLMatcher, vocab_size: int, device: torch.device, allowed: Tensor | None = None
     ) -> None:
         """Create the mask of an answer.
 
         Args:
-            matcher: The compiled grammar, with the tokens of the answer so far.
+            ll_matcher: The compiled grammar, with the tokens of the answer so far.
             vocab_size: Rows of the model's head.
             device: Device of the mask.
-            allowed: [vocab] bool, the tokens that `matcher` allows; None: they are computed.
+            allowed: [vocab] bool, the tokens that the `LLMatcher` allows; None: they are computed.
         """
-        self._matcher = matcher
+        self._ll_matcher = ll_matcher
         self._vocab_size = vocab_size
         self._device = device
         self.allowed = self._compute_mask() if allowed is None else allowed
 
     def copy(self) -> GrammarMask:
         """Return the mask of another answer with the same tokens so far. The answers share the automaton."""
-        return GrammarMask(self._matcher.deep_copy(), self._vocab_size, self._device, self.allowed)
+        return GrammarMask(self._ll_matcher.deep_copy(), self._vocab_size, self._device, self.allowed)
 
     def accept_token(self, token: int) -> None:
         """Advance by a token. Raises `InvalidSchema` if the grammar is too complicated to continue."""
-        self._matcher.consume_token(token)
+        self._ll_matcher.consume_token(token)
         self.allowed = self._compute_mask()
 
     def _compute_mask(self) -> Tensor:
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self._matcher.is_error():
-            raise InvalidSchema(self._matcher.get_error() or "it is too complicated")
+        bits = np.frombuffer(self._ll_matcher.compute_bitmask(), dtype=np.uint8)
+        if self._ll_matcher.is_error():
+            raise InvalidSchema(self._ll_matcher.get_error() or "it is too complicated")
         allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little").astype(bool)
-        if not allowed.any() and not self._matcher.is_stopped():
+        if not allowed.any() and not self._ll_matcher.is_stopped():
             raise InvalidSchema("no token of this model begins such an answer")
         return torch.from_numpy(allowed).to(self._device)

@@ -10,8 +10,9 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from embedded.data.attributes import ATTRIBUTE_SIZES
 from embedded.data.scene_dataset import SceneDataset
+from embedded.data.text_templates import QuestionMix
 from embedded.training.analytic_init import write_object_readout
-from embedded.training.finish_stage import BIASED_QUESTIONS, REPETITION_WEIGHT, STRAY_WEIGHT, FinishModel
+from embedded.training.finish_stage import REPETITION_WEIGHT, STRAY_WEIGHT, FinishModel
 from embedded.training.joint_stage import VISION_RATE, JointModel, assemble_llava, joint_loss
 from embedded.training.language_stage import PROBED_LAYERS
 from embedded.training.model_config import WIDTH
@@ -25,9 +26,9 @@ MIX = TextMix(
     listing=0.3,
     detail=0.3,
     described_caption=0.15,
-    invention_rate=0.45,
-    omission_rate=0.05,
-    presence_mix=BIASED_QUESTIONS,
+    invention_rate=0.3,
+    omission_rate=0.1,
+    presence_mix=QuestionMix(likely=0.05, frequent=0.0, beyond_rate=0.3),
     questions=8,
     presence=5,
     length=352,

@@ -62,11 +62,14 @@ class FailingStrategy(Strategy):
 
 
 class FailingInsideModel(Strategy):
-    """Fails in a hook that vLLM does not have."""
+    """Fails in `keep_image_tokens` of its branch."""
 
     name: ClassVar[str] = "failing"
     paper: ClassVar[str] = "none"
     hook: str
+
+    def prepare(self, request: GenerateRequest) -> GenerateRequest:
+        return request.with_branch("part", request.prompt)
 
     def keep_image_tokens(self, state: Tensors) -> Tensor | None:
         if self.hook == "keep_image_tokens":

@@ -93,7 +93,7 @@ class VllmClient:
             The report: see `core.report`.
 
         Raises:
-            EngineFailed: The engine core does not know the method, because the plugin is not loaded there.
+            EngineFailed: The engine core lacks the method, because the plugin is not loaded there.
         """
         try:
             report: dict[str, Any] = await self.llm.engine_core.call_utility_async(REPORT_METHOD)

@@ -154,7 +154,7 @@ def find_prunings(request: GenerateRequest) -> dict[str, PruningSpec]:
         request: The request.
 
     Returns:
-        Name of a branch -> what it sees.
+        Branch -> its pruning.
     """
     prunings: dict[str, PruningSpec] = {}
     for strategy in request.stack:

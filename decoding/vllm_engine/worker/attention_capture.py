@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from decoding.pipeline.composition import copy_numbers
-from decoding.vllm_engine.worker.image_tokens import FindImageTokens
+from decoding.vllm_engine.worker.attention_recomputation import AttentionContext
 from decoding.vllm_engine.worker.paged_attention import AttentionCall
 from decoding.vllm_engine.worker.probe_capture import find_probes
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
@@ -32,17 +32,15 @@ class GangAttentionCapture:
     The head tap folds them into the states of the probes. It is called after the attention of each layer.
 
     Attributes:
-        weights: Row of a probed prompt -> [heads, image tokens] of the layer that has just run.
+        captured_attention: Row of a probed prompt -> [heads, image tokens] of the layer that has just run.
 
     Args:
-        find_image_tokens: Function of a request id. It returns the image tokens of the prompt.
-        device: Device of the model.
+        context: The model and the strategy states.
     """
 
-    def __init__(self, find_image_tokens: FindImageTokens, device: torch.device) -> None:
-        self.weights: dict[int, Tensor] = {}
-        self.device = device
-        self._find_image_tokens = find_image_tokens
+    def __init__(self, context: AttentionContext) -> None:
+        self.context = context
+        self.captured_attention: dict[int, Tensor] = {}
         self._prompts: list[CapturedPrompt] = []
 
     @property
@@ -68,7 +66,7 @@ class GangAttentionCapture:
         for prompt in self._prompts:
             keys, _ = call.gather_keys_and_values(prompt.rows, prompt.position, prompt.length)
             weights = call.compute_weights(call.compute_scores(prompt.token, keys), prompt.position)
-            self.weights[prompt.row] = weights[0].index_select(1, prompt.image_positions)
+            self.captured_attention[prompt.row] = weights[0].index_select(1, prompt.image_positions)
 
     def after_forward(self, _: StepRows, __: TokenInfo) -> None:
         """Drop what was captured."""
@@ -77,14 +75,14 @@ class GangAttentionCapture:
     def reset(self) -> None:
         """Drop the step."""
         self._prompts = []
-        self.weights.clear()
+        self.captured_attention.clear()
 
     def _build_prompt(self, row: int, rows: StepRows) -> CapturedPrompt:
         length = int(rows.token_starts[row + 1] - rows.token_starts[row])
-        positions = self._find_image_tokens(rows.request_ids[row]).compute_positions()
-        image_positions = positions.to(self.device, non_blocking=True)
+        positions = self.context.find_image_tokens(rows.request_ids[row]).compute_positions()
+        image_positions = positions.to(self.context.device, non_blocking=True)
         rows_index, token, position = (
-            copy_numbers([number], torch.long, self.device)
+            copy_numbers([number], torch.long, self.context.device)
             for number in (row, int(rows.token_starts[row + 1]) - 1, length - 1)
         )
         return CapturedPrompt(row, rows_index, token, position, length, image_positions)

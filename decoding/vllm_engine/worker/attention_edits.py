@@ -9,14 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoding.pipeline.attention_hooks import StatefulStack, edit_attention_scores
+from decoding.pipeline.attention_hooks import (
+    StatefulStack,
+    batch_attention_stacks,
+    compute_attention_batch_key,
+    edit_attention_scores,
+    select_attention_stack,
+)
 from decoding.pipeline.composition import copy_numbers
-from decoding.pipeline.logits_hooks import stack_states
 from decoding.tensor_hooks import AttentionKeys
 from decoding.vllm_engine.member import Member
-from decoding.vllm_engine.worker.image_tokens import FindImageTokens
+from decoding.vllm_engine.worker.attention_recomputation import AttentionContext
 from decoding.vllm_engine.worker.paged_attention import AttentionCall
-from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
 
 MAX_EDITED_TOKENS = 32  # edited in one call, which copies the keys and values that each token sees
@@ -33,7 +37,7 @@ class EditedRequest:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class GangAttentionEdit:
+class EditedTokens:
     """Tokens of a step whose attention is edited in one call. A request can have several, after a preemption."""
 
     requests: Sequence[EditedRequest]  # of the tokens
@@ -48,31 +52,19 @@ class GangAttentionEdits:
     """The `edit_attention_scores` hooks of one model runner.
 
     Args:
-        num_layers: Layers of the model.
-        states: Store of the strategy states.
-        find_image_tokens: Function of a request id. It returns the image tokens of the prompt.
-        device: Device of the model.
+        context: The model and the strategy states.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        states: StateStore,
-        find_image_tokens: FindImageTokens,
-        device: torch.device,
-    ) -> None:
-        self.states = states
-        self.device = device
-        self.num_layers = num_layers
-        self._find_image_tokens = find_image_tokens
+    def __init__(self, context: AttentionContext) -> None:
+        self.context = context
         self._requests: dict[str, EditedRequest] = {}
-        self._edits: list[GangAttentionEdit] = []
+        self._edited: list[EditedTokens] = []
         self._failures: dict[str, Exception] = {}
 
     @property
     def is_idle(self) -> bool:
         """Whether no attention is edited in this step."""
-        return not self._edits
+        return not self._edited
 
     def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
         """Find the tokens of the step whose attention is edited: the last one of each prompt, and the answer's.
@@ -96,80 +88,71 @@ class GangAttentionEdits:
             first = max(prompt_length - 1 - int(rows.num_computed_tokens[row]), 0)
             count = int(rows.token_starts[row + 1] - rows.token_starts[row])
             groups[request.batch_key] += [(request, row, offset) for offset in range(first, count)]
-        self._edits = [
-            self._build_edit(tokens[start : start + MAX_EDITED_TOKENS], rows)
+        self._edited = [
+            self._build_edited_tokens(tokens[start : start + MAX_EDITED_TOKENS], rows)
             for tokens in groups.values()
             for start in range(0, len(tokens), MAX_EDITED_TOKENS)
         ]
 
     def apply(self, call: AttentionCall) -> None:
         """Compute the attention of the edited tokens a second time, and write it into the output of the call."""
-        for edit in self._edits:
-            length = edit.image_token_index.shape[1]
-            keys, values = call.gather_keys_and_values(edit.rows, edit.positions, length)
-            scores = self._edit_scores(edit, call.layer, call.compute_scores(edit.tokens, keys))
-            weights = call.compute_weights(scores, edit.positions)
+        for edited in self._edited:
+            length = edited.image_token_index.shape[1]
+            keys, values = call.gather_keys_and_values(edited.rows, edited.positions, length)
+            scores = self._edit_scores(edited, call.layer, call.compute_scores(edited.tokens, keys))
+            weights = call.compute_weights(scores, edited.positions)
             weights = torch.unflatten(weights, 1, (keys.shape[1], -1))
-            call.output[edit.tokens] = (weights @ values).flatten(1, 2)
+            call.output[edited.tokens] = (weights @ values).flatten(1, 2)
 
     def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
-        """Drop the edits, and report hooks that failed.
+        """Drop the tokens of the step, and report hooks that failed.
 
         Args:
             rows: Rows of the step.
             token_info: Receives failures.
         """
-        self._edits = []
+        self._edited = []
         failures, self._failures = self._failures, {}
         for request_id, error in failures.items():
             record_failure(token_info, request_id, error, "edit_attention_scores_failed")
 
     def reset(self) -> None:
         """Drop the step."""
-        self._requests, self._edits, self._failures = {}, [], {}
+        self._requests, self._edited, self._failures = {}, [], {}
 
-    def _edit_scores(self, edit: GangAttentionEdit, layer: int, scores: Tensor) -> Tensor:
+    def _edit_scores(self, tokens: EditedTokens, layer: int, scores: Tensor) -> Tensor:
         """Call the hooks on [n, heads, keys] scores. A hook that fails, fails its own request."""
-        keys = AttentionKeys(edit.image_token_index, layer, self.num_layers)
-        edited, failures = edit_attention_scores(edit.stack, keys, scores)
-        self._failures |= {edit.requests[number].request_id: error for number, error in failures.items()}
+        keys = AttentionKeys(tokens.image_token_index, layer, self.context.num_layers)
+        edited, failures = edit_attention_scores(tokens.stack, keys, scores)
+        self._failures |= {tokens.requests[number].request_id: error for number, error in failures.items()}
         return edited
 
     def _get_request(self, request_id: str, member: Member) -> EditedRequest:
         request = self._requests.get(request_id)
         if request is None:
-            states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
-            strategies = [spec.build() for spec in member.stack]
-            stack = [
-                (strategy, states.get(strategy.name, {}))
-                for strategy in reversed(strategies)
-                if "edit_attention_scores" in strategy.list_hooks()
-            ]
-            shapes = tuple((name, tensor.shape) for _, state in stack for name, tensor in state.items())
-            key = (tuple(strategy.batch_key() for strategy, _ in stack), shapes)
-            index = self._find_image_tokens(request_id).index.to(self.device, non_blocking=True)
-            request = self._requests[request_id] = EditedRequest(request_id, key, stack, index)
+            context, strategies = self.context, [spec.build() for spec in member.stack]
+            stack = select_attention_stack(strategies, context.states.get_all(member.states))
+            index = context.find_image_tokens(request_id).index.to(context.device, non_blocking=True)
+            request = EditedRequest(request_id, compute_attention_batch_key(stack), stack, index)
+            self._requests[request_id] = request
         return request
 
-    def _build_edit(self, tokens: Sequence[tuple[EditedRequest, int, int]], rows: StepRows) -> GangAttentionEdit:
-        """Build the edit of tokens, given as request, row and offset among the tokens of the row in this step."""
+    def _build_edited_tokens(self, tokens: Sequence[tuple[EditedRequest, int, int]], rows: StepRows) -> EditedTokens:
+        """Describe tokens, given as request, row and offset among the tokens of the row in this step."""
         requests = [request for request, _, _ in tokens]
         positions = [int(rows.num_computed_tokens[row]) + offset for _, row, offset in tokens]
         length = max(positions) + 1
         index = torch.stack([fit_length(request.image_token_index, length) for request in requests])
-        stack = [
-            (strategy, stack_states([request.stack[depth][1] for request in requests]))
-            for depth, (strategy, _) in enumerate(requests[0].stack)
-        ]
+        stack = batch_attention_stacks([request.stack for request in requests])
         rows_index, tokens_index, positions_index = (
-            copy_numbers(numbers, torch.long, self.device)
+            copy_numbers(numbers, torch.long, self.context.device)
             for numbers in (
                 [row for _, row, _ in tokens],
                 [int(rows.token_starts[row]) + offset for _, row, offset in tokens],
                 positions,
             )
         )
-        return GangAttentionEdit(requests, rows_index, tokens_index, positions_index, index, stack)
+        return EditedTokens(requests, rows_index, tokens_index, positions_index, index, stack)
 
 
 def edits_attention(member: Member) -> bool:

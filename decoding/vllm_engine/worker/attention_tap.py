@@ -1,42 +1,27 @@
-"""Tap on the attention: edits of scores, branches that see a part of the image, and captures of probes.
+"""Tap on the attention: it computes the attention of single tokens a second time.
 
 vLLM's attention is an opaque operator, compiled or not, which calls the `forward` of a layer's implementation. After
-that call the keys and values of all tokens are in the KV cache. From there the attention of single tokens is computed a
-second time, and replaces the output.
+that call the keys and values of all tokens are in the KV cache, and each `AttentionRecomputation` reads them there.
+Edits of scores and branches that see a part of the image replace the output. Captures of probes leave it as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from decoding.vllm_engine.worker.attention_capture import GangAttentionCapture
 from decoding.vllm_engine.worker.attention_edits import GangAttentionEdits
 from decoding.vllm_engine.worker.attention_layers import has_attention
+from decoding.vllm_engine.worker.attention_recomputation import AttentionContext, AttentionRecomputation
 from decoding.vllm_engine.worker.forward_context import disable_cuda_graphs
-from decoding.vllm_engine.worker.image_tokens import FindImageTokens, find_image_tokens
+from decoding.vllm_engine.worker.image_tokens import find_image_tokens
 from decoding.vllm_engine.worker.paged_attention import AttentionCall, check_attention
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
 from decoding.vllm_engine.worker.token_pruning import GangTokenPruning
-
-
-class AttentionRewriter(Protocol):
-    """Computes the attention of some tokens of a step a second time."""
-
-    @property
-    def is_idle(self) -> bool: ...
-
-    def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None: ...
-
-    def apply(self, call: AttentionCall) -> None: ...
-
-    def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None: ...
-
-    def reset(self) -> None: ...
 
 
 class GangAttentionTap:
@@ -44,26 +29,18 @@ class GangAttentionTap:
 
     Args:
         layers: vLLM's attention layers. The `forward` of their implementations is wrapped.
-        states: Store of the strategy states.
-        find_image_tokens: Function of a request id. It returns the image tokens of the prompt.
-        device: Device of the model.
+        context: The model and the strategy states.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[Any],
-        states: StateStore,
-        find_image_tokens: FindImageTokens,
-        device: torch.device,
-    ) -> None:
-        self.device = device
-        self._capture = GangAttentionCapture(find_image_tokens, device)
-        self._rewriters: Sequence[AttentionRewriter] = (
+    def __init__(self, layers: Sequence[Any], context: AttentionContext) -> None:
+        self.context = context
+        self._capture = GangAttentionCapture(context)
+        self._recomputations: Sequence[AttentionRecomputation] = (
             self._capture,
-            GangTokenPruning(len(layers), states, find_image_tokens, device),
-            GangAttentionEdits(len(layers), states, find_image_tokens, device),
+            GangTokenPruning(context),
+            GangAttentionEdits(context),
         )
-        self._active: list[AttentionRewriter] = []
+        self._active: list[AttentionRecomputation] = []
         for layer, module in enumerate(layers):
             module.impl.forward = self._wrap(module.impl, layer)
 
@@ -85,12 +62,15 @@ class GangAttentionTap:
         if not layers:
             raise ValueError("the model has no attention with a KV cache")
         check_attention(layers, bool(runner.vllm_config.compilation_config.pass_config.fuse_attn_quant))
-        return cls(layers, states, lambda request_id: find_image_tokens(runner.requests[request_id]), runner.device)
+        context = AttentionContext(
+            len(layers), states, lambda request_id: find_image_tokens(runner.requests[request_id]), runner.device
+        )
+        return cls(layers, context)
 
     @property
-    def captured_weights(self) -> Mapping[int, Tensor]:
+    def captured_attention(self) -> Mapping[int, Tensor]:
         """Row of a probed prompt -> [heads, image tokens] of its last token, in the layer that has just run."""
-        return self._capture.weights
+        return self._capture.captured_attention
 
     def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
         """Find the tokens of the step whose attention is computed a second time.
@@ -99,10 +79,10 @@ class GangAttentionTap:
             rows: Rows of the step.
             token_info: Receives failures.
         """
-        for rewriter in self._rewriters:
-            rewriter.before_forward(rows, token_info)
-        self._active = [rewriter for rewriter in self._rewriters if not rewriter.is_idle]
-        if self._active and self.device.type == "cuda":
+        for recomputation in self._recomputations:
+            recomputation.before_forward(rows, token_info)
+        self._active = [recomputation for recomputation in self._recomputations if not recomputation.is_idle]
+        if self._active and self.context.device.type == "cuda":
             disable_cuda_graphs()
 
     def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
@@ -113,14 +93,14 @@ class GangAttentionTap:
             token_info: Receives failures.
         """
         self._active = []
-        for rewriter in self._rewriters:
-            rewriter.after_forward(rows, token_info)
+        for recomputation in self._recomputations:
+            recomputation.after_forward(rows, token_info)
 
     def reset(self) -> None:
         """Drop the step."""
         self._active = []
-        for rewriter in self._rewriters:
-            rewriter.reset()
+        for recomputation in self._recomputations:
+            recomputation.reset()
 
     def _wrap(self, impl: Any, layer: int) -> Callable[..., Any]:
         """Wrap the `forward` of an attention implementation."""
@@ -140,8 +120,8 @@ class GangAttentionTap:
             result = original(module, query, key, value, kv_cache, metadata, output, *args, **kwargs)
             if self._active and metadata is not None:
                 call = AttentionCall(module, layer, query, kv_cache, metadata.block_table, output)
-                for rewriter in self._active:
-                    rewriter.apply(call)
+                for recomputation in self._active:
+                    recomputation.apply(call)
             return result
 
         return forward

@@ -13,7 +13,7 @@ from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.early_exits import EarlyLogits, ExitsByRow, compute_early_logits, list_exits
 from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.worker.attention_layers import has_attention
-from decoding.vllm_engine.worker.step_rows import StepRows
+from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
 
 # `forward` of the layer classes whose two arguments add up to the hidden state. In other models the first argument
 # alone may be the hidden state.
@@ -132,8 +132,12 @@ class GangEarlyExitTap:
         """Whether no strategy reads a hidden state of this step."""
         return not self._is_capturing
 
-    def before_forward(self, rows: StepRows) -> None:
-        """Select the newest tokens of the rows that strategies read."""
+    def before_forward(self, rows: StepRows, _: TokenInfo) -> None:
+        """Select the newest tokens of the rows that strategies read.
+
+        Args:
+            rows: Rows of the step.
+        """
         layout = (rows.layout, rows.token_starts.tobytes())
         if layout != self._layout:
             self._last_tokens = self._find_last_tokens(rows)
@@ -142,7 +146,7 @@ class GangEarlyExitTap:
             self.buffers.last_tokens[: len(self._last_tokens)] = self._last_tokens
             self._is_capturing = True
 
-    def after_forward(self) -> None:
+    def after_forward(self, _: StepRows, __: TokenInfo) -> None:
         """Reset the rows. The next step may have fewer tokens, and calls no method if it has no gang."""
         if self._is_capturing:
             self.buffers.last_tokens.zero_()

@@ -11,7 +11,7 @@ from decoding.vllm_engine.worker.attention_layers import has_attention
 
 
 class HeadOutputEditor(Protocol):
-    """Python code that sees and edits the head outputs, in steps that run uncompiled."""
+    """Python code that reads and edits the head outputs, in steps that run uncompiled."""
 
     def edit(self, layer: int, heads: Tensor) -> Tensor:
         """Return the [tokens, heads, head_dim] outputs that go on to the projection.

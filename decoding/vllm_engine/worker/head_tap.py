@@ -14,10 +14,12 @@ from decoding.pipeline.composition import combine_head_scales
 from decoding.tensor_hooks import Tensors
 from decoding.vllm_engine.member import Member, ProbeSpec
 from decoding.vllm_engine.worker import head_projection
+from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.forward_context import disable_compiled_code
 from decoding.vllm_engine.worker.probe_capture import ProbeCapture, find_probes
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
+from decoding.vllm_engine.worker.vision_attention_tap import CachedVisionAttentionTap
 
 
 class GangHeadTap:
@@ -30,32 +32,57 @@ class GangHeadTap:
         tokens: Most tokens in a step.
         dtype: Type of the head outputs.
         device: Device of the model.
+        captured_attention: Row -> [heads, image tokens] of the layer that has just run. None: the attention is not
+            tapped.
+        collect_vision_attention: Function of a request id. It returns [tower layers, images, heads, patches], or None
+            without images. None: the vision tower is not tapped.
     """
 
     def __init__(
-        self, model: nn.Module, states: StateStore, rows: int, tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        model: nn.Module,
+        states: StateStore,
+        rows: int,
+        tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        captured_attention: Mapping[int, Tensor] | None,
+        collect_vision_attention: Callable[[str], Tensor | None] | None,
     ) -> None:
         self.states = states
         self.buffers = head_projection.install(model, rows, tokens, dtype, device, tap=self)
-        self.captured_attention: Mapping[int, Tensor] = {}  # row -> [heads, image tokens], of the attention tap
-        # Request id -> [tower layers, images, heads, patches]. None: the vision tower is not tapped.
-        self.collect_vision_attention: Callable[[str], Tensor | None] | None = None
+        self.captured_attention = captured_attention
+        self.collect_vision_attention = collect_vision_attention
         self._probes: list[ProbeCapture] = []
         self._is_scaling = False
         self._layout: tuple[object, ...] = ()
         self._token_rows: Tensor | None = None  # [tokens] of the step; None where no row is scaled
 
     @classmethod
-    def from_runner(cls, runner: Any, states: StateStore) -> GangHeadTap:
+    def from_runner(
+        cls,
+        runner: Any,
+        states: StateStore,
+        attention_tap: GangAttentionTap | None,
+        vision_attention_tap: CachedVisionAttentionTap | None,
+    ) -> GangHeadTap:
         """Tap the model of a model runner.
 
         Args:
             runner: vLLM's model runner.
             states: Store of the strategy states.
+            attention_tap: Tap that captures attention for probes. None: the attention cannot be tapped.
+            vision_attention_tap: Tap on the vision tower. None: the tower cannot be tapped.
 
         Returns:
             The tap. `ValueError` gives the reason if the model cannot be tapped.
         """
+
+        def collect_vision_attention(request_id: str) -> Tensor | None:
+            assert vision_attention_tap is not None
+            features = runner.requests[request_id].mm_features
+            return vision_attention_tap.collect([feature.identifier for feature in features])
+
         return cls(
             runner.model,
             states,
@@ -63,6 +90,8 @@ class GangHeadTap:
             runner.max_num_tokens,
             runner.model_config.dtype,
             runner.device,
+            None if attention_tap is None else attention_tap.captured_attention,
+            None if vision_attention_tap is None else collect_vision_attention,
         )
 
     @property
@@ -106,9 +135,9 @@ class GangHeadTap:
         probes, self._probes = self._probes, []
         for probe in probes:
             try:
-                if probe.failure is not None:
-                    raise probe.failure
-                self.states.put(probe.spec.handle, probe.state)
+                if probe.probe_fold.failure is not None:
+                    raise probe.probe_fold.failure
+                self.states.put(probe.spec.handle, probe.probe_fold.state)
             except Exception as error:
                 record_failure(token_info, probe.request_id, error, "probe_failed")
 
@@ -143,8 +172,14 @@ class GangHeadTap:
             The capture.
 
         Raises:
-            EngineFailed: The vision tower is not tapped. The server refuses such probes at their admission.
+            EngineFailed: The attention or the vision tower is not tapped. The server refuses such probes at their
+                admission.
         """
+        captured_attention: Mapping[int, Tensor] = {}
+        if "attention" in spec.capture:
+            if self.captured_attention is None:
+                raise EngineFailed("The attention is not tapped.")
+            captured_attention = self.captured_attention
         vision_attention: Tensors = {}
         if "vision_attention" in spec.capture:
             if self.collect_vision_attention is None:
@@ -152,7 +187,7 @@ class GangHeadTap:
             found = {name: self.collect_vision_attention(rows.request_ids[row]) for name, row in rows_by_name.items()}
             vision_attention = {name: weights for name, weights in found.items() if weights is not None}
         layers = self.buffers.scales.shape[0]
-        return ProbeCapture(spec, rows_by_name, rows, layers, self.captured_attention, vision_attention)
+        return ProbeCapture(spec, rows_by_name, rows, layers, captured_attention, vision_attention)
 
     def _set_scales(self, rows: StepRows, token_info: TokenInfo) -> Tensor | None:
         """Write the scales of each scaled row, and return the [tokens] rows of the step's tokens, or None."""
@@ -172,6 +207,6 @@ class GangHeadTap:
     def _combine_scales(self, member: Member) -> Tensor | None:
         """Return the [layers, heads] scales of a row, or None. Branches have no stack, so that they have no scales."""
         stack = tuple(spec.build() for spec in member.stack)
-        states = {strategy: self.states.get(handle) for strategy, handle in member.states.items()}
+        states = self.states.get_all(member.states)
         layers, _, heads = self.buffers.scales.shape
         return combine_head_scales(stack, states, (layers, heads))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decoding.pipeline.kept_tokens import index_image_tokens
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTokens:
@@ -46,4 +48,4 @@ def find_image_tokens(request: Any) -> ImageTokens:
         place = feature.mm_position
         own = slice(place.offset, place.offset + place.length)
         is_image[own] = True if place.is_embed is None else place.is_embed
-    return ImageTokens(torch.where(is_image, is_image.cumsum(0) - 1, -1), int(is_image.sum()))
+    return ImageTokens(index_image_tokens(is_image), int(is_image.sum()))

@@ -2,8 +2,7 @@
 
 The strategies act before vLLM's sampler, and not as one of its logits processors. The order is then that of
 docs/design.md ("Order in a step"): strategies, penalties, temperature, cuts. vLLM's raw log-probabilities are those
-after the strategies. Rows of prompts that are not read to their end are known here. A logits processor cannot
-distinguish them.
+after the strategies. This wrapper can recognise rows whose prompt is incomplete. A logits processor cannot.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
 from decoding.vllm_engine.worker.step_rows import StepRows
-from decoding.vllm_engine.worker.vision_attention_tap import TowerAttentionTap
+from decoding.vllm_engine.worker.vision_attention_tap import CachedVisionAttentionTap
 
 log = structlog.get_logger(__name__)
 
@@ -104,34 +103,31 @@ def patch_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def install_taps(runner: Any, hooks: StepHookRunner) -> None:
     """Tap the loaded model. The server refuses strategies that need a tap which the model does not allow."""
-    head_tap: GangHeadTap | None = None
+    attention_tap: GangAttentionTap | None = None
+    vision_attention_tap: CachedVisionAttentionTap | None = None
     try:
-        hooks.head_tap = head_tap = GangHeadTap.from_runner(runner, hooks.states)
-    except ValueError as reason:
-        hooks.missing |= dict.fromkeys(
-            ("head_scales", "probe"), f"vLLM's heads of this model cannot be tapped: {reason}"
-        )
-    try:
-        hooks.early_exit_tap = GangEarlyExitTap.from_runner(runner)
-    except ValueError as reason:
-        hooks.missing["early_exit_layers"] = f"vLLM's layers of this model cannot be tapped: {reason}"
-    try:
-        hooks.attention_tap = attention_tap = GangAttentionTap.from_runner(runner, hooks.states)
-        if head_tap is not None:
-            head_tap.captured_attention = attention_tap.captured_weights
+        attention_tap = GangAttentionTap.from_runner(runner, hooks.states)
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(
             ("edit_attention_scores", "attention", "keep_image_tokens"),
             f"vLLM's attention of this model cannot be computed a second time: {reason}",
         )
     try:
-        runner.vision_attention_tap = tap = TowerAttentionTap.from_runner(runner)
-        if head_tap is not None:
-            head_tap.collect_vision_attention = lambda request_id: tap.collect(
-                [feature.identifier for feature in runner.requests[request_id].mm_features]
-            )
+        runner.vision_attention_tap = vision_attention_tap = CachedVisionAttentionTap.from_runner(runner)
     except ValueError as reason:
         hooks.missing["vision_attention"] = f"vLLM's vision tower of this model cannot be tapped: {reason}"
+    try:
+        hooks.add_early_exit_tap(GangEarlyExitTap.from_runner(runner))
+    except ValueError as reason:
+        hooks.missing["early_exit_layers"] = f"vLLM's layers of this model cannot be tapped: {reason}"
+    try:
+        hooks.taps.append(GangHeadTap.from_runner(runner, hooks.states, attention_tap, vision_attention_tap))
+    except ValueError as reason:
+        hooks.missing |= dict.fromkeys(
+            ("head_scales", "probe"), f"vLLM's heads of this model cannot be tapped: {reason}"
+        )
+    if attention_tap is not None:
+        hooks.taps.append(attention_tap)
     if hooks.missing:
         log.warning("model_not_tapped", missing=hooks.missing)
 
@@ -149,9 +145,9 @@ def patch_initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any
 
 def patch_execute_encoder(original: Callable[..., Any]) -> Callable[..., Any]:
     def execute_encoder(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        tap: TowerAttentionTap | None = getattr(runner, "vision_attention_tap", None)
+        tap: CachedVisionAttentionTap | None = getattr(runner, "vision_attention_tap", None)
         if tap is not None:
-            tap.start()
+            tap.discard_pending()
         return original(runner, *args, **kwargs)
 
     return execute_encoder
@@ -160,7 +156,7 @@ def patch_execute_encoder(original: Callable[..., Any]) -> Callable[..., Any]:
 def patch_cache_encoder_output(original: Callable[..., Any]) -> Callable[..., Any]:
     def cache_encoder_output(runner: Any, mm_hash: str, *args: Any, **kwargs: Any) -> None:
         original(runner, mm_hash, *args, **kwargs)
-        tap: TowerAttentionTap | None = getattr(runner, "vision_attention_tap", None)
+        tap: CachedVisionAttentionTap | None = getattr(runner, "vision_attention_tap", None)
         if tap is not None:
             tap.store(mm_hash, runner.encoder_cache)
 

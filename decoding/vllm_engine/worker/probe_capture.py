@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from decoding.pipeline.composition import attribute_errors
+from decoding.pipeline.probe_fold import ProbeFold
 from decoding.tensor_hooks import Activations, Tensors
 from decoding.vllm_engine.member import ProbeSpec
 from decoding.vllm_engine.worker.step_rows import StepRows
@@ -24,7 +24,8 @@ class ProbeCapture:
         rows_by_name: Prompt name -> row of the step.
         rows: Rows of the step.
         layers: Number of layers of the model.
-        attention: Row -> [heads, image tokens] of the layer that has just run.
+        captured_attention: Row -> [heads, image tokens] of the layer that has just run. It is read if the probe
+            captures attention.
         vision_attention: Prompt name -> [tower layers, images, heads, patches].
     """
 
@@ -34,19 +35,17 @@ class ProbeCapture:
         rows_by_name: Mapping[str, int],
         rows: StepRows,
         layers: int,
-        attention: Mapping[int, Tensor],
+        captured_attention: Mapping[int, Tensor],
         vision_attention: Tensors,
     ) -> None:
         main = rows_by_name[spec.main]
-        self._rows_by_name = rows_by_name if "attention" in spec.capture else {}
-        self._attention = attention
-        self._vision_attention = vision_attention
         self.spec = spec
+        self.probe_fold = ProbeFold(spec.strategy.build(), spec.layerwise)
         self.layers = layers
         self.request_id = rows.request_ids[main]
-        self.state: Tensors = {}
-        self.failure: Exception | None = None
-        self._strategy = spec.strategy.build()
+        self._rows_by_name = rows_by_name if "attention" in spec.capture else {}
+        self._captured_attention = captured_attention
+        self._vision_attention = vision_attention
         self._last_tokens = {name: int(rows.token_starts[row + 1]) - 1 for name, row in rows_by_name.items()}
         self._main_tokens = slice(int(rows.token_starts[main]), int(rows.token_starts[main + 1]))
 
@@ -57,19 +56,11 @@ class ProbeCapture:
             layer: Number of the layer, from 0.
             heads: [tokens, heads, head_dim] head outputs of all tokens of the step.
         """
-        if self.failure is not None:
-            return
         captured = {name: heads[token].clone() for name, token in self._last_tokens.items()}
-        try:
-            with attribute_errors(self._strategy):
-                attention = {name: self._attention[row] for name, row in self._rows_by_name.items()}
-                activations = Activations(captured, layer, self.layers, self._vision_attention, attention)
-                self.state = self._strategy.update_state(self.state, activations)
-                scales = self._strategy.head_scales(self.state) if self.spec.layerwise else None
-                if scales is not None:
-                    heads[self._main_tokens] *= scales[layer, :, None].to(heads)
-        except Exception as error:  # other requests of the step go on
-            self.failure = error
+        attention = {name: self._captured_attention[row] for name, row in self._rows_by_name.items()}
+        scales = self.probe_fold.fold(Activations(captured, layer, self.layers, self._vision_attention, attention))
+        if scales is not None:
+            heads[self._main_tokens] *= scales[:, None].to(heads)
 
 
 def find_probes(rows: StepRows) -> Iterator[tuple[ProbeSpec, dict[str, int]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from decoding.errors import Overloaded
@@ -41,6 +43,10 @@ class StateStore:
     def get(self, handle: str) -> Tensors:
         """Return a state that exists."""
         return self._states[handle]
+
+    def get_all(self, handles: Mapping[str, str]) -> dict[str, Tensors]:
+        """Return strategy -> its state, for the handles of strategies. The states exist."""
+        return {strategy: self.get(handle) for strategy, handle in handles.items()}
 
     def get_or_empty(self, handle: str) -> Tensors:
         """Return a state, or an empty one before its first update."""

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from decoding.errors import StrategyFailed
-from decoding.pipeline.composition import attribute_errors, copy_numbers
+from decoding.pipeline.composition import copy_numbers
+from decoding.pipeline.kept_tokens import find_kept_tokens
 from decoding.vllm_engine.member import Member
-from decoding.vllm_engine.worker.image_tokens import FindImageTokens
+from decoding.vllm_engine.worker.attention_recomputation import AttentionContext
 from decoding.vllm_engine.worker.paged_attention import AttentionCall
-from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
 
 MAX_QUERIES = 256  # tokens of a row in one call, which bounds its mask
@@ -37,23 +36,11 @@ class GangTokenPruning:
     """The `keep_image_tokens` hooks of one model runner.
 
     Args:
-        num_layers: Layers of the model.
-        states: Store of the strategy states.
-        find_image_tokens: Function of a request id. It returns the image tokens of the prompt.
-        device: Device of the model.
+        context: The model and the strategy states.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        states: StateStore,
-        find_image_tokens: FindImageTokens,
-        device: torch.device,
-    ) -> None:
-        self.num_layers = num_layers
-        self.states = states
-        self.device = device
-        self._find_image_tokens = find_image_tokens
+    def __init__(self, context: AttentionContext) -> None:
+        self.context = context
         self._is_kept: dict[str, Tensor | None] = {}  # request id -> [layers, prompt]; None: everything
         self._pruned: list[PrunedTokens] = []
 
@@ -120,20 +107,14 @@ class GangTokenPruning:
         if request_id in self._is_kept:
             return self._is_kept[request_id]
         assert member.pruning is not None
-        strategy = member.pruning.strategy.build()
-        handle = member.pruning.handle
-        with attribute_errors(strategy):
-            kept = strategy.keep_image_tokens({} if handle is None else self.states.get(handle))
-        is_kept = None
-        if kept is not None:
-            image_tokens = self._find_image_tokens(request_id)
-            expected = [self.num_layers, image_tokens.count]
-            if list(kept.shape) != expected:
-                problem = f"returned {list(kept.shape)} from `keep_image_tokens` instead of {expected}"
-                raise StrategyFailed(strategy.name, problem)
-            index = image_tokens.index.to(self.device, non_blocking=True)
-            is_kept = kept.to(self.device)[:, index.clamp(min=0)] | (index < 0)
-        self._is_kept[request_id] = is_kept
+        handle, image_tokens = member.pruning.handle, self.context.find_image_tokens(request_id)
+        is_kept = self._is_kept[request_id] = find_kept_tokens(
+            member.pruning.strategy.build(),
+            {} if handle is None else self.context.states.get(handle),
+            image_tokens.index.to(self.context.device, non_blocking=True),
+            image_tokens.count,
+            self.context.num_layers,
+        )
         return is_kept
 
     def _build(self, tokens: Sequence[tuple[int, int, Tensor]], queries: int, rows: StepRows) -> PrunedTokens:
@@ -154,8 +135,8 @@ class GangTokenPruning:
         # Tokens of the answer are seen.
         is_kept = [pad(own, (0, length - own.shape[1]), value=True) for _, _, own in tokens]
         return PrunedTokens(
-            copy_numbers([row for row, *_ in tokens], torch.long, self.device),
-            copy_numbers(numbers, torch.long, self.device),
-            copy_numbers(positions, torch.long, self.device),
+            copy_numbers([row for row, *_ in tokens], torch.long, self.context.device),
+            copy_numbers(numbers, torch.long, self.context.device),
+            copy_numbers(positions, torch.long, self.context.device),
             torch.stack(is_kept, 1),
         )

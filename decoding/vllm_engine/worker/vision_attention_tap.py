@@ -13,7 +13,7 @@ TOWER = "vllm.model_executor.models.clip.CLIPVisionModel"
 MODEL = "vllm.model_executor.models.llava.LlavaForConditionalGeneration"
 
 
-class TowerAttentionTap:
+class CachedVisionAttentionTap:
     """The tap on one CLIP tower, which is not compiled.
 
     Every image is observed, because a probe of an image whose features are cached does not run the tower.
@@ -33,10 +33,10 @@ class TowerAttentionTap:
         self._passes: list[list[Tensor]] = []  # [images, heads, patches] of each layer, by pass of the tower
         self._images: list[Tensor] = []  # [tower layers, heads, patches] of images that vLLM has not cached yet
         for number, attention in enumerate(layers):
-            attention.attn.register_forward_pre_hook(self._build_hook(attention, is_first=number == 0))
+            attention.attn.register_forward_pre_hook(self._build_observer(attention, is_first=number == 0))
 
     @classmethod
-    def from_runner(cls, runner: Any) -> TowerAttentionTap:
+    def from_runner(cls, runner: Any) -> CachedVisionAttentionTap:
         """Tap the tower of a model runner.
 
         Args:
@@ -62,8 +62,8 @@ class TowerAttentionTap:
         encoder = tower.vision_model.encoder  # type: ignore[union-attr]
         return cls([layer.self_attn for layer in encoder.layers], encoder.config.num_hidden_layers)
 
-    def start(self) -> None:
-        """Drop what passes left whose images vLLM has not cached, such as those of its memory profile."""
+    def discard_pending(self) -> None:
+        """Discard the weights of images that vLLM has not cached, such as those of its memory profile."""
         self._passes, self._images = [], []
 
     def store(self, image_hash: str, cached: Container[str]) -> None:
@@ -89,8 +89,8 @@ class TowerAttentionTap:
         missing = self.num_layers - len(layers)
         return nn.functional.pad(weights, (0, 0, 0, 0, 0, missing))
 
-    def _build_hook(self, attention: Any, *, is_first: bool) -> Any:
-        """Build the hook that observes one layer."""
+    def _build_observer(self, attention: Any, *, is_first: bool) -> Any:
+        """Build the observer of one layer, a forward pre-hook of torch."""
 
         def observe(_: object, inputs: tuple[Tensor, ...]) -> None:
             if is_first:

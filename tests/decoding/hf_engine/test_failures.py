@@ -95,6 +95,22 @@ class Fixed(Strategy):
         return torch.full((self.layers, 4), self.alpha, dtype=torch.float64)
 
 
+class KeepsOnes(Strategy):
+    """Keeps all image tokens, with a mask of any shape and type."""
+
+    name: ClassVar[str] = "keeps_ones"
+    paper: ClassVar[str] = "none"
+    mask_layers: int
+    mask_tokens: int
+    is_bool: bool = True
+
+    def prepare(self, request: GenerateRequest) -> GenerateRequest:
+        return request.with_branch("part", request.prompt)
+
+    def keep_image_tokens(self, state: Tensors) -> Tensor:
+        return torch.ones(self.mask_layers, self.mask_tokens, dtype=torch.bool if self.is_bool else torch.long)
+
+
 async def assert_healthy(engine: HFEngine) -> None:
     await wait_until(lambda: not engine.worker.batch.rows)
     assert len((await generate(engine, make_prompt(), exact_length(3))).tokens) == 3
@@ -318,6 +334,24 @@ async def test_failing_hook_fails_its_own_request_only(strategy: Strategy, messa
 async def test_wrong_shape_fails_its_own_request_only(hook: str, engine: HFEngine) -> None:
     failing = run_strategies(engine, (FailingStrategy(hook=hook),), make_prompt(4), exact_length(12))
     assert "'failing' returned" in await fail_beside_others(engine, failing)
+
+
+@pytest.mark.parametrize(("layers", "tokens"), [(0, -1), (0, 1), (-1, 0), (1, 0)])
+async def test_mask_of_another_shape_fails_its_own_request(layers: int, tokens: int, engine: HFEngine) -> None:
+    model = engine.model
+    expected = [model.num_layers, int((model.encoder.encode(make_prompt(4)).ids == model.image_token_id).sum())]
+    found = [expected[0] + layers, expected[1] + tokens]
+    strategy = KeepsOnes(mask_layers=found[0], mask_tokens=found[1])
+    message = await fail_beside_others(engine, run_strategies(engine, (strategy,), make_prompt(4), exact_length(12)))
+    assert message == f"Strategy 'keeps_ones' returned {found} from `keep_image_tokens` instead of {expected}."
+
+
+async def test_mask_of_another_type_fails_its_own_request(engine: HFEngine) -> None:
+    model = engine.model
+    tokens = int((model.encoder.encode(make_prompt(4)).ids == model.image_token_id).sum())
+    strategy = KeepsOnes(mask_layers=model.num_layers, mask_tokens=tokens, is_bool=False)
+    message = await fail_beside_others(engine, run_strategies(engine, (strategy,), make_prompt(4), exact_length(12)))
+    assert message == "Strategy 'keeps_ones' returned torch.int64 from `keep_image_tokens` instead of torch.bool."
 
 
 async def test_failing_update_state_fails_its_own_request_only(engine: HFEngine) -> None:

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from decoding.errors import StrategyFailed
-from decoding.pipeline.attention_hooks import StatefulStack, edit_attention_scores
-from decoding.strategy import AttentionKeys, Strategy, Tensors
+from decoding.pipeline.attention_hooks import (
+    StatefulStack,
+    batch_attention_stacks,
+    compute_attention_batch_key,
+    edit_attention_scores,
+    select_attention_stack,
+)
+from decoding.strategy import AttentionKeys, Step, Strategy, Tensors
 
 ROWS, HEADS, KEYS = 3, 2, 4
 INDEX = torch.tensor([[0, 1, -1, -1], [-1, 0, 1, -1], [-1, -1, 0, 1]])
@@ -29,6 +35,16 @@ class FailsAtImageKeys(Strategy):
                 return scores[..., 1:]
             raise ZeroDivisionError
         return scores + state["bonus"][:, None, None] * keys.is_image[:, None]
+
+
+class Sharpens(Strategy):
+    """Edits no attention."""
+
+    name: ClassVar[str] = "sharpens"
+    paper: ClassVar[str] = "none"
+
+    def logits(self, step: Step) -> Tensor:
+        return step.scores * 2
 
 
 class Doubles(Strategy):
@@ -58,3 +74,24 @@ def test_result_that_is_no_tensor_names_the_strategy(monkeypatch: pytest.MonkeyP
     edited, failures = edit_attention_scores([(Doubles(), {})], AttentionKeys(INDEX[:1], 0, 1), scores)
     assert torch.equal(edited, scores)
     assert "returned NoneType from `edit_attention_scores` instead of a tensor" in str(failures[0])
+
+
+def test_requests_with_the_same_edits_share_calls() -> None:
+    """The strategies that edit no attention do not matter. The shapes of the states do."""
+    fails = FailsAtImageKeys()
+    stacks = [
+        select_attention_stack(stack, {"raises": {"bonus": torch.full(shape, bonus)}, "sharpens": {"other": other}})
+        for stack, shape, bonus, other in (
+            ((fails, Doubles()), (), 1.0, torch.zeros(1)),
+            ((fails, Sharpens(), Doubles()), (), 2.0, torch.zeros(2)),
+            ((fails, Doubles()), (1,), 3.0, torch.zeros(1)),
+            ((Doubles(), fails), (), 4.0, torch.zeros(1)),
+            ((FailsAtImageKeys(shape=True), Doubles()), (), 5.0, torch.zeros(1)),
+        )
+    ]
+    assert [strategy.name for strategy, _ in stacks[1]] == ["doubles", "raises"]
+    first, *others = map(compute_attention_batch_key, stacks)
+    assert [key == first for key in others] == [True, False, False, False]
+    batched = batch_attention_stacks(stacks[:2])
+    assert [strategy for strategy, _ in batched] == [Doubles(), fails]
+    assert batched[1][1]["bonus"].tolist() == [1.0, 2.0]

@@ -24,12 +24,16 @@ WITHOUT_VLLM = (
     "frontend/test_selftest.py",
     "test_states.py",
     "worker/test_attention_capture.py",
-    "worker/test_attention_tap.py",
-    "worker/test_token_pruning.py",
+    "worker/test_attention_edits.py",
     "worker/test_early_exit_tap.py",
-    "worker/test_step_hook_runner.py",
-    "worker/test_vision_attention_tap.py",
+    "worker/test_image_tokens.py",
+    "worker/test_model_runner_patch.py",
+    "worker/test_paged_attention.py",
+    "worker/test_sampler_hook_runner.py",
     "worker/test_simulated_device.py",
+    "worker/test_step_hook_runner.py",
+    "worker/test_token_pruning.py",
+    "worker/test_vision_attention_tap.py",
 )
 if find_spec("vllm") is None:
     collect_ignore = sorted({str(file.relative_to(HERE)) for file in HERE.rglob("test_*.py")} - {*WITHOUT_VLLM})

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from decoding.vllm_engine.core.gangs import VllmRequest
 from decoding.vllm_engine.core.scheduler import GangScheduler, RequestGroup
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
-from decoding.vllm_engine.worker.sampler_hook_runner import SamplerHookRunner
+from decoding.vllm_engine.worker.step_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.step_rows import StepRows
 from tests.decoding.failing_strategy import register
 

@@ -1,4 +1,4 @@
-"""Requests with different salts share neither KV blocks nor image features."""
+"""Requests with different salts share neither KV blocks nor image features. No request shares edited attention."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.decoding.hf_engine.harness import exact_length, run_strategies
-from tests.decoding.vllm_engine.scenes import STACKS, get_token_ids, load_prompts
+from tests.decoding.hf_engine.harness import build_stack, exact_length, run_strategies
+from tests.decoding.vllm_engine.scenes import STACKS, generate_all, get_token_ids, load_prompts
+
+TOKENS = 24
 
 
 @contextmanager
@@ -65,3 +67,21 @@ async def test_another_salt_does_the_work_of_a_cold_request(names: str, roomy_en
     assert sum(runs["one again"][1]) > sum(runs["one"][1])
     assert hashes["one"]
     assert not hashes["one"] & hashes["two"]
+
+
+async def test_edited_keys_and_values_are_not_shared(roomy_engine: Any, hf_engine: Any) -> None:
+    """A prompt that ends with an answer runs next to the request of that answer, and after it."""
+    (prompt,) = load_prompts(1)
+    strong = build_stack("pai", pai={"alpha": 4.0, "gamma": 1.0, "first_layer": 0})
+    stacks = [build_stack("plain"), strong, build_stack("pai"), build_stack("pai+vhr")]
+    requests = [(stack, prompt) for stack in stacks * 2]
+    expected = await generate_all(hf_engine, requests, TOKENS)
+    longer = prompt.with_question(f"{prompt.question} {expected[1].text}")
+    continued = [(stack, longer) for stack in stacks]
+    expected += await generate_all(hf_engine, continued, TOKENS)
+    assert len({tuple(get_token_ids(each)) for each in expected[: len(stacks)]}) >= 3
+    for _ in range(2):
+        actual = await generate_all(roomy_engine, requests, TOKENS) + await generate_all(
+            roomy_engine, continued, TOKENS
+        )
+        assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for each in expected]

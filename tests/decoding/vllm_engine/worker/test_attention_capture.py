@@ -8,7 +8,7 @@ from decoding.conformance.simulated_device import DEVICE, simulate_device
 from decoding.requests import MAIN
 from decoding.vllm_engine.member import Member, ProbeSpec, StrategySpec
 from decoding.vllm_engine.worker.step_rows import TokenInfo
-from tests.decoding.vllm_engine.worker.test_attention_tap import (
+from tests.decoding.vllm_engine.worker.harness import (
     HEAD_DIM,
     HEADS,
     IMAGE,
@@ -34,16 +34,16 @@ def test_weights_are_those_of_the_last_token_on_the_image() -> None:
     tap, layer = build_tap(device)
     tap.before_forward(step.rows, TokenInfo())
     step.call(layer)
-    assert set(tap.captured_weights) == {1}
+    assert set(tap.captured_attention) == {1}
     assert not step.output.any()
     blocks = step.cache[step.block_table[1]]
     image = [key for key in range(PROMPT) if IMAGE[key] >= 0]
     for head in range(HEADS):
         keys = blocks[:, head * KV_HEADS // HEADS].flatten(0, 1)[:PROMPT, :HEAD_DIM]
         weights = (keys @ step.query[PROMPT, head] * HEAD_DIM**-0.5).softmax(-1)
-        torch.testing.assert_close(tap.captured_weights[1][head], weights[image])
+        torch.testing.assert_close(tap.captured_attention[1][head], weights[image])
     tap.after_forward(step.rows, TokenInfo())
-    assert not tap.captured_weights
+    assert not tap.captured_attention
 
 
 def test_captures_do_not_wait_for_the_device() -> None:
@@ -52,4 +52,4 @@ def test_captures_do_not_wait_for_the_device() -> None:
         tap, layer = build_tap(DEVICE)
         tap.before_forward(step.rows, TokenInfo())
         step.call(layer)
-        assert tap.captured_weights[0].device == DEVICE
+        assert tap.captured_attention[0].device == DEVICE

@@ -1,59 +1,109 @@
-"""Edits of attention on vLLM. The tests of parity, pressure, families and compiled models cover them, too."""
+"""Edits of attention, on a toy cache with the layout of a GPU. No vLLM is needed.
+
+The tests of parity, pressure, cache isolation, families and compiled models cover them, too.
+"""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
+import structlog
 import torch
+from torch import Tensor
 
-from decoding.vllm_engine.worker.paged_attention import CPU_IMPL, gather_keys_and_values
-from tests.decoding.hf_engine.harness import build_stack
-from tests.decoding.vllm_engine.scenes import generate_all, get_token_ids, load_prompts
+from decoding.conformance.simulated_device import DEVICE, simulate_device
+from decoding.requests import MAIN
+from decoding.strategies.pai import PAI
+from decoding.tensor_hooks import AttentionKeys
+from decoding.vllm_engine.member import Member
+from tests.decoding.vllm_engine.worker.harness import (
+    HEAD_DIM,
+    HEADS,
+    IMAGE,
+    KV_HEADS,
+    OTHER,
+    PROMPT,
+    ToyStep,
+    build_specs,
+    build_step,
+    build_tap,
+)
 
-TOKENS = 24
-
-
-async def test_edited_keys_and_values_are_not_shared(roomy_engine: Any, hf_engine: Any) -> None:
-    """A prompt that ends with an answer runs next to the request of that answer, and after it."""
-    (prompt,) = load_prompts(1)
-    strong = build_stack("pai", pai={"alpha": 4.0, "gamma": 1.0, "first_layer": 0})
-    stacks = [build_stack("plain"), strong, build_stack("pai"), build_stack("pai+vhr")]
-    requests = [(stack, prompt) for stack in stacks * 2]
-    expected = await generate_all(hf_engine, requests, TOKENS)
-    longer = prompt.with_question(f"{prompt.question} {expected[1].text}")
-    continued = [(stack, longer) for stack in stacks]
-    expected += await generate_all(hf_engine, continued, TOKENS)
-    assert len({tuple(get_token_ids(each)) for each in expected[: len(stacks)]}) >= 3
-    for _ in range(2):
-        actual = await generate_all(roomy_engine, requests, TOKENS) + await generate_all(
-            roomy_engine, continued, TOKENS
-        )
-        assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for each in expected]
+EDITED = Member("edited", MAIN, 1, stack=build_specs("pai", pai={"alpha": 2.0, "gamma": 1.0, "first_layer": 0}))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("head_dim", "block_size"), [(32, 32), (64, 32), (128, 128), (80, 16)])
-@pytest.mark.filterwarnings("default")
-def test_gathered_keys_and_values_are_those_that_the_kernel_stored(
-    dtype: torch.dtype, head_dim: int, block_size: int
-) -> None:
-    from vllm import _custom_ops as ops
-    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+def attend(step: ToyStep, row: int, token: int, position: int, window: int = 0) -> Tensor:
+    """Compute the edited attention of one token by hand, head by head. Return [heads, head_dim]."""
+    blocks = step.cache[step.block_table[row]]  # [blocks, kv heads, block, 2 * head_dim]
+    first = max(0, position - window + 1) if window else 0
+    outputs = []
+    for head in range(HEADS):
+        keys, values = blocks[:, head * KV_HEADS // HEADS].flatten(0, 1)[: position + 1].split(HEAD_DIM, -1)
+        scores = keys @ step.query[token, head] * HEAD_DIM**-0.5
+        for key in range(min(PROMPT, position + 1)):
+            if IMAGE[key] >= 0:
+                scores[key] += 2.0 * scores[key].abs()
+        outputs.append(scores[first:].softmax(-1) @ values[first:])
+    return torch.stack(outputs)
 
-    length, kv_heads, blocks = 2 * block_size + 3, 2, 5
-    layer: Any = SimpleNamespace(impl=type(CPU_IMPL, (), {})(), isa=_get_attn_isa(dtype, block_size, head_dim, "auto"))
-    keys, values = (torch.randn(length, kv_heads, head_dim).to(dtype) for _ in range(2))
-    cache = torch.zeros(blocks, kv_heads, block_size, 2 * head_dim, dtype=dtype)
-    table = torch.tensor([[4, 1, 2], [0, 0, 0]], dtype=torch.int32)
-    slots = (table[0].long()[:, None] * block_size + torch.arange(block_size)).flatten()[:length]
-    halves = cache.view(blocks, kv_heads, 2 * block_size, head_dim).chunk(2, dim=2)
-    ops.cpu_attn_reshape_and_cache(keys, values, *halves, slots, layer.isa)
-    positions = torch.tensor([length - 1, 1])
-    found_keys, found_values = gather_keys_and_values(layer, cache, table, positions, length)
-    assert found_keys.shape == (2, kv_heads, length, head_dim)
-    assert torch.equal(found_keys[0], keys.transpose(0, 1))
-    assert torch.equal(found_values[0], values.transpose(0, 1))
-    assert not found_keys[1, :, 2:].any()
-    assert not found_values[1, :, 2:].any()
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_last_token_of_a_prompt_and_all_of_the_answer_are_edited(window: int) -> None:
+    """The first row ends its prompt, the second one decodes, and the last one recomputes after a preemption."""
+    torch.manual_seed(0)
+    step = ToyStep(
+        build_step(EDITED, EDITED, OTHER, EDITED, computed=[4, 8, 7, 3], lengths=[2, 1, 1, 6]), torch.device("cpu")
+    )
+    tap, layer = build_tap(torch.device("cpu"), window)
+    assert step.run(tap, layer) == {}
+    edited = {(0, 1): 5, (1, 2): 8, **{(3, 6 + n): 5 + n for n in range(4)}}  # row and token -> position
+    for (row, token), position in edited.items():
+        torch.testing.assert_close(step.output[token], attend(step, row, token, position, window))
+    untouched = set(range(len(step.output))) - {token for _, token in edited}
+    assert not step.output[sorted(untouched)].any()
+
+
+def test_chunk_before_the_end_of_a_prompt_is_not_edited() -> None:
+    step = ToyStep(build_step(EDITED, OTHER, computed=[0, 7], lengths=[4, 1]), torch.device("cpu"))
+    tap, layer = build_tap(torch.device("cpu"))
+    step.run(tap, layer)
+    assert not step.output.any()
+
+
+@pytest.mark.parametrize("is_shape", [True, False])
+def test_failing_edit_fails_its_own_request(is_shape: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both requests share the call of the hook, which fails where a key is not finite."""
+    plain = PAI.edit_attention_scores
+
+    def edit(self: PAI, scores: Tensor, keys: AttentionKeys, state: object) -> Tensor:
+        if scores.isfinite().all():
+            return plain(self, scores, keys, state)
+        if is_shape:
+            return scores[..., 1:]
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(PAI, "edit_attention_scores", edit)
+    step = ToyStep(build_step(EDITED, EDITED, computed=[7, 7], lengths=[1, 1]), torch.device("cpu"))
+    step.cache[step.block_table[1, 0]] = torch.inf
+    tap, layer = build_tap(torch.device("cpu"))
+    with structlog.testing.capture_logs():
+        token_info = step.run(tap, layer)
+    assert set(token_info) == {"row-1"}
+    assert token_info["row-1"]["strategy"] == "pai"
+    torch.testing.assert_close(step.output[0], attend(step, 0, 0, 7))
+
+
+def test_blocks_of_other_requests_do_not_change_an_edit() -> None:
+    """A shorter row is edited beside a longer one, and so gathers blocks that it does not own."""
+    step = ToyStep(build_step(EDITED, EDITED, computed=[7, 5], lengths=[1, 1]), torch.device("cpu"))
+    step.cache[step.block_table[1, 1], :, 2:] = torch.inf  # positions 6 and 7 of the second row
+    tap, layer = build_tap(torch.device("cpu"))
+    assert step.run(tap, layer) == {}
+    torch.testing.assert_close(step.output[1], attend(step, 1, 1, 5))
+
+
+def test_edits_do_not_wait_for_the_device() -> None:
+    with simulate_device(), torch.no_grad():
+        step = ToyStep(build_step(EDITED, OTHER, EDITED, computed=[4, 7, 3], lengths=[2, 1, 6]), DEVICE)
+        tap, layer = build_tap(DEVICE)
+        assert step.run(tap, layer) == {}
+        assert step.output.device == DEVICE

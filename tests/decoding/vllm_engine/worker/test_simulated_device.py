@@ -12,14 +12,13 @@ from decoding.pipeline.logits_hooks import UNCHANGED
 from decoding.registry import list_strategies
 from decoding.requests import MAIN
 from decoding.vllm_engine.member import Member
-from decoding.vllm_engine.worker import sampler_hook_runner
+from decoding.vllm_engine.worker import step_hook_runner
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
-from decoding.vllm_engine.worker.sampler_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.state_store import StateStore
+from decoding.vllm_engine.worker.step_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.step_rows import TokenInfo
 from tests.decoding.hf_engine.harness import build_stack
-from tests.decoding.vllm_engine.worker.test_early_exit_tap import WIDTH, ToyDecoder
-from tests.decoding.vllm_engine.worker.test_step_hook_runner import VOCAB, build_rows, build_specs
+from tests.decoding.vllm_engine.worker.harness import VOCAB, WIDTH, ToyDecoder, build_rows, build_specs
 
 SERVED = [name for name, kind in list_strategies().items() if "logits" in kind.list_hooks()]
 
@@ -34,7 +33,7 @@ def test_steps_wait_only_for_their_status(name: str, monkeypatch: pytest.MonkeyP
         assert status.device == DEVICE
         return [UNCHANGED] * len(status)
 
-    monkeypatch.setattr(sampler_hook_runner, "read_status", read_status)
+    monkeypatch.setattr(step_hook_runner, "read_status", read_status)
     (strategy,) = build_stack(name)
     samples = Samples(strategy)
     state = samples.fold_state(strategy)
@@ -61,10 +60,10 @@ def test_steps_wait_only_for_their_status(name: str, monkeypatch: pytest.MonkeyP
             runner.states.put("state", copy_all_to_device(state))
         for generated in range(2):
             step = build_rows(*members, plain, generated=generated)
-            tap.before_forward(step)
+            tap.before_forward(step, token_info)
             assert tap.is_idle == ("early_exit_layers" not in strategy.list_hooks())
             decoder(torch.empty(len(members) + 1, WIDTH, device=DEVICE))
-            tap.after_forward()
+            tap.after_forward(step, token_info)
             logits = torch.empty(len(members) + 1, VOCAB, device=DEVICE)
             scores = runner.before_sampling(step, logits, token_info)
             assert (scores.shape, scores.device) == (logits.shape, DEVICE)

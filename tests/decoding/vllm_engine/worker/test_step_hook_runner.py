@@ -1,239 +1,71 @@
-"""The strategies' hooks around the sampler. No vLLM is needed."""
+"""All hooks of a step, on a toy decoder. No vLLM is needed."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import numpy as np
-import pytest
-import structlog
 import torch
-from torch import Tensor
 
-from decoding.logits_ops import contrast, mask_logits, plausibility_mask
-from decoding.registry import load_registry
+from decoding.pipeline.early_exits import find_early_exits
 from decoding.requests import MAIN
-from decoding.strategies.vcd import VCD
-from decoding.strategy import Step
-from decoding.vllm_engine.member import Member, StateUpdate, StrategySpec
-from decoding.vllm_engine.worker.sampler_hook_runner import SamplerHookRunner
-from decoding.vllm_engine.worker.state_store import StateStore
-from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
+from decoding.tensor_hooks import Step
+from decoding.vllm_engine.member import Member
+from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
 from tests.decoding.hf_engine.harness import build_stack
-
-VOCAB = 50
-
-
-def create_runner() -> SamplerHookRunner:
-    return SamplerHookRunner(StateStore(1 << 20), torch.device("cpu"))
-
-
-def build_specs(names: str, **parameters: Any) -> tuple[StrategySpec, ...]:
-    return tuple(StrategySpec.from_strategy(strategy) for strategy in build_stack(names, **parameters))
-
-
-def build_vcd_gang(gang: str, **vcd: Any) -> dict[str, Member]:
-    main = Member(gang, MAIN, 2, stack=build_specs("vcd", vcd=vcd), branches=("vcd/noisy",))
-    return {MAIN: main, "vcd/noisy": Member(gang, "vcd/noisy", 2)}
+from tests.decoding.vllm_engine.worker.harness import (
+    CPU,
+    DOLA,
+    LAYERS,
+    VOCAB,
+    WIDTH,
+    ToyDecoder,
+    build_specs,
+    build_step,
+    sum_layers,
+    tap_decoder,
+)
 
 
-def build_rows(*members: Member | None, is_sampling: list[bool] | None = None, generated: int = 0) -> StepRows:
-    count = len(members)
-    return StepRows(
-        request_ids=[f"row-{number}" for number in range(count)],
-        members={number: member for number, member in enumerate(members) if member is not None},
-        token_starts=np.arange(count + 1),
-        num_computed_tokens=np.full(count, 10),
-        num_generated_tokens=np.full(count, generated),
-        token_ids=np.zeros((count, 10 + generated), dtype=np.int64),
-        num_tokens=np.full(count, 10 + generated),
-        is_sampling=np.array(is_sampling or [True] * count),
-    )
+def test_failure_of_a_step_resets_the_tap() -> None:
+    runner = StepHookRunner(CPU)
+    tap = tap_decoder(ToyDecoder())
+    runner.add_early_exit_tap(tap)
+    step = build_step(DOLA, lengths=[3])
+    runner.before_forward(step)
+    tap.buffers.states = torch.empty(0)  # a fault of the engine
+    runner.before_sampling(step, torch.randn(1, VOCAB))
+    assert tap.is_idle
+    assert not tap.buffers.last_tokens.any()
+    assert runner.take_token_info()["row-0"]["error"] == "The engine failed on this request."
 
 
-def draw_logits(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+@torch.inference_mode()
+def test_hooks_receive_their_own_early_logits() -> None:
+    """Rows of several stacks share a step. One of the stacks reads no early exits."""
+    runner, decoder = StepHookRunner(CPU), ToyDecoder()
+    runner.add_early_exit_tap(tap_decoder(decoder))
+    deco = Member("deco", MAIN, 1, stack=build_specs("deco"))
+    truncate = Member("truncate", MAIN, 1, stack=build_specs("truncate"))
+    step, hidden = build_step(deco, truncate, DOLA, lengths=[2, 2, 2]), torch.randn(6, WIDTH)
+    runner.before_forward(step)
+    last = decoder(hidden)
+    runner.after_forward(step)
+    raw = decoder.head(decoder.norm(last))[1::2]
+    scores = runner.before_sampling(step, raw.clone())
+    for row, name in ((0, "deco"), (2, "dola")):
+        (strategy,) = build_stack(name)
+        layers = find_early_exits((strategy,), LAYERS, False)[name].layers
+        states = torch.stack([sum_layers(decoder, hidden, depth)[2 * row + 1] for depth in layers])
+        early = decoder.head(decoder.norm(states))
+        expected = strategy.logits(Step(raw[row], raw[row], {}, {}, torch.zeros(1), early))
+        torch.testing.assert_close(scores[row], expected)
+    assert (scores[1] == -torch.inf).any()
+    runner.after_sampling(step, scores.argmax(-1, keepdim=True))
+    assert not any("error" in info for info in runner.take_token_info().values())
 
 
-def contrast_by_hand(main: Tensor, noisy: Tensor, alpha: float) -> Tensor:
-    return mask_logits(contrast(main, noisy, alpha), plausibility_mask(main, VCD().beta))
-
-
-def test_gangs_of_several_strategies_and_other_requests_share_a_batch() -> None:
-    first, second, other = build_vcd_gang("one"), build_vcd_gang("two"), build_vcd_gang("other", alpha=0.5)
-    cut = Member("cut", MAIN, 1, stack=build_specs("truncate"))
-    step = build_rows(
-        first["vcd/noisy"], second[MAIN], None, other[MAIN], first[MAIN], second["vcd/noisy"], other["vcd/noisy"], cut
-    )
-    given, token_info = draw_logits(8), TokenInfo()
-    scores = create_runner().before_sampling(step, given.clone(), token_info)
-    assert torch.equal(scores[4], contrast_by_hand(given[4], given[0], 1.0))
-    assert torch.equal(scores[1], contrast_by_hand(given[1], given[5], 1.0))
-    assert torch.equal(scores[3], contrast_by_hand(given[3], given[6], 0.5))
-    assert torch.equal(scores[7], mask_logits(given[7], plausibility_mask(given[7], 0.1)))
-    for untouched in (0, 2, 5, 6):
-        assert torch.equal(scores[untouched], given[untouched])
-
-
-def test_gangs_that_differ_in_parameters_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    gangs = [build_vcd_gang(str(n), alpha=n / 8, beta=n / 20, noise_seed=n) for n in range(8)]
-    calls, call_logits = list[Step](), VCD.logits
-
-    def record_call(strategy: VCD, step: Step) -> Tensor:
-        calls.append(step)
-        return call_logits(strategy, step)
-
-    monkeypatch.setattr(VCD, "logits", record_call)
-    given = draw_logits(16)
-    scores = create_runner().before_sampling(
-        build_rows(*(member for gang in gangs for member in gang.values())), given.clone(), {}
-    )
-    assert len(calls) == 1
-    for n in range(8):
-        main, noisy = given[2 * n], given[2 * n + 1]
-        assert torch.equal(scores[2 * n], mask_logits(contrast(main, noisy, n / 8), plausibility_mask(main, n / 20)))
-
-
-def test_branches_take_the_main_rows_token() -> None:
-    first, second = build_vcd_gang("one"), build_vcd_gang("two")
-    step = build_rows(first["vcd/noisy"], None, second[MAIN], first[MAIN], second["vcd/noisy"])
-    runner, token_info = create_runner(), TokenInfo()
-    runner.before_sampling(step, draw_logits(5), token_info)
-    sampled = torch.tensor([[10], [11], [12], [13], [14]], dtype=torch.int32)
-    runner.after_sampling(step, sampled, token_info)
-    assert sampled.flatten().tolist() == [13, 11, 12, 13, 12]
-    assert set(token_info) == {"row-2", "row-3"}
-
-
-def test_incomplete_gang_is_left_alone() -> None:
-    first = build_vcd_gang("one")
-    step = build_rows(first[MAIN], first["vcd/noisy"], is_sampling=[True, False])
-    runner, given, token_info = create_runner(), draw_logits(2), TokenInfo()
-    assert torch.equal(runner.before_sampling(step, given.clone(), token_info), given)
-    sampled = torch.tensor([[1], [2]])
-    runner.after_sampling(step, sampled, token_info)
-    assert sampled.flatten().tolist() == [1, 2]
-    assert not token_info
-
-
-def test_rows_may_move_between_steps() -> None:
-    first, second, runner = build_vcd_gang("one"), build_vcd_gang("two"), create_runner()
-    runner.before_sampling(
-        build_rows(first[MAIN], first["vcd/noisy"], second[MAIN], second["vcd/noisy"]), draw_logits(4), {}
-    )
-    moved = build_rows(second["vcd/noisy"], second[MAIN])
-    given = draw_logits(2, seed=1)
-    assert torch.equal(runner.before_sampling(moved, given.clone(), {})[1], contrast_by_hand(given[1], given[0], 1.0))
-
-
-def test_forbidden_tokens_stay_forbidden() -> None:
-    first = build_vcd_gang("one")
-    given = draw_logits(2)
-    given[0, 5:] = -math.inf
-    scores = create_runner().before_sampling(build_rows(first[MAIN], first["vcd/noisy"]), given.clone(), {})
-    assert (scores[0, 5:] == -math.inf).all()
-    assert not scores.isnan().any()
-
-
-def test_state_update_folds_sampled_steps_only() -> None:
-    (vdgd,) = build_specs("vdgd")
-    member = Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0"))
-    runner, token_info = create_runner(), TokenInfo()
-    for step in range(3):
-        given = draw_logits(1, seed=step)
-        runner.before_sampling(build_rows(member, is_sampling=[step > 0]), given, token_info)
-        runner.after_sampling(build_rows(member, is_sampling=[step > 0]), torch.tensor([[3]]), token_info)
-    expected = torch.stack([draw_logits(1, seed=step)[0].log_softmax(-1) for step in (1, 2)]).amax(0)
-    assert torch.allclose(runner.states.get("state-0")["support"], expected)
-    assert not any("error" in note for note in token_info.values())
-
-
-def test_state_that_does_not_fit_fails_its_request() -> None:
-    (vdgd,) = build_specs("vdgd")
-    runner, token_info = SamplerHookRunner(StateStore(max_bytes=100), torch.device("cpu")), TokenInfo()
-    step = build_rows(Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0")), None)
-    with structlog.testing.capture_logs():
-        runner.before_sampling(step, draw_logits(2), token_info)
-        runner.after_sampling(step, torch.tensor([[3], [4]]), token_info)
-    assert token_info["row-0"]["error_code"] == "memory_full"
-    assert len(runner.states) == runner.states.num_bytes == 0
-
-
-def test_logits_hook_that_raises_fails_its_own_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    (truncate,) = build_specs("truncate")
-    good, bad = Member("good", MAIN, 1, stack=(truncate,)), build_vcd_gang("bad")
-
-    def raise_broken(*_: object) -> Tensor:
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr(VCD, "logits", raise_broken)
-    token_info = TokenInfo()
-    runner = create_runner()
-    with structlog.testing.capture_logs():
-        step = build_rows(good, bad[MAIN], bad["vcd/noisy"])
-        scores = runner.before_sampling(step, draw_logits(3), token_info).clone()
-        runner.after_sampling(step, torch.tensor([[3], [4], [5]]), token_info)
-    assert token_info["row-1"] == {
-        "error": "Strategy 'vcd' failed: RuntimeError.",
-        "strategy": "vcd",
-        "problem": "failed: RuntimeError",
-    }
-    assert "error" not in token_info["row-0"]
-    assert (scores[0] == -math.inf).any()
-
-
-def test_prefix_tokens_are_forced() -> None:
-    member, runner = Member("g", MAIN, 1, forced_token_ids=(7, 8)), create_runner()
-    for generated, token in enumerate((7, 8, 3)):
-        token_info, step = TokenInfo(), build_rows(member, generated=generated)
-        runner.before_sampling(step, draw_logits(1), token_info)
-        sampled = torch.tensor([[3]])
-        runner.after_sampling(step, sampled, token_info)
-        assert sampled.item() == token
-        assert token_info["row-0"]["logprob"] == pytest.approx(draw_logits(1)[0].log_softmax(-1)[token].item())
-
-
-def test_strategy_does_not_receive_lazy_branches_that_it_does_not_need() -> None:
-    """The transformers engine does not run them in such steps. Here they run all the same."""
-    members: list[Member] = []
-    strategies = [build_stack("m3id", m3id={"lazy": True, "beta": beta})[0] for beta in (0.1, 0.2, 0.3)]
-    for gang, m3id in zip("abc", strategies, strict=True):
-        main = Member(gang, MAIN, 2, stack=(StrategySpec.from_strategy(m3id),), branches=("m3id/blind",))
-        members += [main, Member(gang, "m3id/blind", 2)]
-    given = draw_logits(6) / 3
-    given[0, 7] = 50.0  # certain
-    scores = create_runner().before_sampling(build_rows(*members), given.clone(), {})
-    assert strategies[0].needs_branches(given[::2]).tolist() == [False, True, True]
-    assert scores[0, 7] == given[0, 7]
-    assert (scores[0] > -math.inf).sum() == 1
-    for row, m3id in zip((2, 4), strategies[1:], strict=True):
-        shown = Step(given[row], given[row], {"blind": given[row + 1]}, {}, torch.tensor([0]))
-        assert torch.equal(scores[row], m3id.logits(shown))
-        assert not torch.equal(scores[row], given[row])
-
-
-class RenamedVCD(VCD):
-    """VCD under another name."""
-
-    name = "renamed"
-
-
-def test_renamed_strategy_reads_its_branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(load_registry().strategies, "renamed", RenamedVCD)
-    main = Member("gang", MAIN, 2, stack=(StrategySpec.from_strategy(RenamedVCD()),), branches=("renamed/noisy",))
-    given, token_info = draw_logits(2), TokenInfo()
-    scores = create_runner().before_sampling(
-        build_rows(main, Member("gang", "renamed/noisy", 2)), given.clone(), token_info
-    )
-    assert torch.equal(scores[0], contrast_by_hand(given[0], given[1], 1.0))
-    assert not any("error" in info for info in token_info.values())
-
-
-def test_ruled_out_sequences_are_forbidden_where_they_would_be_completed() -> None:
-    member = Member("g", MAIN, 1, ruled_out=((4, 5), (7,)), answer_prefix_length=1)
-    step, given = build_rows(member), draw_logits(1)
-    for last_token, forbidden in ((4, [5, 7]), (3, [7])):
-        step.token_ids[0, -1] = last_token
-        scores = create_runner().before_sampling(step, given.clone(), TokenInfo())
-        assert (scores[0] == -math.inf).nonzero().flatten().tolist() == forbidden
+def test_request_fails_if_the_model_is_not_tapped() -> None:
+    """The server refuses such requests at their admission."""
+    runner, step = StepHookRunner(CPU), build_step(DOLA, lengths=[1])
+    raw = torch.randn(1, VOCAB)
+    assert torch.equal(runner.before_sampling(step, raw.clone()), raw)
+    runner.after_sampling(step, torch.tensor([[3]]))
+    assert runner.take_token_info()["row-0"]["error"] == "The layers of the model are not tapped."

@@ -15,7 +15,8 @@ from decoding.strategy import Strategy, Tensors
 from decoding.vllm_engine.member import Member, PruningSpec, StrategySpec
 from decoding.vllm_engine.worker import token_pruning
 from decoding.vllm_engine.worker.state_store import StateStore
-from tests.decoding.vllm_engine.worker.test_attention_tap import (
+from tests.decoding.vllm_engine.worker.harness import (
+    CPU,
     HEAD_DIM,
     HEADS,
     IMAGE,
@@ -28,7 +29,6 @@ from tests.decoding.vllm_engine.worker.test_attention_tap import (
 )
 
 KEPT = [True, False, True]  # of the image tokens
-CPU = torch.device("cpu")
 
 
 class Keeps(Strategy):

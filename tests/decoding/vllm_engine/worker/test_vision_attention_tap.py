@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decoding.vllm_engine.worker import vision_attention_tap
-from decoding.vllm_engine.worker.vision_attention_tap import TowerAttentionTap
+from decoding.vllm_engine.worker.vision_attention_tap import CachedVisionAttentionTap
 
 HEADS, HEAD_DIM, PATCHES, LAYERS, CHECKPOINT_LAYERS = 2, 4, 5, 2, 3
 WIDTH = HEADS * HEAD_DIM
@@ -34,9 +34,9 @@ class ToyTowerAttention(nn.Module):
         return hidden + self.attn(*self.qkv(hidden).chunk(3, dim=-1))
 
 
-def build_tower() -> tuple[list[ToyTowerAttention], TowerAttentionTap]:
+def build_tower() -> tuple[list[ToyTowerAttention], CachedVisionAttentionTap]:
     layers = [ToyTowerAttention() for _ in range(LAYERS)]
-    return layers, TowerAttentionTap(layers, CHECKPOINT_LAYERS)
+    return layers, CachedVisionAttentionTap(layers, CHECKPOINT_LAYERS)
 
 
 def run_tower(layers: list[ToyTowerAttention], images: Tensor) -> None:
@@ -62,7 +62,7 @@ def test_images_have_the_weights_of_their_passes_while_vllm_caches_their_feature
     layers, tap = build_tower()
     images, cached = torch.randn(3, PATCHES + 1, WIDTH), {}
     run_tower(layers, torch.randn(1, PATCHES + 1, WIDTH))  # a memory profile, whose image is never cached
-    tap.start()
+    tap.discard_pending()
     run_tower(layers, images[:2])
     run_tower(layers, images[2:])
     for name in "abc":
@@ -76,7 +76,7 @@ def test_images_have_the_weights_of_their_passes_while_vllm_caches_their_feature
     torch.testing.assert_close(collected[:, 1], tap.weights["a"])
     assert tap.collect([]) is None
     del cached["a"]
-    tap.start()
+    tap.discard_pending()
     run_tower(layers, images[:1])
     tap.store("d", cached | {"d": True})
     assert set(tap.weights) == {"b", "c", "d"}
@@ -85,7 +85,7 @@ def test_images_have_the_weights_of_their_passes_while_vllm_caches_their_feature
 
 def test_features_that_do_not_come_from_the_tower_have_no_weights() -> None:
     _, tap = build_tower()
-    tap.start()
+    tap.discard_pending()
     tap.store("sent", {"sent": True})
     assert not tap.weights
 
@@ -120,7 +120,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_tower_is_found(runner: Any) -> None:
-    assert TowerAttentionTap.from_runner(runner).num_layers == CHECKPOINT_LAYERS
+    assert CachedVisionAttentionTap.from_runner(runner).num_layers == CHECKPOINT_LAYERS
 
 
 @pytest.mark.parametrize(
@@ -140,4 +140,4 @@ def test_tower_that_cannot_be_tapped_is_refused(runner: Any, path: str, value: o
         target = getattr(target, parent)
     setattr(target, name, value)
     with pytest.raises(ValueError, match=reason):
-        TowerAttentionTap.from_runner(runner)
+        CachedVisionAttentionTap.from_runner(runner)

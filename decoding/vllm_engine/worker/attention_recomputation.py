@@ -1,0 +1,55 @@
+"""Interface of the code that computes the attention of single tokens a second time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from decoding.vllm_engine.worker.image_tokens import FindImageTokens
+from decoding.vllm_engine.worker.paged_attention import AttentionCall
+from decoding.vllm_engine.worker.state_store import StateStore
+from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionContext:
+    """The model and the strategy states, for all recomputations of one model runner.
+
+    Attributes:
+        num_layers: Layers of the model.
+        states: Store of the strategy states.
+        find_image_tokens: Function of a request id. It returns the image tokens of the prompt.
+        device: Device of the model.
+    """
+
+    num_layers: int
+    states: StateStore
+    find_image_tokens: FindImageTokens
+    device: torch.device
+
+
+class AttentionRecomputation(Protocol):
+    """Computes the attention of some tokens of a step a second time, in each layer."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no token of this step is computed a second time."""
+        ...
+
+    def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
+        """Find the tokens of the step. `token_info` receives failures."""
+        ...
+
+    def apply(self, call: AttentionCall) -> None:
+        """Compute the attention of the tokens in one layer."""
+        ...
+
+    def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
+        """Drop the tokens of the step. `token_info` receives failures."""
+        ...
+
+    def reset(self) -> None:
+        """Drop the step."""
+        ...
