@@ -105,7 +105,7 @@ async def list_batches(
     documents = await store.list_batches(owner, limit + 1, after)
 
     def parse(document: str) -> Batch:
-        return runner.describe_progress(Batch.model_validate_json(document))
+        return runner.progress.describe(Batch.model_validate_json(document))
 
     return await run_sync(build_page, BatchList, documents, limit, parse, limiter=service.work_limiter)
 
@@ -113,7 +113,7 @@ async def list_batches(
 @router.get("/{batch_id}")
 async def retrieve_batch(batch_id: str, store: StoreDep, runner: RunnerDep, owner: OwnerDep) -> Batch:
     """Retrieve a batch with its status, counts and file ids. While it waits for storage, `errors` has the reason."""
-    return runner.describe_progress(await store.get_batch(owner, batch_id))
+    return runner.progress.describe(await store.get_batch(owner, batch_id))
 
 
 @router.post("/{batch_id}/cancel", dependencies=[SameSite])

@@ -15,7 +15,14 @@ from server.threads import run_to_end
 from tests.server.conftest import StartServer, chat_request, image_messages
 
 SERVER = Path(__file__).parents[2] / "server"
-FILE_MODULES = {"batch/results.py", "batch/runner.py", "batch/store.py", "batch/uploads.py", "routes/files.py"}
+FILE_MODULES = {
+    "batch/line_workers.py",
+    "batch/results.py",
+    "batch/runner.py",
+    "batch/store.py",
+    "batch/uploads.py",
+    "routes/files.py",
+}
 
 
 def work(seconds: float) -> float:

@@ -11,13 +11,14 @@ from typing import Any
 import aiosqlite
 import pytest
 
-from server.batch import runner
+from server.batch import progress, runner
 from tests.server.batch.faults import FaultyCalls
 
 
 @pytest.fixture
 def retry_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "STORE_RETRY_DELAY", 0.05)
+    for module in (progress, runner):
+        monkeypatch.setattr(module, "STORE_RETRY_DELAY", 0.05)
 
 
 @pytest.fixture

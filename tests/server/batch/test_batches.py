@@ -16,7 +16,7 @@ from openai.types import Batch, FileObject
 from structlog.typing import EventDict
 
 from decoding.errors import EngineFailed, Overloaded
-from server.batch import runner
+from server.batch import line_workers
 from server.batch.store import BatchStore, get_result_file_ids
 from tests.server.batch.harness import CHAT, count_lines, create_batch, make_line, read_results, stop, wait_for_status
 from tests.server.conftest import FakeServer, StartServer, chat_request, wait_until
@@ -102,7 +102,7 @@ async def test_invalid_file_fails_the_batch(
 
 
 async def test_full_queue_delays_a_line(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "RETRY_DELAY", 0.01)
+    monkeypatch.setattr(line_workers, "RETRY_DELAY", 0.01)
     server = await start_server(FakeEngine(failure=Overloaded("Full.")))
     batch = await create_batch(server, make_line(1))
     await asyncio.sleep(0.1)
@@ -181,7 +181,7 @@ async def test_crash_while_finishing_loses_no_answer(
 
     async def crash(store: BatchStore, *names: str, **fields: Any) -> Batch | None:
         if fields.get("status") == "completed":
-            raise runner.BatchInterrupted
+            raise line_workers.BatchInterrupted
         return await update_batch(store, *names, **fields)
 
     with monkeypatch.context() as patch:
@@ -209,7 +209,7 @@ async def test_lines_are_parsed_in_threads(server: FakeServer, monkeypatch: pyte
         return call
 
     for name in ("parse_validated_line", "parse_request"):
-        monkeypatch.setattr(runner, name, record_thread(getattr(runner, name)))
+        monkeypatch.setattr(line_workers, name, record_thread(getattr(line_workers, name)))
     await wait_for_status(server, await create_batch(server, make_line(1), make_line(2)))
     assert len(threads) == 4
     assert threading.get_ident() not in threads

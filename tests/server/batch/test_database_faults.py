@@ -10,7 +10,7 @@ import aiosqlite
 import pytest
 from openai import NotFoundError
 
-from server.batch import runner
+from server.batch import line_workers
 from server.batch.data_folder import DataFolderError
 from server.batch.store import BatchStore, get_result_file_ids
 from tests.server.batch.faults import LINES, FaultyCalls, assert_complete
@@ -83,7 +83,7 @@ async def test_failed_batch_keeps_its_answers_and_has_a_reason(
     def fail(*_: object) -> None:
         raise RuntimeError("a mistake of the server")
 
-    monkeypatch.setattr(runner, "is_over", fail)
+    monkeypatch.setattr(line_workers, "is_over", fail)
     batch = await wait_for_status(server, batch)
     assert batch.status == "failed"
     assert batch.errors is not None

@@ -16,7 +16,7 @@ import pytest
 from anyio.to_thread import run_sync
 from openai import APIStatusError, NotFoundError
 
-from server.batch import data_folder, runner, store
+from server.batch import data_folder, store
 from server.batch.data_folder import DataFolder, write_all
 from server.errors import StorageFull
 from tests.server.batch.faults import LINES, assert_complete, wait_for_reason
@@ -24,10 +24,7 @@ from tests.server.batch.harness import create_batch, make_line, read_results, st
 from tests.server.conftest import FakeServer, StartServer, wait_until
 from tests.server.fakes import FakeEngine
 
-
-@pytest.fixture(autouse=True)
-def _retry_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "STORE_RETRY_DELAY", 0.05)
+pytestmark = pytest.mark.usefixtures("retry_soon")
 
 
 def get_stored_bytes(server: FakeServer) -> int:

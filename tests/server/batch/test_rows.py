@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.batch import jsonl, runner
+from server.batch import jsonl, line_workers
 from tests.server.batch.harness import create_batch, make_line, wait_for_status
 from tests.server.conftest import FakeServer, StartServer, wait_until
 from tests.server.fakes import FakeEngine
@@ -72,7 +72,8 @@ async def test_lines_in_memory_are_bounded_over_all_keys(
     for key in keys:
         server.openai.api_key = key
         batches.append((key, await create_batch(server, *(make_line(number) for number in range(8)))))
-        monkeypatch.setattr(runner, "parse_validated_line", count)  # after the validation of the first batch has begun
+        # after the validation of the first batch has begun
+        monkeypatch.setattr(line_workers, "parse_validated_line", count)
     for key, batch in batches:
         server.openai.api_key = key
         assert (await wait_for_status(server, batch)).status == "completed"

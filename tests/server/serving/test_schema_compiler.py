@@ -16,7 +16,7 @@ import pytest
 from structlog.typing import EventDict
 
 from decoding.sampling_params import Grammar
-from server.batch import runner
+from server.batch import line_workers
 from server.serving import schema_compiler
 from server.serving.schema_compiler import GRAMMAR_BYTES, GrammarCheckFailed, GrammarCheckProcess, SchemaCompiler
 from tests.hostile_schemas import intersect_patterns
@@ -83,7 +83,7 @@ async def test_schema_that_takes_long_is_refused(server: FakeServer, monkeypatch
 
 @pytest.mark.usefixtures("low_memory")
 async def test_every_route_refuses_the_schema(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "RETRY_DELAY", 0.01)
+    monkeypatch.setattr(line_workers, "RETRY_DELAY", 0.01)
     text = {"format": {"type": "json_schema", "name": "text", "schema": intersect_patterns(40)}}
     response = await server.http.post("/v1/responses", json={"model": "tiny", "input": "a", "text": text})
     assert get_code(response) == (400, "invalid_schema")
