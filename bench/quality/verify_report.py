@@ -103,7 +103,7 @@ def format_time_rows(times: Mapping[str, Any]) -> Iterable[str]:
 
 
 def format_report(figures: Mapping[str, Any], tuning: Mapping[str, Any]) -> str:
-    """Format all tables."""
+    """Format the tables of all parts that have been measured."""
     signals = DetectionResult.model_validate(figures["signals"])
     parts = [f"{figures['scenes']} scenes of the seed {figures['seed']}. {describe_origin(figures['greedy_measured'])}"]
     titles = {"greedy": "Greedy:", "sampled": f"Temperature 1, seeds {', '.join(map(str, figures['seeds']))}:"}
@@ -117,9 +117,10 @@ def format_report(figures: Mapping[str, Any], tuning: Mapping[str, Any]) -> str:
         f"Parameters of `verify` on {tuning['scenes']} other scenes, of the seed {tuning['seed']}:\n\n"
         + "\n".join(format_arm_rows(tuning["parameters"])),
         "\n".join(format_debias_rows(tuning["debias"])),
-        f"Time of a caption. {describe_origin(figures['time_measured'])}\n\n"
-        + "\n".join(format_time_rows(figures["time"])),
     ]
+    if "time" in figures:
+        rows = "\n".join(format_time_rows(figures["time"]))
+        parts.append(f"Time of a caption. {describe_origin(figures['time_measured'])}\n\n{rows}")
     return "\n\n".join(parts)
 
 

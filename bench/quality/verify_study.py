@@ -1,6 +1,6 @@
 """Effect of `verify` and `check` on fresh scenes.
 
-    python -m bench.quality.verify_study --seed 775102 --scenes 400 --write
+    python -m bench.quality.verify_study --seed 801223 --scenes 400 --write
     python -m bench.quality.verify_study --seed 414201 --scenes 200 --tune --write
 
 The seed draws scenes with the prior and the view of the held-out ones. The captions are scored by the official
@@ -408,7 +408,7 @@ def summarize_cost(captions: Sequence[Caption]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=775102, help="seed of the scenes")
+    parser.add_argument("--seed", type=int, default=801223, help="seed of the scenes")
     parser.add_argument("--scenes", type=int, default=400)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="measure these, keep the others")
     parser.add_argument("--tune", action="store_true", help="compare shares of debias and thresholds instead")

@@ -49,7 +49,7 @@ class TestBrowser:
 
     def test_first_sample_is_loaded(self, page: Page) -> None:
         expect(page.get_by_role("img", name="The chosen image")).to_be_visible()
-        expect(page.get_by_role("button", name="savanna")).to_have_attribute("aria-pressed", "true")
+        expect(page.get_by_role("button", name="street")).to_have_attribute("aria-pressed", "true")
         expect(page.locator(".summary").last).to_contain_text("check each thing")
         expect(page.locator("[data-colours=check]")).to_contain_text("AUROC of 0.9")
         expect(page.locator("[data-colours=check]")).to_contain_text("held-out scenes")
