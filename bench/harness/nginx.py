@@ -32,8 +32,8 @@ def run_nginx(program: str, ports: Sequence[int], directives: str = "") -> Itera
         with socket.socket() as free_socket:
             free_socket.bind(("127.0.0.1", 0))
             port = free_socket.getsockname()[1]
-        upstreams = "".join(f"server 127.0.0.1:{server};\n" for server in ports)
-        text = re.sub(r"server server:8000.*;", upstreams, CONFIG.read_text())
+        upstreams = "".join(rf"server 127.0.0.1:{server}\g<options>;\n" for server in ports)
+        text = re.sub(r"server server:8000(?P<options>.*);", upstreams, CONFIG.read_text())
         text = text.replace(" /tmp/", f" {folder}/").replace("listen 8080", f"listen 127.0.0.1:{port}")
         file = Path(folder) / "nginx.conf"
         file.write_text(text.replace("http {", f"http {{ {directives}", 1))

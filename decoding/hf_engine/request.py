@@ -276,7 +276,9 @@ def collect_kept_tokens(
         for name in select_branch_names(strategy, source.branches):
             is_image = inputs[name].ids == model.image_token_id
             index, state = index_image_tokens(is_image).to(model.device), states.get(strategy.name, {})
-            kept = find_kept_tokens(strategy, state, index, int(is_image.sum()), model.num_layers)
+            kept = find_kept_tokens(
+                strategy, state, index, inputs[name].count_token(model.image_token_id), model.num_layers
+            )
             if kept is not None:
                 kept_tokens[name] = kept
     return kept_tokens

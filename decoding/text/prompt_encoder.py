@@ -37,6 +37,10 @@ class ModelInputs:
     def __len__(self) -> int:
         return int(self.ids.shape[0])
 
+    def count_token(self, token: int) -> int:
+        """Return how often a token occurs. The ids are on the host, so that this does not wait for a device."""
+        return int((self.ids == token).sum())
+
     def with_tokens(self, tokens: Sequence[int]) -> ModelInputs:
         """Append tokens of an answer. Tensors with one entry a token are padded with 0, the value for text."""
         if not tokens:

@@ -260,6 +260,8 @@ def evaluate_details(generator: AnswerGenerator, dataset: SceneDataset, count: i
         )
     figures: Figures = {}
     for kind, pairs in pairs_by_kind.items():
+        if not pairs:  # as in a tiny dataset
+            continue
         correct, question_counts = np.zeros(count, int), np.zeros(count, int)
         for index, pair in pairs:
             correct[index] += answers[index, pair.question].lower().rstrip(".") == pair.answer.lower()

@@ -195,7 +195,7 @@ async def read_bounded(stream: httpx.Response) -> httpx.Response:
     if stream.headers.get("content-encoding", "identity") != "identity":
         raise InvalidResponse("the response is compressed, although the request does not accept that")
     content = bytearray()
-    async for part in stream.aiter_raw(1 << 16):
+    async for part in stream.aiter_bytes(1 << 16):
         content += part
         if len(content) > MAX_RESPONSE_BYTES:
             raise InvalidResponse(f"the response is larger than {MAX_RESPONSE_BYTES // 1_000_000} MB")

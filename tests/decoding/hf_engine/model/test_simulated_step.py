@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,19 @@ async def capture_requests(engine: HFEngine, names: str) -> list[CapturedRequest
     return captured
 
 
-def copy_inputs(inputs: ModelInputs) -> ModelInputs:
-    """Return inputs of the host without values."""
+@dataclass(frozen=True)
+class InputsWithoutValues(ModelInputs):
+    """Inputs of the host without values, which a simulated device requires, and with the number of image tokens."""
+
+    image_tokens: int
+
+    def count_token(self, token: int) -> int:
+        return self.image_tokens
+
+
+def copy_inputs(inputs: ModelInputs, image_tokens: int) -> ModelInputs:
     extras = {name: torch.empty(extra.shape, dtype=extra.dtype) for name, extra in inputs.extras.items()}
-    return ModelInputs(torch.empty(len(inputs), dtype=torch.long), extras)
+    return InputsWithoutValues(torch.empty(len(inputs), dtype=torch.long), extras, image_tokens)
 
 
 def build_prefills(model: Model, request: RequestState) -> PrefillOutputs:
@@ -94,6 +103,9 @@ async def test_steps_wait_only_for_their_tokens(
 ) -> None:
     model, reads = simulated_model, 0
     captured = await capture_requests(engine, names) + await capture_requests(engine, "plain")
+    image_tokens = [
+        {name: each.count_token(model.image_token_id) for name, each in inputs.items()} for *_, inputs in captured
+    ]
     generator = torch.Generator  # the simulated device has none
 
     def read_tokens(sampled: Tensor, status: Tensor) -> list[tuple[int, int]]:
@@ -107,12 +119,12 @@ async def test_steps_wait_only_for_their_tokens(
     monkeypatch.setattr(batch_module, "read_tokens", read_tokens)
     with simulate_device(), torch.no_grad():
         batch, requests, prefills = Batch(model, 1 << 20), list[RequestState](), PrefillOutputs()
-        for source, states, answer_start, inputs in captured:
+        for (source, states, answer_start, inputs), counts in zip(captured, image_tokens, strict=True):
             if source.scored_texts:
                 continue
             request = RequestState(
                 replace(source, sampling=replace(source.sampling, min_tokens=2, top_logprobs=None)),
-                {name: copy_inputs(each) for name, each in inputs.items()},
+                {name: copy_inputs(each, counts[name]) for name, each in inputs.items()},
                 {name: StoredStrategyState(copy_all_to_device(state.tensors)) for name, state in states.items()},
                 model,
                 engine._token_text,
