@@ -197,11 +197,11 @@ class BodyBuffer(BudgetedBody):
                 await asyncio.sleep(0)
                 position = scanner.scan(part, position)
             self._check_refusal()
-            refused = len(self._budget.unfinished)
+            unfinished = len(self._budget.unfinished)
             self.add_bytes(len(part))
             self.content += part
             self.note_progress(len(part))
-            if len(self._budget.unfinished) < refused:
+            if len(self._budget.unfinished) < unfinished:
                 await asyncio.sleep(0)  # the search for the largest body takes time, so one part an iteration makes it
         self._check_refusal()
 
