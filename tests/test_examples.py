@@ -48,6 +48,12 @@ def test_example_runs(url: str, name: str) -> None:
 
 def test_curl_command_of_the_readme_runs(url: str) -> None:
     (command,) = re.findall(r"```sh\n(curl .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    answer = json.loads(run(["bash", "-c", command.replace("http://127.0.0.1:8000", url)], url))
-    assert "person" not in answer["choices"][0]["message"]["content"]
-    assert "person" in [claim["text"] for claim in answer["onlyseen"]["claims"] if claim["action"] == "dropped"]
+    command = command.replace("http://127.0.0.1:8000", url)
+    plain = json.loads(run(["bash", "-c", command.replace('{"strategy": "verify"}', "{}")], url))
+    assert "bicycle" in plain["choices"][0]["message"]["content"]
+    answer = json.loads(run(["bash", "-c", command], url))
+    content = answer["choices"][0]["message"]["content"]
+    assert "bicycle" not in content
+    assert "traffic light" in content
+    replaced = [claim["text"] for claim in answer["onlyseen"]["claims"] if claim["action"] == "replaced"]
+    assert replaced == ["bicycle"]
