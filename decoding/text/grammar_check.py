@@ -5,9 +5,9 @@ thread could not be stopped, and its memory would be the server's.
 
     python grammar_check.py SECONDS MEGABYTES
 
-This program reads one grammar a line, each as a JSON string, and writes a `GrammarCheck` as a JSON object for each. It
-forks a process for every grammar, so that nothing of a grammar remains. It imports nothing of this package, so that it
-starts soon and takes little memory.
+This program reads one grammar a line, each as a JSON string, and writes a `GrammarCheckResult` as a JSON object for
+each. It forks a process for every grammar, so that nothing of a grammar remains. It imports nothing of this package, so
+that it starts soon and takes little memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_REASON = 1_000  # characters; llguidance appends parts of the grammar
 STATUS = Path("/proc/self/status")
 
 
-class GrammarCheck(TypedDict):
+class GrammarCheckResult(TypedDict):
     """The result of a check.
 
     Attributes:
@@ -69,7 +69,7 @@ def find_compile_error(text: str) -> str:
     return TOO_LARGE if reason.startswith("panic") else reason[:MAX_REASON]
 
 
-def check_in_fork(text: str, seconds: float, megabytes: int) -> GrammarCheck:
+def check_in_fork(text: str, seconds: float, megabytes: int) -> GrammarCheckResult:
     """Check a grammar in a fork of this process, which must have one thread.
 
     Args:
@@ -92,16 +92,16 @@ def check_in_fork(text: str, seconds: float, megabytes: int) -> GrammarCheck:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        result = pipe.read()
+        output = pipe.read()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     signal.signal(signal.SIGTERM, previous)
-    if result:
-        check: GrammarCheck = json.loads(result)
-        return check
+    if output:
+        result: GrammarCheckResult = json.loads(output)
+        return result
     if status > 0:
         raise RuntimeError("A check of a grammar failed.")
     timed_out = status == -signal.SIGPROF
-    return GrammarCheck(reason="" if timed_out else TOO_LARGE, timed_out=timed_out, num_bytes=0)
+    return GrammarCheckResult(reason="" if timed_out else TOO_LARGE, timed_out=timed_out, num_bytes=0)
 
 
 def end_check(pid: int, *_: object) -> NoReturn:
@@ -124,8 +124,8 @@ def run_check(text: str, writer: int, seconds: float, megabytes: int) -> NoRetur
             os.dup2(null, descriptor)
         before = measure_peak_memory()
         reason = find_compile_error(text)
-        check = GrammarCheck(reason=reason, timed_out=False, num_bytes=measure_peak_memory() - before)
-        os.write(writer, json.dumps(check).encode())
+        result = GrammarCheckResult(reason=reason, timed_out=False, num_bytes=measure_peak_memory() - before)
+        os.write(writer, json.dumps(result).encode())
         status = 0
     except MemoryError:
         status = 0
@@ -144,8 +144,8 @@ def measure_peak_memory() -> int:
 def main() -> None:
     seconds, megabytes = float(sys.argv[1]), int(sys.argv[2])
     for line in sys.stdin.buffer:
-        check = check_in_fork(json.loads(line), seconds, megabytes)
-        print(json.dumps(check), flush=True)
+        result = check_in_fork(json.loads(line), seconds, megabytes)
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,14 +30,14 @@ from server.fair_queue import FairQueue
 from server.threads import wait_to_end
 
 if TYPE_CHECKING:
-    from decoding.text.grammar_check import GrammarCheck
+    from decoding.text.grammar_check import GrammarCheckResult
 
 log = structlog.get_logger("onlyseen.server")
 
 CHECK_SECONDS = 4.0  # of a core that the check of a schema may take
 CHECK_MEGABYTES = 128  # that a process may take for the check of a schema
 TERMINATION_TIMEOUT = 2.0  # seconds that a process has to end its check, before both are killed
-STALL_TIMEOUT = 60.0  # seconds after which a check ends that gets no core
+STALL_TIMEOUT = 60.0  # seconds after which a check without processor time is ended
 TURNS = 2  # schemas that are checked or compiled at a time
 TURN_TIMEOUT = 30.0  # seconds that a request waits for its turn
 # Bytes of a grammar that the check does not measure: the engine's first mask, and the first states of the automaton.
@@ -56,7 +56,7 @@ class GrammarCheckProcess:
     def __init__(self) -> None:
         self._process: Process | None = None
 
-    async def check(self, text: str) -> GrammarCheck:
+    async def check(self, text: str) -> GrammarCheckResult:
         """Check a grammar. If this is cancelled, the process ends.
 
         Args:
@@ -68,7 +68,7 @@ class GrammarCheckProcess:
         Raises:
             GrammarCheckFailed: The process ended without a result, or stalled.
         """
-        check: GrammarCheck | None = None
+        result: GrammarCheckResult | None = None
         try:
             async with asyncio.timeout(STALL_TIMEOUT):
                 if self._process is None or self._process.returncode is not None:
@@ -77,13 +77,13 @@ class GrammarCheckProcess:
                 assert self._process.stdout is not None
                 self._process.stdin.write(json.dumps(text).encode() + b"\n")
                 line = await self._process.stdout.readline()
-            check = json.loads(line)
+            result = json.loads(line)
         except (OSError, ValueError) as error:
             raise GrammarCheckFailed from error
         finally:
-            if check is None:
+            if result is None:
                 await self.close()
-        return check
+        return result
 
     async def close(self) -> None:
         """End the process, with a check that runs in it."""
@@ -168,7 +168,7 @@ class SchemaCompiler:
         return grammar
 
     async def close(self) -> None:
-        """Kill the processes."""
+        """End the processes."""
         for process in self._processes:
             await process.close()
 
@@ -209,14 +209,14 @@ class SchemaCompiler:
         """
         process = self._idle_processes.pop()
         try:
-            check = await process.check(grammar.text)
+            result = await process.check(grammar.text)
         except GrammarCheckFailed as error:
             log.error("schema_check_failed", exc_info=error)
             raise Overloaded(TOO_MANY, code="too_many_schemas") from None
         finally:
             self._idle_processes.append(process)
-        if check["timed_out"]:
+        if result["timed_out"]:
             raise BadRequest("The schema takes too long to compile.", param=param, code="invalid_schema")
-        if check["reason"]:
-            raise InvalidSchema(check["reason"], param)
-        return check["num_bytes"]
+        if result["reason"]:
+            raise InvalidSchema(result["reason"], param)
+        return result["num_bytes"]

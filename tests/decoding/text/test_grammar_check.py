@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from decoding.text.grammar import CHECK_PROGRAM, build_grammar
-from decoding.text.grammar_check import TOO_LARGE, GrammarCheck
+from decoding.text.grammar_check import TOO_LARGE, GrammarCheckResult
 from tests.hostile_schemas import intersect_patterns
 
 SMALL = build_grammar({"type": "object"}).text
@@ -26,13 +26,13 @@ class Program:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
 
-    def check(self, text: str) -> GrammarCheck:
+    def check(self, text: str) -> GrammarCheckResult:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(text) + "\n")
         self.process.stdin.flush()
-        check: GrammarCheck = json.loads(self.process.stdout.readline())
-        return check
+        result: GrammarCheckResult = json.loads(self.process.stdout.readline())
+        return result
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_check_has_the_reason_and_the_memory(program: Program) -> None:
 
 @pytest.mark.parametrize("count", [15, 40])
 def test_memory_is_bounded_and_the_program_goes_on(count: int, program: Program) -> None:
-    expected = GrammarCheck(reason=TOO_LARGE, timed_out=False, num_bytes=0)
+    expected = GrammarCheckResult(reason=TOO_LARGE, timed_out=False, num_bytes=0)
     assert program.check(build_grammar(intersect_patterns(count)).text) == expected
     assert program.check(SMALL)["reason"] == ""
 
@@ -61,7 +61,7 @@ def test_memory_is_bounded_and_the_program_goes_on(count: int, program: Program)
 @pytest.mark.parametrize("program", [(0.1, 4000)], indirect=True)
 def test_time_is_bounded_and_the_program_goes_on(program: Program) -> None:
     text = build_grammar(intersect_patterns(15)).text
-    assert program.check(text) == GrammarCheck(reason="", timed_out=True, num_bytes=0)
+    assert program.check(text) == GrammarCheckResult(reason="", timed_out=True, num_bytes=0)
     assert program.check(SMALL)["reason"] == ""
 
 
