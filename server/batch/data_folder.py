@@ -232,7 +232,7 @@ class DataFolder:
     def remove(self, owner: str, file_id: str) -> None:
         """Remove a file's content if it exists, and release its bytes. Slow: call it in a thread."""
         path = self.get_path(file_id)
-        with store_errors(), suppress(FileNotFoundError):
+        with convert_store_errors(), suppress(FileNotFoundError):
             size = path.stat().st_size
             path.unlink()
             self.release(owner, size)
@@ -303,11 +303,11 @@ class PartialFile:
         Raises:
             StorageFull: The folder would exceed a bound, or has dropped the file.
             StoreFailed: The part cannot be written.
-        """  # noqa: DOC502 - `reserve` and `store_errors` raise them
+        """  # noqa: DOC502 - `reserve` and `convert_store_errors` raise them
         now = time.monotonic()
         self._stalls_at = min(max(self._stalls_at, now) + len(data) / MIN_BYTES_PER_SECOND, now + STALL_SECONDS)
         self._folder.reserve(self.owner, len(data), self)
-        with self._lock, store_errors():
+        with self._lock, convert_store_errors():
             write_all(self._open(), data)
 
     def _open(self) -> FileIO:
@@ -325,7 +325,7 @@ class PartialFile:
         """
         self._folder.keep_partial_file(self)
         try:
-            with self._lock, store_errors():
+            with self._lock, convert_store_errors():
                 with self._open() as file:
                     os.fsync(file.fileno())
                 self._path.rename(self._folder.get_path(file_id))
@@ -367,10 +367,10 @@ class AppendFile:
         Raises:
             StorageFull: The folder would exceed its bound.
             StoreFailed: The data cannot be written.
-        """  # noqa: DOC502 - `reserve` and `store_errors` raise them
+        """  # noqa: DOC502 - `reserve` and `convert_store_errors` raise them
         self._folder.reserve(self._owner, len(data))
         try:
-            with self._lock, store_errors():
+            with self._lock, convert_store_errors():
                 self._write(data)
         except BaseException:
             self._folder.release(self._owner, len(data))
@@ -418,8 +418,8 @@ def write_all(file: FileIO, data: bytes) -> None:
 
 
 @contextmanager
-def store_errors() -> Iterator[None]:
-    """Raise errors of the file system and of SQLite as `StoreFailed`.
+def convert_store_errors() -> Iterator[None]:
+    """Convert errors of the file system and of SQLite to `StoreFailed`.
 
     Raises:
         StoreFailed: The block raised such an error.

@@ -13,7 +13,7 @@ from anyio.to_thread import run_sync
 from openai.types import Batch, BatchError
 
 from decoding.errors import BadRequest, EngineFailed, Overloaded
-from server.batch.data_folder import store_errors
+from server.batch.data_folder import convert_store_errors
 from server.batch.jsonl import (
     BatchLine,
     RefusedLine,
@@ -23,13 +23,13 @@ from server.batch.jsonl import (
     iter_lines,
     parse_validated_line,
 )
-from server.batch.progress import STORE_PROBLEMS, BatchProgress
+from server.batch.progress import STORE_ERRORS, BatchProgress
 from server.batch.results import ResultFiles
 from server.batch.store import UNFINISHED_STATUSES, BatchStore
 from server.errors import ServiceUnavailable
 from server.fair_queue import FairQueue
 from server.service import Service
-from server.serving.request_handler import BodyParser, ParsedRequest, generate_batch_json
+from server.serving.request_handler import BodyParser, generate_batch_json
 
 RETRY_DELAY = 1.0  # seconds before a line is tried again after the queue was full
 
@@ -81,11 +81,12 @@ class BatchLineWorkers:
             service: The engine and the settings.
             store: The store of files and batches.
             parsers: Endpoint -> parser of the requests of its lines.
-            progress: Keeps what the storage does not take.
+            progress: Holds the state that the storage does not take.
             owner: Owner of the batch.
             batch: The batch.
             max_line_bytes: Largest line. A longer one is refused.
-            line_queue: The lines that are in memory, of all batches. A worker runs for each that the owner can have.
+            line_queue: The lines that are in memory, of all batches. There are as many workers as lines that the owner
+                may hold.
             unstored_bytes: The bytes of results that the storage does not take, of all batches.
         """
         self.latest = batch
@@ -124,7 +125,7 @@ class BatchLineWorkers:
         return self.latest
 
     async def _run_worker(self) -> None:
-        """Run lines. A failure of one worker does not stop others before they have stored what they have."""
+        """Run lines. A failure of one worker does not stop others before they have stored their results."""
         try:
             with suppress(BatchOver):
                 while await self._run_next_line():
@@ -175,7 +176,7 @@ class BatchLineWorkers:
         while True:
             try:
                 parse_body = self._parsers[self.latest.endpoint]
-                parsed = await run_sync(parse_request, line, parse_body, limiter=self._service.work_limiter)
+                parsed = await run_sync(parse_body, line.body, limiter=self._service.work_limiter)
                 if parsed.stream:
                     raise BadRequest("A line of a batch cannot be streamed.", param="stream")
                 parsed = parsed.with_cache_salt(self._service.build_cache_salt(self._owner))
@@ -198,7 +199,7 @@ class BatchLineWorkers:
 
     async def _check_batch(self) -> None:
         """Look whether the batch was cancelled, because the line may have waited for long."""
-        with suppress(*STORE_PROBLEMS), store_errors():  # A failing store only delays a batch.
+        with suppress(*STORE_ERRORS), convert_store_errors():  # A failing store only delays a batch.
             self.latest = await self._store.get_batch(self._owner, self.latest.id)
         if is_over(self.latest):
             raise BatchOver
@@ -210,11 +211,6 @@ class BatchLineWorkers:
             self._owner, self.latest.id, *UNFINISHED_STATUSES, request_counts=counts
         )
         self.latest = changed or self.latest
-
-
-def parse_request(line: BatchLine, parse_body: BodyParser) -> ParsedRequest:
-    """Parse the request of a line. Slow for large bodies: call it in a thread."""
-    return parse_body(line.body)
 
 
 def is_over(batch: Batch) -> bool:

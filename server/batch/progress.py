@@ -16,26 +16,29 @@ from server.errors import StorageFull, StoreFailed
 log = structlog.get_logger("onlyseen.server")
 
 STORE_RETRY_DELAY = 2.0  # seconds before a failed operation of the store is tried again
-STORE_PROBLEMS = (StorageFull, StoreFailed)
+STORE_ERRORS = (StorageFull, StoreFailed)
 
 
 class BatchProgress:
-    """Keeps in memory what a full or failing storage may not take, for all unfinished batches."""
+    """Holds the problem and the result files of each unfinished batch in memory.
+
+    A full or failing storage may be unable to take them.
+    """
 
     def __init__(self) -> None:
         self._problems: dict[str, BatchError] = {}  # batch id -> the reason for which an unfinished batch waits
-        self._has_waited: set[str] = set()  # ids of unfinished batches
+        self._waited_ids: set[str] = set()  # of unfinished batches that have ever waited
         self._results: dict[str, dict[str, str]] = {}  # id of an unfinished batch -> its fields with result files
 
     def describe(self, batch: Batch) -> Batch:
-        """Return an unfinished batch with what a full disk could not store.
+        """Return an unfinished batch with the fields that a full disk could not store.
 
-        That is the reason for which it waits, and the files with its results so far, if it has ever waited.
+        They are the reason for which it waits, and the files with its results so far, if it has ever waited.
         """
         if batch.status not in UNFINISHED_STATUSES:
             return batch
         fields: dict[str, Any] = {}
-        if batch.id in self._has_waited:
+        if batch.id in self._waited_ids:
             fields |= self._results.get(batch.id, {})
         if (problem := self._problems.get(batch.id)) is not None:
             fields["errors"] = Errors(data=[problem], object="list")
@@ -45,10 +48,10 @@ class BatchProgress:
         """Set the fields of a batch that name its result files."""
         self._results[batch.id] = fields
 
-    def add_problem(self, batch: Batch, problem: BatchError) -> None:
+    def set_problem(self, batch: Batch, problem: BatchError) -> None:
         """Set the reason for which a batch waits."""
         self._problems[batch.id] = problem
-        self._has_waited.add(batch.id)
+        self._waited_ids.add(batch.id)
 
     def report_problem(self, batch: Batch, error: StorageFull | StoreFailed) -> None:
         """Set a problem of the storage as the reason for which a batch waits, and log a new one."""
@@ -56,19 +59,19 @@ class BatchProgress:
         problem = build_batch_error(code, f"{error.message} The batch continues when it can be stored.")
         if self._problems.get(batch.id) != problem:
             log.warning("batch_waits_for_storage", batch=batch.id, code=code, exc_info=error)
-        self.add_problem(batch, problem)
+        self.set_problem(batch, problem)
 
     def forget(self, batch: Batch) -> None:
         """Forget a batch that is finished."""
         self._problems.pop(batch.id, None)
         self._results.pop(batch.id, None)
-        self._has_waited.discard(batch.id)
+        self._waited_ids.discard(batch.id)
 
     async def try_storing(self, batch: Batch, store: Callable[[], Awaitable[None]]) -> bool:
         """Run an operation of the store, and return whether it succeeds. A problem becomes that of the batch."""
         try:
             await store()
-        except STORE_PROBLEMS as error:
+        except STORE_ERRORS as error:
             self.report_problem(batch, error)
             return False
         self._problems.pop(batch.id, None)

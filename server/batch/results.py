@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 from anyio.to_thread import run_sync
 
-from server.batch.data_folder import AppendFile, store_errors
+from server.batch.data_folder import AppendFile, convert_store_errors
 from server.batch.jsonl import recover_finished_ids
 from server.batch.store import BatchStore, get_result_file_ids
 from server.errors import NotFound
@@ -38,7 +38,7 @@ class ResultFiles:
 
     def recover(self) -> None:
         """Recover the results of an earlier process. Slow: call it in a thread."""
-        with store_errors():
+        with convert_store_errors():
             for index, path in enumerate(self._paths):
                 ids = self._recover_file(path, self.recovered_ids)
                 self.counts[index] = len(ids)
@@ -110,7 +110,7 @@ def get_filename(batch_id: str, field: str) -> str:
 
 def remove_if_empty(path: Path) -> bool:
     """Remove an empty file, and return whether the file still exists."""
-    with store_errors():
+    with convert_store_errors():
         if path.exists() and path.stat().st_size == 0:
             path.unlink()
         return path.exists()

@@ -19,7 +19,7 @@ from fastapi import Depends, Request
 from openai.types import Batch, BatchError
 from openai.types.batch import Errors
 
-from server.batch.data_folder import store_errors
+from server.batch.data_folder import convert_store_errors
 from server.batch.jsonl import validate_file
 from server.batch.line_workers import (
     BatchInterrupted,
@@ -28,7 +28,7 @@ from server.batch.line_workers import (
     ResultDropped,
     build_request_counts,
 )
-from server.batch.progress import STORE_PROBLEMS, STORE_RETRY_DELAY, BatchProgress, build_batch_error
+from server.batch.progress import STORE_ERRORS, STORE_RETRY_DELAY, BatchProgress, build_batch_error
 from server.batch.results import attach_results
 from server.batch.store import READING_STATUSES, UNFINISHED_STATUSES, BatchStore
 from server.fair_queue import FairQueue
@@ -138,9 +138,9 @@ class BatchRunner:
             except BatchInterrupted:
                 log.warning("batch_interrupted", batch=batch.id)
                 message = "The engine has stopped. The batch continues after the next start of the server."
-                self.progress.add_problem(batch, build_batch_error("engine_stopped", message))
+                self.progress.set_problem(batch, build_batch_error("engine_stopped", message))
                 return True
-            except STORE_PROBLEMS:
+            except STORE_ERRORS:
                 raise
             except ResultDropped:
                 return False
@@ -152,7 +152,7 @@ class BatchRunner:
                     "internal_error", "The server failed to run the batch. Its log has the reason."
                 )
                 await self._fail_batch(owner, batch, [problem])
-        except STORE_PROBLEMS as error:
+        except STORE_ERRORS as error:
             self.progress.report_problem(batch, error)
             return False
         self.progress.forget(batch)
@@ -160,7 +160,7 @@ class BatchRunner:
 
     async def _run_batch(self, owner: str, batch: Batch) -> None:
         input_path = self._store.get_path(batch.input_file_id)
-        with store_errors():
+        with convert_store_errors():
             if batch.status in READING_STATUSES and not await run_sync(input_path.exists):
                 problem = build_batch_error("input_file_missing", "The input file does not exist.", "input_file_id")
                 await self._fail_batch(owner, batch, [problem])

@@ -20,7 +20,7 @@ from openai.types import Batch, FileObject
 from pydantic import BaseModel
 
 from decoding.errors import BadRequest, Overloaded
-from server.batch.data_folder import FILE_PREFIX, LOST_NAME, DataFolder, DataFolderError, store_errors
+from server.batch.data_folder import FILE_PREFIX, LOST_NAME, DataFolder, DataFolderError, convert_store_errors
 from server.batch.pagination import MAX_PAGE_BYTES
 from server.batch.uploads import Upload
 from server.errors import NotFound, StorageFull, StoreFailed
@@ -296,7 +296,7 @@ class BatchStore:
             "WHERE id = ? AND owner = ? AND status IN (SELECT value FROM json_each(?)) RETURNING document"
         )
         values = (json.dumps(fields), fields.get("status"), batch_id, owner, json.dumps(statuses))
-        with store_errors():
+        with convert_store_errors():
             rows = await self.connection.execute_fetchall(query, values)
         for (document,) in rows:
             return Batch.model_validate_json(document)
@@ -337,12 +337,12 @@ class BatchStore:
         return await self._select(query, (owner, *UNFINISHED_STATUSES))
 
     async def _select(self, query: str, values: Iterable[str | int | None]) -> list[str]:
-        with store_errors():
+        with convert_store_errors():
             return [value for (value,) in await self.connection.execute_fetchall(query, tuple(values))]
 
     async def _execute(self, query: str, values: Iterable[str | int]) -> int:
         """Execute a statement and return the number of changed rows."""
-        with store_errors():
+        with convert_store_errors():
             return (await self.connection.execute(query, tuple(values))).rowcount
 
 
@@ -368,7 +368,7 @@ def get_batch_id(file_id: str) -> str:
 
 def get_size(path: Path) -> int:
     """Return the size of a file in bytes."""
-    with store_errors():
+    with convert_store_errors():
         return path.stat().st_size
 
 

@@ -15,7 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response, StreamingResponse
 
 from decoding.errors import BadRequest
-from server.batch.data_folder import store_errors
+from server.batch.data_folder import convert_store_errors
 from server.batch.pagination import AfterParam, LimitParam, PageSlot, build_page
 from server.batch.store import StoreDep
 from server.batch.uploads import open_upload
@@ -129,7 +129,7 @@ async def retrieve_file_content(file_id: str, store: StoreDep, owner: OwnerDep) 
         NotFound: The key has no file with this id.
     """
     path = store.get_path((await store.get_file(owner, file_id)).id)
-    with store_errors():
+    with convert_store_errors():
         try:
             if await store.is_growing(owner, file_id):
                 return await run_sync(read_snapshot, path)

@@ -16,8 +16,10 @@ from openai.types import Batch, FileObject
 from structlog.typing import EventDict
 
 from decoding.errors import EngineFailed, Overloaded
+from server.app import BATCH_PARSERS
 from server.batch import line_workers
 from server.batch.store import BatchStore, get_result_file_ids
+from server.routes import chat_completions
 from tests.server.batch.harness import CHAT, count_lines, create_batch, make_line, read_results, stop, wait_for_status
 from tests.server.conftest import FakeServer, StartServer, chat_request, wait_until
 from tests.server.fakes import FakeEngine
@@ -208,8 +210,8 @@ async def test_lines_are_parsed_in_threads(server: FakeServer, monkeypatch: pyte
 
         return call
 
-    for name in ("parse_validated_line", "parse_request"):
-        monkeypatch.setattr(line_workers, name, record_thread(getattr(line_workers, name)))
+    monkeypatch.setattr(line_workers, "parse_validated_line", record_thread(line_workers.parse_validated_line))
+    monkeypatch.setitem(BATCH_PARSERS, CHAT, record_thread(chat_completions.parse_body))
     await wait_for_status(server, await create_batch(server, make_line(1), make_line(2)))
     assert len(threads) == 4
     assert threading.get_ident() not in threads
