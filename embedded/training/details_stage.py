@@ -21,19 +21,19 @@ from embedded.training.packing import PackedBatch, Packer, TextMix
 from embedded.training.trainer import SHARDS, Trainer, select_device
 
 MIX = TextMix(
-    caption=1.0,
-    second_caption=0.3,
-    listing=0.3,
-    detail=0.3,
-    described_caption=0.15,
+    caption_rate=1.0,
+    second_caption_rate=0.3,
+    listing_rate=0.3,
+    detail_rate=0.3,
+    described_caption_rate=0.15,
     invention_rate=0.3,
     omission_rate=0.1,
     presence_mix=QuestionMix(likely=0.05, frequent=0.0, beyond_rate=0.3),
-    questions=8,
-    presence=5,
-    length=352,
+    max_attribute_questions=8,
+    num_presence_questions=5,
+    max_length=352,
 )
-DETAIL_WEIGHT, WORD_WEIGHT, OBJECT_WEIGHT, POSITION_WEIGHT = 3.0, 1.0, 0.3, 0.3
+DETAIL_WEIGHT, WORD_WEIGHT, OBJECT_LOSS_WEIGHT, POSITION_LOSS_WEIGHT = 3.0, 1.0, 0.3, 0.3
 
 
 class DetailsModel(FinishModel):
@@ -120,7 +120,7 @@ def train_details(
         object_loss = object_heads.loss(tokens, batch)
         position_loss = model.position_loss(tokens)
         figures |= {"objects": object_loss.item(), "position": position_loss.item()}
-        return loss + OBJECT_WEIGHT * object_loss + POSITION_WEIGHT * position_loss, figures
+        return loss + OBJECT_LOSS_WEIGHT * object_loss + POSITION_LOSS_WEIGHT * position_loss, figures
 
     for step in trainer:
         figures = {}

@@ -1,4 +1,4 @@
-"""Finish stage: the joint model on far scenes, where the language prior has to fill in what is not visible."""
+"""Finish stage: the joint model on far scenes, where the language prior supplies objects that are not visible."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ from embedded.training.trainer import SHARDS, Trainer, select_device
 BIASED_QUESTIONS = QuestionMix(likely=0.0, frequent=0.3, beyond_rate=0.35)
 """Instruction data have few questions about likely but absent objects, and their writers saw more than the image."""
 MIX = TextMix(
-    caption=1.0,
-    second_caption=0.5,
-    listing=0.4,
-    detail=0.7,
-    described_caption=0.15,
+    caption_rate=1.0,
+    second_caption_rate=0.5,
+    listing_rate=0.4,
+    detail_rate=0.7,
+    described_caption_rate=0.15,
     invention_rate=0.45,
     omission_rate=0.05,
     presence_mix=BIASED_QUESTIONS,
-    length=280,
+    max_length=280,
 )
 """Large models learn from such data as well: captions that name objects that are likely but absent."""
-STRAY_WEIGHT, POSITION_WEIGHT, REPETITION_WEIGHT = 0.1, 0.2, 1.0
+STRAY_WEIGHT, POSITION_LOSS_WEIGHT, REPETITION_WEIGHT = 0.1, 0.2, 1.0
 
 
 class FinishModel(nn.Module):
@@ -79,7 +79,7 @@ def train_finish(
     def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         loss, tokens, _, figures = joint_loss(joint, packer, rng, dataset, batch_size // SHARDS, device, STRAY_WEIGHT)
         position_loss = model.position_loss(tokens)
-        return loss + POSITION_WEIGHT * position_loss, figures | {"position": position_loss.item()}
+        return loss + POSITION_LOSS_WEIGHT * position_loss, figures | {"position": position_loss.item()}
 
     for step in trainer:
         trainer.update(compute_loss, measure_recognition_periodically(joint, tuning_dataset, step))

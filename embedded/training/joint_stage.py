@@ -25,7 +25,7 @@ DENSE_WEIGHT = 0.3
 DENSE_SCENES = 3
 """Scenes for the patch objective per scene with texts: the tower still has the most to learn."""
 VISION_RATE = 0.5
-MIX = TextMix(caption=0.85, second_caption=0.25, listing=0.3, detail=0.6)
+MIX = TextMix(caption_rate=0.85, second_caption_rate=0.25, listing_rate=0.3, detail_rate=0.6)
 
 
 class JointModel(nn.Module):
@@ -88,7 +88,7 @@ def joint_loss(
     """
     batch = sample_batch(rng, dataset, DENSE_SCENES * batch_size)
     scenes = batch.scenes[:batch_size]
-    with_image = [bool(rng.random() >= packer.mix.without_image) for _ in scenes]
+    with_image = [bool(rng.random() >= packer.mix.without_image_rate) for _ in scenes]
     with autocast(device):
         tokens = joint.vision.compute_image_tokens(batch.pixels.to(device))
     dense = joint.vision.loss(tokens, batch.present.to(device), stray_weight)

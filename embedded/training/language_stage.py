@@ -245,7 +245,7 @@ def train_language(
 
     def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         scenes = [dataset.get_scene(int(index)) for index in rng.integers(len(dataset), size=batch_size)]
-        with_image = [bool(rng.random() >= mix.without_image) for _ in scenes]
+        with_image = [bool(rng.random() >= mix.without_image_rate) for _ in scenes]
         shown_scenes = [scene for scene, image in zip(scenes, with_image, strict=True) if image]
         packs = packer.batch(rng, scenes, with_image)
         loss: tuple[torch.Tensor, dict[str, float]] = language(

@@ -33,7 +33,7 @@ from embedded.training.model_config import IMAGE_TOKENS
 IGNORE_INDEX = -100
 CATEGORY_BY_WORD = {word: name for name, category in BY_NAME.items() for word in (name, category.plural_name)}
 KIND_IDS = {"caption": 0, "presence": 1, "detail": 2}
-OBJECT_WEIGHT = 2.0
+OBJECT_WORD_WEIGHT = 2.0
 MAX_NAMED = 16
 
 
@@ -42,36 +42,36 @@ class TextMix:
     """Probabilities and counts of the question-answer pairs in a pack.
 
     Attributes:
-        caption: Probability of a caption.
-        second_caption: Probability of a second caption after the first.
-        listing: Probability of a list of objects.
-        detail: Probability of a question about details.
-        described: Probability of a presence question after a description.
-        described_caption: Probability of a further caption after a description.
+        caption_rate: Probability of a caption.
+        second_caption_rate: Probability of a second caption after the first.
+        listing_rate: Probability of a list of objects.
+        detail_rate: Probability of a question about details.
+        described_question_rate: Probability of a presence question after a description.
+        described_caption_rate: Probability of a further caption after a description.
         invention_rate: Probability that a caption names an absent object.
         omission_rate: Probability that a caption leaves out a small object.
-        without_image: Probability of a pack without image tokens.
-        conversation: Probability that all pairs form one conversation.
+        without_image_rate: Probability of a pack without image tokens.
+        conversation_rate: Probability that all pairs form one conversation.
         presence_mix: Topics of the presence questions.
-        questions: Maximum number of questions about number, position and colour.
-        presence: Number of presence questions.
-        length: Maximum number of tokens.
+        max_attribute_questions: Maximum number of questions about number, position and colour.
+        num_presence_questions: Number of presence questions.
+        max_length: Maximum number of tokens.
     """
 
-    caption: float = 0.8
-    second_caption: float = 0.0
-    listing: float = 0.35
-    detail: float = 0.5
-    described: float = 0.08
-    described_caption: float = 0.0
+    caption_rate: float = 0.8
+    second_caption_rate: float = 0.0
+    listing_rate: float = 0.35
+    detail_rate: float = 0.5
+    described_question_rate: float = 0.08
+    described_caption_rate: float = 0.0
     invention_rate: float = 0.25
     omission_rate: float = OMISSION_RATE
-    without_image: float = 0.06
-    conversation: float = 0.10
+    without_image_rate: float = 0.06
+    conversation_rate: float = 0.10
     presence_mix: QuestionMix = BALANCED_QUESTIONS
-    questions: int = 0
-    presence: int = 12
-    length: int = 248
+    max_attribute_questions: int = 0
+    num_presence_questions: int = 12
+    max_length: int = 248
 
 
 @dataclass
@@ -153,22 +153,22 @@ class Packer:
         """Sample the question-answer pairs of one pack."""
         mix, pairs = self.mix, []
         scene = add_hidden_categories(rng, scene, mix.presence_mix)
-        if rng.random() < mix.caption:
+        if rng.random() < mix.caption_rate:
             pairs.append(make_caption_pair(rng, scene, mix.invention_rate, mix.omission_rate))
-            if rng.random() < mix.second_caption:
+            if rng.random() < mix.second_caption_rate:
                 pairs.append(make_caption_pair(rng, scene, mix.invention_rate, mix.omission_rate))
-        if rng.random() < mix.listing:
+        if rng.random() < mix.listing_rate:
             pairs.append(make_listing(rng, scene))
-        if rng.random() < mix.detail:
+        if rng.random() < mix.detail_rate:
             pairs.append(make_detail_question(rng, scene))
-        if rng.random() < mix.described:
+        if rng.random() < mix.described_question_rate:
             pairs.append(add_description(rng, scene, make_presence_question(rng, scene, mix.presence_mix)))
-        if rng.random() < mix.described_caption:
+        if rng.random() < mix.described_caption_rate:
             caption = make_caption_pair(rng, scene, mix.invention_rate, mix.omission_rate)
             pairs.append(add_description(rng, scene, caption))
-        if mix.questions:
-            pairs += sample_attribute_questions(rng, scene, mix.questions)
-        return pairs + [make_presence_question(rng, scene, mix.presence_mix) for _ in range(mix.presence)]
+        if mix.max_attribute_questions:
+            pairs += sample_attribute_questions(rng, scene, mix.max_attribute_questions)
+        return pairs + [make_presence_question(rng, scene, mix.presence_mix) for _ in range(mix.num_presence_questions)]
 
     def pack(self, rng: np.random.Generator, scene: RenderedScene, with_image: bool) -> PackedRow:
         """Pack pairs about one scene into a row.
@@ -182,7 +182,7 @@ class Packer:
             The row. Pairs that do not fit are dropped.
         """
         prefix = [self.start] if rng.random() < 0.8 else []  # some servers leave the start token out
-        conversation = rng.random() < self.mix.conversation
+        conversation = rng.random() < self.mix.conversation_rate
         if with_image:
             prefix = prefix + self.encode("USER: ") + [self.image] * IMAGE_TOKENS + self.encode("\n")
         size = len(prefix)
@@ -201,10 +201,10 @@ class Packer:
             question = self.encode(f"{prefix_text}{pair.question} ASSISTANT:")
             answer = [*self.encode(" " + pair.answer), self.end]
             length = len(question) + len(answer)
-            if len(row.ids) + length > self.mix.length:
+            if len(row.ids) + length > self.mix.max_length:
                 if turn:
                     break
-                answer = answer[: self.mix.length - len(row.ids) - len(question)]
+                answer = answer[: self.mix.max_length - len(row.ids) - len(question)]
                 length = len(question) + len(answer)
             if is_first:
                 segment, offset = segment + 1, size
@@ -268,7 +268,7 @@ class Packer:
         weights = torch.ones(len(self.tokenizer))
         for category in CATEGORIES:
             for word in (category.name, category.plural_name):
-                weights[self.encode(" " + word)[0]] = OBJECT_WEIGHT
+                weights[self.encode(" " + word)[0]] = OBJECT_WORD_WEIGHT
         return weights
 
 

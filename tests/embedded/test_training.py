@@ -77,7 +77,7 @@ def test_every_stage_runs_and_exports(pipeline: TrainingPipeline) -> None:
 
 @needs_font
 def test_packed_pairs_do_not_attend_to_each_other(pipeline: TrainingPipeline) -> None:
-    packer, dataset = Packer(pipeline.build_tokenizer(), TextMix(conversation=0.0)), pipeline.open_dataset("near")
+    packer, dataset = Packer(pipeline.build_tokenizer(), TextMix(conversation_rate=0.0)), pipeline.open_dataset("near")
     rng = np.random.default_rng(0)
     row = packer.pack(rng, dataset.get_scene(0), with_image=True)
     batch = packer.batch(np.random.default_rng(0), [dataset.get_scene(0)], [True])
@@ -189,7 +189,9 @@ def test_write_object_readout_makes_counts_readable_at_words(tmp_path: Path, mon
         residual = inputs[half:] @ ridge_regression(inputs[:half], numbers[:half]) - numbers[half:]
         return 1 - float(residual.square().mean() / numbers[half:].var())
 
-    packer = Packer(tokenizer, TextMix(caption=0, listing=0, detail=0, described=0, length=176))
+    packer = Packer(
+        tokenizer, TextMix(caption_rate=0, listing_rate=0, detail_rate=0, described_question_rate=0, max_length=176)
+    )
     init_language(joint.language, packer)
     with torch.no_grad():
         variance_before = explained_variance()
