@@ -16,7 +16,7 @@ async def run_until_disconnect(http_request: Request, work: Coroutine[Any, Any, 
 
     Args:
         http_request: The request, whose body has been read.
-        work: Builds the response, or waits for what it needs.
+        work: Builds the response, or waits for a resource.
 
     Returns:
         The result of `work`.

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from server.h11_bounds import BoundedConnection
 
 LINGER_SECONDS = 5.0  # after a response, for the rest of a body that the application has not read
-WRITE_TIMEOUT = 60.0  # seconds in which a client must take `MIN_TAKEN_BYTES` of what waits for it, or all of it
+WRITE_TIMEOUT = 60.0  # seconds in which a client must take `MIN_TAKEN_BYTES` of the write buffer, or all of it
 MIN_TAKEN_BYTES = 65_536
 FIRST_EVENTS = 20  # h11 events handled at once when data arrives, about 0.2 ms; a usual request has three
 QUEUED_EVENTS = 50  # h11 events of one waiting connection that are handled in one iteration of the event loop

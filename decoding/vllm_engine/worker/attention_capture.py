@@ -69,7 +69,7 @@ class GangAttentionCapture:
             self.captured_attention[prompt.row] = weights[0].index_select(1, prompt.image_positions)
 
     def after_forward(self, _: StepRows, __: TokenInfo) -> None:
-        """Drop what was captured."""
+        """Drop the captured attention."""
         self.reset()
 
     def reset(self) -> None:

@@ -76,7 +76,7 @@ class StepHookRunner:
                 tap.before_forward(rows, self.token_info)
 
     def after_forward(self, rows: StepRows) -> None:
-        """Reset the taps, and store what probes have captured."""
+        """Reset the taps, and store the states of probes."""
         for tap in self.taps:
             with self._isolate_failures(rows):
                 tap.after_forward(rows, self.token_info)
@@ -112,7 +112,7 @@ class StepHookRunner:
 
     @contextmanager
     def _isolate_failures(self, rows: StepRows) -> Iterator[None]:
-        """Fail all gangs of the step if the block raises, and reset what the hooks keep between steps.
+        """Fail all gangs of the step if the block raises, and reset the hooks.
 
         Args:
             rows: Rows of the step.
