@@ -8,14 +8,16 @@ import h11
 
 MAX_HEAD_BYTES = 16_384  # of the request line and the headers together, and of the trailers of a body
 MAX_HEADERS = 100  # lines; h11 takes about 2 microseconds for each
-TINY_CHUNK = 16  # bytes
+TINY_CHUNK_BYTES = 16
 MAX_TINY_CHUNKS = 2000  # chunks of a body that are shorter on average
 HEAD_TOO_LARGE = f"The headers have more than {MAX_HEAD_BYTES // 1024} kB or {MAX_HEADERS} lines."
-LINE_BEFORE_BLANK_ONE = re.compile(rb"\n(?=\r?\n)")
+END_OF_LAST_HEADER = re.compile(rb"\n(?=\r?\n)")
 
 
 class BoundedConnection(h11.Connection):
-    """Reports that it needs data when it has returned `events_left` events, although it may have more.
+    """h11's server connection with bounds on headers, chunks and events.
+
+    After `events_left` events it returns NEED_DATA, although it may have more.
 
     h11 compares headers and trailers with its bound only while their end is missing. So it gets the data in pieces that
     are no larger than the bound.
@@ -24,7 +26,7 @@ class BoundedConnection(h11.Connection):
 
     Attributes:
         events_left: Events that it returns next.
-        refusal: Why it has raised `RemoteProtocolError`, for the client; None for an error of h11.
+        refusal: Reason of its `RemoteProtocolError`, for the client; None for an error of h11.
     """
 
     events_left = 0
@@ -60,8 +62,10 @@ class BoundedConnection(h11.Connection):
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._chunk_bytes += len(event.data)
-            if self._chunks > MAX_TINY_CHUNKS and self._chunk_bytes < self._chunks * TINY_CHUNK:
-                self.refusal = f"The body has more than {MAX_TINY_CHUNKS} chunks of fewer than {TINY_CHUNK} bytes."
+            if self._chunks > MAX_TINY_CHUNKS and self._chunk_bytes < self._chunks * TINY_CHUNK_BYTES:
+                self.refusal = (
+                    f"The body has more than {MAX_TINY_CHUNKS} chunks of fewer than {TINY_CHUNK_BYTES} bytes."
+                )
                 raise h11.RemoteProtocolError(self.refusal)
         return event
 
@@ -86,6 +90,6 @@ class BoundedConnection(h11.Connection):
             return
         head = self.trailing_data[0]
         if head.count(b"\n") > MAX_HEADERS + 1:  # the request line is one more; a body may follow
-            last_line = LINE_BEFORE_BLANK_ONE.search(head)
-            if last_line is None or head.count(b"\n", 0, last_line.end()) > MAX_HEADERS + 1:
+            found = END_OF_LAST_HEADER.search(head)
+            if found is None or head.count(b"\n", 0, found.end()) > MAX_HEADERS + 1:
                 raise h11.RemoteProtocolError(HEAD_TOO_LARGE, error_status_hint=431)
