@@ -1,4 +1,4 @@
-"""The hosts that requests may name, so that a page whose name resolves to this machine cannot use its server."""
+"""Check of the Host header against DNS rebinding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class HostMiddleware:
 
     A page of any site can have its own name resolve to a loopback address after it is loaded (DNS rebinding). The
     browser then takes the server for the site of the page, and the Host header has the name of the page. A page cannot
-    choose the header, and nobody else can have an IP address as a name.
+    choose the header. A DNS name is never an IP address, so all addresses are allowed.
+
+    Starlette's `TrustedHostMiddleware` cannot allow all IP addresses, and does not write OpenAI's error body.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
