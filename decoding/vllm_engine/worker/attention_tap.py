@@ -1,7 +1,7 @@
 """Tap on the attention: it computes the attention of single tokens a second time.
 
 vLLM's attention is an opaque operator, compiled or not, which calls the `forward` of a layer's implementation. After
-that call the keys and values of all tokens are in the KV cache, and each `AttentionRecomputation` reads them there.
+that call the keys and values of all tokens are in the KV cache, and each `SecondAttention` reads them there.
 Edits of scores and branches that see a part of the image replace the output. Captures of probes leave it as it is.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor
 from decoding.vllm_engine.worker.attention_capture import GangAttentionCapture
 from decoding.vllm_engine.worker.attention_edits import GangAttentionEdits
 from decoding.vllm_engine.worker.attention_layers import has_attention
-from decoding.vllm_engine.worker.attention_recomputation import AttentionContext, AttentionRecomputation
 from decoding.vllm_engine.worker.forward_context import disable_cuda_graphs
 from decoding.vllm_engine.worker.image_tokens import find_image_tokens
 from decoding.vllm_engine.worker.paged_attention import AttentionCall, check_attention
+from decoding.vllm_engine.worker.second_attention import AttentionContext, SecondAttention
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
 from decoding.vllm_engine.worker.token_pruning import GangTokenPruning
@@ -35,12 +35,12 @@ class GangAttentionTap:
     def __init__(self, layers: Sequence[Any], context: AttentionContext) -> None:
         self.context = context
         self._capture = GangAttentionCapture(context)
-        self._recomputations: Sequence[AttentionRecomputation] = (
+        self._second_attentions: Sequence[SecondAttention] = (
             self._capture,
             GangTokenPruning(context),
             GangAttentionEdits(context),
         )
-        self._active: list[AttentionRecomputation] = []
+        self._active: list[SecondAttention] = []
         for layer, module in enumerate(layers):
             module.impl.forward = self._wrap(module.impl, layer)
 
@@ -79,9 +79,9 @@ class GangAttentionTap:
             rows: Rows of the step.
             token_info: Receives failures.
         """
-        for recomputation in self._recomputations:
-            recomputation.before_forward(rows, token_info)
-        self._active = [recomputation for recomputation in self._recomputations if not recomputation.is_idle]
+        for each in self._second_attentions:
+            each.before_forward(rows, token_info)
+        self._active = [each for each in self._second_attentions if not each.is_idle]
         if self._active and self.context.device.type == "cuda":
             disable_cuda_graphs()
 
@@ -93,14 +93,14 @@ class GangAttentionTap:
             token_info: Receives failures.
         """
         self._active = []
-        for recomputation in self._recomputations:
-            recomputation.after_forward(rows, token_info)
+        for each in self._second_attentions:
+            each.after_forward(rows, token_info)
 
     def reset(self) -> None:
         """Drop the step."""
         self._active = []
-        for recomputation in self._recomputations:
-            recomputation.reset()
+        for each in self._second_attentions:
+            each.reset()
 
     def _wrap(self, impl: Any, layer: int) -> Callable[..., Any]:
         """Wrap the `forward` of an attention implementation."""
@@ -120,8 +120,8 @@ class GangAttentionTap:
             result = original(module, query, key, value, kv_cache, metadata, output, *args, **kwargs)
             if self._active and metadata is not None:
                 call = AttentionCall(module, layer, query, kv_cache, metadata.block_table, output)
-                for recomputation in self._active:
-                    recomputation.apply(call)
+                for each in self._active:
+                    each.apply(call)
             return result
 
         return forward

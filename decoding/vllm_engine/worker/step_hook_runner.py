@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,18 +27,9 @@ from decoding.vllm_engine.member import Member, StrategySpec
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
+from decoding.vllm_engine.worker.step_tap import StepTap
 
 MAX_BUILT_STACKS = 1000  # clients choose the parameters, so that there can be any number of stacks
-
-
-class StepTap(Protocol):
-    """Observes or edits activations of a forward pass. It is set up before the pass and reset after it."""
-
-    def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None: ...
-
-    def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None: ...
-
-    def reset(self) -> None: ...
 
 
 class StepHookRunner:

@@ -10,12 +10,12 @@ import torch
 from decoding.vllm_engine.worker.image_tokens import FindImageTokens
 from decoding.vllm_engine.worker.paged_attention import AttentionCall
 from decoding.vllm_engine.worker.state_store import StateStore
-from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
+from decoding.vllm_engine.worker.step_tap import StepTap
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionContext:
-    """The model and the strategy states, for all recomputations of one model runner.
+    """The model and the strategy states, for each `SecondAttention` of one model runner.
 
     Attributes:
         num_layers: Layers of the model.
@@ -30,7 +30,7 @@ class AttentionContext:
     device: torch.device
 
 
-class AttentionRecomputation(Protocol):
+class SecondAttention(StepTap, Protocol):
     """Computes the attention of some tokens of a step a second time, in each layer."""
 
     @property
@@ -38,18 +38,6 @@ class AttentionRecomputation(Protocol):
         """Whether no token of this step is computed a second time."""
         ...
 
-    def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
-        """Find the tokens of the step. `token_info` receives failures."""
-        ...
-
     def apply(self, call: AttentionCall) -> None:
         """Compute the attention of the tokens in one layer."""
-        ...
-
-    def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
-        """Drop the tokens of the step. `token_info` receives failures."""
-        ...
-
-    def reset(self) -> None:
-        """Drop the step."""
         ...
