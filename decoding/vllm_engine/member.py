@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from decoding.errors import Unsupported
@@ -16,6 +17,7 @@ from decoding.requests import MAIN
 from decoding.tensor_hooks import TensorHooks
 
 EXTRA_ARGS_KEY = "onlyseen"  # in vLLM's SamplingParams.extra_args
+MAX_BUILT_STACKS = 1000  # clients choose the parameters, so that there can be any number of stacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,12 @@ class StrategySpec:
     def build(self) -> TensorHooks:
         """Build the strategy."""
         return list_strategies()[self.name].model_validate_json(self.parameters)
+
+
+@lru_cache(MAX_BUILT_STACKS)
+def build_stack(specs: tuple[StrategySpec, ...]) -> tuple[TensorHooks, ...]:
+    """Build the strategies of a stack, which the hooks of all requests with equal specs share."""
+    return tuple(spec.build() for spec in specs)
 
 
 @dataclass(frozen=True, slots=True)

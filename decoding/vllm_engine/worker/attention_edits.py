@@ -18,7 +18,7 @@ from decoding.pipeline.attention_hooks import (
 )
 from decoding.pipeline.composition import copy_numbers
 from decoding.tensor_hooks import AttentionKeys
-from decoding.vllm_engine.member import Member
+from decoding.vllm_engine.member import Member, build_stack
 from decoding.vllm_engine.worker.paged_attention import AttentionCall
 from decoding.vllm_engine.worker.second_attention import AttentionContext
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
@@ -130,8 +130,8 @@ class GangAttentionEdits:
     def _get_request(self, request_id: str, member: Member) -> EditedRequest:
         request = self._requests.get(request_id)
         if request is None:
-            context, strategies = self.context, [spec.build() for spec in member.stack]
-            stack = select_attention_stack(strategies, context.states.get_all(member.states))
+            context = self.context
+            stack = select_attention_stack(build_stack(member.stack), context.states.get_all(member.states))
             index = context.find_image_tokens(request_id).index.to(context.device, non_blocking=True)
             request = EditedRequest(request_id, compute_attention_batch_key(stack), stack, index)
             self._requests[request_id] = request

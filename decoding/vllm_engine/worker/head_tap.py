@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from decoding.errors import EngineFailed
 from decoding.pipeline.composition import combine_head_scales
 from decoding.tensor_hooks import Tensors
-from decoding.vllm_engine.member import Member, ProbeSpec
+from decoding.vllm_engine.member import Member, ProbeSpec, build_stack
 from decoding.vllm_engine.worker import head_projection
 from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.forward_context import disable_compiled_code
@@ -206,7 +206,6 @@ class GangHeadTap:
 
     def _combine_scales(self, member: Member) -> Tensor | None:
         """Return the [layers, heads] scales of a row, or None. Branches have no stack, so that they have no scales."""
-        stack = tuple(spec.build() for spec in member.stack)
         states = self.states.get_all(member.states)
         layers, _, heads = self.buffers.scales.shape
-        return combine_head_scales(stack, states, (layers, heads))
+        return combine_head_scales(build_stack(member.stack), states, (layers, heads))

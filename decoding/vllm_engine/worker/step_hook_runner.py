@@ -21,15 +21,13 @@ from decoding.pipeline.early_exits import ExitsByRow, find_early_exits
 from decoding.pipeline.grounding import compute_grounding, score_texts
 from decoding.pipeline.logits_hooks import CHANGED, HookResults, LogitsHookRunner, RequestHooks, to_index
 from decoding.requests import MAIN
-from decoding.tensor_hooks import Activations, EarlyExits, TensorHooks
+from decoding.tensor_hooks import Activations, EarlyExits
 from decoding.text.prompt_encoder import AnswerStart
-from decoding.vllm_engine.member import Member, StrategySpec
+from decoding.vllm_engine.member import Member, build_stack
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
 from decoding.vllm_engine.worker.step_tap import StepTap
-
-MAX_BUILT_STACKS = 1000  # clients choose the parameters, so that there can be any number of stacks
 
 
 class StepHookRunner:
@@ -190,7 +188,6 @@ class SamplerHookRunner:
         self._has_lazy_branches = False
         self._main_rows, self._main_rows_of_branches, self._branch_rows = (to_index([], device) for _ in range(3))
         self._pending: PendingStep | None = None
-        self._built: dict[tuple[StrategySpec, ...], tuple[TensorHooks, ...]] = {}
 
     def reset(self) -> None:
         """Drop the rows of the last step, so that the next one finds its gangs anew."""
@@ -325,7 +322,7 @@ class SamplerHookRunner:
         if update is None:
             return
         try:
-            (strategy,) = self._build((update.strategy,))
+            (strategy,) = build_stack((update.strategy,))
             with attribute_errors(strategy):
                 state = strategy.update_state(self.states.get_or_empty(update.handle), Activations(logits=raw))
             self.states.put(update.handle, state)
@@ -365,21 +362,13 @@ class SamplerHookRunner:
     def _build_request_hooks(self, member: Member) -> tuple[RequestHooks, dict[str, EarlyExits]]:
         """Build the strategies of a gang. Return their hooks, and their early exits by strategy."""
         states = self.states.get_all(member.states)
-        stack, tap = self._build(member.stack), self.early_exit_tap
+        stack, tap = build_stack(member.stack), self.early_exit_tap
         hooks = RequestHooks.from_stack(stack, member.branches, states)
         if not any("early_exit_layers" in strategy.list_hooks() for strategy in stack):
             return hooks, {}
         if tap is None:
             raise EngineFailed("The layers of the model are not tapped.")
         return hooks, find_early_exits(stack, tap.num_layers, tap.has_tied_embeddings)
-
-    def _build(self, specs: tuple[StrategySpec, ...]) -> tuple[TensorHooks, ...]:
-        stack = self._built.get(specs)
-        if stack is None:
-            if len(self._built) >= MAX_BUILT_STACKS:
-                self._built.clear()
-            stack = self._built[specs] = tuple(spec.build() for spec in specs)
-        return stack
 
 
 def read_status(status: Tensor) -> list[int]:

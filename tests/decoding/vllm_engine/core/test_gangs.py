@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from decoding.errors import Unsupported
+from decoding.registry import build
 from decoding.requests import MAIN
 from decoding.strategy import Strategy
 from decoding.vllm_engine.core.gangs import COUNTER_HELP, GangCounters, GangRegistry
-from decoding.vllm_engine.member import Member, ProbeSpec, StateUpdate, StrategySpec
-from tests.decoding.hf_engine.harness import build_stack
+from decoding.vllm_engine.member import Member, ProbeSpec, StateUpdate, StrategySpec, build_stack
 
 
 def request(name: str) -> SimpleNamespace:
@@ -42,8 +42,7 @@ def test_request_ids_expand_to_their_gangs() -> None:
 
 
 def test_member_survives_extra_args() -> None:
-    (vcd,) = build_stack("vcd", vcd={"alpha": 0.3})
-    (vhr,) = build_stack("vhr")
+    vcd, vhr = build("vcd+vhr", {"vcd": {"alpha": 0.3}})
     member = Member(
         gang="g",
         name=MAIN,
@@ -59,8 +58,10 @@ def test_member_survives_extra_args() -> None:
         probe=ProbeSpec(StrategySpec.from_strategy(vhr), main="with_image", layerwise=True, handle="state-3"),
     )
     extra_args = json.loads(json.dumps(member.to_extra_args()))
-    assert Member.from_sampling_params(SimpleNamespace(extra_args=extra_args)) == member
-    assert [spec.build() for spec in member.stack] == [vcd, vhr]
+    received = Member.from_sampling_params(SimpleNamespace(extra_args=extra_args))
+    assert received == member
+    assert build_stack(received.stack) == (vcd, vhr)
+    assert build_stack(received.stack) is build_stack(member.stack)
 
 
 @pytest.mark.parametrize("params", [None, SimpleNamespace(extra_args=None), SimpleNamespace(extra_args={"x": 1})])
