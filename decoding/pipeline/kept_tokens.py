@@ -11,7 +11,7 @@ from decoding.tensor_hooks import TensorHooks, Tensors
 
 
 def find_kept_tokens(
-    strategy: TensorHooks, state: Tensors, image_token_index: Tensor, image_tokens: int, num_layers: int
+    strategy: TensorHooks, state: Tensors, image_token_index: Tensor, num_image_tokens: int, num_layers: int
 ) -> Tensor | None:
     """Find the tokens of a prompt that a branch of the strategy sees.
 
@@ -19,7 +19,7 @@ def find_kept_tokens(
         strategy: The strategy.
         state: Its state.
         image_token_index: [prompt] index of the image token; -1 for text.
-        image_tokens: Number of image tokens of the prompt.
+        num_image_tokens: Number of image tokens of the prompt.
         num_layers: Layers of the model.
 
     Returns:
@@ -30,13 +30,13 @@ def find_kept_tokens(
         kept = strategy.keep_image_tokens(state)
     if kept is None:
         return None
-    check_mask(strategy, kept, [num_layers, image_tokens])
-    if image_tokens == 0:  # a mask without columns cannot be indexed
+    check_kept_mask(strategy, kept, [num_layers, num_image_tokens])
+    if num_image_tokens == 0:  # a mask without columns cannot be indexed
         return None
     return kept.to(image_token_index.device)[:, image_token_index.clamp(min=0)] | (image_token_index < 0)
 
 
-def check_mask(strategy: TensorHooks, kept: object, shape: list[int]) -> None:
+def check_kept_mask(strategy: TensorHooks, kept: object, shape: list[int]) -> None:
     """Check the result of a `keep_image_tokens` hook.
 
     Args:

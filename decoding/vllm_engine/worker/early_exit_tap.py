@@ -34,13 +34,13 @@ class HiddenStateBuffers:
     refer to the first token, which every pass has.
 
     Attributes:
-        states: [layers, rows, width] input of each layer.
-        last_tokens: [rows] number of each row's newest token among the tokens of the step.
+        states: [layers, max_rows, width] input of each layer.
+        last_tokens: [max_rows] number of each row's newest token among the tokens of the step.
     """
 
-    def __init__(self, layers: int, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.states = torch.zeros(layers, rows, width, dtype=dtype, device=device)
-        self.last_tokens = torch.zeros(rows, dtype=torch.long, device=device)
+    def __init__(self, num_layers: int, max_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.states = torch.zeros(num_layers, max_rows, width, dtype=dtype, device=device)
+        self.last_tokens = torch.zeros(max_rows, dtype=torch.long, device=device)
 
 
 class TappedLayer(nn.Module):
@@ -82,7 +82,7 @@ class GangEarlyExitTap:
         decoder: The module with `layers`, `norm` and `embed_tokens`. Its layers are wrapped.
         compute_logits: The model's head, from [n, width] to [n, vocab].
         has_tied_embeddings: Whether the head is the input embedding.
-        rows: Most rows in a step.
+        max_rows: Most rows in a step.
         dtype: Type of the hidden states.
         device: Device of the model.
     """
@@ -92,13 +92,13 @@ class GangEarlyExitTap:
         decoder: Any,
         compute_logits: Callable[[Tensor], Tensor],
         has_tied_embeddings: bool,
-        rows: int,
+        max_rows: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.num_layers = len(decoder.layers)
         self.has_tied_embeddings = has_tied_embeddings
-        self.buffers = HiddenStateBuffers(self.num_layers, rows, decoder.norm.weight.shape[0], dtype, device)
+        self.buffers = HiddenStateBuffers(self.num_layers, max_rows, decoder.norm.weight.shape[0], dtype, device)
         self._norm: Callable[[Tensor], Tensor] = decoder.norm
         self._compute_logits = compute_logits
         self._is_capturing = False

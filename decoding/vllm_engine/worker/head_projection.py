@@ -31,16 +31,16 @@ class HeadScaleBuffers:
     The row after the last one, `unscaled_row`, has scales of 1. Between steps all tokens refer to it.
 
     Attributes:
-        scales: [layers, rows + 1, heads].
-        token_rows: [tokens] row of each token of the step.
+        scales: [layers, max_rows + 1, heads].
+        token_rows: [max_tokens] row of each token of the step.
     """
 
     def __init__(
-        self, layers: int, heads: int, rows: int, tokens: int, dtype: torch.dtype, device: torch.device
+        self, num_layers: int, num_heads: int, max_rows: int, max_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.unscaled_row = rows
-        self.scales = torch.ones(layers, rows + 1, heads, dtype=dtype, device=device)
-        self.token_rows = torch.full((tokens,), rows, dtype=torch.long, device=device)
+        self.unscaled_row = max_rows
+        self.scales = torch.ones(num_layers, max_rows + 1, num_heads, dtype=dtype, device=device)
+        self.token_rows = torch.full((max_tokens,), max_rows, dtype=torch.long, device=device)
 
 
 class ScaledHeadProjection(nn.Module):
@@ -80,7 +80,7 @@ class ScaledHeadProjection(nn.Module):
 
 
 def install(
-    model: nn.Module, rows: int, tokens: int, dtype: torch.dtype, device: torch.device, tap: HeadOutputEditor
+    model: nn.Module, max_rows: int, max_tokens: int, dtype: torch.dtype, device: torch.device, tap: HeadOutputEditor
 ) -> HeadScaleBuffers:
     """Wrap the output projections of the language model's layers, before anything is compiled.
 
@@ -88,8 +88,8 @@ def install(
 
     Args:
         model: Loaded model.
-        rows: Most rows in a step.
-        tokens: Most tokens in a step.
+        max_rows: Most rows in a step.
+        max_tokens: Most tokens in a step.
         dtype: Type of the head outputs.
         device: Device of the model.
         tap: Receives the head outputs in steps that run uncompiled.
@@ -104,7 +104,7 @@ def install(
     counts = {layer.attn.num_heads for layer in layers}
     if len(counts) != 1:
         raise ValueError(f"the layers do not have one number of heads: {sorted(counts)}")
-    buffers = HeadScaleBuffers(len(layers), counts.pop(), rows, tokens, dtype, device)
+    buffers = HeadScaleBuffers(len(layers), counts.pop(), max_rows, max_tokens, dtype, device)
     for number, layer in enumerate(layers):
         layer.o_proj = ScaledHeadProjection(layer.o_proj, number, buffers, tap)
     return buffers

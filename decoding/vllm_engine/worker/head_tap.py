@@ -28,8 +28,8 @@ class GangHeadTap:
     Args:
         model: Loaded model. The output projections of its layers are wrapped.
         states: Store of the strategy states.
-        rows: Most rows in a step.
-        tokens: Most tokens in a step.
+        max_rows: Most rows in a step.
+        max_tokens: Most tokens in a step.
         dtype: Type of the head outputs.
         device: Device of the model.
         captured_attention: Row -> [heads, image tokens] of the layer that has just run. None: the attention is not
@@ -42,15 +42,15 @@ class GangHeadTap:
         self,
         model: nn.Module,
         states: StateStore,
-        rows: int,
-        tokens: int,
+        max_rows: int,
+        max_tokens: int,
         dtype: torch.dtype,
         device: torch.device,
         captured_attention: Mapping[int, Tensor] | None,
         collect_vision_attention: Callable[[str], Tensor | None] | None,
     ) -> None:
         self.states = states
-        self.buffers = head_projection.install(model, rows, tokens, dtype, device, tap=self)
+        self.buffers = head_projection.install(model, max_rows, max_tokens, dtype, device, tap=self)
         self.captured_attention = captured_attention
         self.collect_vision_attention = collect_vision_attention
         self._probes: list[ProbeCapture] = []
@@ -186,8 +186,8 @@ class GangHeadTap:
                 raise EngineFailed("The vision tower is not tapped.")
             found = {name: self.collect_vision_attention(rows.request_ids[row]) for name, row in rows_by_name.items()}
             vision_attention = {name: weights for name, weights in found.items() if weights is not None}
-        layers = self.buffers.scales.shape[0]
-        return ProbeCapture(spec, rows_by_name, rows, layers, captured_attention, vision_attention)
+        num_layers = self.buffers.scales.shape[0]
+        return ProbeCapture(spec, rows_by_name, rows, num_layers, captured_attention, vision_attention)
 
     def _set_scales(self, rows: StepRows, token_info: TokenInfo) -> Tensor | None:
         """Write the scales of each scaled row, and return the [tokens] rows of the step's tokens, or None."""

@@ -23,7 +23,7 @@ class ProbeCapture:
         spec: The probe.
         rows_by_name: Prompt name -> row of the step.
         rows: Rows of the step.
-        layers: Number of layers of the model.
+        num_layers: Number of layers of the model.
         captured_attention: Row -> [heads, image tokens] of the layer that has just run. It is read if the probe
             captures attention.
         vision_attention: Prompt name -> [tower layers, images, heads, patches].
@@ -34,14 +34,14 @@ class ProbeCapture:
         spec: ProbeSpec,
         rows_by_name: Mapping[str, int],
         rows: StepRows,
-        layers: int,
+        num_layers: int,
         captured_attention: Mapping[int, Tensor],
         vision_attention: Tensors,
     ) -> None:
         main = rows_by_name[spec.main]
         self.spec = spec
         self.probe_fold = ProbeFold(spec.strategy.build(), spec.layerwise)
-        self.layers = layers
+        self.num_layers = num_layers
         self.request_id = rows.request_ids[main]
         self._rows_by_name = rows_by_name if "attention" in spec.capture else {}
         self._captured_attention = captured_attention
@@ -58,7 +58,7 @@ class ProbeCapture:
         """
         captured = {name: heads[token].clone() for name, token in self._last_tokens.items()}
         attention = {name: self._captured_attention[row] for name, row in self._rows_by_name.items()}
-        scales = self.probe_fold.fold(Activations(captured, layer, self.layers, self._vision_attention, attention))
+        scales = self.probe_fold.fold(Activations(captured, layer, self.num_layers, self._vision_attention, attention))
         if scales is not None:
             heads[self._main_tokens] *= scales[:, None].to(heads)
 
