@@ -261,6 +261,24 @@ def test_unread_response_is_dropped(monkeypatch: pytest.MonkeyPatch, loop: str) 
         assert lost.wait(5)
 
 
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (b"http://localhost/health", b"evil.example", 200),
+        (b"HTTP://127.0.0.1:8000/health?a=b", b"localhost", 200),
+        (b"http://localhost", b"localhost", 404),
+        (b"http://evil.example/health", b"localhost", 403),
+        (b"http://localhost@evil.example/health", b"localhost", 403),
+        (b"http:///health", b"localhost", 403),
+        (b"/http://localhost/health", b"localhost", 404),
+    ],
+)
+def test_host_of_a_url_as_target_replaces_the_host_header(port: int, target: bytes, host: bytes, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (target, host))
+        assert receive_all(connection).startswith(b"HTTP/1.1 %d " % status)
+
+
 async def respond_early(scope: Any, receive: Any, send: Any) -> None:
     """Respond without reading the body."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
