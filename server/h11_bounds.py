@@ -59,7 +59,8 @@ class BoundedConnection(h11.Connection):
         event = self._parse_event()
         if isinstance(event, h11.Request):
             self._chunks = self._chunk_bytes = 0
-        elif isinstance(event, h11.Data):
+            return to_origin_form(event)
+        if isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._chunk_bytes += len(event.data)
             if self._chunks > MAX_TINY_CHUNKS and self._chunk_bytes < self._chunks * TINY_CHUNK_BYTES:
@@ -93,3 +94,26 @@ class BoundedConnection(h11.Connection):
             found = END_OF_LAST_HEADER.search(head)
             if found is None or head.count(b"\n", 0, found.end()) > MAX_HEADERS + 1:
                 raise h11.RemoteProtocolError(HEAD_TOO_LARGE, error_status_hint=431)
+
+
+def to_origin_form(request: h11.Request) -> h11.Request:
+    """Convert a request whose target is a whole URL to one whose target is a path.
+
+    Servers accept such targets, and the host of the URL replaces that of the Host header.
+
+    Args:
+        request: The request.
+
+    Returns:
+        The request, or the same one if its target is no URL.
+
+    Source:
+        RFC 9112, section 3.2.2.
+    """
+    match = re.fullmatch(rb"https?://([^/?]*)(.*)", request.target, re.IGNORECASE)
+    if match is None:
+        return request
+    host, path = match.groups()
+    headers = [(b"host", host), *((name, value) for name, value in request.headers if name != b"host")]
+    target = path if path.startswith(b"/") else b"/" + path
+    return h11.Request(method=request.method, headers=headers, target=target, http_version=request.http_version)

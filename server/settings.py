@@ -20,6 +20,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from server.host_names import check_allowed_host
+
 PREFIX = "ONLYSEEN_"
 EMBEDDED_DIR = Path(__file__).resolve().parents[1] / "embedded"
 EMBEDDED_NAME = "onlyseen-tiny"
@@ -139,8 +141,9 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[
         str,
         Field(
-            description="comma-separated names that the Host header of requests may have, beside IP addresses and "
-            "localhost; *: every name, which is the default with API keys and on an address that is not loopback"
+            description="comma-separated names without ports that the Host header of requests may have, beside IP "
+            "addresses and localhost; *: every name, which is the default with API keys and on an address that is not "
+            "loopback"
         ),
     ] = ""
     max_images: Annotated[int, Field(ge=0, description="maximum number of images in a request")] = 16
@@ -206,6 +209,13 @@ class Settings(BaseSettings):
         if source is not None and not Path(source).is_dir() and not re.fullmatch(HUB_ID_PATTERN, source):
             raise ValueError(f"there is no folder {source}, and a hub id has the form OWNER/NAME")
         return source
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_allowed_hosts(cls, hosts: str) -> str:
+        for host in split_list(hosts):
+            check_allowed_host(host)
+        return hosts
 
     @field_validator("image_hosts")
     @classmethod

@@ -71,6 +71,7 @@ class TimedH11Protocol(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = BoundedConnection()
+        self._application, self.app = self.app, self._run_application
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the headers of the first request."""
@@ -115,12 +116,38 @@ class TimedH11Protocol(H11Protocol):
         self.flow.enforce_pause()
         return self.conn.events_left == 0 and not self.transport.is_closing()
 
+    async def _run_application(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._application(scope, receive, send)
+        finally:
+            self.loop.call_soon(self._watch_writing)  # uvicorn closes the connection now if the response is incomplete
+
     def send_400_response(self, msg: str) -> None:
-        """Refuse the bytes of the client, unless it has a response already, and close the connection."""
+        """Refuse the bytes of the client, unless it has a response already, and close the connection.
+
+        A request that runs ends as if its client had disconnected, because h11 sends nothing more for it.
+        """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(self.conn.refusal or msg)
-        else:
-            self.transport.close()
+            self._write_refusal(400, b"Bad Request", (self.conn.refusal or msg).encode())
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._close()
+
+    def _write_refusal(self, status: int, reason: bytes, body: bytes) -> None:
+        """Write a response without the application. h11 accepts no body for a HEAD request."""
+        headers = [("content-type", "text/plain; charset=utf-8"), ("connection", "close")]
+        events: list[h11.Event] = [h11.Response(status_code=status, headers=headers, reason=reason)]
+        is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
+        if not is_head:
+            events.append(h11.Data(data=body))
+        for event in (*events, h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+
+    def _close(self) -> None:
+        """Close the connection when its client has taken the bytes that wait, or when it takes too few of them."""
+        self.transport.close()
+        self._watch_writing()
 
     def _leave_queue(self) -> None:
         self._is_queued = False
@@ -151,7 +178,8 @@ class TimedH11Protocol(H11Protocol):
         """Close the connection later if its client has taken too few of the bytes that wait now."""
         size = self.transport.get_write_buffer_size()
         is_complete = self.cycle is None or self.cycle.response_complete
-        is_stable = self.flow.write_paused or is_complete  # the application adds nothing
+        # The application adds nothing.
+        is_stable = self.flow.write_paused or is_complete or self.transport.is_closing()
         if size and is_stable and self._write_timer is None:
             self._write_timer = self.loop.call_later(WRITE_TIMEOUT, self._check_writing, size, self.cycle)
 
@@ -193,14 +221,8 @@ class TimedH11Protocol(H11Protocol):
         if self.transport.is_closing():
             return
         if self.conn.our_state is h11.IDLE and self.conn.has_partial_request:
-            headers = [("content-type", "text/plain; charset=utf-8"), ("connection", "close")]
-            for event in (
-                h11.Response(status_code=408, headers=headers, reason=b"Request Timeout"),
-                h11.Data(data=TIMEOUT_BODY),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+            self._write_refusal(408, b"Request Timeout", TIMEOUT_BODY)
+        self._close()
 
 
 def create_protocol(header_timeout: float) -> type[TimedH11Protocol]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -178,6 +179,33 @@ def test_bodies_that_wait_in_nginx_are_bounded() -> None:
     assert folder is not None
     (bound,) = (each for each in COMPOSE["services"]["nginx"]["tmpfs"] if each.startswith(f"{folder[1]}:"))
     assert re.fullmatch(r"\S+:size=\d+[mg]", bound)
+
+
+def test_documented_limit_bounds_the_unfinished_bodies_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    nginx = require_program("nginx-light", "nginx")
+    page = re.sub(r"\s+", " ", (ROOT / "docs" / "operations.md").read_text())
+    (directives,) = re.findall(r"`(limit_conn_zone [^`]+)`", page)
+    monkeypatch.setattr(Backend, "does_fail", False)
+    with ExitStack() as stack:
+        server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Backend))
+        threading.Thread(target=server.serve_forever).start()
+        stack.callback(server.shutdown)
+        limited = directives.replace("clients 40", "clients 2")
+        proxy = stack.enter_context(run_nginx(str(nginx), [server.server_port], limited))
+        url = httpx.URL(proxy)
+        for _ in range(2):
+            connection = stack.enter_context(socket.create_connection((url.host, url.port or 80)))
+            connection.sendall(b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n\r\n")
+            connection.sendall(b"x" * 100_000)
+        wait_for_status(f"{proxy}/v1/responses", 429)
+    assert limited != directives
+
+
+def wait_for_status(url: str, status: int) -> None:
+    """Wait until nginx has read the headers of the other connections."""
+    deadline = time.monotonic() + 10
+    while httpx.post(url, json={}).status_code != status:
+        assert time.monotonic() < deadline
 
 
 def test_nginx_sends_all_requests_of_a_session_to_one_server(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,12 +187,15 @@ async def read_bounded(stream: httpx.Response) -> httpx.Response:
         stream: The response, of which only the head has arrived.
 
     Returns:
-        The response with its body.
+        The response with its body. That of a compressed error is empty, so that its status and headers still count.
 
     Raises:
         InvalidResponse: The body is larger, or compressed, which the client does not accept.
     """
-    if stream.headers.get("content-encoding", "identity") != "identity":
+    if stream.headers.get("content-encoding", "").strip().lower() not in {"", "identity"}:
+        if not stream.is_success:
+            headers = [(name, value) for name, value in stream.headers.multi_items() if name != "content-encoding"]
+            return httpx.Response(stream.status_code, headers=headers)
         raise InvalidResponse("the response is compressed, although the request does not accept that")
     content = bytearray()
     async for part in stream.aiter_bytes(1 << 16):

@@ -6,12 +6,14 @@ import hashlib
 import hmac
 from collections.abc import Collection, Iterable
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from decoding.errors import OnlySeenError
 from server.errors import Forbidden, Unauthorized
+from server.host_names import EVERY_HOST, normalize_host, split_port
 from server.middleware.http import HEALTH_PATHS
 from server.middleware.rate_limit import RateLimiter
 from server.middleware.request_body import drain_body
@@ -117,17 +119,37 @@ async def refuse_other_sites(request: Request, owner: OwnerDep) -> None:
     """Refuse a request that a page of another site has sent, on a server without keys.
 
     A browser sends requests with a form or without a body to any server, without a preflight. It sends a key only after
-    one.
+    one. It sends Sec-Fetch-Site only with HTTPS and to loopback addresses, but Origin with each of these requests.
 
     Raises:
         Forbidden: The browser has sent the request for a page of another site.
     """
-    if not owner and request.headers.get("sec-fetch-site") == "cross-site":
+    if owner:
+        return
+    site = request.headers.get("sec-fetch-site")
+    if site == "cross-site" or (site is None and has_other_origin(request)):
         await drain_body(request.receive)
         raise Forbidden("Pages of other sites cannot use this route of a server without API keys.")
 
 
 SameSite = Depends(refuse_other_sites)
+
+
+def has_other_origin(request: Request) -> bool:
+    """Return whether the Origin header has another host than the Host header, and none of `--allowed-hosts`.
+
+    Ports are not compared, as browsers do not compare them for Sec-Fetch-Site. A proxy may drop or replace them.
+    """
+    origin = request.headers.get("origin")
+    if origin is None:
+        return False
+    try:
+        origin_host = normalize_host(urlsplit(origin).hostname or "")
+    except ValueError:
+        return True
+    settings: Settings = request.app.state.service.settings
+    hosts = {split_port(request.headers.get("host", "")), *settings.list_allowed_hosts()}
+    return origin_host not in {normalize_host(host) for host in hosts} - {"", EVERY_HOST}
 
 
 def get_authorization(scope: Scope) -> bytes:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import ip_address
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import Forbidden
+from server.host_names import EVERY_HOST, has_loopback_address, is_ip_address, normalize_host, split_port
 from server.middleware.request_body import drain_body
 from server.settings import Settings
 
-EVERY_HOST = "*"
 LOCAL_NAME = "localhost"
 
 
@@ -33,7 +32,7 @@ class HostMiddleware:
             hosts: Names of hosts that requests may have, in addition to IP addresses and localhost. "*" allows all.
         """
         self.app = app
-        self.hosts = frozenset(host.lower() for host in hosts)
+        self.hosts = frozenset(normalize_host(host) for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on requests that name an allowed host.
@@ -46,13 +45,13 @@ class HostMiddleware:
                 if name == b"host" and not self._is_allowed(host := split_port(value.decode("latin-1"))):
                     await drain_body(receive)
                     raise Forbidden(
-                        f"The Host header names {host[:100]!r}. A server without API keys on a loopback address "
-                        "serves IP addresses, localhost and the hosts of --allowed-hosts only."
+                        f"The Host header names {host[:100]!r}. This server serves IP addresses, localhost and the "
+                        "hosts of --allowed-hosts only."
                     )
         await self.app(scope, receive, send)
 
     def _is_allowed(self, host: str) -> bool:
-        host = host.lower().removesuffix(".")
+        host = normalize_host(host)
         return host in self.hosts or host == LOCAL_NAME or host.endswith(f".{LOCAL_NAME}") or is_ip_address(host)
 
 
@@ -65,20 +64,4 @@ def select_allowed_hosts(settings: Settings) -> list[str]:
     hosts = settings.list_allowed_hosts()
     if hosts:
         return hosts
-    is_local = settings.host == LOCAL_NAME or (is_ip_address(settings.host) and ip_address(settings.host).is_loopback)
-    return [] if is_local and not settings.load_api_keys() else [EVERY_HOST]
-
-
-def split_port(host: str) -> str:
-    """Return the host of a Host header without its port, and an IPv6 address without brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
-
-
-def is_ip_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return [] if not settings.load_api_keys() and has_loopback_address(settings.host) else [EVERY_HOST]

@@ -21,6 +21,7 @@ from server.batch.store import StoreDep
 from server.batch.uploads import open_upload
 from server.errors import ErrorBody, NotFound, UnsupportedMediaType
 from server.middleware.auth import OwnerDep, SameSite
+from server.middleware.http import HEAD_KEY
 from server.routes.file_response import FileContentResponse
 from server.service import ServiceDep
 from server.serving.admission import NotDraining
@@ -117,7 +118,7 @@ async def retrieve_file(file_id: str, store: StoreDep, owner: OwnerDep) -> FileO
     response_class=FileContentResponse,
     responses={200: {"content": {"application/octet-stream": {}}}},
 )
-async def retrieve_file_content(file_id: str, store: StoreDep, owner: OwnerDep) -> Response:
+async def retrieve_file_content(request: Request, file_id: str, store: StoreDep, owner: OwnerDep) -> Response:
     """Download the content of a file. The file of results of an unfinished batch has the results so far.
 
     \f
@@ -132,7 +133,7 @@ async def retrieve_file_content(file_id: str, store: StoreDep, owner: OwnerDep) 
     with convert_store_errors():
         try:
             if await store.is_growing(owner, file_id):
-                return await run_sync(read_snapshot, path)
+                return await run_sync(read_snapshot, path, HEAD_KEY in request.scope)
             status = await run_sync(path.stat)
         except FileNotFoundError:  # its deletion was interrupted
             raise NotFound("There is no such file.", param="file_id") from None
@@ -146,8 +147,16 @@ async def delete_file(file_id: str, store: StoreDep, owner: OwnerDep) -> FileDel
     return FileDeleted(id=file_id, object="file", deleted=True)
 
 
-def read_snapshot(path: Path) -> Response:
-    """Build a response with the complete lines that a growing file has now. Slow: call it in a thread."""
+def read_snapshot(path: Path, is_head: bool) -> Response:
+    """Build a response with the complete lines that a growing file has now. Slow: call it in a thread.
+
+    Args:
+        path: The file.
+        is_head: Whether the response needs no body.
+
+    Returns:
+        The response. Its body is read while it is sent.
+    """
     file = path.open("rb")
     try:
         size = find_last_line_end(file)
@@ -155,8 +164,11 @@ def read_snapshot(path: Path) -> Response:
     except BaseException:
         file.close()
         raise
-    headers = {"content-length": str(size)}
-    return StreamingResponse(read_parts(file, size), media_type="application/octet-stream", headers=headers)
+    headers, media_type = {"content-length": str(size)}, "application/octet-stream"
+    if is_head:
+        file.close()
+        return Response(headers=headers, media_type=media_type)
+    return StreamingResponse(read_parts(file, size), media_type=media_type, headers=headers)
 
 
 def find_last_line_end(file: BinaryIO) -> int:

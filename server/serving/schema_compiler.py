@@ -16,6 +16,7 @@ from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -82,7 +83,7 @@ class GrammarCheckProcess:
             raise GrammarCheckFailed from error
         finally:
             if result is None:
-                await self.close()
+                await wait_to_end(self.close())  # a process that nobody waits for would stay a zombie
         return result
 
     async def close(self) -> None:
@@ -107,6 +108,19 @@ async def start_process() -> Process:
     return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True)
 
 
+@dataclass
+class PendingCheck:
+    """A check that waits or runs.
+
+    Attributes:
+        task: The check.
+        num_requests: Requests that wait for it.
+    """
+
+    task: asyncio.Task[GrammarCheckResult | None]
+    num_requests: int = 0
+
+
 class SchemaCompiler:
     """Checks schemas and compiles them in the engine."""
 
@@ -123,6 +137,7 @@ class SchemaCompiler:
         self._memory = FairQueue(max_bytes, max_owner_bytes)
         self._idle_processes = [GrammarCheckProcess() for _ in range(TURNS)]
         self._processes = tuple(self._idle_processes)
+        self._pending_checks: dict[tuple[str, str, bytes], PendingCheck] = {}
         self._sizes: OrderedDict[tuple[str, bytes], int] = OrderedDict()  # bytes of checked schemas, newest last
 
     async def compile(
@@ -137,9 +152,6 @@ class SchemaCompiler:
     ) -> Grammar:
         """Check a schema and compile it in the engine.
 
-        A schema that is invalid or cannot be enforced raises `BadRequest`, as one does that takes too much time or
-        memory. If too many others wait, this raises `Overloaded`.
-
         Args:
             schema: The schema.
             param: Request field that an error names.
@@ -150,13 +162,23 @@ class SchemaCompiler:
 
         Returns:
             The grammar. All requests that hold it share its compiled form.
+
+        Raises:
+            BadRequest: The schema is invalid or takes too long.
+            InvalidSchema: It cannot be enforced, or takes too much memory.
+            Overloaded: Too many others wait.
         """
         grammar = await run_sync(build_grammar, schema, param, limiter=self._build_limiter)
         key = cache_salt or "", hashlib.sha256(grammar.text.encode()).digest()
         if key not in self._sizes:
-            async with self._hold_turn(owner):
-                if key not in self._sizes:  # another request may have checked it during the wait
-                    self._sizes[key] = GRAMMAR_BYTES + await self._check(grammar, param)
+            check = await self._share_check(grammar, owner, key)
+            if check is None:
+                raise Overloaded(TOO_MANY, code="too_many_schemas")
+            if check["timed_out"]:
+                raise BadRequest("The schema takes too long to compile.", param=param, code="invalid_schema")
+            if check["reason"]:
+                raise InvalidSchema(check["reason"], param)
+            self._sizes[key] = GRAMMAR_BYTES + check["num_bytes"]
         self._sizes.move_to_end(key)
         size = self._sizes[key]
         if len(self._sizes) > MAX_CHECKED:
@@ -192,31 +214,47 @@ class SchemaCompiler:
         finally:
             self._turns.release(owner, held)
 
-    async def _check(self, grammar: Grammar, param: str) -> int:
-        """Check a grammar in a turn.
+    async def _share_check(self, grammar: Grammar, owner: str, key: tuple[str, bytes]) -> GrammarCheckResult | None:
+        """Check a grammar, once for all requests of an owner that wait for it. The last one that leaves ends the check.
 
         Args:
             grammar: The grammar.
-            param: Request field that an error names.
+            owner: Owner of the request, in whose turn the check runs.
+            key: Key of the result.
 
         Returns:
-            The bytes that it takes.
-
-        Raises:
-            BadRequest: It takes too long.
-            InvalidSchema: It cannot be enforced.
-            Overloaded: No process can check it.
+            The result of `_check`.
         """
-        process = self._idle_processes.pop()
+        pending = self._pending_checks.get((owner, *key))
+        if pending is None:
+            pending = PendingCheck(asyncio.create_task(self._check(grammar, owner)))
+            self._pending_checks[owner, *key] = pending
+        pending.num_requests += 1
         try:
-            result = await process.check(grammar.text)
+            await asyncio.wait([pending.task])
+        finally:
+            pending.num_requests -= 1
+            if not pending.num_requests:
+                del self._pending_checks[owner, *key]
+                pending.task.cancel()
+                await asyncio.wait([pending.task])
+        return pending.task.result()
+
+    async def _check(self, grammar: Grammar, owner: str) -> GrammarCheckResult | None:
+        """Check a grammar in a turn.
+
+        Returns:
+            The result; None if there is no turn in time, or no process can check it.
+        """
+        try:
+            async with self._hold_turn(owner):
+                process = self._idle_processes.pop()
+                try:
+                    return await process.check(grammar.text)
+                finally:
+                    self._idle_processes.append(process)
         except GrammarCheckFailed as error:
             log.error("schema_check_failed", exc_info=error)
-            raise Overloaded(TOO_MANY, code="too_many_schemas") from None
-        finally:
-            self._idle_processes.append(process)
-        if result["timed_out"]:
-            raise BadRequest("The schema takes too long to compile.", param=param, code="invalid_schema")
-        if result["reason"]:
-            raise InvalidSchema(result["reason"], param)
-        return result["num_bytes"]
+        except Overloaded:
+            pass
+        return None

@@ -171,6 +171,71 @@ async def test_rest_below_the_low_water_mark_has_a_timeout(monkeypatch: pytest.M
     await wait_until(lambda: transport.abort.called)
 
 
+@pytest.mark.parametrize("name", ["bad chunk", "application that fails", "late headers"])
+async def test_closed_connection_has_a_timeout_for_the_bytes_that_wait(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its response is not complete, so that no later event starts the timer."""
+    monkeypatch.setattr(timed_protocol, "WRITE_TIMEOUT", 0.05)
+
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ValueError
+
+    protocol = build_protocol(fail if name == "application that fails" else Recorder())
+    transport = protocol.transport
+    transport.get_write_buffer_size.return_value = 1000
+    close_transport(protocol)
+    sent = {"bad chunk": CHUNKED + b"zz\r\n", "application that fails": CHUNKED, "late headers": b"GET"}
+    protocol.data_received(sent[name])
+    if name == "late headers":
+        protocol._close_late()
+    await wait_until(lambda: transport.close.called)
+    transport.abort.assert_not_called()
+    await wait_until(lambda: transport.abort.called)
+    protocol.connection_lost(None)
+
+
+async def test_rest_of_a_closed_connection_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timed_protocol, "WRITE_TIMEOUT", 0.05)
+    protocol = build_protocol(Recorder())
+    transport = protocol.transport
+    protocol.data_received(CHUNKED)
+    protocol.pause_writing()
+    transport.is_closing.return_value = True
+    transport.get_write_buffer_size.return_value = 1000
+    protocol.resume_writing()
+    await wait_until(lambda: transport.abort.called)
+    protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"])
+async def test_bad_chunk_ends_its_request_as_a_disconnect(method: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    messages, ended = [], asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        messages.append(await receive())
+        await respond_early(scope, receive, send)
+        ended.set()
+
+    protocol = build_protocol(app)
+    close_transport(protocol)
+    protocol.data_received(CHUNKED.replace(b"POST", method) + b"zz\r\n")
+    await wait_until(ended.is_set)
+    await asyncio.sleep(0)
+    written = b"".join(call.args[0] for call in protocol.transport.write.call_args_list)
+    assert written.count(b"HTTP/1.1") == written.count(b"HTTP/1.1 400 Bad Request") == 1
+    assert (b"Invalid HTTP request" in written) == (method != b"HEAD")
+    assert [message["type"] for message in messages] == ["http.disconnect"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def close_transport(protocol: TimedH11Protocol) -> None:
+    """Let the mocked transport report that it is closing after `close`."""
+    transport = protocol.transport
+    transport.close.side_effect = lambda: setattr(transport.is_closing, "return_value", True)
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_unread_response_is_dropped(monkeypatch: pytest.MonkeyPatch, loop: str) -> None:
     """The response is larger than what the kernel buffers."""
@@ -194,6 +259,24 @@ def test_unread_response_is_dropped(monkeypatch: pytest.MonkeyPatch, loop: str) 
     ):
         connection.sendall(GET)
         assert lost.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (b"http://localhost/health", b"evil.example", 200),
+        (b"HTTP://127.0.0.1:8000/health?a=b", b"localhost", 200),
+        (b"http://localhost", b"localhost", 404),
+        (b"http://evil.example/health", b"localhost", 403),
+        (b"http://localhost@evil.example/health", b"localhost", 403),
+        (b"http:///health", b"localhost", 403),
+        (b"/http://localhost/health", b"localhost", 404),
+    ],
+)
+def test_host_of_a_url_as_target_replaces_the_host_header(port: int, target: bytes, host: bytes, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (target, host))
+        assert receive_all(connection).startswith(b"HTTP/1.1 %d " % status)
 
 
 async def respond_early(scope: Any, receive: Any, send: Any) -> None:

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from pydantic_core import from_json
 
-from eval.errors import InvalidResponse, ServerUnavailable
-from eval.runs.client import EvalClient, parse_answer
+from eval.errors import InvalidResponse, RequestRejected, ServerUnavailable
+from eval.runs.client import EvalClient, parse_answer, read_bounded
 from tests.eval.cli_driver import invoke_run, output_of, read_results, read_stored_answers, reply_by_hash
 from tests.eval.fake_server import ScriptedReply, ScriptedServer, prompt_of, start_server, strategy_of
 from tests.eval.runs.test_request import make_request
@@ -195,3 +195,39 @@ async def test_compressed_responses_are_refused_without_decompressing_them() -> 
             await client.list_models()
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
         tracemalloc.stop()
+
+
+def build_client_response(status: int, headers: dict[str, str], body: bytes) -> httpx.Response:
+    return httpx.Response(status, stream=httpx.ByteStream(body), headers=headers)
+
+
+@pytest.mark.parametrize("status", [400, 401])
+async def test_compressed_refusal_is_not_retried(status: int) -> None:
+    response = build_client_response(status, {"content-encoding": "gzip"}, gzip.compress(b"refused"))
+    requests = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return response
+
+    async with EvalClient("http://server", retry_pause=0.0) as client:
+        client.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(respond))
+        with pytest.raises(RequestRejected) as rejection:
+            await client.list_models()
+    assert (rejection.value.status, len(requests)) == (status, 1)
+
+
+async def test_compressed_refusal_keeps_its_retry_after() -> None:
+    response = build_client_response(429, {"content-encoding": "gzip", "retry-after": "7"}, gzip.compress(b"later"))
+    async with EvalClient("http://server", attempts=1) as client:
+        transport = httpx.MockTransport(lambda _: response)
+        client.http = httpx.AsyncClient(base_url="http://server", transport=transport)
+        with pytest.raises(ServerUnavailable) as refusal:
+            await client.list_models()
+    assert refusal.value.retry_after == 7
+
+
+@pytest.mark.parametrize("encoding", ["", "Identity", "IDENTITY"])
+async def test_response_without_an_encoding_is_read(encoding: str) -> None:
+    response = await read_bounded(build_client_response(200, {"content-encoding": encoding}, b"text"))
+    assert response.content == b"text"

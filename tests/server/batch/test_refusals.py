@@ -63,6 +63,44 @@ async def test_page_of_another_site_cannot_use_a_server_without_keys(server: Fak
         assert (await server.http.post("/v1/files", headers={"sec-fetch-site": site}, **UPLOAD)).status_code == 200
 
 
+SAME_ORIGINS = [
+    {"host": "192.0.2.2:8000", "origin": "http://192.0.2.2:8000"},
+    {"host": "box", "origin": "http://box:8080"},  # nginx drops the port
+    {"host": "Box.lan.", "origin": "https://box.lan"},
+    {"host": "[fd00::2]:8000", "origin": "http://[fd00::2]:8000"},
+    {"host": "server:8000", "origin": "http://a.example"},  # an allowed host; the proxy replaces the Host header
+    {"host": "server:8000", "origin": "https://b.example", "sec-fetch-site": "same-origin"},
+    {"host": "box"},
+]
+OTHER_ORIGINS = [
+    {"host": "192.0.2.2:8000", "origin": "http://127.0.0.1:8000"},
+    {"host": "box", "origin": "http://box.evil.example"},
+    {"host": "box", "origin": "null"},
+    {"host": "box", "origin": "http://["},
+    {"host": "", "origin": "null"},
+    {"host": "box", "origin": "file://"},
+    {"host": "box", "origin": "http://box", "sec-fetch-site": "cross-site"},
+]
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_served"), [*((each, True) for each in SAME_ORIGINS), *((each, False) for each in OTHER_ORIGINS)]
+)
+async def test_origin_counts_without_sec_fetch_site(
+    start_server: StartServer, headers: dict[str, str], is_served: bool
+) -> None:
+    """A browser sends Sec-Fetch-Site only with HTTPS and to loopback addresses."""
+    server = await start_server(host="0.0.0.0", allowed_hosts="*, a.example")
+    file = (await server.http.post("/v1/files", **UPLOAD)).json()
+    batch = (await server.http.post("/v1/batches", json=BATCH | {"input_file_id": file["id"]})).json()
+    statuses = [
+        (await server.http.post("/v1/files", headers=headers, **UPLOAD)).status_code,
+        (await server.http.post(f"/v1/batches/{batch['id']}/cancel", headers=headers)).status_code,
+    ]
+    assert (statuses == [403, 403]) == (not is_served)
+    assert len((await server.http.get("/v1/files")).json()["data"]) == 1 + is_served
+
+
 async def test_page_of_another_site_can_use_its_key(start_server: StartServer) -> None:
     """A proxy that allows other origins has let the browser send the key."""
     server = await start_server(api_keys="one")

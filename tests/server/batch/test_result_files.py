@@ -16,6 +16,7 @@ from openai.types import Batch
 from server.batch import jsonl
 from server.batch.jsonl import parse_line, recover_finished_ids
 from server.batch.store import BatchStore, get_result_file_ids
+from server.routes import files
 from tests.server.batch.faults import ALL_IDS, LINES, assert_complete
 from tests.server.batch.harness import count_lines, create_batch, make_line, stop, wait_for_status
 from tests.server.conftest import StartServer, wait_until
@@ -134,7 +135,9 @@ async def test_result_counts_after_it_is_synced(start_server: StartServer, monke
     assert events[:4] == ["sync", "count", "sync", "count"]
 
 
-async def test_file_of_a_running_batch_has_complete_lines(start_server: StartServer) -> None:
+async def test_file_of_a_running_batch_has_complete_lines(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = await start_server(FakeEngine(pause=0.03), batch_requests=2)
     batch = await create_batch(server, *LINES)
     file_id = get_result_file_ids(batch.id)[0]
@@ -148,6 +151,12 @@ async def test_file_of_a_running_batch_has_complete_lines(start_server: StartSer
     assert response.content.endswith(b"\n")
     assert int(response.headers["content-length"]) == len(response.content)
     assert {json.loads(line)["custom_id"] for line in response.content.splitlines()} < ALL_IDS
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "read_parts", None)  # a response to HEAD reads no part
+        head = await server.http.head(f"/v1/files/{file_id}/content")
+    assert (head.status_code, head.content) == (200, b"")
+    assert int(head.headers["content-length"]) >= len(response.content)
+    assert head.headers["content-type"] == response.headers["content-type"]
     await assert_complete(server, batch)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import socket
 
-from server.middleware.host import is_ip_address, select_allowed_hosts, split_port
+import pytest
+from pydantic import ValidationError
+
+from server.host_names import is_ip_address, split_port
+from server.middleware.host import select_allowed_hosts
 from server.settings import Settings
 from tests.server.conftest import StartServer
 
@@ -56,9 +60,39 @@ async def test_given_hosts_hold_with_keys_too(start_server: StartServer) -> None
     assert statuses == [200, 403]
 
 
-@pytest.mark.parametrize(("host", "hosts"), [("::1", []), ("localhost", []), ("127.0.0.2", []), ("box.local", ["*"])])
+@pytest.mark.parametrize("entry", ["a.example.", "A.Example", "b.example, a.example"])
+async def test_given_hosts_are_normalized(start_server: StartServer, entry: str) -> None:
+    server = await start_server(api_keys="secret", allowed_hosts=entry)
+    for host in ("a.example", "a.example.:80", "A.EXAMPLE"):
+        headers = {"authorization": "Bearer secret", "host": host}
+        assert (await server.http.get("/v1/models", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "entry", ["a.example:8000", "http://a.example", "*.example", "a.example/v1", ".", "b\u00fc.example"]
+)
+def test_host_that_no_request_can_have_is_rejected_at_start(entry: str) -> None:
+    with pytest.raises(ValidationError, match="allowed_hosts"):
+        Settings(allowed_hosts=f"b.example, {entry}")
+
+
+LOOPBACK = ["::1", "localhost", "127.0.0.2", "LOCALHOST", "127.1", "2130706433", "::ffff:127.0.0.1", "0:0:0:0:0:0:0:1"]
+
+
+@pytest.mark.parametrize(
+    ("host", "hosts"), [*((host, []) for host in LOOPBACK), ("box.invalid", ["*"]), ("0.0.0.0", ["*"]), ("::", ["*"])]
+)
 def test_the_default_depends_on_the_address(host: str, hosts: list[str]) -> None:
     assert select_allowed_hosts(Settings(host=host)) == hosts
+
+
+def test_the_address_of_a_name_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(host: str, *_: object) -> list[tuple[object, ...]]:
+        return [(0, 0, 0, "", (address, 0)) for address in {"box": ["192.0.2.2", "127.0.1.1"]}.get(host, ["192.0.2.2"])]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert select_allowed_hosts(Settings(host="box")) == []
+    assert select_allowed_hosts(Settings(host="other")) == ["*"]
 
 
 def test_hosts_are_separated_from_ports() -> None:

@@ -96,7 +96,8 @@ async def test_every_route_refuses_the_schema(server: FakeServer, monkeypatch: p
 @pytest.mark.usefixtures("low_memory")
 async def test_schemas_of_a_key_do_not_delay_those_of_others(start_server: StartServer) -> None:
     server = await start_server(**KEYS)
-    hostile = [asyncio.create_task(chat(server, "one", **HOSTILE)) for _ in range(6)]
+    schemas = [wrap(intersect_patterns(count)) for count in range(40, 46)]
+    hostile = [asyncio.create_task(chat(server, "one", **schema)) for schema in schemas]
     await wait_until(lambda: len(get_compiler(server)._idle_processes) == 1)
     assert get_code(await chat(server, "two", **SMALL)) == (200, None)
     assert sum(call.done() for call in hostile) < 6
@@ -217,21 +218,62 @@ async def test_result_of_a_check_is_kept_for_its_key(
     assert len(checked) == 5
 
 
+@pytest.mark.parametrize(("reason", "status"), [("", 200), ("it is too large", 400)])
+@pytest.mark.parametrize("settings", [KEYS, {}])
 async def test_requests_with_one_schema_wait_for_one_check(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], reason: str, status: int
 ) -> None:
-    server, checked = await start_server(**KEYS), list[str]()
+    server, checked = await start_server(**settings), list[str]()
+    pending = get_compiler(server)._pending_checks
 
     async def check(_: GrammarCheckProcess, text: str) -> dict[str, Any]:
         checked.append(text)
-        await asyncio.sleep(0.2)
-        return {"reason": "", "timed_out": False, "num_bytes": 0}
+        await wait_until(lambda: [each.num_requests for each in pending.values()] == [16])
+        return {"reason": reason, "timed_out": False, "num_bytes": 0}
 
     monkeypatch.setattr(GrammarCheckProcess, "check", check)
     monkeypatch.setattr(schema_compiler, "TURN_TIMEOUT", 1.0)
     responses = await asyncio.gather(*(chat(server, "one", max_tokens=1, **SMALL) for _ in range(16)))
-    assert [response.status_code for response in responses] == [200] * 16
+    assert [response.status_code for response in responses] == [status] * 16
     assert len(checked) == 1
+    assert not pending
+
+
+async def test_shared_check_goes_on_without_its_first_request(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked, is_over = list[str](), asyncio.Event()
+
+    async def check(_: GrammarCheckProcess, text: str) -> dict[str, Any]:
+        checked.append(text)
+        await is_over.wait()
+        return {"reason": "", "timed_out": False, "num_bytes": 0}
+
+    monkeypatch.setattr(GrammarCheckProcess, "check", check)
+    pending = get_compiler(server)._pending_checks
+    first, second = (asyncio.create_task(server.chat(max_tokens=1, **SMALL)) for _ in range(2))
+    await wait_until(lambda: [each.num_requests for each in pending.values()] == [2] and len(checked) == 1)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await wait_until(lambda: [each.num_requests for each in pending.values()] == [1])
+    is_over.set()
+    assert get_code(await second) == (200, None)
+    assert len(checked) == 1
+
+
+async def test_second_cancellation_leaves_no_zombie() -> None:
+    process = GrammarCheckProcess()
+    check = asyncio.create_task(process.check(json.dumps(intersect_patterns(40))))
+    await wait_until(lambda: list_forks(process) != [])
+    program = process._process
+    assert program is not None
+    for _ in range(2):
+        check.cancel()
+        await asyncio.sleep(0)
+    await asyncio.gather(check, return_exceptions=True)
+    assert program.returncode == 0
+    with pytest.raises(psutil.NoSuchProcess):
+        psutil.Process(program.pid)
 
 
 async def test_requests_wait_for_the_memory_of_their_schemas(start_server: StartServer) -> None:

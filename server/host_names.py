@@ -1,0 +1,64 @@
+"""Names of hosts: those of the Host header, of the Origin header and of the settings."""
+
+from __future__ import annotations
+
+import re
+import socket
+from ipaddress import IPv6Address, ip_address
+
+EVERY_HOST = "*"
+NAME_PATTERN = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
+
+
+def split_port(host: str) -> str:
+    """Return the host of a Host header without its port, and an IPv6 address without brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def is_ip_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def normalize_host(host: str) -> str:
+    """Return the form in which hosts without a port are compared. A dot at the end of a name has no meaning here."""
+    return host.lower().removesuffix(".")
+
+
+def check_allowed_host(host: str) -> None:
+    """Check an entry of the list of allowed hosts.
+
+    Args:
+        host: The entry.
+
+    Raises:
+        ValueError: No host equals it, because it is no name, IP address or "*".
+    """
+    name = normalize_host(host)
+    if name != EVERY_HOST and not NAME_PATTERN.fullmatch(name) and not is_ip_address(name.strip("[]")):
+        raise ValueError(
+            f"'{host}' is no name of a host; give it without a scheme, port or path, or '*' for every name"
+        )
+
+
+def has_loopback_address(host: str) -> bool:
+    """Return whether a server that listens on a host can get a loopback address. Slow: it can ask the resolver.
+
+    The socket of the server has the address family that uvicorn selects, and one of the addresses of the host.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        found = socket.getaddrinfo(host, None, family, socket.SOCK_STREAM)
+    except OSError:  # the server cannot listen on it
+        return False
+    addresses = [ip_address(address[0]) for *_, address in found]
+    return any(
+        address.is_loopback
+        or (isinstance(address, IPv6Address) and address.ipv4_mapped is not None and address.ipv4_mapped.is_loopback)
+        for address in addresses
+    )
