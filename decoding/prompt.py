@@ -14,7 +14,9 @@ from PIL.ImageDraw import Draw
 
 from decoding.errors import BadRequest
 
-STRIP_PIXELS = 1 << 20  # pixels that are hashed or masked at a time, because Pillow holds the interpreter
+STRIP_PIXELS = 1 << 20  # pixels that are hashed, shifted or masked at a time, because Pillow holds the interpreter
+MAX_KEPT_PIXELS = 1 << 20  # of a shifted copy, which then takes 3 MB
+SHIFT_COLOR = (122, 116, 104)  # the mean of CLIP's training images, with which LLaVA pads
 Role = Literal["system", "user", "assistant"]
 
 
@@ -37,32 +39,54 @@ class Frame:
     color: str
 
 
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """A move of the pixels by shares of the image's width and height, -1 to 1. The uncovered strips are grey."""
+
+    right: float
+    down: float
+
+
 @dataclass(frozen=True, eq=False)
 class ImageInput:
     """One decoded RGB image, black where its mask is false. It is immutable: every edit makes a new one.
 
-    Mask and frame are drawn at each access of `visible`, because they take less memory than an edited image.
+    Shift, mask and frame are applied at each access of `visible`, because they take less memory than an edited image.
     """
 
     source: Image
     noise: Noise | None = None
+    shift: Shift | None = None  # applied before the mask
     mask: Image | None = None  # mode "1", of any size: true where pixels stay
     frame: Frame | None = None  # drawn over the mask
 
     @property
     def visible(self) -> Image:
-        """The image with its mask applied and its frame drawn."""
-        image = self.source if self.mask is None else apply_mask(self.source, self.mask)
+        """The image with its shift and its mask applied, and its frame drawn."""
+        image = self._shifted if self.mask is None else apply_mask(self._shifted, self.mask)
         if self.frame is None:
             return image
-        image = image.copy() if image is self.source else image
+        image = image.copy() if self.mask is None else image
         corners = (self.frame.left, self.frame.top, self.frame.right - 1, self.frame.bottom - 1)
         Draw(image).rectangle(corners, outline=self.frame.color, width=max(2, max(image.size) // 200))
         return image
 
+    @property
+    def _shifted(self) -> Image:
+        """The source with its shift applied. A small one is kept, so that image processors find its earlier result."""
+        if self.shift is None:
+            return self.source
+        is_small = self.source.width * self.source.height <= MAX_KEPT_PIXELS
+        return self._kept_shifted if is_small else apply_shift(self.source, self.shift)
+
+    @cached_property
+    def _kept_shifted(self) -> Image:
+        assert self.shift is not None, "the caller has checked it"
+        return apply_shift(self.source, self.shift)
+
     @cached_property
     def key(self) -> str:
-        """SHA-256 over mode, size, pixels, mask, frame and noise: equal keys mean equal model input."""
+        """SHA-256 over mode, size, pixels, shift, mask, frame and noise: equal keys mean equal model input."""
         image, mask = self.source, self.mask
         shape = f"{image.mode} {image.width}x{image.height} {self.noise} {mask and mask.size}".encode()
         digest = hashlib.sha256(shape + b"\0")
@@ -71,8 +95,9 @@ class ImageInput:
             digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
         if mask is not None:
             digest.update(mask.tobytes())
-        if self.frame is not None:
-            digest.update(repr(self.frame).encode())
+        for edit in (self.shift, self.frame):
+            if edit is not None:
+                digest.update(repr(edit).encode())
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -82,12 +107,22 @@ class ImageInput:
         return hash(self.key)
 
     def with_image(self, image: Image) -> ImageInput:
-        """Replace the pixels, and remove the mask and the frame."""
-        return replace(self, source=image, mask=None, frame=None)
+        """Replace the pixels, and remove the shift, the mask and the frame."""
+        return replace(self, source=image, shift=None, mask=None, frame=None)
 
     def with_noise(self, noise: Noise) -> ImageInput:
         """Set the noise."""
         return replace(self, noise=noise)
+
+
+def apply_shift(image: Image, shift: Shift) -> Image:
+    """Return a copy of an image whose pixels are moved. The uncovered strips have `SHIFT_COLOR`."""
+    moved = new(image.mode, image.size, SHIFT_COLOR)
+    right, down = round(shift.right * image.width), round(shift.down * image.height)
+    rows = max(1, STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        moved.paste(image.crop((0, top, image.width, min(top + rows, image.height))), (right, top + down))
+    return moved
 
 
 def apply_mask(image: Image, mask: Image) -> Image:

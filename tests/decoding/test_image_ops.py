@@ -18,7 +18,7 @@ from decoding.image_ops import (
     relevance_mask,
 )
 from decoding.outputs import RelevanceMap
-from decoding.prompt import ImageInput, Noise
+from decoding.prompt import SHIFT_COLOR, ImageInput, Noise, Shift
 from tests.decoding.fakes import random_image
 
 
@@ -125,6 +125,44 @@ def test_masking_in_strips_equals_masking_at_once(size: tuple[int, int], mask_si
     shown = mask.resize(size, Image.Resampling.NEAREST)
     expected = Image.composite(image.source, Image.new("RGB", size), shown)
     assert replace(image, mask=mask).visible.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (50, 1), (101, 99), (2_000, 1_100)])
+@pytest.mark.parametrize("shift", [Shift(0.03, 0.03), Shift(-0.03, -0.03), Shift(0.5, -0.25), Shift(0.0, 0.0)])
+def test_shift_moves_the_pixels(size: tuple[int, int], shift: Shift) -> None:
+    image = random_image(size=size)
+    pixels = np.asarray(image.source)
+    right, down = round(shift.right * size[0]), round(shift.down * size[1])
+    expected = np.full_like(pixels, SHIFT_COLOR)
+    kept = [slice(max(0, -by), length - max(0, by)) for by, length in ((down, size[1]), (right, size[0]))]
+    filled = [slice(max(0, by), length - max(0, -by)) for by, length in ((down, size[1]), (right, size[0]))]
+    expected[filled[0], filled[1]] = pixels[kept[0], kept[1]]
+    shifted = replace(image, shift=shift)
+    np.testing.assert_array_equal(np.asarray(shifted.visible), expected)
+    assert shifted.source is image.source
+    assert len({image.key, shifted.key, replace(image, shift=Shift(0.1, 0.1)).key}) == 3
+
+
+def test_mask_and_frame_are_applied_after_the_shift() -> None:
+    image = random_image(size=(40, 30))
+    shifted = replace(image, shift=Shift(0.25, 0.0))
+    mask = Image.new("1", (40, 30), 0)
+    mask.paste(1, (0, 0, 20, 30))
+    masked = np.asarray(replace(shifted, mask=mask).visible)
+    np.testing.assert_array_equal(masked[:, 10:20], np.asarray(image.source)[:, :10])
+    assert not masked[:, 20:].any()
+    before = shifted.visible.tobytes()
+    framed = draw_frame(shifted, Box(0, 0, 40, 30), "red")
+    assert framed.visible.getpixel((0, 0)) == (255, 0, 0)
+    assert shifted.visible.tobytes() == before, "the kept copy is not drawn on"
+    assert crop(shifted, Box(0, 0, 20, 20)).shift is None
+
+
+def test_only_a_small_shifted_copy_is_kept() -> None:
+    small = replace(random_image(size=(40, 30)), shift=Shift(0.1, 0.1))
+    large = replace(ImageInput(Image.new("RGB", (2_000, 1_000))), shift=Shift(0.1, 0.1))
+    assert small.visible is small.visible
+    assert large.visible is not large.visible
 
 
 def test_frame_is_drawn_when_the_image_is_used() -> None:
