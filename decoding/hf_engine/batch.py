@@ -88,17 +88,27 @@ class Batch:
             prefills: Outputs of their prompts.
 
         Returns:
-            The first token of each new request.
+            The first token of each new request, or the log-probabilities of its scored texts.
         """
+        for request in requests:
+            self.lazy_branches.add_request(request)
+            request.early_logits = prefills[id(request), MAIN].early_logits
+        # A request for scored texts ends with its prompt, so it needs no row.
+        joining = [request for request in requests if not request.source.scored_texts]
+        outputs = self._add_rows(joining, prefills) if joining else []
+        return outputs + [
+            (request, self._score_texts(request, prefills)) for request in requests if request.source.scored_texts
+        ]
+
+    def _add_rows(self, requests: Sequence[RequestState], prefills: PrefillOutputs) -> StepOutputs:
+        """Add rows, and sample the first token of each new request."""
         base = len(self.rows)
         preempted = [request for request in requests if request.generated_ids]
         for request in requests:
-            self.lazy_branches.add_request(request)
             for name in request.row_prompts:
                 prefill = prefills[id(request), name]
                 self.cache.add_row(prefill.key_values)
                 self.rows.append(Row(request, name, prefill.next_position))
-            request.early_logits = prefills[id(request), MAIN].early_logits
         logits = torch.stack([prefills[id(row.request), row.name].logits for row in self.rows[base:]])
         self._tokens = torch.cat([self._tokens, self._tokens.new_zeros(len(self.rows) - base)])
         self._refresh_rows()
@@ -107,12 +117,7 @@ class Batch:
             for token in request.generated_ids:
                 self.lazy_branches.add_token(request, token)
         self._recompute(preempted)
-        sampled = [request for request in requests if not request.source.scored_texts and request not in preempted]
-        outputs = self._sample(sampled, logits, base)
-        for request in requests:
-            if request.source.scored_texts:
-                outputs.append((request, self._score_texts(request, logits, base)))
-        return outputs
+        return self._sample([request for request in requests if request not in preempted], logits, base)
 
     def step(self) -> StepOutputs:
         """Decode one token for every request. A preempted request first recomputes its answer, one token a step.
@@ -198,8 +203,9 @@ class Batch:
                 outputs.append((request, error))
         return outputs
 
-    def _score_texts(self, request: RequestState, logits: Tensor, base: int) -> Token | Exception:
-        rows = self._index_rows(base)[id(request)]
+    def _score_texts(self, request: RequestState, prefills: PrefillOutputs) -> Token | Exception:
+        rows = {name: number for number, name in enumerate(request.row_prompts)}
+        logits = torch.stack([prefills[id(request), name].logits for name in rows])
         raw = logits[[rows[MAIN]]]
         results, failures = self._run_logits_hooks([request], [rows], raw, logits)
         status = int(results.status[0])
