@@ -7,7 +7,7 @@ from typing import Any
 
 from decoding.claims.claim_extraction import find_claims
 from decoding.claims.claim_probabilities import ClaimProbabilities
-from decoding.claims.options import DEBIAS, QUESTION, Debias, Language, Question
+from decoding.claims.options import DEBIAS, QUESTION, VIEWS, Debias, Language, Question, Views
 from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
 from decoding.errors import BadRequest
@@ -25,6 +25,7 @@ class ClaimCheck(Strategy):
     name = "check"
     paper = "none"
 
+    views: Views = VIEWS
     debias: Debias = DEBIAS
     question: Question = QUESTION
     language: Language = "en"
@@ -43,7 +44,7 @@ class ClaimCheck(Strategy):
         """
         if not request.prompt.images:
             raise BadRequest("decoding.check needs an image: add an image_url part.", param="decoding.check")
-        probabilities, text, start = ClaimProbabilities(request.prompt, self.question, self.debias), "", 0
+        probabilities, text, start = ClaimProbabilities(request.prompt, self.question, self.debias, self.views), "", 0
         yield StartDraft()
         reason = None
         while reason is None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from decoding.claims.claim_probabilities import SHIFTS
 from decoding.claims.questions import DEFAULT_QUESTION
 from decoding.strategy import TEXT_SIDE
 
@@ -35,6 +36,16 @@ Debias = Annotated[
     Field(ge=0, le=1, description="Share of the log-odds without the image that is subtracted from those with it."),
     TEXT_SIDE,
 ]
+Views = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=len(SHIFTS),
+        description="Number of slightly shifted copies of the image that a question is about, in place of the image "
+        "itself. Their log-odds are averaged. 0: the image itself.",
+    ),
+    TEXT_SIDE,
+]
 Question = Annotated[
     str,
     Field(max_length=MAX_QUESTION, description="Question about a claim, with {claim} for the phrase and its article."),
@@ -47,4 +58,5 @@ Language = Annotated[
     TEXT_SIDE,
 ]
 DEBIAS = 0.0
+VIEWS = 2
 QUESTION = DEFAULT_QUESTION

@@ -54,8 +54,8 @@ class Decoding(StrictModel):
     check: bool | dict[str, Any] | None = Field(
         default=None,
         description="Puts a question to the model about each thing that the answer names, and adds the `claims` to the "
-        "receipt. The answer is unchanged. An object sets the options debias, question and language, which are "
-        'parameters of the strategy verify too: `{"debias": 0.5}`.',
+        "receipt. The answer is unchanged. An object sets the options views, debias, question and language, "
+        'which are parameters of the strategy verify too: `{"views": 4}`.',
     )
 
     @property

@@ -7,7 +7,9 @@ import math
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+from decoding.claims.claim_probabilities import SHIFTS
 from decoding.outputs import FinishInfo, RequestStats, Token, Usage
+from decoding.prompt import Prompt
 from decoding.requests import GenerateRequest
 from tests.decoding.fakes import RecordingEngine
 
@@ -17,11 +19,11 @@ Write = Callable[[str, tuple[str, ...], int | None], str]  # (prefix, ruled-out 
 class ScriptedEngine(RecordingEngine):
     """Writes answers word by word, an end token after them, and answers checks from a table.
 
-    `probabilities` maps the thing that a question names ("dog" in "Is there a dog in the image?") to P(yes). Each word
-    is a token, with the space or the punctuation before it.
+    `probabilities` maps the thing that a question names ("dog" in "Is there a dog in the image?") to P(yes), or to
+    one for each view. Each word is a token, with the space or the punctuation before it.
     """
 
-    def __init__(self, write: Write, probabilities: Mapping[str, float]) -> None:
+    def __init__(self, write: Write, probabilities: Mapping[str, float | tuple[float, ...]]) -> None:
         super().__init__()
         self.write = write
         self.probabilities = probabilities
@@ -76,7 +78,7 @@ class ScriptedEngine(RecordingEngine):
     def _check(self, request: GenerateRequest, stats: RequestStats) -> Token:
         found = re.fullmatch(r"Is there (?:an? )?(.+) in the image\?", request.prompt.question)
         assert found is not None, request.prompt.question
-        p = self.probabilities.get(found[1], 0.9) if request.prompt.images else self.probabilities["blind"]
+        p = self._find_probability(found[1], request.prompt)
         logprobs = {
             "Yes": math.log(p / 2),
             "yes": math.log(p / 2),
@@ -84,3 +86,11 @@ class ScriptedEngine(RecordingEngine):
             "no": math.log((1 - p) / 2),
         }
         return Token(0, "", finish=FinishInfo("stop", Usage(forward_passes=1), text_logprobs=logprobs), stats=stats)
+
+    def _find_probability(self, thing: str, prompt: Prompt) -> float:
+        if not prompt.images:
+            thing = "blind"
+        p = self.probabilities.get(thing, 0.95)
+        if isinstance(p, tuple):
+            return p[SHIFTS.index(prompt.images[0].shift)]  # type: ignore[arg-type]
+        return p

@@ -47,7 +47,7 @@ ALL_CAPABILITIES: frozenset[Capability] = frozenset(
 class FakeEngine:
     """Engine that raises `failure` after `fails_after` words, and waits `pause` seconds before each word.
 
-    A request for scored texts gets P(yes) from `yes`, by the first key that its prompt contains, else 0.9. A word that
+    A request for scored texts gets P(yes) from `yes`, by the first key that its prompt contains, else 0.95. A word that
     is ruled out becomes its value in `replacements`. A prompt of more than `max_words` words is refused.
     """
 
@@ -160,7 +160,7 @@ class FakeEngine:
 
     def _score_texts(self, request: GenerateRequest) -> FinishInfo:
         text = request.prompt.messages[-1].text
-        probability = next((value for key, value in self.yes.items() if key in text), 0.9)
+        probability = next((value for key, value in self.yes.items() if key in text), 0.95)
         shares = {text: probability if text.lower() == "yes" else 1 - probability for text in request.scored_texts}
         logprobs = {text: math.log(share / 2) for text, share in shares.items()}
         return FinishInfo("stop", Usage(prompt_tokens=3, forward_passes=1), text_logprobs=logprobs)

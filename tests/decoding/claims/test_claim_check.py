@@ -41,7 +41,7 @@ async def test_the_answer_is_that_of_the_stack() -> None:
     async with StrategyRunner([Plain()], scripted) as runner:
         plain = await collect_answer(runner.stream(await runner.resolve(make_request("Describe."))))
         checked = await collect_answer(
-            runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck()))
+            runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck(views=0)))
         )
     assert [token.id for token in checked.tokens if not token.claims] == [token.id for token in plain.tokens]
     assert checked.text == plain.text
@@ -52,7 +52,7 @@ async def test_the_answer_is_that_of_the_stack() -> None:
 async def test_claims_follow_their_sentence() -> None:
     async with StrategyRunner([Plain()], engine()) as runner:
         text, seen = "", {}
-        async for token in runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck())):
+        async for token in runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck(views=0))):
             text += token.text
             seen |= {claim.text: (text, claim) for claim in token.claims}
     assert seen["dog"][0].startswith("The image shows a dog.")
@@ -65,22 +65,28 @@ async def test_claims_follow_their_sentence() -> None:
 
 async def test_the_checks_are_counted() -> None:
     async with StrategyRunner([Plain()], engine()) as runner:
-        await collect_answer(runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck())))
+        await collect_answer(runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck(views=0))))
     assert runner.prior_usage.forward_passes == 2
+
+
+async def test_a_check_is_about_two_views() -> None:
+    async with StrategyRunner([Plain()], engine()) as runner:
+        await collect_answer(runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck())))
+    assert runner.prior_usage.forward_passes == 4
 
 
 async def test_a_check_needs_an_image() -> None:
     async with StrategyRunner([Plain()], engine()) as runner:
         request = GenerateRequest(Prompt.from_text("Describe a park."))
         with pytest.raises(BadRequest, match="needs an image") as refused:
-            await collect_answer(runner.stream(await runner.resolve(request, check=ClaimCheck())))
+            await collect_answer(runner.stream(await runner.resolve(request, check=ClaimCheck(views=0))))
     assert refused.value.param == "decoding.check"
 
 
 async def test_an_answer_that_a_strategy_builds_is_checked() -> None:
     async with StrategyRunner([BuildsAnswer()], engine()) as runner:
         answer = await collect_answer(
-            runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck()))
+            runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck(views=0)))
         )
     assert answer.text == "There is a dog."
     assert [claim.text for token in answer.tokens for claim in token.claims] == ["dog"]
@@ -89,7 +95,7 @@ async def test_an_answer_that_a_strategy_builds_is_checked() -> None:
 async def test_an_answer_that_is_verified_is_checked() -> None:
     async with StrategyRunner([Verify(tries=0)], engine()) as runner:
         answer = await collect_answer(
-            runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck()))
+            runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck(views=0)))
         )
     assert answer.text == "The image shows a dog."
 
@@ -97,7 +103,7 @@ async def test_an_answer_that_is_verified_is_checked() -> None:
 async def test_a_stream_that_is_closed_ends_the_draft() -> None:
     scripted = engine("There is a dog. " * 50)
     async with StrategyRunner([Plain()], scripted) as runner:
-        stream = runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck()))
+        stream = runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck(views=0)))
         await anext(stream)
         await stream.aclose()
     assert scripted.running == 0

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from decoding.errors import BadRequest
 from decoding.outputs import Answer
 from decoding.pipeline.runner import StrategyRunner, collect_answer
+from decoding.prompt import Shift
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from decoding.sampling_params import Grammar
 from decoding.strategies.verify import Verify, list_spellings
@@ -27,7 +28,7 @@ def write_always(text: str) -> Any:
 async def verify(
     engine: ScriptedEngine, request: GenerateRequest | None = None, **parameters: Any
 ) -> tuple[Answer, StrategyRunner]:
-    async with StrategyRunner([Verify(**parameters)], engine) as runner:
+    async with StrategyRunner([Verify(**{"views": 0, **parameters})], engine) as runner:
         return await collect_answer(runner.stream(await runner.resolve(request or make_request("Describe.")))), runner
 
 
@@ -260,7 +261,7 @@ async def test_a_grammar_is_refused_by_field() -> None:
 
 async def test_equal_questions_of_several_choices_are_put_once() -> None:
     engine = ScriptedEngine(write_always(SCENE), {"cat": 0.1})
-    async with StrategyRunner([Verify()], engine) as runner:
+    async with StrategyRunner([Verify(views=0)], engine) as runner:
         outcome = await runner.resolve(make_request("Describe."))
         first, second = [await collect_answer(runner.stream(outcome)) for _ in range(2)]
     assert first.text == second.text
@@ -305,6 +306,30 @@ async def test_debias_subtracts_the_log_odds_without_the_image() -> None:
     assert len(engine.checked_questions) == 2
 
 
+async def test_each_question_is_put_about_each_view() -> None:
+    engine = ScriptedEngine(write_always("There is a dog. A dog and a cat sit."), {"dog": (0.6, 0.9), "cat": 0.3})
+    answer, _ = await verify(engine, views=2, threshold=0.0)
+    dog, _, cat = (claim.probability for token in answer.tokens for claim in token.claims)
+    assert dog == pytest.approx(1 / (1 + ((0.4 / 0.6) * (0.1 / 0.9)) ** 0.5))
+    assert cat == pytest.approx(0.3)
+    checks = [each for each in engine.history if isinstance(each, GenerateRequest) and each.scored_texts]
+    assert [each.prompt.question for each in checks] == [
+        question for noun in ("dog", "cat") for question in [f"Is there a {noun} in the image?"] * 2
+    ]
+    (draft,) = engine.drafts
+    shifts = [image.shift for each in checks for image in each.prompt.images]
+    assert shifts == [Shift(0.03, 0.03), Shift(-0.03, -0.03)] * 2
+    assert all(each.prompt.images[0].source is draft.prompt.images[0].source for each in checks)
+
+
+async def test_debias_subtracts_once_from_the_mean_of_the_views() -> None:
+    engine = ScriptedEngine(write_always("There is a dog."), {"dog": 0.6, "blind": 0.8})
+    answer, _ = await verify(engine, views=2, debias=1.0, threshold=0.0)
+    (claim,) = (claim for token in answer.tokens for claim in token.claims)
+    assert claim.probability == pytest.approx((0.6 / 0.4) / (0.6 / 0.4 + 0.8 / 0.2))
+    assert len(engine.checked_questions) == 3
+
+
 async def test_the_forward_passes_add_up() -> None:
     engine = ScriptedEngine(write_always("The image shows a dog. A cat sits there."), {"cat": 0.1})
     answer, runner = await verify(engine, tries=2)
@@ -319,6 +344,8 @@ async def test_the_forward_passes_add_up() -> None:
         ({"threshold": 1.1}, "threshold"),
         ({"tries": -1}, "tries"),
         ({"debias": 2.0}, "debias"),
+        ({"views": 5}, "views"),
+        ({"views": -1}, "views"),
         ({"question": "Is it there?"}, "question"),
         ({"question": "<image> Is there {claim}?"}, "question"),
         ({"question": "[INST] Is there {claim}?"}, "question"),

@@ -31,10 +31,10 @@ def list_claims(answer: Answer) -> list[tuple[str, str | None]]:
 @pytest.mark.parametrize("inner", ["", "vcd", "vhr", "pai"])
 async def test_equals_the_transformers_engine(inner: str, roomy_engine: Any, hf_engine: Any) -> None:
     stacks = [
-        [Verify(threshold=threshold, tries=tries), *(build_stack(inner) if inner else ())]
-        for _, threshold, tries in CASES
+        [Verify(threshold=threshold, tries=tries, views=views), *(build_stack(inner) if inner else ())]
+        for _, threshold, tries, views in CASES
     ]
-    numbers = [number for number, _, _ in CASES]
+    numbers = [number for number, *_ in CASES]
     expected = [await run(hf_engine, stack, number) for stack, number in zip(stacks, numbers, strict=True)]
     alone = await run(roomy_engine, stacks[2], numbers[2])
     batch = await asyncio.gather(*(run(roomy_engine, *each) for each in zip(stacks, numbers, strict=True)))
@@ -59,7 +59,7 @@ async def test_sampled_answers_do_not_depend_on_the_batch(roomy_engine: Any, tig
 
 
 async def test_equals_itself_under_preemption(tight_engine: Any, hf_engine: Any) -> None:
-    numbers = [number for number, _, _ in CASES]
+    numbers = [number for number, *_ in CASES]
     expected = [await run(hf_engine, [Verify()], number) for number in numbers]
     answers = await asyncio.gather(*(run(tight_engine, [Verify()], number) for number in numbers * 2))
     assert [answer.text for answer in answers] == [answer.text for answer in expected * 2]

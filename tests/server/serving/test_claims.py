@@ -28,11 +28,11 @@ from tests.server.fakes import FAKE_STRATEGIES, FakeEngine
 WORDS = ("There ", "is ", "a ", "dog. ", "It ", "sits ", "on ", "a ", "table.")
 TEXT = "".join(WORDS)
 DOG = {"text": "dog", "start": 11, "end": 14, "question": "Is there a dog in the image?", "probability": 0.2}
-TABLE = {"text": "table", "start": 29, "end": 34, "question": "Is there a table in the image?", "probability": 0.9}
+TABLE = {"text": "table", "start": 29, "end": 34, "question": "Is there a table in the image?", "probability": 0.95}
 CHECK = {"check": True}
 VERIFY = {"strategy": "verify"}
 KEPT = {"action": "kept"}
-CAT = KEPT | {"text": "cat", "start": 11, "end": 14, "question": "Is there a cat in the image?", "probability": 0.9}
+CAT = KEPT | {"text": "cat", "start": 11, "end": 14, "question": "Is there a cat in the image?", "probability": 0.95}
 VERIFIED = [
     DOG | {"start": None, "end": None, "action": "replaced"},
     CAT,
@@ -77,7 +77,7 @@ async def test_check_adds_claims_and_keeps_the_answer(start_server: StartServer)
     assert checked["onlyseen"]["claims"] == round_probabilities([DOG, TABLE])
     assert "claims" not in plain["onlyseen"]
     assert checked["onlyseen"]["strategy"] == "plain"
-    assert checked["onlyseen"]["forward_passes"] == plain["onlyseen"]["forward_passes"] + 2
+    assert checked["onlyseen"]["forward_passes"] == plain["onlyseen"]["forward_passes"] + 4
 
 
 @pytest.mark.parametrize("check", [False, None])
@@ -94,7 +94,9 @@ async def test_answer_without_claims_has_an_empty_list(start_server: StartServer
 
 async def test_options_reach_the_check(start_server: StartServer) -> None:
     server = await start_server(make_engine())
-    document = await chat(server, {"check": {"debias": 0.5, "question": "Do you see {claim}?", "language": "en"}})
+    document = await chat(
+        server, {"check": {"debias": 0.5, "question": "Do you see {claim}?", "language": "en", "views": 1}}
+    )
     claim = document["onlyseen"]["claims"][0]
     assert claim["question"] == "Do you see a dog?"
     assert claim["probability"] == pytest.approx(
@@ -108,6 +110,7 @@ async def test_options_reach_the_check(start_server: StartServer) -> None:
     [
         ({"check": {"debias": 1.5}}, "decoding.check.debias"),
         ({"check": {"debias": "x"}}, "decoding.check.debias"),
+        ({"check": {"views": 5}}, "decoding.check.views"),
         ({"check": {"language": "tlh"}}, "decoding.check.language"),
         ({"check": {"question": "Is it there?"}}, "decoding.check.question"),
         ({"check": {"threshold": 0.5}}, "decoding.check.threshold"),

@@ -36,8 +36,10 @@ from server.serving.row_estimator import RowEstimator
         ((MVP(),), {"choices": 2}, 9),  # the votes are taken once for all choices
         ((MVP(paths=5),), {}, 15),
         ((MVP(), VCD()), {}, 18),
-        ((Verify(),), {"choices": 2}, 4),  # a draft and a question for each choice
-        ((ClaimCheck(), VCD()), {}, 4),
+        ((Verify(views=0),), {"choices": 2}, 4),  # a draft and a question for each choice
+        ((Verify(),), {"choices": 2}, 6),  # a draft and a question about two views
+        ((ClaimCheck(views=0), VCD()), {}, 4),
+        ((ClaimCheck(), VCD()), {}, 6),
         ((VCD(),), {"choices": 8, "rows_at_once": 5}, 4),  # two choices at a time
         ((AGLA(), VCD()), {"choices": 8, "rows_at_once": 2}, 3),  # one choice always runs
         ((ZoomEye(),), {}, 8),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -29,8 +31,18 @@ from tests.decoding.hf_engine.reference import Reference
 SCENES = Path(__file__).parents[4] / "embedded" / "scenes" / "images"
 DESCRIBE = "Please describe this image in detail."
 LENGTH = 60
-# Scenes, thresholds and tries for which the loop goes back, cuts sentences short and drops them.
-CASES = [(1, 0.98, 2), (3, 0.5, 2), (4, 0.9, 2), (15, 0.5, 0), (18, 0.5, 2), (28, 0.5, 3), (32, 0.5, 0), (40, 0.97, 0)]
+SHIFTS = [(0.03, 0.03), (-0.03, -0.03), (0.03, -0.03), (-0.03, 0.03)]  # right and down
+# Scenes, thresholds, tries and views for which the loop goes back, cuts sentences short and drops them.
+CASES = [
+    (1, 0.98, 2, 0),
+    (3, 0.5, 2, 1),
+    (4, 0.9, 2, 2),
+    (15, 0.5, 0, 0),
+    (18, 0.5, 2, 4),
+    (28, 0.5, 3, 2),
+    (32, 0.5, 0, 0),
+    (40, 0.97, 0, 2),
+]
 
 # The same at temperature 1, with seeds.
 SAMPLED_CASES = [(3, 0.9, 2, 2), (3, 0.9, 2, 2**62), (7, 0.9, 2, 1), (15, 0.97, 0, 2), (28, 0.9, 2, 0)]
@@ -151,13 +163,20 @@ class NaiveVerify:
 
     @cache  # noqa: B019
     def compute_probability(self, question: str) -> float:
-        prompt = Prompt.from_text(question, *self.prompt.images)
-        z = self.compute_logits(prompt)
+        (image,) = self.prompt.images
+        shifts = SHIFTS[: self.verify.views] or [(0.0, 0.0)]
+        odds = [self.compute_log_odds(question, shift_image(image.source, *shift)) for shift in shifts]
+        return 1 / (1 + math.exp(-sum(odds) / len(odds)))
+
+    def compute_log_odds(self, question: str, image: Image.Image) -> float:
+        z = self.compute_logits(Prompt.from_text(question, ImageInput(image)))
         p = z.double().softmax(-1)
         yes, no = (
             sum(float(p[ids].sum()) for ids in map(self.first_ids, words)) for words in (("Yes", "yes"), ("No", "no"))
         )
-        return yes / (yes + no)
+        if not yes or not no:  # vcd has cut one of them off
+            return 10.0 if yes else -10.0
+        return math.log(yes / no)
 
     def compute_logits(self, prompt: Prompt) -> torch.Tensor:
         if not self.inner:
@@ -171,6 +190,18 @@ class NaiveVerify:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def shift_image(image: Image.Image, right: float, down: float) -> Image.Image:
+    pixels = np.asarray(image)
+    height, width, _ = pixels.shape
+    shifted = np.full_like(pixels, (122, 116, 104))
+    for row in range(height):
+        for column in range(width):
+            y, x = row - round(down * height), column - round(right * width)
+            if 0 <= y < height and 0 <= x < width:
+                shifted[row, column] = pixels[y, x]
+    return Image.fromarray(shifted)
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +220,11 @@ async def run_verify(engine: HFEngine, stack: Sequence[Strategy], prompt: Prompt
         return await collect_answer(runner.stream(await runner.resolve(request)))
 
 
-@pytest.mark.parametrize(("number", "threshold", "tries"), CASES)
+@pytest.mark.parametrize(("number", "threshold", "tries", "views"), CASES)
 async def test_answer_equals_recomputation(
-    number: int, threshold: float, tries: int, embedded: HFEngine, reference: Reference
+    number: int, threshold: float, tries: int, views: int, embedded: HFEngine, reference: Reference
 ) -> None:
-    strategy = Verify(threshold=threshold, tries=tries)
+    strategy = Verify(threshold=threshold, tries=tries, views=views)
     naive = NaiveVerify(reference, (), load_scene(number), strategy)
     expected = naive.decode(naive.run())
     alone = await run_verify(embedded, [strategy], load_scene(number))
@@ -233,8 +264,9 @@ async def test_drafts_and_checks_go_through_the_inner_strategy(
 
 def test_the_cases_go_back_cut_and_drop(reference: Reference) -> None:
     events: list[str] = []
-    for number, threshold, tries in CASES:
-        naive = NaiveVerify(reference, (), load_scene(number), Verify(threshold=threshold, tries=tries))
+    for number, threshold, tries, views in CASES:
+        strategy = Verify(threshold=threshold, tries=tries, views=views)
+        naive = NaiveVerify(reference, (), load_scene(number), strategy)
         naive.run()
         events += naive.events
     assert {"replaced", "cut", "rewritten", "dropped"} <= set(events)
