@@ -72,19 +72,19 @@ def format_signal_rows(result: DetectionResult) -> Iterable[str]:
         yield f"| {name} | {area} | {precision} | {lead} |"
 
 
-def format_debias_rows(results: Mapping[str, Any]) -> Iterable[str]:
-    """Format area and calibration of the check for each share of `debias`.
+def format_check_rows(results: Mapping[str, Any]) -> Iterable[str]:
+    """Format area and calibration of the check for each value of a parameter.
 
     Yields:
         Lines of Markdown.
     """
-    yield "| debias | AUROC | average precision | expected calibration error |"
+    yield "| check | AUROC | average precision | expected calibration error |"
     yield "| --- | --- | --- | --- |"
-    for debias, figures in results.items():
+    for parameter, figures in results.items():
         result = DetectionResult.model_validate(figures)
         check = result.signals["check"]
         cells = (check.auroc, check.average_precision, result.calibration_error)
-        yield f"| {debias} | {' | '.join(map(format_estimate, cells))} |"
+        yield f"| `{parameter}` | {' | '.join(map(format_estimate, cells))} |"
 
 
 def format_time_rows(times: Mapping[str, Any]) -> Iterable[str]:
@@ -116,7 +116,7 @@ def format_report(figures: Mapping[str, Any], tuning: Mapping[str, Any]) -> str:
         "![Share of real mentions over the probability of the check](reliability.svg)",
         f"Parameters of `verify` on {tuning['scenes']} other scenes, of the seed {tuning['seed']}:\n\n"
         + "\n".join(format_arm_rows(tuning["parameters"])),
-        "\n".join(format_debias_rows(tuning["debias"])),
+        "\n".join(format_check_rows(tuning["checks"])),
     ]
     if "time" in figures:
         rows = "\n".join(format_time_rows(figures["time"]))

@@ -1,13 +1,13 @@
 """Effect of `verify` and `check` on fresh scenes.
 
     python -m bench.quality.verify_study --seed 801223 --scenes 400 --write
-    python -m bench.quality.verify_study --seed 414201 --scenes 200 --tune --write
+    python -m bench.quality.verify_study --seed 414202 --scenes 200 --tune --write
 
 The seed draws scenes with the prior and the view of the held-out ones. The captions are scored by the official
 extractor of CHAIR (variant `original`). Times are measured in turn in one run, and each ratio is to plain decoding in
 the same round. Every time starts with an empty prefix cache. `--write` stores the figures in
-bench/results/verify_study.json. `--tune` compares shares of `debias`, thresholds and tries on scenes that are not
-reported. It stores its figures in bench/results/verify_tuning.json.
+bench/results/verify_study.json. `--tune` compares shares of `debias`, views, thresholds and tries on scenes that are
+not reported. It stores its figures in bench/results/verify_tuning.json.
 """
 
 import argparse
@@ -59,8 +59,9 @@ CONCURRENCY = 16  # captions at once, except where they are timed
 TIMED_AT_ONCE = {1: 40, 8: 15}  # captions at once -> rounds
 PARTS = ("greedy", "signals", "time", "sampled")
 EXCHANGES = 20_000  # of each permutation test
-DEBIAS = (0.0, 0.5, 1.0)  # shares that `--tune` compares
-TUNED = {"threshold": (0.5, 0.6, 0.7, 0.8), "tries": (0, 1, 2, 4)}  # likewise; the other one has its default
+# Values that `--tune` compares for `verify` and for the check. The other parameters have their defaults.
+TUNED = {"threshold": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), "tries": (0, 1, 2, 4), "views": (0, 1, 2, 4)}
+TUNED_CHECK = {"debias": (0.0, 0.5, 1.0), "views": (0, 1, 2, 4)}
 CHECKED = "plain with check"
 RATIOS = RatioMetrics.from_metrics(
     (
@@ -123,7 +124,7 @@ async def describe(
 
     Args:
         engine: The engine.
-        strategy: The strategies. `verify:threshold=0.7` is `verify` with a threshold of 0.7.
+        strategy: The strategies. `verify:threshold=0.7,tries=1` is `verify` with these parameters.
         image: The image.
         seed: Seed of sampling at temperature 1. None is greedy decoding.
         check: Also check the claims.
@@ -134,9 +135,9 @@ async def describe(
     """
     temperature, top_logprobs = (0.0 if seed is None else 1.0), (0 if grounding else None)
     sampling = SamplingParams(MAX_TOKENS, temperature=temperature, seed=seed, top_logprobs=top_logprobs)
-    name, _, parameter = strategy.partition(":")
-    key, _, value = parameter.partition("=")
-    parameters = {name: {key: json.loads(value)}} if parameter else {}
+    name, _, options = strategy.partition(":")
+    pairs = (option.split("=") for option in options.split(",") if option)
+    parameters = {name: {key: json.loads(value) for key, value in pairs}} if options else {}
     counting, started_at, first_text = CountingEngine(engine), time.perf_counter(), 0.0
 
     async def time_first_text(stream: AsyncGenerator[Token, None]) -> AsyncGenerator[Token, None]:
@@ -309,16 +310,18 @@ async def start_study(
 
 
 async def tune(folder: Path, seed: int, scenes: int, save: Callable[[dict[str, Any]], None]) -> None:
-    """Measure the check with each share of `debias`, and `verify` with each value of `TUNED`."""
+    """Measure `verify` with each value of `TUNED`, and the check with each value of `TUNED_CHECK`."""
     async with start_study(folder, seed, scenes) as (engine, images, scorer):
         arms = ("plain", *(f"verify:{name}={value}" for name, values in TUNED.items() for value in values))
         parameters = await measure_arms(engine, arms, (None,), images, scorer)
         study = {"seed": seed, "scenes": scenes, "parameters": parameters}
         save(study | describe_machine())
-        debias = {
-            str(share): await measure_signals(engine, images, scorer, ClaimCheck(debias=share)) for share in DEBIAS
+        checks = {
+            f"{name}={value}": await measure_signals(engine, images, scorer, ClaimCheck(**{name: value}))
+            for name, values in TUNED_CHECK.items()
+            for value in values
         }
-        save(study | {"debias": debias} | describe_machine())
+        save(study | {"checks": checks} | describe_machine())
 
 
 async def measure(
