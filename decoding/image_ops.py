@@ -87,7 +87,7 @@ class Box:
     @classmethod
     def from_image(cls, image: ImageInput) -> Box:
         """Return the box of a whole image."""
-        return cls(0, 0, *image.source.size)
+        return cls(0, 0, *image.size)
 
     @classmethod
     def around(cls, boxes: Sequence[Box]) -> Box:

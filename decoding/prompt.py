@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from threading import Lock
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 from PIL.Image import Image, Resampling, fromarray, new
@@ -15,8 +18,9 @@ from PIL.ImageDraw import Draw
 from decoding.errors import BadRequest
 
 STRIP_PIXELS = 1 << 20  # pixels that are hashed, shifted or masked at a time, because Pillow holds the interpreter
-MAX_KEPT_PIXELS = 1 << 20  # of a shifted copy, which then takes 3 MB
+MAX_SHIFTED_PIXELS = 1 << 20  # of a shifted copy, which takes 4 bytes a pixel
 SHIFT_COLOR = (122, 116, 104)  # the mean of CLIP's training images, with which LLaVA pads
+SHARING_LOCK = Lock()  # the choices of a request run in several threads
 Role = Literal["system", "user", "assistant"]
 
 
@@ -51,19 +55,26 @@ class Shift:
 class ImageInput:
     """One decoded RGB image, black where its mask is false. It is immutable: every edit makes a new one.
 
-    Shift, mask and frame are applied at each access of `visible`, because they take less memory than an edited image.
+    Mask and frame are drawn at each access of `visible`, because they take less memory than an edited image.
     """
 
     source: Image
     noise: Noise | None = None
-    shift: Shift | None = None  # applied before the mask
+    shift: Shift | None = None  # applied before the mask, to at most `MAX_SHIFTED_PIXELS`
     mask: Image | None = None  # mode "1", of any size: true where pixels stay
     frame: Frame | None = None  # drawn over the mask
+    source_digest: str | None = field(default=None, repr=False)  # known digest of the source; None: not known
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of `visible`."""
+        return self.source.size if self.shift is None else limit_size(self.source.size)
 
     @property
     def visible(self) -> Image:
         """The image with its shift and its mask applied, and its frame drawn."""
-        image = self._shifted if self.mask is None else apply_mask(self._shifted, self.mask)
+        image = self.source if self.shift is None else self._shifted
+        image = image if self.mask is None else apply_mask(image, self.mask)
         if self.frame is None:
             return image
         image = image.copy() if self.mask is None else image
@@ -71,33 +82,37 @@ class ImageInput:
         Draw(image).rectangle(corners, outline=self.frame.color, width=max(2, max(image.size) // 200))
         return image
 
-    @property
+    @cached_property
     def _shifted(self) -> Image:
-        """The source with its shift applied. A small one is kept, so that image processors find its earlier result."""
-        if self.shift is None:
-            return self.source
-        is_small = self.source.width * self.source.height <= MAX_KEPT_PIXELS
-        return self._kept_shifted if is_small else apply_shift(self.source, self.shift)
+        """The shifted source. It is kept, so that an image processor finds its earlier result for this object."""
+        assert self.shift is not None, "the caller has checked it"
+        size = limit_size(self.source.size)
+        image = self.source if size == self.source.size else self.source.resize(size, reducing_gap=2.0)
+        return apply_shift(image, self.shift)
 
     @cached_property
-    def _kept_shifted(self) -> Image:
-        assert self.shift is not None, "the caller has checked it"
-        return apply_shift(self.source, self.shift)
+    def _shifted_copies(self) -> WeakValueDictionary[Shift, ImageInput]:
+        return WeakValueDictionary()
+
+    @cached_property
+    def _source_digest(self) -> str:
+        """SHA-256 over mode, size and pixels of the source."""
+        if self.source_digest is not None:
+            return self.source_digest
+        image = self.source
+        digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}".encode() + b"\0")
+        rows = max(1, STRIP_PIXELS // max(1, image.width))
+        for top in range(0, image.height, rows):  # `tobytes` holds the interpreter
+            digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
+        return digest.hexdigest()
 
     @cached_property
     def key(self) -> str:
         """SHA-256 over mode, size, pixels, shift, mask, frame and noise: equal keys mean equal model input."""
-        image, mask = self.source, self.mask
-        shape = f"{image.mode} {image.width}x{image.height} {self.noise} {mask and mask.size}".encode()
-        digest = hashlib.sha256(shape + b"\0")
-        rows = max(1, STRIP_PIXELS // max(1, image.width))
-        for top in range(0, image.height, rows):  # `tobytes` holds the interpreter
-            digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
-        if mask is not None:
-            digest.update(mask.tobytes())
-        for edit in (self.shift, self.frame):
-            if edit is not None:
-                digest.update(repr(edit).encode())
+        edits = (self.noise, self.shift, self.frame, self.mask and self.mask.size)
+        digest = hashlib.sha256(f"{self._source_digest} {edits}".encode() + b"\0")
+        if self.mask is not None:
+            digest.update(self.mask.tobytes())
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -108,11 +123,26 @@ class ImageInput:
 
     def with_image(self, image: Image) -> ImageInput:
         """Replace the pixels, and remove the shift, the mask and the frame."""
-        return replace(self, source=image, shift=None, mask=None, frame=None)
+        return replace(self, source=image, shift=None, mask=None, frame=None, source_digest=None)
 
     def with_noise(self, noise: Noise) -> ImageInput:
         """Set the noise."""
         return replace(self, noise=noise)
+
+    def with_shift(self, shift: Shift) -> ImageInput:
+        """Move the pixels. All that use one shift of this object at a time share the copy, and its pixels."""
+        shifted = replace(self, shift=shift, source_digest=self._source_digest)
+        with SHARING_LOCK:
+            return self._shifted_copies.setdefault(shift, shifted)
+
+
+def limit_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of a shifted copy: that of the image, or a smaller one of `MAX_SHIFTED_PIXELS`."""
+    width, height = size
+    scale = min(1.0, math.sqrt(MAX_SHIFTED_PIXELS / (width * height)))
+    width = max(1, int(scale * width))
+    height = max(1, min(int(scale * height), MAX_SHIFTED_PIXELS // width))
+    return min(width, MAX_SHIFTED_PIXELS // height), height
 
 
 def apply_shift(image: Image, shift: Shift) -> Image:

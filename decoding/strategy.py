@@ -52,6 +52,10 @@ class Strategy(TensorHooks):
         """Change the request, for strategies that need no other request first."""
         return request
 
+    def count_image_copies(self) -> int:
+        """Return how many shifted copies of each image are kept until the answer ends, for the server's bound."""
+        return 0
+
     def run(self, request: GenerateRequest) -> Program:
         """Yield requests and receive their replies.
 

@@ -30,6 +30,10 @@ class ClaimCheck(Strategy):
     question: Question = QUESTION
     language: Language = "en"
 
+    def count_image_copies(self) -> int:
+        """Count the views."""
+        return self.views
+
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Send the answer, and the claims of each sentence when it is complete.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from decoding.claims.claim_extraction import Claim
 from decoding.claims.questions import build_question
@@ -21,7 +20,7 @@ from decoding.requests import GenerateRequest
 YES = ("Yes", "yes")
 NO = ("No", "no")
 MAX_LOG_ODDS = 10.0
-SHIFTS = (Shift(0.03, 0.03), Shift(-0.03, -0.03), Shift(0.03, -0.03), Shift(-0.03, 0.03))
+SHIFTS = (Shift(0.03, 0.03), Shift(-0.03, -0.03))
 
 
 class ClaimProbabilities:
@@ -83,7 +82,7 @@ class ClaimProbabilities:
 
 def list_views(images: Sequence[ImageInput], views: int) -> list[tuple[ImageInput, ...]]:
     """Return shifted copies of the images, or the images themselves for 0 views."""
-    shifted = [tuple(replace(image, shift=shift) for image in images) for shift in SHIFTS[:views]]
+    shifted = [tuple(image.with_shift(shift) for image in images) for shift in SHIFTS[:views]]
     return shifted or [tuple(images)]
 
 

@@ -68,6 +68,10 @@ class Verify(Strategy):
     question: Question = QUESTION
     language: Language = "en"
 
+    def count_image_copies(self) -> int:
+        """Count the views."""
+        return self.views
+
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Verify the answer.
 

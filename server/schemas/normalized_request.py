@@ -55,7 +55,7 @@ class Decoding(StrictModel):
         default=None,
         description="Puts a question to the model about each thing that the answer names, and adds the `claims` to the "
         "receipt. The answer is unchanged. An object sets the options views, debias, question and language, "
-        'which are parameters of the strategy verify too: `{"views": 4}`.',
+        'which are parameters of the strategy verify too: `{"views": 0}`.',
     )
 
     @property

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -127,7 +129,7 @@ def test_masking_in_strips_equals_masking_at_once(size: tuple[int, int], mask_si
     assert replace(image, mask=mask).visible.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (50, 1), (101, 99), (2_000, 1_100)])
+@pytest.mark.parametrize("size", [(1, 1), (50, 1), (101, 99), (1_024, 1_024)])
 @pytest.mark.parametrize("shift", [Shift(0.03, 0.03), Shift(-0.03, -0.03), Shift(0.5, -0.25), Shift(0.0, 0.0)])
 def test_shift_moves_the_pixels(size: tuple[int, int], shift: Shift) -> None:
     image = random_image(size=size)
@@ -137,15 +139,44 @@ def test_shift_moves_the_pixels(size: tuple[int, int], shift: Shift) -> None:
     kept = [slice(max(0, -by), length - max(0, by)) for by, length in ((down, size[1]), (right, size[0]))]
     filled = [slice(max(0, by), length - max(0, -by)) for by, length in ((down, size[1]), (right, size[0]))]
     expected[filled[0], filled[1]] = pixels[kept[0], kept[1]]
-    shifted = replace(image, shift=shift)
+    shifted = image.with_shift(shift)
     np.testing.assert_array_equal(np.asarray(shifted.visible), expected)
     assert shifted.source is image.source
-    assert len({image.key, shifted.key, replace(image, shift=Shift(0.1, 0.1)).key}) == 3
+    assert shifted.visible is shifted.visible, "an image processor finds its result by the object"
+    assert len({image.key, shifted.key, image.with_shift(Shift(0.1, 0.1)).key}) == 3
+    assert shifted.key == ImageInput(image.source, shift=shift).key
+
+
+@pytest.mark.parametrize("size", [(2_000, 1_000), (4_990, 4_990), (20_000, 60), (1, 2_000_000)])
+def test_a_shifted_copy_has_at_most_a_megapixel(size: tuple[int, int]) -> None:
+    shifted = ImageInput(Image.new("RGB", size, "red")).with_shift(Shift(0.03, 0.03))
+    width, height = shifted.visible.size
+    assert width * height <= 2**20
+    assert shifted.size == (width, height)
+    assert Box.from_image(shifted) == Box(0, 0, width, height)
+    assert shifted.visible.getpixel((width - 1, height - 1)) == (255, 0, 0)
+
+
+def test_users_of_a_shift_share_the_copy_while_one_uses_it() -> None:
+    image = random_image(size=(40, 30))
+    first = image.with_shift(Shift(0.1, 0.1))
+    assert image.with_shift(Shift(0.1, 0.1)) is first
+    reference = weakref.ref(first)
+    del first
+    gc.collect()
+    assert reference() is None
+
+
+def test_key_of_a_shifted_copy_reads_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = random_image(size=(40, 30))
+    assert image.key
+    monkeypatch.setattr(Image.Image, "tobytes", lambda _: pytest.fail("reads the pixels"))
+    assert image.with_shift(Shift(0.1, 0.1)).key != image.key
 
 
 def test_mask_and_frame_are_applied_after_the_shift() -> None:
     image = random_image(size=(40, 30))
-    shifted = replace(image, shift=Shift(0.25, 0.0))
+    shifted = image.with_shift(Shift(0.25, 0.0))
     mask = Image.new("1", (40, 30), 0)
     mask.paste(1, (0, 0, 20, 30))
     masked = np.asarray(replace(shifted, mask=mask).visible)
@@ -156,13 +187,6 @@ def test_mask_and_frame_are_applied_after_the_shift() -> None:
     assert framed.visible.getpixel((0, 0)) == (255, 0, 0)
     assert shifted.visible.tobytes() == before, "the kept copy is not drawn on"
     assert crop(shifted, Box(0, 0, 20, 20)).shift is None
-
-
-def test_only_a_small_shifted_copy_is_kept() -> None:
-    small = replace(random_image(size=(40, 30)), shift=Shift(0.1, 0.1))
-    large = replace(ImageInput(Image.new("RGB", (2_000, 1_000))), shift=Shift(0.1, 0.1))
-    assert small.visible is small.visible
-    assert large.visible is not large.visible
 
 
 def test_frame_is_drawn_when_the_image_is_used() -> None:

@@ -36,6 +36,7 @@ async def test_openapi_has_every_strategy_parameter(server: FakeServer) -> None:
     check = decoding["properties"]["check"]["anyOf"][1]
     assert set((schemas[check["$ref"].rsplit("/")[-1]] if "$ref" in check else check)["properties"]) == {
         "debias",
+        "views",
         "question",
         "language",
     }

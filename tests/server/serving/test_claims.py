@@ -110,7 +110,7 @@ async def test_options_reach_the_check(start_server: StartServer) -> None:
     [
         ({"check": {"debias": 1.5}}, "decoding.check.debias"),
         ({"check": {"debias": "x"}}, "decoding.check.debias"),
-        ({"check": {"views": 5}}, "decoding.check.views"),
+        ({"check": {"views": 3}}, "decoding.check.views"),
         ({"check": {"language": "tlh"}}, "decoding.check.language"),
         ({"check": {"question": "Is it there?"}}, "decoding.check.question"),
         ({"check": {"threshold": 0.5}}, "decoding.check.threshold"),
