@@ -7,14 +7,14 @@ import socket
 from ipaddress import IPv6Address, ip_address
 
 EVERY_HOST = "*"
+HOST_PATTERN = re.compile(r"(?:\[([^\[\]@/]*)\]|([^\[\]:@/]*))(?::\d*)?", re.ASCII)
 NAME_PATTERN = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 
 
 def split_port(host: str) -> str:
-    """Return the host of a Host header without its port, and an IPv6 address without brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """Return the host of a Host header without its port, and an IPv6 address without brackets; "" if it is no host."""
+    match = HOST_PATTERN.fullmatch(host)
+    return match[1] or match[2] or "" if match else ""
 
 
 def is_ip_address(host: str) -> bool:
@@ -26,8 +26,13 @@ def is_ip_address(host: str) -> bool:
 
 
 def normalize_host(host: str) -> str:
-    """Return the form in which hosts without a port are compared. A dot at the end of a name has no meaning here."""
-    return host.lower().removesuffix(".")
+    """Return the form in which hosts without a port are compared.
+
+    A dot at the end of a name has no meaning here. Equal IP addresses have one form, without brackets.
+    """
+    name = host.lower().removesuffix(".")
+    address = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    return str(ip_address(address)) if is_ip_address(address) else name
 
 
 def check_allowed_host(host: str) -> None:
@@ -40,7 +45,7 @@ def check_allowed_host(host: str) -> None:
         ValueError: No host equals it, because it is no name, IP address or "*".
     """
     name = normalize_host(host)
-    if name != EVERY_HOST and not NAME_PATTERN.fullmatch(name) and not is_ip_address(name.strip("[]")):
+    if name != EVERY_HOST and not NAME_PATTERN.fullmatch(name) and not is_ip_address(name):
         raise ValueError(
             f"'{host}' is no name of a host; give it without a scheme, port or path, or '*' for every name"
         )
@@ -54,7 +59,7 @@ def has_loopback_address(host: str) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         found = socket.getaddrinfo(host, None, family, socket.SOCK_STREAM)
-    except OSError:  # the server cannot listen on it
+    except (OSError, UnicodeError):  # the server cannot listen on it
         return False
     addresses = [ip_address(address[0]) for *_, address in found]
     return any(

@@ -217,6 +217,8 @@ class SchemaCompiler:
     async def _share_check(self, grammar: Grammar, owner: str, key: tuple[str, bytes]) -> GrammarCheckResult | None:
         """Check a grammar, once for all requests of an owner that wait for it. The last one that leaves ends the check.
 
+        A request that joins a waiting check also joins its deadline.
+
         Args:
             grammar: The grammar.
             owner: Owner of the request, in whose turn the check runs.

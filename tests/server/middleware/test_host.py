@@ -20,6 +20,7 @@ FOREIGN = [
     "127.0.0.1.evil.example",
     "evil.localhost.example",
 ]
+MALFORMED = ["localhost:x@evil.example", "localhost:@evil.example", "[::1]evil.example", "[::1", "localhost:80:80"]
 
 
 @pytest.mark.parametrize("host", LOCAL)
@@ -28,7 +29,7 @@ async def test_a_local_server_serves_local_names_and_addresses(start_server: Sta
     assert (await server.http.get("/v1/models", headers={"host": host})).status_code == 200
 
 
-@pytest.mark.parametrize("host", FOREIGN)
+@pytest.mark.parametrize("host", [*FOREIGN, *MALFORMED])
 async def test_a_local_server_without_keys_refuses_the_names_of_other_sites(
     start_server: StartServer, host: str
 ) -> None:
@@ -69,7 +70,7 @@ async def test_given_hosts_are_normalized(start_server: StartServer, entry: str)
 
 
 @pytest.mark.parametrize(
-    "entry", ["a.example:8000", "http://a.example", "*.example", "a.example/v1", ".", "b\u00fc.example"]
+    "entry", ["a.example:8000", "[[::1]]", "http://a.example", "*.example", "a.example/v1", ".", "b\u00fc.example"]
 )
 def test_host_that_no_request_can_have_is_rejected_at_start(entry: str) -> None:
     with pytest.raises(ValidationError, match="allowed_hosts"):
@@ -80,7 +81,8 @@ LOOPBACK = ["::1", "localhost", "127.0.0.2", "LOCALHOST", "127.1", "2130706433",
 
 
 @pytest.mark.parametrize(
-    ("host", "hosts"), [*((host, []) for host in LOOPBACK), ("box.invalid", ["*"]), ("0.0.0.0", ["*"]), ("::", ["*"])]
+    ("host", "hosts"),
+    [*((host, []) for host in LOOPBACK), ("box.invalid", ["*"]), ("a" * 64, ["*"]), ("0.0.0.0", ["*"]), ("::", ["*"])],
 )
 def test_the_default_depends_on_the_address(host: str, hosts: list[str]) -> None:
     assert select_allowed_hosts(Settings(host=host)) == hosts
