@@ -19,7 +19,8 @@ from decoding.strategy import Strategy
 class ClaimCheck(Strategy):
     """Check each thing that the answer names with a question to the model, sentence by sentence.
 
-    It is outside the stack of a request. The tokens are those of the stack, and they are not held back.
+    It is outside the stack of a request. The tokens are those of the stack. Those of a sentence are sent as they come,
+    and the next sentence waits for the checks of this one.
     """
 
     name = "check"

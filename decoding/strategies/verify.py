@@ -82,18 +82,18 @@ class Verify(Strategy):
             The finish reason.
 
         Raises:
-            BadRequest: The request has a grammar.
+            BadRequest: The request has an image and a grammar.
         """
-        if request.sampling.grammar is not None:
-            message = (
-                "'verify' reads English sentences, so it does not combine with response_format. Use check instead."
-            )
-            raise BadRequest(message, param="response_format")
         if not request.prompt.images:
             yield StartDraft()
             segment: Segment = yield ReadDraft(lambda _: False, send=True)
             assert segment.reason is not None, "a draft that is read to its end has a finish reason"
             return segment.reason
+        if request.sampling.grammar is not None:
+            message = (
+                "'verify' reads English sentences, so it does not combine with response_format. Use check instead."
+            )
+            raise BadRequest(message, param="response_format")
         return (yield from Verification(self, request).run())
 
 

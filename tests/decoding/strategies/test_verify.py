@@ -260,6 +260,12 @@ async def test_a_grammar_is_refused_by_field() -> None:
     assert caught.value.param == "response_format"
 
 
+async def test_a_grammar_without_an_image_is_kept() -> None:
+    text_only = GenerateRequest(Prompt.from_text("Write JSON."), SamplingParams(grammar=Grammar("{}")))
+    answer, _ = await verify(ScriptedEngine(write_always(SCENE), {}), text_only)
+    assert answer.text == SCENE
+
+
 async def test_equal_questions_of_several_choices_are_put_once() -> None:
     engine = ScriptedEngine(write_always(SCENE), {"cat": 0.1})
     async with StrategyRunner([Verify(views=0)], engine) as runner:
