@@ -23,10 +23,13 @@ class StartDraft:
     Attributes:
         prefix: Token ids and texts that begin the answer; the engine encodes the texts. They are not generated again.
         ruled_out: Phrases that the answer must not contain after the prefix.
+        ignores_stop: The draft does not end at a stop string, and no token lacks text that may begin one. The stop
+            strings then end the answer where the client gets them.
     """
 
     prefix: tuple[int | str, ...] = ()
     ruled_out: tuple[str, ...] = ()
+    ignores_stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)

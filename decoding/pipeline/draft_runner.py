@@ -10,10 +10,11 @@ from typing import Any
 
 from decoding.drafts import ReadDraft, Segment, SendTokens, StartDraft
 from decoding.errors import NO_FINISH_REASON, EngineFailed, StrategyFailed, Unsupported
-from decoding.outputs import NO_TOKEN, Answer, FinishInfo, FinishReason, RequestStats, Token, Usage
+from decoding.outputs import NO_TOKEN, Answer, CheckedClaim, FinishInfo, FinishReason, RequestStats, Token, Usage
 from decoding.pipeline.program import DraftStrategyProgram, ProgramResult, advance_program
 from decoding.requests import GenerateRequest
 from decoding.strategy import Strategy
+from decoding.text.stop_matcher import StopMatcher
 
 SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two drafts
 MAX_SEED = 1 << 63
@@ -124,6 +125,8 @@ class DraftRunner:
         self._sent = 0  # tokens of the answer
         self._changed: int | None = 0  # steps of the answer whose likeliest token the inner strategies changed
         self._last: Token | None = None  # the last token of the draft, held back until the program ends
+        self._length = 0  # characters of the sent text
+        self._stop_matcher = StopMatcher(())  # of the sent text, where the drafts ignore stop strings
 
     async def run(self) -> AsyncGenerator[Token, None]:
         """Run the program.
@@ -145,18 +148,24 @@ class DraftRunner:
                             tokens.append(token)
                             if effect.send and (sent := self._send(token)):
                                 yield sent
+                            if self._stop_matcher.is_stopped:
+                                break
                         reply = Segment(tuple(tokens), self._get_reason())
                     case SendTokens():
                         for token in effect.tokens:
                             if sent := self._send(token):
                                 yield sent
-                        if effect.claims:
-                            yield Token(NO_TOKEN, "", claims=effect.claims)
+                            if self._stop_matcher.is_stopped:
+                                break
+                        if claims := self._select_claims(effect.claims):
+                            yield Token(NO_TOKEN, "", claims=claims)
                     case list():
                         reply = await self._answer(effect, self._outcome.inner)
+                if self._stop_matcher.is_stopped:
+                    break
             if self._draft is not None:
                 await self._draft.close()
-            yield self._build_final_token(effect.outcome)
+            yield self._build_final_token(effect.outcome if isinstance(effect, ProgramResult) else "stop")
         finally:
             if self._draft is not None:
                 await self._draft.close()
@@ -164,6 +173,11 @@ class DraftRunner:
     async def _start_draft(self, effect: StartDraft) -> None:
         await self._end_draft()
         base = self._outcome.base
+        inner = as_request(base)
+        if effect.ignores_stop and inner is not None and inner.sampling.stop and not isinstance(base, Answer):
+            if not self._drafts:
+                self._stop_matcher = StopMatcher(inner.sampling.stop, inner.sampling.min_tokens)
+            base = base.replace(sampling=replace(inner.sampling, stop=()))
         if effect.prefix or effect.ruled_out or self._drafts:
             if not isinstance(base, GenerateRequest):
                 raise Unsupported(
@@ -200,6 +214,8 @@ class DraftRunner:
 
     def _send(self, token: Token) -> Token | None:
         """Count a token of the answer. The last one of the draft waits for the end of the program."""
+        token = replace(token, text=self._stop_matcher.add(token.text, int(token.id != NO_TOKEN)))
+        self._length += len(token.text)
         self._sent += token.id != NO_TOKEN
         if self._changed is not None:
             self._changed = (
@@ -210,14 +226,22 @@ class DraftRunner:
             return None
         return token
 
+    def _select_claims(self, claims: tuple[CheckedClaim, ...]) -> tuple[CheckedClaim, ...]:
+        """Leave out the claims of text that a stop string has cut off."""
+        if not self._stop_matcher.is_stopped:
+            return claims
+        return tuple(claim for claim in claims if claim.end is None or claim.end <= self._length)
+
     def _build_final_token(self, reason: FinishReason) -> Token:
         """Attach the finish reason and the usage to the last token, or to one without text."""
         draft = self._draft
         assert draft is not None, "a program that ends has started a draft"
         usage = draft.usage
         usage = replace(usage, completion_tokens=self._sent, steps=self._sent, changed_steps=self._changed)
-        finish = FinishInfo(reason, usage)
-        return replace(self._last, finish=finish) if self._last is not None else Token(NO_TOKEN, "", finish=finish)
+        finish, rest = FinishInfo(reason, usage), self._stop_matcher.flush()
+        if self._last is None:
+            return Token(NO_TOKEN, rest, finish=finish)
+        return replace(self._last, text=self._last.text + rest, finish=finish)
 
     def _derive_seed(self, seed: int) -> int:
         return (seed + self._drafts * SEED_STEP) % MAX_SEED

@@ -122,7 +122,7 @@ class Verification:
         Returns:
             The finish reason.
         """
-        yield StartDraft()
+        yield StartDraft(ignores_stop=True)
         while True:
             end = yield from self._read_sentence()
             claims = yield from self._check(end)
@@ -229,8 +229,8 @@ class Verification:
         if shorter is not None:
             self._rule_out(rejected)
             self.cut |= dict.fromkeys(rejected)
-            return (yield from self._send_shorter(shorter, start))
-        if self.strategy.tries and not self.is_rewritten:
+            yield from self._send_shorter(shorter, start)
+        elif self.strategy.tries and not self.is_rewritten:
             yield from self._go_back(rejected, offset)
         elif self._may_end():
             self.cut |= dict.fromkeys(rejected)
@@ -250,31 +250,15 @@ class Verification:
         names_nothing_new = nouns <= self.nouns if nouns else shorter in self.sentences
         return None if names_nothing_new else sentence[:indent] + shorter
 
-    def _send_shorter(self, shorter: str, start: int) -> Generator[DraftEffect, Any, FinishReason | None]:
-        """Send a shorter sentence, up to a stop string that its new end completes, and start a draft after it.
-
-        Yields:
-            The sentence, and a draft.
-
-        Returns:
-            The finish reason of an answer that ends here.
-        """
+    def _send_shorter(self, shorter: str, start: int) -> Generator[DraftEffect, Any, None]:
+        """Send a shorter sentence, and start a draft after it."""
         offset = len(self.text)
         count = count_tokens_before(self.pending, count_common_characters(join_text(self.pending), shorter))
-        stop = find_stop(self.text + shorter, offset, self.sampling.stop)
-        if len(self.prefix) + count < self.sampling.min_tokens:
-            stop = None
-        if stop is not None:
-            shorter = shorter[: max(0, stop - offset)]
-            count = count_tokens_before(self.pending, count_common_characters(join_text(self.pending), shorter))
         rest = shorter[len(join_text(self.pending[:count])) :]
         self.pending = [*self.pending[:count], Token(NO_TOKEN, rest)]
         claims = [claim for claim in find_claims(self.text + shorter) if claim.start >= offset]
         yield from self._send(len(shorter), claims, start)
-        if stop is not None:
-            return "stop"
         yield from self._start()
-        return None
 
     def _send(
         self, end: int, claims: list[Claim], dropped_from: int | None = None
@@ -310,7 +294,7 @@ class Verification:
         """Start a draft after the sent and the pending tokens."""
         self.reason = None
         prefix = (*self.prefix, *(token.id for token in self.pending))
-        yield StartDraft(prefix, tuple(self.ruled_out | self.repeated))
+        yield StartDraft(prefix, tuple(self.ruled_out | self.repeated), ignores_stop=True)
 
     def _is_repeated(self, end: int) -> bool:
         sentence = join_text(self.pending)[:end].strip()
@@ -337,12 +321,6 @@ def list_spellings(noun: str) -> list[str]:
     """Return the forms of a noun phrase that are ruled out: singular, plural, and both with a capital letter."""
     forms = [noun, pluralize(noun)]
     return list(dict.fromkeys([*forms, *(form[0].upper() + form[1:] for form in forms)]))
-
-
-def find_stop(text: str, start: int, stop: tuple[str, ...]) -> int | None:
-    """Return the first offset of a stop string that ends after `start`; None where there is none."""
-    found = [text.find(string, max(0, start - len(string) + 1)) for string in stop]
-    return min((at for at in found if at >= 0), default=None)
 
 
 def count_common_characters(first: str, second: str) -> int:

@@ -12,6 +12,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from decoding.outputs import FinishInfo, FinishReason, RequestStats, StateHandle, Token, TokenLogprob, Usage
 from decoding.requests import GenerateRequest
 from decoding.text.prompt_encoder import ModelInputs
+from decoding.text.stop_matcher import StopMatcher
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 RAW_TEXT_CONTEXT = 8  # last tokens of a raw-text prompt that its continuation is decoded after
@@ -146,10 +147,7 @@ class OutputProcessor:
 
 
 class Detokenizer:
-    """Decodes one answer token by token and holds back text that may begin a stop string.
-
-    A stop string that is complete within the first `min_tokens` tokens is treated as ordinary text.
-    """
+    """Decodes one answer token by token and holds back text that may begin a stop string."""
 
     def __init__(
         self, tokenizer: Any, stop: tuple[str, ...], prefix_ids: Sequence[int] = (), min_tokens: int = 0
@@ -166,48 +164,34 @@ class Detokenizer:
         prefix = self._tokenizer.decode(prefix_ids)
         # If the prefix ended within a character, the stream would emit that character's text again.
         self._stream = DecodeStream(ids=[] if prefix.endswith(REPLACEMENT) else prefix_ids, skip_special_tokens=True)
-        self._stop = stop
-        self._min_tokens = min_tokens
-        self._num_tokens = 0
+        self._stop_matcher = StopMatcher(stop, min_tokens)
         self._open_ids: list[int] = []  # tokens of an incomplete character
-        self._held = ""
-        self.is_stopped = False
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self._stop_matcher.is_stopped
 
     def add_token(self, token: int) -> str:
-        """Decode one more token.
-
-        Sets `is_stopped` when a stop string is complete. The stop string is not part of the text.
+        """Decode one more token. A stop string that it completes is not part of the text.
 
         Returns:
             The text that is now certain; empty while a character or a stop string is open.
         """
-        self._num_tokens += 1
         self._open_ids.append(token)
         decoded = self._stream.step(self._tokenizer, token)
         if decoded is not None:
             self._open_ids.clear()
-            self._held += decoded
-        ends = [at for string in self._stop if (at := self._held.find(string)) >= 0]
-        if ends and self._num_tokens > self._min_tokens:
-            self.is_stopped = True
-            text, self._held = self._held[: min(ends)], ""
+        text = self._stop_matcher.add(decoded or "")
+        if self.is_stopped:
             self._open_ids.clear()
-            return text
-        overlap = max((find_stop_prefix(self._held, string) for string in self._stop), default=0)
-        text, self._held = self._held[: len(self._held) - overlap], self._held[len(self._held) - overlap :]
         return text
 
     def flush(self) -> str:
         """Return the text that was held back, at the end of the answer."""
-        text: str = self._held + self._tokenizer.decode(self._open_ids)
-        self._held = ""
+        text: str = self._stop_matcher.flush() + self._tokenizer.decode(self._open_ids)
         self._open_ids.clear()
         return text
-
-
-def find_stop_prefix(text: str, string: str) -> int:
-    """Return the length of the longest suffix of `text` that is a proper prefix of `string`."""
-    return max((n for n in range(1, min(len(text), len(string) - 1) + 1) if string.startswith(text[-n:])), default=0)
 
 
 class TokenText:

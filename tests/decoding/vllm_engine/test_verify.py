@@ -45,6 +45,14 @@ async def test_equals_the_transformers_engine(inner: str, roomy_engine: Any, hf_
         assert one.finish.reason == other.finish.reason
 
 
+@pytest.mark.parametrize("stop", [".\n", ". There", " in a"])
+async def test_stop_strings_act_as_on_the_transformers_engine(stop: str, roomy_engine: Any, hf_engine: Any) -> None:
+    for number in (1, 4, 18):
+        expected, actual = [await run(engine, [Verify()], number, stop=(stop,)) for engine in (hf_engine, roomy_engine)]
+        assert (actual.text, actual.finish.reason) == (expected.text, expected.finish.reason)
+        assert list_claims(actual) == list_claims(expected)
+
+
 async def test_sampled_answers_do_not_depend_on_the_batch(roomy_engine: Any, tight_engine: Any) -> None:
     cases = [
         (number, [Verify(threshold=threshold, tries=tries)], seed) for number, threshold, tries, seed in SAMPLED_CASES

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,9 +215,9 @@ def load_scene(number: int) -> Prompt:
         return Prompt.from_text(DESCRIBE, ImageInput(image.convert("RGB")))
 
 
-async def run_verify(engine: HFEngine, stack: Sequence[Strategy], prompt: Prompt, **sampling: float) -> Answer:
+async def run_verify(engine: HFEngine, stack: Sequence[Strategy], prompt: Prompt, **sampling: Any) -> Answer:
     async with StrategyRunner(stack, engine) as runner:
-        request = GenerateRequest(prompt, SamplingParams(max_tokens=LENGTH, **sampling))  # type: ignore[arg-type]
+        request = GenerateRequest(prompt, SamplingParams(max_tokens=LENGTH, **sampling))
         return await collect_answer(runner.stream(await runner.resolve(request)))
 
 
@@ -286,3 +287,36 @@ async def test_a_sampled_answer_can_be_reproduced(embedded: HFEngine) -> None:
         await run_verify(embedded, [Verify(threshold=0.9)], load_scene(3), temperature=1.0, seed=11) for _ in range(2)
     ]
     assert first.text == second.text
+
+
+STOPS = [".\n", ". \n", ". A fork", " a sports ball zzz"]  # they begin in the answers, and do not occur in them
+
+
+@pytest.mark.parametrize("stop", STOPS)
+async def test_a_stop_string_that_does_not_occur_changes_nothing(stop: str, embedded: HFEngine) -> None:
+    for number in (1, 4, 18):
+        plain = await run_verify(embedded, [Verify()], load_scene(number))
+        stopped = await run_verify(embedded, [Verify()], load_scene(number), stop=(stop,))
+        if stop in plain.text:
+            assert stopped.text == plain.text[: plain.text.index(stop)]
+            continue
+        assert stopped.text == plain.text
+        assert list_actions(stopped) == list_actions(plain)
+        assert [token.id for token in stopped.tokens] == [token.id for token in plain.tokens]
+
+
+@pytest.mark.parametrize("number", [3, 4, 28])
+async def test_a_stop_string_cuts_the_answer(number: int, embedded: HFEngine) -> None:
+    whole = await run_verify(embedded, [Verify()], load_scene(number))
+    end = find_sentence_end(whole.text)
+    assert end is not None
+    for stop in (whole.text[end - 3 : end + 2], " in a", "."):
+        answer = await run_verify(embedded, [Verify()], load_scene(number), stop=(stop,))
+        assert answer.text == whole.text[: whole.text.find(stop) if stop in whole.text else None]
+        assert answer.finish.reason == "stop"
+        ends = [claim.end for token in answer.tokens for claim in token.claims if claim.end is not None]
+        assert max(ends, default=0) <= len(answer.text)
+
+
+def list_actions(answer: Answer) -> list[tuple[str, str | None]]:
+    return [(claim.text, claim.action) for token in answer.tokens for claim in token.claims]

@@ -1,0 +1,53 @@
+"""Find stop strings in the text of an answer, piece by piece."""
+
+from __future__ import annotations
+
+
+class StopMatcher:
+    """Holds back text that may begin a stop string, and cuts the text at the first stop string.
+
+    A stop string that is complete within the first `min_tokens` tokens is treated as ordinary text.
+
+    Attributes:
+        is_stopped: Whether a stop string is complete. No more text is added then.
+    """
+
+    def __init__(self, stop: tuple[str, ...], min_tokens: int = 0) -> None:
+        """Start an answer.
+
+        Args:
+            stop: Strings that end the answer. They are not part of it.
+            min_tokens: Number of tokens before which a stop string does not end the answer.
+        """
+        self.is_stopped = False
+        self._stop = stop
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
+        self._held = ""
+
+    def add(self, text: str, num_tokens: int = 1) -> str:
+        """Add the text of one token, or of none, as text that a strategy writes.
+
+        Returns:
+            The text that is now certain; empty while a stop string is open.
+        """
+        self._num_tokens += num_tokens
+        self._held += text
+        ends = [at for string in self._stop if (at := self._held.find(string)) >= 0]
+        if ends and self._num_tokens > self._min_tokens:
+            self.is_stopped = True
+            certain, self._held = self._held[: min(ends)], ""
+            return certain
+        overlap = max((find_stop_prefix(self._held, string) for string in self._stop), default=0)
+        certain, self._held = self._held[: len(self._held) - overlap], self._held[len(self._held) - overlap :]
+        return certain
+
+    def flush(self) -> str:
+        """Return the text that was held back, at the end of the answer."""
+        text, self._held = self._held, ""
+        return text
+
+
+def find_stop_prefix(text: str, string: str) -> int:
+    """Return the length of the longest suffix of `text` that is a proper prefix of `string`."""
+    return max((n for n in range(1, min(len(text), len(string) - 1) + 1) if string.startswith(text[-n:])), default=0)
