@@ -83,5 +83,6 @@ async def test_sampled_votes_are_reproducible(embedded: HFEngine) -> None:
         assert answer.tokens[0].chosen is not None
         return answer.tokens[0].chosen.logprob
 
-    assert await vote_logprob(7) == await vote_logprob(7)
-    assert await vote_logprob(7) != await vote_logprob(8)
+    first = await vote_logprob(7)
+    assert await vote_logprob(7) == pytest.approx(first, abs=1e-5)  # the requests that share a pass vary
+    assert abs(await vote_logprob(8) - first) > 1e-4
