@@ -23,19 +23,17 @@ class ServerProcess:
     """A server with the embedded model on a CPU. `flags` are command-line flags."""
 
     def __init__(self, *flags: str, engine: str = "hf") -> None:
-        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115 - closed when the server is
+        # Files, because vLLM logs to both, and a pipe that nobody reads would stop it.
+        self._output, self._log = (tempfile.NamedTemporaryFile("w+", suffix=".log") for _ in range(2))  # noqa: SIM115
         command = [sys.executable, "-u", "-m", "server", "--port", "0", *ENGINE_FLAGS[engine], *flags]
         self.started_at = time.monotonic()
-        self.handle = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
-        assert self.handle.stdout is not None
-        self.url = re.findall(r"http://[\d.:]+", self.handle.stdout.readline())[0]
+        self.handle = subprocess.Popen(command, stdout=self._output, stderr=self._log)
+        self.url = self._wait_for_url()
         self.port = int(self.url.rpartition(":")[2])
 
     def __enter__(self) -> ServerProcess:
         while not self._is_ready():
-            if self.handle.poll() is not None:
-                raise RuntimeError(self.log)
-            time.sleep(0.05)
+            self._wait()
         self.seconds_to_ready = time.monotonic() - self.started_at
         return self
 
@@ -47,14 +45,26 @@ class ServerProcess:
             with suppress(subprocess.TimeoutExpired):
                 self.handle.wait(STOP_TIMEOUT)
         self.handle.kill()
-        with self.handle:  # closes its pipe, and waits
-            pass
+        self.handle.wait()
         self._log.close()
+        self._output.close()
 
     def send_signal(self, number: signal.Signals) -> float:
         """Send a signal and return the time on the monotonic clock."""
         self.handle.send_signal(number)
         return time.monotonic()
+
+    def _wait_for_url(self) -> str:
+        """Wait for the address that the server prints, and return it."""
+        while not (urls := re.findall(r"http://[\d.:]+(?=\s)", Path(self._output.name).read_text())):
+            self._wait()
+        return str(urls[0])
+
+    def _wait(self) -> None:
+        """Wait a moment. Raises `RuntimeError` with the log if the server has ended."""
+        if self.handle.poll() is not None:
+            raise RuntimeError(self.log)
+        time.sleep(0.05)
 
     def _is_ready(self) -> bool:
         try:

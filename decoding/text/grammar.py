@@ -20,6 +20,7 @@ from decoding.sampling_params import Grammar
 
 CHECK_PROGRAM = Path(__file__).with_name("grammar_check.py")
 
+TOO_COMPLICATED = "it is too complicated"
 MAX_CHARACTERS = 64_000
 MAX_DEPTH = 32
 MAX_PROPERTIES = 1000  # in the whole schema: the time to compile grows with their square

@@ -14,7 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from decoding.sampling_params import Grammar
-from decoding.text.grammar import InvalidSchema
+from decoding.text.grammar import TOO_COMPLICATED, InvalidSchema
 from decoding.text.grammar_check import compile_grammar
 
 
@@ -42,6 +42,11 @@ class GrammarCompiler:
         """Return the mask of a new answer. Raises `InvalidSchema` if no answer of this model fits the grammar."""
         self.compile(grammar)
         return self._first_masks[grammar].copy()
+
+    def accepts(self, grammar: Grammar, token_ids: Sequence[int]) -> bool:
+        """Return whether the tokens, without an end token, are a complete answer."""
+        self.compile(grammar)
+        return self._first_masks[grammar].accepts(token_ids)
 
     @cached_property
     def llg_tokenizer(self) -> LLTokenizer:
@@ -76,6 +81,11 @@ class GrammarMask:
         """Return the mask of another answer with the same tokens so far. The answers share the automaton."""
         return GrammarMask(self._ll_matcher.deep_copy(), self._vocab_size, self._device, self.allowed)
 
+    def accepts(self, token_ids: Sequence[int]) -> bool:
+        """Return whether the answer is complete after more tokens. The mask does not change."""
+        ll_matcher = self._ll_matcher.deep_copy()
+        return ll_matcher.consume_tokens(list(token_ids)) and ll_matcher.is_accepting()
+
     def accept_token(self, token: int) -> None:
         """Advance by a token. Raises `InvalidSchema` if the grammar is too complicated to continue."""
         self._ll_matcher.consume_token(token)
@@ -84,7 +94,7 @@ class GrammarMask:
     def _compute_mask(self) -> Tensor:
         bits = np.frombuffer(self._ll_matcher.compute_bitmask(), dtype=np.uint8)
         if self._ll_matcher.is_error():
-            raise InvalidSchema(self._ll_matcher.get_error() or "it is too complicated")
+            raise InvalidSchema(self._ll_matcher.get_error() or TOO_COMPLICATED)
         allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little").astype(bool)
         if not allowed.any() and not self._ll_matcher.is_stopped():
             raise InvalidSchema("no token of this model begins such an answer")

@@ -7,9 +7,10 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from decoding.base_engine import BaseEngine
+from decoding.base_engine import BaseEngine, run_in_thread
 from decoding.engine import Capability
 from decoding.errors import EngineFailed
 from decoding.outputs import Answer, StateHandle, Token, Usage
@@ -17,6 +18,7 @@ from decoding.pipeline.early_exits import find_early_exits
 from decoding.requests import GenerateRequest, ProbeRequest
 from decoding.sampling_params import SamplingParams
 from decoding.text.detokenizer import OutputProcessor
+from decoding.text.grammar import TOO_COMPLICATED, InvalidSchema
 from decoding.text.prompt_encoder import AnswerStart, PromptEncoder
 from decoding.vllm_engine.core.gangs import COUNTER_HELP
 from decoding.vllm_engine.frontend.checkpoint import Checkpoint
@@ -202,6 +204,8 @@ class VllmEngine(BaseEngine):
                     output = await collectors[-1].get()
                     for token in parser.parse(output):
                         reservation.is_running = True
+                        if token.finish is not None and token.id in self.checkpoint.eos_token_ids:
+                            await self._require_complete(request, (*answer_start.ids, *parser.token_ids[:-1]))
                         if not forced_prefix.consume(token):
                             yield token
             finally:
@@ -242,6 +246,21 @@ class VllmEngine(BaseEngine):
         """Submit a gang. The last of the returned outputs are those of the main row."""
         requests = await self._encode(lambda: self._engine_request_builder.build(members, sampling, new_tokens))
         return await self.client.submit(requests)
+
+    async def _require_complete(self, request: GenerateRequest, token_ids: Sequence[int]) -> None:
+        """Require that an answer which ends with an end token is complete.
+
+        Where llguidance reaches a limit, vLLM allows the end token only.
+
+        Raises:
+            InvalidSchema: The grammar is too complicated to continue.
+        """
+        grammar = request.sampling.grammar
+        if grammar is None:
+            return
+        accepts = partial(self._grammars.accepts, grammar, token_ids)
+        if not await run_in_thread(self._grammar_threads, accepts, "grammar_failed"):
+            raise InvalidSchema(TOO_COMPLICATED)
 
     def _can_prefill_answer(self, request: GenerateRequest) -> bool:
         """Return whether no penalty counts the answer's tokens, and no strategy edits their attention.

@@ -6,8 +6,11 @@ therefore requests a report from every process afterwards, and does not start if
 
 from __future__ import annotations
 
+import logging
 import os
 
+GRAMMAR_LOGGER = "vllm.v1.structured_output.backend_guidance"
+MAX_LOGGED_ERROR = 200  # characters
 ENABLE_VARIABLE = "_ONLYSEEN_IN_VLLM"  # the underscore keeps it apart from the server's settings
 
 
@@ -20,6 +23,7 @@ def register() -> None:
     from decoding.vllm_engine.core import report
     from decoding.vllm_engine.worker import model_runner_patch
 
+    shorten_grammar_errors()
     report.install()
     model_runner_patch.install()
 
@@ -34,3 +38,15 @@ def avoid_cpp_compiler() -> None:
 
     if current_platform.is_cpu():
         current_platform.simple_compile_backend = "eager"
+
+
+def shorten_grammar_errors() -> None:
+    """Log the first line of an error of llguidance only. The others repeat the grammar: up to 64 kB of a request."""
+    logging.getLogger(GRAMMAR_LOGGER).addFilter(keep_first_line)
+
+
+def keep_first_line(record: logging.LogRecord) -> bool:
+    """Shorten the arguments of a record. Log it in any case."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(str(each).partition("\n")[0][:MAX_LOGGED_ERROR] for each in record.args)
+    return True

@@ -8,6 +8,7 @@ from typing import Any
 from decoding.errors import NO_FINISH_REASON, EngineFailed, Overloaded, StrategyFailed
 from decoding.outputs import Token
 from decoding.text.detokenizer import OutputProcessor, RankedTokens
+from decoding.text.grammar import TOO_COMPLICATED, InvalidSchema
 
 
 class OutputParser:
@@ -16,11 +17,15 @@ class OutputParser:
     Args:
         processor: Builds the tokens.
         rows: Rows of the request: the main one and its branches.
+
+    Attributes:
+        token_ids: Tokens of the answer so far, an end token included.
     """
 
     def __init__(self, processor: OutputProcessor, rows: int) -> None:
         self.processor = processor
         self.rows = rows
+        self.token_ids: list[int] = []
 
     @property
     def is_finished(self) -> bool:
@@ -39,20 +44,27 @@ class OutputParser:
 
         Raises:
             EngineFailed: The output ends the answer without a finish reason.
+            InvalidSchema: The grammar is too complicated to continue.
         """
         info: Mapping[str, Any] = output.kv_transfer_params or {}
         (completion,) = output.outputs
-        raise_failure(info, has_failed=completion.finish_reason == "error")
+        # vLLM ends a request with an error where its grammar does not accept the token. The last one need not be.
+        has_failed = completion.finish_reason == "error"
+        grammar = self.processor.request.sampling.grammar
+        raise_failure(info, has_failed=has_failed and grammar is None)
         for number, token in enumerate(completion.token_ids):
             logprobs = completion.logprobs[number] if completion.logprobs else None
             yield self._add_token(token, logprobs, info)
             if self.is_finished:
                 return
+        if has_failed:
+            raise InvalidSchema(TOO_COMPLICATED)
         if output.finished and not self.is_finished:
             raise EngineFailed(NO_FINISH_REASON)
 
     def _add_token(self, token: int, logprobs: Mapping[int, Any] | None, info: Mapping[str, Any]) -> Token:
         self.processor.stats.forward_passes += self.rows
+        self.token_ids.append(token)
         changed = info.get("changed", False)
         if self.processor.request.scored_texts:
             return self.processor.add_text_logprobs(token, changed, info["text_logprobs"])

@@ -16,7 +16,8 @@ from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from decoding.sampling_params import Grammar
 from decoding.strategy import Step, Strategy
 from decoding.text import grammar_check, grammar_mask
-from decoding.text.grammar import build_grammar
+from decoding.text.grammar import InvalidSchema, build_grammar
+from decoding.text.grammar_mask import GrammarCompiler
 from tests.decoding.hf_engine.harness import build_stack, exact_length, run_strategies
 from tests.decoding.vllm_engine.scenes import get_token_ids, load_prompts
 
@@ -182,6 +183,30 @@ async def test_schema_without_an_instance_is_refused(schema: dict[str, Any], roo
     with pytest.raises(BadRequest, match="cannot be enforced"):
         await run_strategies(roomy_engine, "vcd", PROMPT, SamplingParams(grammar=Grammar(json.dumps(schema))))
     assert (await run_strategies(roomy_engine, "vcd", PROMPT, exact_length(2)))[0].tokens
+
+
+async def test_a_grammar_that_is_too_complicated_is_refused(hf_engine: Any, roomy_engine: Any) -> None:
+    """llguidance fails at the first brace, because a thousand properties may follow."""
+    properties = {f"p{number}": {"type": "string", "format": "uri"} for number in range(999)}
+    grammar = build_grammar({"type": "object", "properties": properties})
+    for engine in (hf_engine, roomy_engine):
+        answer, _ = await run_strategies(engine, "plain", PROMPT, SamplingParams(max_tokens=1, grammar=grammar))
+        assert (answer.text, answer.finish.reason) == ("{", "length")
+        with pytest.raises(InvalidSchema):
+            await run_strategies(engine, "plain", PROMPT, SamplingParams(max_tokens=4, grammar=grammar))
+
+
+async def test_an_answer_that_ends_before_its_grammar_is_refused(
+    roomy_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM allows the end token where llguidance reaches a limit."""
+    sampling = SamplingParams(max_tokens=64, grammar=build_grammar(SCHEMA))
+    answer, _ = await run_strategies(roomy_engine, "plain", PROMPT, sampling)
+    assert answer.finish.reason == "stop"
+    accepts = GrammarCompiler.accepts
+    monkeypatch.setattr(GrammarCompiler, "accepts", lambda self, grammar, ids: accepts(self, grammar, ids[:-1]))
+    with pytest.raises(InvalidSchema, match="too complicated"):
+        await run_strategies(roomy_engine, "plain", PROMPT, sampling)
 
 
 async def test_requests_without_room_for_their_state_are_refused_and_the_others_answered(
