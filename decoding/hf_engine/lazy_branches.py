@@ -101,8 +101,8 @@ class LazyBranches:
         if branches:
             states = [branch.output for branch in branches if branch.output]
             with self.model.attention_tap.edit((), self._build_hidden_keys(branches)):
-                outputs = self.model.extend(states, [branch.pending for branch in branches])
-            for branch, output in zip(branches, outputs, strict=True):
+                outputs = self.model.extend(states, [[branch.pending] for branch in branches])
+            for branch, (output,) in zip(branches, outputs, strict=True):
                 branch.output = output
                 branch.pending.clear()
 

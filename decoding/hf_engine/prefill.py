@@ -53,14 +53,7 @@ def prefill_requests(model: Model, requests: Sequence[RequestState], prefix_cach
             outputs[id(request), name] = output
             plan.store_prefix((request, name), output)
     for group in iter_groups(plan.continued):
-        prefixes = [plan.get_prefix(prompt) for prompt in group]
-        rest = [
-            request.inputs[name].ids[len(key) :].tolist()
-            for (request, name), (key, _) in zip(group, prefixes, strict=True)
-        ]
-        extended = model.extend([state for _, state in prefixes], rest)
-        for (request, name), output in zip(group, extended, strict=True):
-            outputs[id(request), name] = output
+        outputs |= extend_prefixes(model, group, plan)
     for prompts in sharing.values():
         first, first_name = prompts[0]
         for request, name in prompts:
@@ -104,12 +97,34 @@ class PrefixPlan:
             self._states[key] = state = output.truncate(len(key))
             self._prefix_cache.put(key, state)
 
-    def get_prefix(self, prompt: PromptOf) -> tuple[PrefixKey, KVState]:
-        """Return the prefix that a prompt continues."""
-        key = self._keys[id(prompt[0]), prompt[1]]
+    def get_key(self, prompt: PromptOf) -> PrefixKey:
+        """Return the key of the prefix that a prompt continues."""
+        return self._keys[id(prompt[0]), prompt[1]]
+
+    def get_state(self, key: PrefixKey) -> KVState:
+        """Return a prefix that a prompt continues."""
         state = self._states[key]
         assert state is not None, "a prompt of `full` has stored it"
-        return key, state
+        return state
+
+
+def extend_prefixes(model: Model, group: Sequence[PromptOf], plan: PrefixPlan) -> PrefillOutputs:
+    """Run prompts that continue prefixes, in one pass. Those with the same prefix share a row."""
+    by_prefix: dict[PrefixKey, list[PromptOf]] = {}
+    for prompt in group:
+        by_prefix.setdefault(plan.get_key(prompt), []).append(prompt)
+    outputs = model.extend(
+        [plan.get_state(key) for key in by_prefix],
+        [
+            [request.inputs[name].ids[len(key) :].tolist() for request, name in prompts]
+            for key, prompts in by_prefix.items()
+        ],
+    )
+    return {
+        (id(request), name): output
+        for prompts, of_prefix in zip(by_prefix.values(), outputs, strict=True)
+        for (request, name), output in zip(prompts, of_prefix, strict=True)
+    }
 
 
 def is_pruned(prompt: PromptOf) -> bool:

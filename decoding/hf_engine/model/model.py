@@ -15,8 +15,9 @@ from transformers import AutoConfig, DynamicCache
 
 from decoding.hf_engine.cpu.packed_linear import pack_linears
 from decoding.hf_engine.cpu.runtime import choose_step_threads
-from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache, KVState
+from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache, KeyValues, KVState
 from decoding.hf_engine.model.network import get_base_model, load_network
+from decoding.hf_engine.model.token_tree import TokenTree, build_tree_mask
 from decoding.hf_engine.settings import DEFAULT_CONTEXTS, HFSettings
 from decoding.hf_engine.taps.attention import AttentionTap
 from decoding.hf_engine.taps.early_exit import EarlyExitTap
@@ -139,42 +140,50 @@ class Model:
         cache.advance()
         return self._compute_logits(hidden[:, -1])
 
-    def extend(self, states: Sequence[KVState], tokens: Sequence[Sequence[int]]) -> list[PrefillOutput]:
-        """Continue rows from their KV states by one or more tokens each, in one pass.
+    def extend(
+        self, states: Sequence[KVState], continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[PrefillOutput]]:
+        """Continue KV states by one or more tokens, in one pass.
 
         Args:
-            states: A state for each row.
-            tokens: Token ids for each row, at least one.
+            states: One for each row of the pass.
+            continuations: For each state the token ids of its continuations, at least one each.
 
         Returns:
-            Each row after its last token.
+            For each state the outputs of its continuations.
         """
-        past = [state.length for state in states]
-        lengths = [len(row) for row in tokens]
+        past, trees = [state.length for state in states], [TokenTree.build(each) for each in continuations]
         cache = DynamicCache()
         for layer in range(self.num_layers):
             keys, values = zip(*(state.key_values[layer] for state in states), strict=True)
             cache.update(pad_left(keys), pad_left(values), layer)
-        ids = pad_right([torch.tensor(row, device=self.device) for row in tokens])
-        chunk = ids.shape[1]
-        first_positions = torch.tensor([state.next_position for state in states], device=self.device)
-        position_ids = first_positions[:, None] + torch.arange(chunk, device=self.device)
+        ids = pad_right([torch.tensor(tree.tokens, device=self.device) for tree in trees])
+        positions = [torch.tensor(tree.depths) + state.next_position for state, tree in zip(states, trees, strict=True)]
+        position_ids = pad_right(positions).to(self.device)
         hidden = self.decoder(
             input_ids=ids,
             position_ids=position_ids.expand(3, -1, -1) if self._has_mrope else position_ids,
             attention_mask=self._build_masks(
-                lambda window: build_chunk_mask(past, chunk, window, self.dtype).to(self.device)
+                lambda window: build_tree_mask(past, trees, window, self.dtype).to(self.device)
             ),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        logits = self._compute_logits(hidden[torch.arange(len(states)), torch.tensor(lengths) - 1])
+        ends = [(row, path[-1]) for row, tree in enumerate(trees) for path in tree.paths]
+        rows, last = torch.tensor(ends).unbind(1)
+        logits = iter(self._compute_logits(hidden[rows, last]))
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
         longest = max(past)
-        outputs: list[PrefillOutput] = []
-        for row, length in enumerate(lengths):
-            columns = slice(longest - past[row], longest + length)
-            key_values = [(layer.keys[row, :, columns], layer.values[row, :, columns]) for layer in cache.layers]
-            outputs.append(PrefillOutput(key_values, states[row].next_position + length, logits[row]))
+        outputs: list[list[PrefillOutput]] = []
+        for row, (state, tree) in enumerate(zip(states, trees, strict=True)):
+            columns = slice(longest - past[row], longest + len(tree.tokens))
+            of_row: KeyValues = [(keys[row, :, columns], values[row, :, columns]) for keys, values in layers]
+            outputs.append(
+                [
+                    PrefillOutput(select_path(of_row, past[row], path), state.next_position + len(path), next(logits))
+                    for path in tree.paths
+                ]
+            )
         return outputs
 
     def _prefill(self, prompts: Sequence[ModelInputs], tap: AbstractContextManager[None]) -> list[PrefillOutput]:
@@ -268,24 +277,13 @@ def pad_left(states: Sequence[Tensor]) -> Tensor:
     return torch.stack([nn.functional.pad(row, (0, 0, longest - row.shape[1], 0)) for row in states])
 
 
-def build_chunk_mask(past: Sequence[int], chunk: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Build a mask with which each query sees its own row up to itself, over left-padded keys.
-
-    Args:
-        past: Tokens of each row in the cache.
-        chunk: Queries per row.
-        window: Number of newest tokens that a query sees; None for all.
-        dtype: Type of the mask.
-
-    Returns:
-        Additive [rows, 1, chunk, columns].
-    """
-    longest = max(past)
-    column = torch.arange(longest + chunk)
-    query = column[longest:, None]
-    first = longest - torch.tensor(past)[:, None, None]
-    is_visible = (column >= first) & (column <= query) & (query - column < (window or longest + chunk))
-    return torch.zeros(is_visible.shape, dtype=dtype).masked_fill_(~is_visible, torch.finfo(dtype).min)[:, None]
+def select_path(key_values: KeyValues, past: int, path: Sequence[int]) -> KeyValues:
+    """Select the keys and values of a state of `past` tokens and of one path through the tree of tokens after it."""
+    length = past + len(path)
+    if path[-1] == len(path) - 1:  # the first path
+        return [(keys[:, :length], values[:, :length]) for keys, values in key_values]
+    columns = torch.tensor([*range(past), *(past + number for number in path)], device=key_values[0][0].device)
+    return [(keys[:, columns], values[:, columns]) for keys, values in key_values]
 
 
 def pad_to_common_shape(parts: Sequence[Tensor]) -> list[Tensor]:

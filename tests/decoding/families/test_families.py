@@ -124,7 +124,14 @@ def test_extend_runs_several_tokens_in_one_pass(name: str, checkpoint: Callable[
         [model.encoder.encode(prompt).with_tokens(words[:n]) for prompt, n in zip(prompts, read_counts, strict=True)]
     )
     for more in ([1 + 2 * (row % 3) for row in range(len(prompts))], [1] * len(prompts)):
-        read = model.extend(read, [words[n : n + m] for n, m in zip(read_counts, more, strict=True)])
+        # A second continuation, which shares the row, does not change the first.
+        extended = model.extend(
+            read, [[words[n : n + m], words[: m + 1]] for n, m in zip(read_counts, more, strict=True)]
+        )
+        for (_, other), prompt, n, m in zip(extended, prompts, read_counts, more, strict=True):
+            seen = [*words[:n], *words[: m + 1]]
+            torch.testing.assert_close(other.logits, naive.logits(naive.encode(prompt), seen), atol=1e-3, rtol=0)
+        read = [one for one, _ in extended]
         read_counts = [n + m for n, m in zip(read_counts, more, strict=True)]
         for one, prompt, n in zip(read, prompts, read_counts, strict=True):
             torch.testing.assert_close(one.logits, naive.logits(naive.encode(prompt), words[:n]), atol=1e-3, rtol=0)

@@ -169,7 +169,7 @@ def test_first_run_of_a_branch_equals_extending_its_prompt(engine: HFEngine) -> 
     with torch.inference_mode():
         (whole,) = engine.model.prefill([encoded.with_tokens([7, 8, 9])])
         (prompt_alone,) = engine.model.prefill([encoded])
-        (extended,) = engine.model.extend([prompt_alone], [[7, 8, 9]])
+        ((extended,),) = engine.model.extend([prompt_alone], [[[7, 8, 9]]])
     assert whole.next_position == extended.next_position == len(encoded) + 3
     torch.testing.assert_close(whole.logits, extended.logits, atol=1e-3, rtol=0)
     assert LazyBranch(encoded).pending == []
