@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping
@@ -90,6 +91,9 @@ class RequestStats:
     """The cost of a generation request so far. The engine updates it until the request has left the batch.
 
     Times are those of `time.perf_counter`.
+
+    Attributes:
+        left: Of an aborted request: done once it has left the batch, so that the cost is final.
     """
 
     prompt_tokens: int = 0
@@ -99,6 +103,7 @@ class RequestStats:
     arrival_time: float = field(default_factory=time.perf_counter)
     scheduled_time: float = 0.0
     first_token_time: float = 0.0
+    left: asyncio.Future[None] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

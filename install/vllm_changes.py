@@ -45,6 +45,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         "GPUModelRunner._sample",
     ),
     "vllm/v1/worker/cpu_model_runner.py": ("CPUModelRunner.load_model",),
+    "vllm/v1/structured_output/backend_guidance.py": ("GuidanceBackend.compile_grammar", "GuidanceGrammar.check_error"),
     "vllm/v1/engine/async_llm.py": (
         "AsyncLLM.abort",
         "AsyncLLM.from_vllm_config",

@@ -143,6 +143,7 @@ class HFEngine(BaseEngine):
                     if not forced_prefix.consume(output):
                         yield output
             finally:
+                request_state.stats.left = handle.left
                 handle.advance(RequestStatus.ABORTED)
 
     async def probe(self, probe: ProbeRequest) -> tuple[StateHandle, Usage]:

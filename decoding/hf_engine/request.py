@@ -59,7 +59,19 @@ class RequestHandle:
     outputs: asyncio.Queue[Token | OnlySeenError] = field(default_factory=asyncio.Queue)
     status: RequestStatus = RequestStatus.PENDING
     blocked_since: float | None = None  # monotonic time; None while the KV cache has room for it
+    left: asyncio.Future[None] = field(init=False)  # done once the worker thread does not change the request any more
     _lock: Lock = field(default_factory=Lock)  # both threads set the status
+
+    def __post_init__(self) -> None:
+        self.left = self.loop.create_future()
+
+    def leave(self) -> None:
+        """Mark the request as one that the worker thread does not change any more."""
+        call_in_loop(self.loop, self._set_left)
+
+    def _set_left(self) -> None:
+        if not self.left.done():
+            self.left.set_result(None)
 
     def advance(self, status: RequestStatus) -> None:
         """Set the status, unless it is final. Rows count as waiting up to the first token, as on vLLM."""

@@ -43,10 +43,17 @@ class Scheduler:
 
         self.remove(batch, [handle for handle in self.running.values() if is_aborted(handle)])
         if any(map(is_aborted, self.waiting)):
+            for handle in filter(is_aborted, self.waiting):
+                handle.leave()
             self.waiting = deque(handle for handle in self.waiting if not is_aborted(handle))
 
     def remove(self, batch: Batch, handles: Sequence[RequestHandle]) -> None:
-        """Take running requests out of the batch."""
+        """Remove running requests. They do not come back."""
+        self._take_out(batch, handles)
+        for handle in handles:
+            handle.leave()
+
+    def _take_out(self, batch: Batch, handles: Sequence[RequestHandle]) -> None:
         if handles:
             batch.remove_requests([handle.request for handle in handles])
             for handle in handles:
@@ -124,7 +131,7 @@ class Scheduler:
         return True
 
     def _preempt(self, batch: Batch, handle: RequestHandle) -> None:
-        self.remove(batch, [handle])
+        self._take_out(batch, [handle])
         handle.advance(RequestStatus.PREEMPTED)
         self.waiting.appendleft(handle)
         self.preemptions += 1

@@ -136,6 +136,7 @@ class Worker:
         for handle in (*self.scheduler.running.values(), *self.scheduler.waiting):
             handle.advance(RequestStatus.FAILED)
             handle.send(EngineFailed(STOPPED))
+            handle.leave()
         for task in self._tasks:
             task.resolve(None, EngineFailed(STOPPED))
 

@@ -77,13 +77,16 @@ class Draft:
         with suppress(asyncio.CancelledError):
             await self._task
 
-    @property
-    def usage(self) -> Usage:
-        """The cost of the draft, with tokens that were not read."""
+    async def compute_usage(self) -> Usage:
+        """Wait until the closed draft has left the batch, and return its cost, with tokens that were not read."""
         if self.finish is not None:
             return self.finish.usage
         stats = self._stats
-        return Usage() if stats is None else Usage(stats.prompt_tokens, forward_passes=stats.forward_passes)
+        if stats is None:
+            return Usage()
+        if stats.left is not None:
+            await stats.left
+        return Usage(stats.prompt_tokens, forward_passes=stats.forward_passes)
 
     async def _generate(self, stream: AsyncGenerator[Token, None]) -> None:
         last: Token | None = None
@@ -121,7 +124,7 @@ class DraftRunner:
         self._answer = answer
         self._add_usage = add_usage
         self._draft: Draft | None = None
-        self._drafts = 0
+        self._earlier: list[Draft] = []  # drafts that are closed
         self._sent = 0  # tokens of the answer
         self._changed: int | None = 0  # steps of the answer whose likeliest token the inner strategies changed
         self._last: Token | None = None  # the last token of the draft, held back until the program ends
@@ -165,20 +168,24 @@ class DraftRunner:
                     break
             if self._draft is not None:
                 await self._draft.close()
-            yield self._build_final_token(effect.outcome if isinstance(effect, ProgramResult) else "stop")
+            for draft in self._earlier:
+                self._add_usage(await draft.compute_usage())
+            yield await self._build_final_token(effect.outcome if isinstance(effect, ProgramResult) else "stop")
         finally:
             if self._draft is not None:
                 await self._draft.close()
 
     async def _start_draft(self, effect: StartDraft) -> None:
-        await self._end_draft()
+        if self._draft is not None:
+            await self._draft.close()
+            self._earlier.append(self._draft)
         base = self._outcome.base
         inner = as_request(base)
         if effect.ignores_stop and inner is not None and inner.sampling.stop and not isinstance(base, Answer):
-            if not self._drafts:
+            if not self._earlier:
                 self._stop_matcher = StopMatcher(inner.sampling.stop, inner.sampling.min_tokens)
             base = base.replace(sampling=replace(inner.sampling, stop=()))
-        if effect.prefix or effect.ruled_out or self._drafts:
+        if effect.prefix or effect.ruled_out or self._earlier:
             if not isinstance(base, GenerateRequest):
                 raise Unsupported(
                     "An inner strategy builds the answer itself, so it cannot be continued from a prefix."
@@ -189,14 +196,6 @@ class DraftRunner:
                 answer_prefix=effect.prefix, ruled_out=effect.ruled_out, sampling=sampling, bypasses_queue_limit=True
             )
         self._draft = Draft(self._stream(base))
-        self._drafts += 1
-
-    async def _end_draft(self) -> None:
-        """Abort the draft, and count its cost."""
-        if self._draft is not None:
-            await self._draft.close()
-            self._add_usage(self._draft.usage)
-            self._draft = None
 
     async def _read(self, effect: ReadDraft) -> AsyncGenerator[Token, None]:
         if self._draft is None:
@@ -232,11 +231,11 @@ class DraftRunner:
             return claims
         return tuple(claim for claim in claims if claim.end is None or claim.end <= self._length)
 
-    def _build_final_token(self, reason: FinishReason) -> Token:
+    async def _build_final_token(self, reason: FinishReason) -> Token:
         """Attach the finish reason and the usage to the last token, or to one without text."""
         draft = self._draft
         assert draft is not None, "a program that ends has started a draft"
-        usage = draft.usage
+        usage = await draft.compute_usage()
         usage = replace(usage, completion_tokens=self._sent, steps=self._sent, changed_steps=self._changed)
         finish, rest = FinishInfo(reason, usage), self._stop_matcher.flush()
         if self._last is None:
@@ -244,4 +243,4 @@ class DraftRunner:
         return replace(self._last, text=self._last.text + rest, finish=finish)
 
     def _derive_seed(self, seed: int) -> int:
-        return (seed + self._drafts * SEED_STEP) % MAX_SEED
+        return (seed + len(self._earlier) * SEED_STEP) % MAX_SEED

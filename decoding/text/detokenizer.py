@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -16,6 +17,7 @@ from decoding.text.stop_matcher import StopMatcher
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 RAW_TEXT_CONTEXT = 8  # last tokens of a raw-text prompt that its continuation is decoded after
+CACHED_TOKENS = 65_536  # tokens whose bytes are kept
 RankedTokens = Sequence[tuple[int, float]]  # tokens and their log-probabilities
 
 
@@ -201,6 +203,7 @@ class TokenText:
         self._tokenizer = tokenizer
         self._byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         self._is_byte_level = "ByteLevel" in repr(tokenizer._tokenizer.decoder)
+        self._get_bytes = lru_cache(CACHED_TOKENS)(self._compute_bytes)
 
     def build_logprob(self, token: int, logprob: float, *, is_first: bool = False) -> TokenLogprob:
         """Attach text and bytes to a token's log-probability.
@@ -218,7 +221,7 @@ class TokenText:
             raw = raw[1:]
         return TokenLogprob(token, raw.decode(errors="replace"), raw, logprob)
 
-    def _get_bytes(self, token: int) -> bytes:
+    def _compute_bytes(self, token: int) -> bytes:
         piece: str | None = self._tokenizer.convert_ids_to_tokens(token)
         if piece is None:  # the model's vocabulary is often padded beyond the tokenizer's
             return b""

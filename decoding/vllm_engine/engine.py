@@ -209,8 +209,8 @@ class VllmEngine(BaseEngine):
                         if not forced_prefix.consume(token):
                             yield token
             finally:
-                if self.is_alive:
-                    self.client.abort(collectors)
+                if self.is_alive and parser is not None and not parser.is_finished:
+                    parser.processor.stats.left = self.client.run_in_background(self._abort(collectors, parser))
                 if updated_state is not None:
                     if parser is not None and parser.is_finished:
                         self._state_handles.known.add(updated_state.handle)
@@ -246,6 +246,12 @@ class VllmEngine(BaseEngine):
         """Submit a gang. The last of the returned outputs are those of the main row."""
         requests = await self._encode(lambda: self._engine_request_builder.build(members, sampling, new_tokens))
         return await self.client.submit(requests)
+
+    async def _abort(self, collectors: Sequence[OutputCollector], parser: OutputParser) -> None:
+        """Abort a gang, and count the steps whose tokens have not arrived."""
+        steps = await self.client.abort_and_count(collectors)
+        if steps is not None:
+            parser.processor.stats.forward_passes = parser.rows * steps
 
     async def _require_complete(self, request: GenerateRequest, token_ids: Sequence[int]) -> None:
         """Require that an answer which ends with an end token is complete.

@@ -6,25 +6,22 @@ therefore requests a report from every process afterwards, and does not start if
 
 from __future__ import annotations
 
-import logging
 import os
 
-GRAMMAR_LOGGER = "vllm.v1.structured_output.backend_guidance"
-MAX_LOGGED_ERROR = 200  # characters
 ENABLE_VARIABLE = "_ONLYSEEN_IN_VLLM"  # the underscore keeps it apart from the server's settings
 
 
 def register() -> None:
-    """Patch vLLM's engine core and model runner, if our engine has started this process."""
+    """Patch vLLM's engine core, its grammars and its model runner, if our engine has started this process."""
     if os.environ.get(ENABLE_VARIABLE) != "1":
         return
     # First: vLLM's functions read the backend where they are defined.
     avoid_cpp_compiler()
-    from decoding.vllm_engine.core import report
+    from decoding.vllm_engine.core import bounded_grammars, utility_methods
     from decoding.vllm_engine.worker import model_runner_patch
 
-    shorten_grammar_errors()
-    report.install()
+    bounded_grammars.install()
+    utility_methods.install()
     model_runner_patch.install()
 
 
@@ -38,15 +35,3 @@ def avoid_cpp_compiler() -> None:
 
     if current_platform.is_cpu():
         current_platform.simple_compile_backend = "eager"
-
-
-def shorten_grammar_errors() -> None:
-    """Log the first line of an error of llguidance only. The others repeat the grammar: up to 64 kB of a request."""
-    logging.getLogger(GRAMMAR_LOGGER).addFilter(keep_first_line)
-
-
-def keep_first_line(record: logging.LogRecord) -> bool:
-    """Shorten the arguments of a record. Log it in any case."""
-    if isinstance(record.args, tuple):
-        record.args = tuple(str(each).partition("\n")[0][:MAX_LOGGED_ERROR] for each in record.args)
-    return True

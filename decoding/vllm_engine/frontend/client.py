@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from decoding.base_engine import STOPPED
 from decoding.errors import BadRequest, EngineFailed, Unsupported
-from decoding.vllm_engine.core.report import REPORT_METHOD
+from decoding.vllm_engine.core.utility_methods import ABORT_METHOD, REPORT_METHOD
 from decoding.vllm_engine.frontend import engine_args
 from decoding.vllm_engine.settings import VllmSettings
 
@@ -90,7 +91,7 @@ class VllmClient:
         """Request the report of the engine core.
 
         Returns:
-            The report: see `core.report`.
+            The report: see `core.utility_methods`.
 
         Raises:
             EngineFailed: The engine core lacks the method, because the plugin is not loaded there.
@@ -141,12 +142,31 @@ class VllmClient:
     def abort(self, collectors: Sequence[OutputCollector]) -> None:
         """Abort a gang before the next step. Members that have ended are ignored."""
         if self.is_alive and collectors:
-            self._run_in_background(self.llm.abort([each.request_id for each in collectors], internal=True))
+            self.run_in_background(self.llm.abort([each.request_id for each in collectors], internal=True))
+
+    async def abort_and_count(self, collectors: Sequence[OutputCollector]) -> int | None:
+        """Abort a gang before the next step.
+
+        Args:
+            collectors: Of its members. The last one is that of the main row.
+
+        Returns:
+            Steps that the gang has run, each with a token; None if it has ended.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        request_ids = [each.request_id for each in collectors]
+        steps: int | None = None
+        with suppress(EngineDeadError):
+            if request_ids:
+                steps = await self.llm.engine_core.call_utility_async(ABORT_METHOD, request_ids)
+                await self.llm.abort(request_ids, internal=True)  # frees what vLLM holds in this process
+        return steps
 
     def free_states(self, handles: Sequence[str]) -> None:
         """Free strategy states next to the model."""
         if self.is_alive:
-            self._run_in_background(self.llm.collective_rpc("onlyseen_free_states", args=(list(handles),)))
+            self.run_in_background(self.llm.collective_rpc("onlyseen_free_states", args=(list(handles),)))
 
     async def close(self) -> None:
         """Stop vLLM. Requests that still run fail with `EngineFailed`."""
@@ -159,10 +179,12 @@ class VllmClient:
         await asyncio.sleep(0)  # vLLM closes its sockets in the event loop
         await asyncio.to_thread(llm.engine_core.resources.ctx.destroy, 0)  # vLLM leaves its context open
 
-    def _run_in_background(self, call: Any) -> None:
+    def run_in_background(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a call as a task, which `close` waits for."""
         task = asyncio.get_running_loop().create_task(call)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
 
 def start_vllm(settings: VllmSettings, max_model_len: int) -> Any:

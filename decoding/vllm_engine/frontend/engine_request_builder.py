@@ -25,6 +25,7 @@ from decoding.prompt import ImageInput
 from decoding.requests import MAIN
 from decoding.sampling_params import SamplingParams
 from decoding.text.prompt_encoder import ModelInputs
+from decoding.vllm_engine.core.bounded_grammars import build_grammar_spec
 from decoding.vllm_engine.frontend.checkpoint import Checkpoint
 from decoding.vllm_engine.frontend.client import VllmEngineRequest
 from decoding.vllm_engine.frontend.member_builder import MemberRequest
@@ -146,6 +147,7 @@ def build_main_params(
         vLLM's parameters.
     """
     prefix_length = member.answer_prefix_length if member else 0
+    grammar = sampling.grammar
     return MainSamplingParams(
         max_tokens=max_new_tokens,
         min_tokens=max(0, min(sampling.min_tokens - prefix_length, max_new_tokens)),
@@ -159,8 +161,9 @@ def build_main_params(
         seed=None if sampling.seed is None else sampling.seed % SEED_RANGE,
         stop_token_ids=[] if sampling.ignore_eos else list(eos_token_ids),
         ignore_eos=sampling.ignore_eos,
-        structured_outputs=None if sampling.grammar is None else StructuredOutputsParams(json=sampling.grammar.text),
+        structured_outputs=None if grammar is None else StructuredOutputsParams(json=build_grammar_spec(grammar)),
         logprobs=sampling.top_logprobs,
+        flat_logprobs=True,  # vLLM keeps those of the whole answer: as objects, they make garbage collections slow
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         extra_args=member.to_extra_args() if member else None,

@@ -19,4 +19,22 @@ async def test_aborted_draft_counts_passes_before_a_token_of_claims() -> None:
     for _ in range(2):
         await draft.read_token()
     await draft.close()
-    assert draft.usage.forward_passes == 3
+    assert (await draft.compute_usage()).forward_passes == 3
+
+
+async def test_aborted_draft_counts_the_step_in_flight() -> None:
+    stats = RequestStats(forward_passes=3, left=asyncio.get_running_loop().create_future())
+
+    async def stream() -> AsyncGenerator[Token, None]:
+        yield Token(1, "a", stats=stats)
+        await asyncio.Event().wait()
+
+    draft = Draft(stream())
+    await draft.read_token()
+    await draft.close()
+    usage = asyncio.create_task(draft.compute_usage())
+    await asyncio.sleep(0)
+    assert not usage.done()
+    stats.forward_passes += 1
+    stats.left.set_result(None)  # type: ignore[union-attr]
+    assert (await usage).forward_passes == 4

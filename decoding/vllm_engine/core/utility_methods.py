@@ -1,4 +1,4 @@
-"""The report that the server process requests from vLLM's engine core."""
+"""Methods of vLLM's engine core that the server process calls: the report, and an abort that counts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,30 @@ from typing import Any
 from decoding.vllm_engine.core.gangs import GangCounters
 
 REPORT_METHOD = "onlyseen_report"
+ABORT_METHOD = "onlyseen_abort"
 
 
 def install() -> None:
-    """Add the report method to vLLM's engine core, once."""
+    """Add our methods to vLLM's engine core."""
     from vllm.v1.engine.core import EngineCore
 
-    if not hasattr(EngineCore, REPORT_METHOD):
-        setattr(EngineCore, REPORT_METHOD, build_report)
+    setattr(EngineCore, REPORT_METHOD, build_report)
+    setattr(EngineCore, ABORT_METHOD, abort_and_count)
+
+
+def abort_and_count(core: Any, request_ids: list[str]) -> int | None:
+    """Abort requests between two steps.
+
+    Args:
+        core: vLLM's EngineCore.
+        request_ids: Ids of the requests.
+
+    Returns:
+        Tokens that the last of them has generated; None if it has ended.
+    """
+    request = core.scheduler.requests.get(request_ids[-1])
+    core.abort_requests(request_ids)
+    return None if request is None else int(request.num_output_tokens)
 
 
 def build_report(core: Any) -> dict[str, Any]:
