@@ -1,4 +1,4 @@
-"""Probabilities of claims, from questions to the model: one forward pass a claim and view, after the cached image.
+"""Probabilities of claims, from questions to the model: one forward pass a claim and copy, after the cached image.
 
 Source: the question is POPE's (arXiv:2305.10355). Questions are sent without the answer, as in chain-of-verification
 (arXiv:2309.11495): a model that reads its own answer repeats it. They are about shifted copies of the image for a
@@ -9,7 +9,8 @@ into other patches, so that the errors differ (docs/results.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from statistics import fmean
 
 from decoding.claims.claim_extraction import Claim
 from decoding.claims.questions import build_question
@@ -20,6 +21,7 @@ from decoding.requests import GenerateRequest
 YES = ("Yes", "yes")
 NO = ("No", "no")
 MAX_LOG_ODDS = 10.0
+SURE_LOG_ODDS = 5.0  # p = 0.993
 SHIFTS = (Shift(0.03, 0.03), Shift(-0.03, -0.03))
 
 
@@ -38,8 +40,8 @@ class ClaimProbabilities:
             prompt: The prompt of the answer, which has the images.
             wording: The question.
             debias: Share of the log-odds without the image.
-            views: Number of shifted copies of the images that each question is about, 0 to `len(SHIFTS)`. With 0 it
-                is about the images themselves.
+            views: Most shifted copies of the images that a question is about, 0 to `len(SHIFTS)`. With 0 it is about
+                the images themselves.
         """
         self.wording = wording
         self.debias = debias
@@ -50,34 +52,56 @@ class ClaimProbabilities:
         """Build the question about a claim."""
         return build_question(claim, self.wording)
 
-    def build_requests(self, claims: Sequence[Claim]) -> list[GenerateRequest]:
-        """Build the requests for the questions that have no answer yet.
+    def ask(self, claims: Sequence[Claim]) -> Generator[list[GenerateRequest], list[Answer], None]:
+        """Ask the questions about claims that have no answer yet.
 
-        Returns:
-            One request for each question and view, and with `debias` one for each question without an image.
+        They are about one copy of the images after the other, and about the next one only where the answers are unsure.
+
+        Yields:
+            Requests that can run together. The reply has their answers.
         """
-        conditions = [*self._views, ()] if self.debias else self._views
-        return [
-            GenerateRequest(Prompt.from_text(question, *images), scored_texts=(*YES, *NO), bypasses_queue_limit=True)
-            for question in self._find_open_questions(claims)
-            for images in conditions
-        ]
-
-    def add(self, claims: Sequence[Claim], answers: Sequence[Answer]) -> None:
-        """Add the answers to `build_requests(claims)`."""
-        odds = [log_odds(answer) for answer in answers]
-        count = len(self._views) + bool(self.debias)
-        for start, question in zip(range(0, len(odds), count), self._find_open_questions(claims), strict=True):
-            with_image = sum(odds[start : start + len(self._views)]) / len(self._views)
-            without = odds[start + count - 1] if self.debias else 0.0
-            self._log_odds[question] = with_image - self.debias * without
+        questions = list(dict.fromkeys(q for q in map(self.build_question, claims) if q not in self._log_odds))
+        blind = questions if self.debias else []
+        seen: dict[str, list[float]] = {question: [] for question in questions}
+        unseen: dict[str, float] = {}
+        for images in self._views:
+            unsure = [question for question in questions if not is_sure(seen[question])]
+            if not unsure:
+                break
+            odds = yield from ask_together([(q, images) for q in unsure] + [(q, ()) for q in blind])
+            for question, each in zip(unsure, odds, strict=False):
+                seen[question].append(each)
+            unseen |= zip(blind, odds[len(unsure) :], strict=True)
+            blind = []
+        for question in questions:
+            self._log_odds[question] = fmean(seen[question]) - self.debias * unseen.get(question, 0.0)
 
     def get_probability(self, claim: Claim) -> float:
         """Return the probability of a claim whose question has been answered."""
         return 1 / (1 + math.exp(-self._log_odds[self.build_question(claim)]))
 
-    def _find_open_questions(self, claims: Sequence[Claim]) -> list[str]:
-        return list(dict.fromkeys(q for q in map(self.build_question, claims) if q not in self._log_odds))
+
+def is_sure(log_odds: Sequence[float]) -> bool:
+    """Return whether the mean of the log-odds about some copies needs no further copy."""
+    return bool(log_odds) and abs(fmean(log_odds)) >= SURE_LOG_ODDS
+
+
+def ask_together(
+    questions: Sequence[tuple[str, tuple[ImageInput, ...]]],
+) -> Generator[list[GenerateRequest], list[Answer], list[float]]:
+    """Ask questions about images.
+
+    Yields:
+        One request for each question.
+
+    Returns:
+        The log-odds of yes for each question.
+    """
+    answers = yield [
+        GenerateRequest(Prompt.from_text(question, *images), scored_texts=(*YES, *NO), bypasses_queue_limit=True)
+        for question, images in questions
+    ]
+    return [log_odds(answer) for answer in answers]
 
 
 def list_views(images: Sequence[ImageInput], views: int) -> list[tuple[ImageInput, ...]]:

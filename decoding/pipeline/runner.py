@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -143,14 +143,21 @@ class StrategyRunner:
             case RelevanceRequest():
                 return await self.engine.compute_relevance_map(replace(effect, cache_salt=self.cache_salt))
             case list():
-                return await self._answer_all(effect, inner)
+                return await self._gather(self._answer(request, inner) for request in effect)
 
     async def _answer_questions(self, requests: list[GenerateRequest], inner: tuple[Strategy, ...]) -> list[Answer]:
-        """Answer requests about a draft. A request for scored texts that another choice of `n` has made runs once."""
+        """Answer requests about a draft.
+
+        A request for scored texts that another choice of `n` has made runs once. One without an image goes to the model
+        itself: the inner strategies may need an image.
+
+        Returns:
+            The answers.
+        """
         own = tuple(map(id, inner))
         known = [self._find_answer(request, own) for request in requests]
         new = [request for request, answer in zip(requests, known, strict=True) if answer is None]
-        answers = await self._answer_all(new, inner)
+        answers = await self._gather(self._answer(each, inner if each.prompt.images else ()) for each in new)
         for request, answer in zip(new, answers, strict=True):
             if request.scored_texts:
                 self._scored_answers.setdefault((request.prompt, request.scored_texts, own), []).append(
@@ -166,10 +173,10 @@ class StrategyRunner:
         stored = self._scored_answers.get((request.prompt, request.scored_texts, inner), [])
         return next((answer for other, answer in stored if other == request), None)
 
-    async def _answer_all(self, requests: list[GenerateRequest], inner: tuple[Strategy, ...]) -> list[Answer]:
+    async def _gather(self, answers: Iterable[Coroutine[Any, Any, Answer]]) -> list[Answer]:
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._answer(request, inner)) for request in requests]
+                tasks = [group.create_task(answer) for answer in answers]
         except ExceptionGroup as failures:  # the first failure has cancelled the others
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]

@@ -26,18 +26,19 @@ class Verify(Strategy):
     """Send a sentence only when the model confirms each thing that it names.
 
     The answer is generated sentence by sentence. For each new claim of a sentence, the model answers "Is there a
-    {claim} in the image?" about each of `views` slightly shifted copies of the image, in one forward pass after the
-    cached copy:
+    {claim} in the image?" about slightly shifted copies of the image, in one forward pass after the cached copy. A
+    claim is about the next one of the `views` copies only while the mean of the log-odds is between -5 and 5:
 
         p = P(yes) / (P(yes) + P(no)),    log-odds(p) = mean of the log-odds - debias * log-odds without an image
 
     A sentence whose claims all have p >= threshold is sent. Otherwise the first noun phrase that fails is cut off, and
     the sentence is generated again from there, at most `tries` times. All failed phrases are ruled out for the rest of
-    the answer. A phrase that the answer contains already fails in place of another, too, and is ruled out for that
-    sentence. After the last try, or where the new text is no English, the phrase is left out: the sentence ends before
-    it where English allows that. Else the sentence is generated once more from its beginning. If that fails, too, the
-    sentence is dropped and the answer ends. An answer also ends when it repeats one of its sentences after a phrase was
-    ruled out. It does not end before `min_tokens`, or with `ignore_eos`. A sentence that fails is then sent.
+    the answer. A phrase that the answer contains already fails in place of another, too. So does one that the new text
+    names twice. They are ruled out for that sentence. After the last try, or where the new text is no English, the
+    phrase is left out: the sentence ends before it where English allows that. Else the sentence is generated once more
+    from its beginning. If that fails, too, the sentence is dropped and the answer ends. An answer also ends when it
+    repeats one of its sentences after a phrase was ruled out. It does not end before `min_tokens`, or with
+    `ignore_eos`. A sentence that fails is then sent.
 
     A phrase is ruled out by its first token, unless that has fewer than three letters. So "traffic light" also rules
     out "traffic sign". With only its last token forbidden, the model would complete "traffic" with nonsense.
@@ -150,7 +151,7 @@ class Verification:
         self.cut: dict[Claim, None] = {}  # claims of earlier attempts at the sentence, which were cut off
 
     def _may_end(self) -> bool:
-        """Return whether the answer may end after the sent text."""
+        """Return whether the answer may end after the sent text, whose added texts count as one token each."""
         return len(self.prefix) >= self.sampling.min_tokens and not self.sampling.ignore_eos
 
     def _read_sentence(self) -> Generator[DraftEffect, Any, int]:
@@ -168,8 +169,7 @@ class Verification:
         """Check the claims of the pending sentence, and return them."""
         text = self.text + join_text(self.pending)[:end]
         claims = [claim for claim in find_claims(text) if claim.start >= len(self.text)]
-        if requests := self.probabilities.build_requests(claims):
-            self.probabilities.add(claims, (yield requests))
+        yield from self.probabilities.ask(claims)
         return claims
 
     def _fails(self, claim: Claim) -> bool:
@@ -182,13 +182,16 @@ class Verification:
         return is_well_formed(join_text(self.pending)[:end], self.changed_from - len(self.text))
 
     def _find_repetition(self, claims: list[Claim]) -> Claim | None:
-        """Return the claim that replaces a failed one, where the answer names its thing elsewhere, too."""
+        """Return the first new claim whose thing the sentence has named, or the answer in the case of the first one."""
         if self.changed_from is None:
             return None
-        new = next((claim for claim in claims if claim.end > self.changed_from), None)
-        if new is None or new.noun not in self.nouns | {claim.noun for claim in claims if claim is not new}:
-            return None
-        return new
+        named = {claim.noun for claim in claims if claim.end <= self.changed_from}
+        new = [claim for claim in claims if claim.end > self.changed_from]
+        for claim in new:
+            if claim.noun in named or (claim is new[0] and claim.noun in self.nouns):
+                return claim
+            named.add(claim.noun)
+        return None
 
     def _go_back(self, rejected: list[Claim], start: int) -> Generator[DraftEffect, Any, None]:
         """Cut the sentence off at an offset of the answer, rule the rejected phrases out, and start a draft there."""
@@ -237,7 +240,8 @@ class Verification:
             yield from self._report_dropped()
             return "stop"
         else:
-            yield from self._send(end, claims)
+            is_empty = not join_text(self.pending)[:end].strip()  # then nothing replaces what was cut off
+            yield from self._send(end, claims, offset if is_empty else None)
         return None
 
     def _shorten(self, sentence: str, start: int) -> str | None:

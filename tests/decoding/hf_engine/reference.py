@@ -82,6 +82,8 @@ class Reference:
         prefix: Sequence[int] = (),
         ruled_out: Sequence[Sequence[int]] = (),
         seed: int | None = None,
+        min_tokens: int = 0,
+        penalties: tuple[float, float, float] = (1.0, 0.0, 0.0),
     ) -> Decoded:
         """Decode greedily, or sample at temperature 1.
 
@@ -93,6 +95,8 @@ class Reference:
             prefix: Tokens with which the answer begins.
             ruled_out: Token sequences that the answer must not contain after its prefix.
             seed: Seed with which tokens are sampled; None decodes greedily.
+            min_tokens: Tokens before which the answer does not end, its prefix included.
+            penalties: Of repetition, frequency and presence.
 
         Returns:
             The tokens of the answer, with their log-probabilities and logits.
@@ -130,6 +134,8 @@ class Reference:
             for sequence in ruled_out:
                 if decoded.tokens[len(decoded.tokens) - len(sequence) + 1 :] == list(sequence[:-1]):
                     z[sequence[-1]] = -torch.inf
+            if len(decoded.tokens) < min_tokens:
+                z[self.processor.tokenizer.eos_token_id] = -torch.inf
             branches = {
                 name: self.logits(
                     encoded, decoded.tokens, {}, changes=[branch_changes[name]] if name in branch_changes else []
@@ -143,6 +149,7 @@ class Reference:
                     for depth in self.exit_depths(strategy)
                 }
                 scores = apply_rule(strategy, scores, z, branches, early, description)
+            scores = penalize(scores, main.ids.tolist(), decoded.tokens, penalties)
             if generator is None:
                 token = int(scores.argmax())
             else:
@@ -416,3 +423,16 @@ def deco_rule(scores: Tensor, z: Tensor, early: dict[int, Tensor], deco: DeCo) -
     for token in chosen:
         out[token] = scores[token] + deco.alpha * sure * early[depth][token]
     return out
+
+
+def penalize(
+    scores: Tensor, prompt: Sequence[int], answer: Sequence[int], penalties: tuple[float, float, float]
+) -> Tensor:
+    """Penalize tokens of the prompt and the answer, each time a token occurs in the answer, and that it occurs."""
+    repetition, frequency, presence = penalties
+    scores = scores.clone()
+    for token in {*prompt, *answer}:
+        scores[token] = scores[token] / repetition if scores[token] > 0 else scores[token] * repetition
+        count = list(answer).count(token)
+        scores[token] -= frequency * count + presence * (count > 0)
+    return scores
