@@ -1,4 +1,4 @@
-"""The openai package: an answer under AGLA with its receipt, then a stream with the grounding of each token."""
+"""The openai package: an answer under AGLA with checked claims, then a stream with the grounding of each token."""
 
 import base64
 import os
@@ -19,10 +19,15 @@ messages = [
 ]
 
 answer = client.chat.completions.create(
-    model="onlyseen-tiny", messages=messages, temperature=0, extra_body={"decoding": {"strategy": "agla"}}
+    model="onlyseen-tiny",
+    messages=messages,
+    temperature=0,
+    extra_body={"decoding": {"strategy": "agla", "check": True}},
 )
 print(answer.choices[0].message.content)
 print(answer.onlyseen["strategy"], answer.onlyseen["changed_steps"], "steps changed")
+for claim in answer.onlyseen["claims"]:
+    print(f"{claim['question']} {claim['probability']:.2f}")
 
 stream = client.chat.completions.create(
     model="onlyseen-tiny:vcd",  # the model suffix also selects a strategy

@@ -16,7 +16,9 @@ from bench.harness.server_process import ServerProcess
 
 ROOT = Path(__file__).parent.parent
 EXPECTED_OUTPUT = {  # patterns that hold for any answer of the model
-    "with_openai.py": r"agla \d+ steps changed\n(.+: [+-]\d+\.\d\d\n)+\d+ tokens under vcd",
+    "with_openai.py": (
+        r"agla \d+ steps changed\n(Is there .+ in the image\? \d\.\d\d\n)+(.+: [+-]\d+\.\d\d\n)+\d+ tokens under vcd"
+    ),
     "with_langchain.py": r"\w+.*\ncup=(True|False)",
     "with_litellm.py": r"\w+.*\nagla\+vhr\n\w+",
     "with_curl.sh": r'"onlyseen":\{"strategy":"vcd".*\n\ndata: \[DONE\]',

@@ -42,7 +42,7 @@ Views = Annotated[
         ge=0,
         le=len(SHIFTS),
         description="Most slightly shifted copies of the image that a question is about, in place of the image itself. "
-        "Their log-odds are averaged. The second copy is left out where the first answer is sure: above 0.993, or below "
+        "Their log-odds are averaged. The second copy is left out where the first answer is sure: above 0.993 or below "
         "0.007. 0: the image itself.",
     ),
     TEXT_SIDE,

@@ -7,6 +7,10 @@ from collections.abc import AsyncGenerator
 
 from decoding.outputs import NO_TOKEN, RequestStats, Token
 from decoding.pipeline.draft_runner import Draft
+from decoding.pipeline.runner import StrategyRunner, collect_answer
+from tests.decoding.fakes import make_request
+from tests.decoding.scripted_engine import ScriptedEngine
+from tests.third_party_plugin.brief_strategy import Brief
 
 
 async def test_aborted_draft_counts_passes_before_a_token_of_claims() -> None:
@@ -38,3 +42,15 @@ async def test_aborted_draft_counts_the_step_in_flight() -> None:
     stats.forward_passes += 1
     stats.left.set_result(None)  # type: ignore[union-attr]
     assert (await usage).forward_passes == 4
+
+
+async def test_example_of_the_documentation_generates_a_sentence_again() -> None:
+    def write(prefix: str, ruled_out: tuple[str, ...], seed: int | None) -> str:
+        return " A bird sings." if ruled_out else "There is a dog. A cat sits there. A kite flies."
+
+    engine = ScriptedEngine(write, {})
+    async with StrategyRunner([Brief(avoided=("cat", "fox"))], engine) as runner:
+        answer = await collect_answer(runner.stream(await runner.resolve(make_request("Describe."))))
+    assert answer.text == "There is a dog. A bird sings."
+    assert [engine.decode(draft.answer_prefix) for draft in engine.drafts] == ["", "There is a dog."]
+    assert engine.drafts[1].ruled_out == ("cat", "fox")
