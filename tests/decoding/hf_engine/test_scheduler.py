@@ -43,12 +43,16 @@ class FakeHandle:
 
     def __init__(self, name: str, rows: int, salt: str | None) -> None:
         self.name, self.status, self.blocked_since = name, RequestStatus.PENDING, None
+        self.has_left = False
         source = SimpleNamespace(cache_salt=salt)
         self.request = SimpleNamespace(rows=rows, inputs={"main": range(10)}, source=source)
         self.reservation = SimpleNamespace(rows=rows)
 
     def advance(self, status: RequestStatus) -> None:
         self.status = status
+
+    def leave(self) -> None:
+        self.has_left = True
 
 
 class SchedulerHarness:
@@ -119,6 +123,8 @@ def test_newest_requests_are_preempted_and_join_again_first(harness: SchedulerHa
     harness.batch.requests[0].rows = 5  # stands for rows that have grown
     assert harness.step() == "a b"
     assert harness.waiting == "c d e"
+    preempted: list[Any] = list(harness.scheduler.waiting)
+    assert not any(handle.has_left for handle in preempted)
     statuses = [handle.status for handle in harness.scheduler.waiting]
     assert statuses == [RequestStatus.PREEMPTED, RequestStatus.PREEMPTED, RequestStatus.PENDING]
     harness.finish("a")
@@ -189,9 +195,11 @@ def test_aborted_requests_are_dropped(harness: SchedulerHarness) -> None:
     for name in "abcd":
         harness.add(name, 4)
     assert harness.step() == "a b"
-    for handle in (*harness.scheduler.running.values(), *harness.scheduler.waiting):
-        if handle.name in "bc":  # type: ignore[attr-defined]
+    handles: list[Any] = [*harness.scheduler.running.values(), *harness.scheduler.waiting]
+    for handle in handles:
+        if handle.name in "bc":
             handle.advance(RequestStatus.ABORTED)
     batch: Any = harness.batch
     harness.scheduler.drop_aborted(batch)
+    assert [handle.name for handle in handles if handle.has_left] == ["b", "c"]
     assert (join_names(harness.scheduler.running.values()), harness.waiting, len(harness.batch.rows)) == ("a", "d", 4)

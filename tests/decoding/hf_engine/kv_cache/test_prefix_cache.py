@@ -76,9 +76,12 @@ async def test_concurrent_requests_prefill_their_image_once(engine: HFEngine, mo
         full.extend(prompts)
         return prefill(model, prompts, *rest)  # type: ignore[arg-type]
 
-    def record_extend(model: Model, caches: Sequence[KVState], tokens: Sequence[Sequence[int]]) -> list[PrefillOutput]:
-        extended.extend(map(len, tokens))
-        return extend(model, caches, tokens)
+    def record_extend(
+        model: Model, states: Sequence[KVState], continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[PrefillOutput]]:
+        assert len(states) == 1, "the continuations of one prefix share a row"
+        extended.extend(len(tokens) for each in continuations for tokens in each)
+        return extend(model, states, continuations)
 
     monkeypatch.setattr(Model, "prefill", record_prefill)
     monkeypatch.setattr(Model, "extend", record_extend)
