@@ -1,6 +1,7 @@
 """Parameters by which the next token is sampled from the scores."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -12,6 +13,7 @@ class Grammar:
     """
 
     text: str
+    number: int = field(default_factory=itertools.count().__next__)  # tells it from others in another process
 
 
 @dataclass(frozen=True, slots=True)

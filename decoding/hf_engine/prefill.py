@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -53,7 +53,8 @@ def prefill_requests(model: Model, requests: Sequence[RequestState], prefix_cach
             outputs[id(request), name] = output
             plan.store_prefix((request, name), output)
     for group in iter_groups(plan.continued):
-        outputs |= extend_prefixes(model, group, plan)
+        for by_prefix in group_by_prefix(group, plan):
+            outputs |= extend_prefixes(model, by_prefix, plan)
     for prompts in sharing.values():
         first, first_name = prompts[0]
         for request, name in prompts:
@@ -108,11 +109,24 @@ class PrefixPlan:
         return state
 
 
-def extend_prefixes(model: Model, group: Sequence[PromptOf], plan: PrefixPlan) -> PrefillOutputs:
-    """Run prompts that continue prefixes, in one pass. Those with the same prefix share a row."""
+def group_by_prefix(prompts: Sequence[PromptOf], plan: PrefixPlan) -> Iterator[dict[PrefixKey, list[PromptOf]]]:
+    """Group prompts that continue prefixes by pass and prefix. A pass stays within `PREFILL_TOKENS`."""
     by_prefix: dict[PrefixKey, list[PromptOf]] = {}
-    for prompt in group:
-        by_prefix.setdefault(plan.get_key(prompt), []).append(prompt)
+    row_tokens: dict[PrefixKey, int] = {}  # at most: tokens that continuations begin with run once
+    for prompt in prompts:
+        key = plan.get_key(prompt)
+        tokens = row_tokens.get(key, 0) + len(prompt[0].inputs[prompt[1]]) - len(key)
+        longest = max([tokens, *row_tokens.values()])
+        if by_prefix and longest * len(by_prefix.keys() | {key}) > PREFILL_TOKENS:
+            yield by_prefix
+            by_prefix, row_tokens, tokens = {}, {}, len(prompt[0].inputs[prompt[1]]) - len(key)
+        by_prefix.setdefault(key, []).append(prompt)
+        row_tokens[key] = tokens
+    yield by_prefix
+
+
+def extend_prefixes(model: Model, by_prefix: Mapping[PrefixKey, list[PromptOf]], plan: PrefixPlan) -> PrefillOutputs:
+    """Run prompts that continue prefixes, in one pass. Those with the same prefix share a row."""
     outputs = model.extend(
         [plan.get_state(key) for key in by_prefix],
         [

@@ -59,7 +59,7 @@ class RequestHandle:
     outputs: asyncio.Queue[Token | OnlySeenError] = field(default_factory=asyncio.Queue)
     status: RequestStatus = RequestStatus.PENDING
     blocked_since: float | None = None  # monotonic time; None while the KV cache has room for it
-    left: asyncio.Future[None] = field(init=False)  # done once the worker thread does not change the request any more
+    left: asyncio.Future[None] = field(init=False)  # done once the request has left the batch for good
     _lock: Lock = field(default_factory=Lock)  # both threads set the status
 
     def __post_init__(self) -> None:

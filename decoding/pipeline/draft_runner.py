@@ -28,7 +28,7 @@ class DraftedAnswer:
         strategy: The strategy.
         request: The request that its text side receives.
         base: Outcome of the inner strategies. Drafts are made of it.
-        inner: The inner strategies, through which its other requests go.
+        inner: The inner strategies, through which its other requests with an image go.
     """
 
     strategy: Strategy
@@ -85,7 +85,7 @@ class Draft:
         if stats is None:
             return Usage()
         if stats.left is not None:
-            await stats.left
+            await asyncio.shield(stats.left)  # others wait for it, too
         return Usage(stats.prompt_tokens, forward_passes=stats.forward_passes)
 
     async def _generate(self, stream: AsyncGenerator[Token, None]) -> None:
@@ -124,7 +124,8 @@ class DraftRunner:
         self._answer = answer
         self._add_usage = add_usage
         self._draft: Draft | None = None
-        self._earlier: list[Draft] = []  # drafts that are closed
+        self._drafts = 0  # drafts before this one
+        self._uncounted: list[Draft] = []  # drafts that are closed
         self._sent = 0  # tokens of the answer
         self._changed: int | None = 0  # steps of the answer whose likeliest token the inner strategies changed
         self._last: Token | None = None  # the last token of the draft, held back until the program ends
@@ -168,24 +169,30 @@ class DraftRunner:
                     break
             if self._draft is not None:
                 await self._draft.close()
-            for draft in self._earlier:
-                self._add_usage(await draft.compute_usage())
+            await self._count_earlier_drafts()
             yield await self._build_final_token(effect.outcome if isinstance(effect, ProgramResult) else "stop")
         finally:
             if self._draft is not None:
                 await self._draft.close()
+            await self._count_earlier_drafts()  # an outer strategy may end the answer first
+
+    async def _count_earlier_drafts(self) -> None:
+        """Count the cost of all drafts but the last, once."""
+        while self._uncounted:
+            self._add_usage(await self._uncounted.pop().compute_usage())
 
     async def _start_draft(self, effect: StartDraft) -> None:
         if self._draft is not None:
             await self._draft.close()
-            self._earlier.append(self._draft)
+            self._uncounted.append(self._draft)
+            self._drafts += 1
         base = self._outcome.base
         inner = as_request(base)
         if effect.ignores_stop and inner is not None and inner.sampling.stop and not isinstance(base, Answer):
-            if not self._earlier:
+            if not self._drafts:
                 self._stop_matcher = StopMatcher(inner.sampling.stop, inner.sampling.min_tokens)
             base = base.replace(sampling=replace(inner.sampling, stop=()))
-        if effect.prefix or effect.ruled_out or self._earlier:
+        if effect.prefix or effect.ruled_out or self._drafts:
             if not isinstance(base, GenerateRequest):
                 raise Unsupported(
                     "An inner strategy builds the answer itself, so it cannot be continued from a prefix."
@@ -243,4 +250,4 @@ class DraftRunner:
         return replace(self._last, text=self._last.text + rest, finish=finish)
 
     def _derive_seed(self, seed: int) -> int:
-        return (seed + len(self._earlier) * SEED_STEP) % MAX_SEED
+        return (seed + self._drafts * SEED_STEP) % MAX_SEED

@@ -182,7 +182,10 @@ class Verification:
         return is_well_formed(join_text(self.pending)[:end], self.changed_from - len(self.text))
 
     def _find_repetition(self, claims: list[Claim]) -> Claim | None:
-        """Return the first new claim whose thing the sentence has named, or the answer in the case of the first one."""
+        """Return the first new claim that names a thing again.
+
+        That is one that the sentence has named or, for the first new claim, one that the answer has named.
+        """
         if self.changed_from is None:
             return None
         named = {claim.noun for claim in claims if claim.end <= self.changed_from}

@@ -193,6 +193,7 @@ class VllmEngine(BaseEngine):
             updated_state = await self._reserve_state(request)
             collectors: list[OutputCollector] = []
             parser: OutputParser | None = None
+            is_complete = False
             try:
                 request, answer_start, forced_prefix = await self._prepare_start(request)
                 members = await self._encode(lambda: self._build_members(request, updated_state, answer_start))
@@ -205,14 +206,18 @@ class VllmEngine(BaseEngine):
                     for token in parser.parse(output):
                         reservation.is_running = True
                         if token.finish is not None and token.id in self.checkpoint.eos_token_ids:
-                            await self._require_complete(request, (*answer_start.ids, *parser.token_ids[:-1]))
+                            await self._require_complete(request, parser.token_ids[:-1])
+                        is_complete = parser.is_finished
                         if not forced_prefix.consume(token):
                             yield token
             finally:
-                if self.is_alive and parser is not None and not parser.is_finished:
-                    parser.processor.stats.left = self.client.run_in_background(self._abort(collectors, parser))
+                if self.is_alive and parser is not None:
+                    if parser.is_finished or parser.has_ended:
+                        self.client.abort(collectors)  # vLLM does not know of a stop string that has ended the answer
+                    else:
+                        parser.processor.stats.left = self._abort(collectors, parser)
                 if updated_state is not None:
-                    if parser is not None and parser.is_finished:
+                    if is_complete:
                         self._state_handles.known.add(updated_state.handle)
                     else:
                         self.free_state(updated_state)
@@ -247,11 +252,14 @@ class VllmEngine(BaseEngine):
         requests = await self._encode(lambda: self._engine_request_builder.build(members, sampling, new_tokens))
         return await self.client.submit(requests)
 
-    async def _abort(self, collectors: Sequence[OutputCollector], parser: OutputParser) -> None:
-        """Abort a gang, and count the steps whose tokens have not arrived."""
-        steps = await self.client.abort_and_count(collectors)
-        if steps is not None:
+    def _abort(self, collectors: Sequence[OutputCollector], parser: OutputParser) -> asyncio.Future[None]:
+        """Abort a gang. Once that is done, the stats count the steps whose tokens have not arrived."""
+
+        async def abort(client: VllmClient) -> None:
+            steps = await client.abort_and_count(collectors, len(parser.token_ids))
             parser.processor.stats.forward_passes = parser.rows * steps
+
+        return self.client.run_in_background(abort(self.client))
 
     async def _require_complete(self, request: GenerateRequest, token_ids: Sequence[int]) -> None:
         """Require that an answer which ends with an end token is complete.
@@ -269,11 +277,13 @@ class VllmEngine(BaseEngine):
             raise InvalidSchema(TOO_COMPLICATED)
 
     def _can_prefill_answer(self, request: GenerateRequest) -> bool:
-        """Return whether no penalty counts the answer's tokens, and no strategy edits their attention.
+        """Return whether no penalty counts the answer's tokens, no grammar reads them, and no strategy edits them.
 
         vLLM counts the tokens of a prompt in another way. Of a prompt only the last token is edited.
         """
         sampling = request.sampling
+        if sampling.grammar is not None:  # vLLM begins it after the prompt
+            return False
         if any("edit_attention_scores" in strategy.list_hooks() for strategy in request.stack):
             return False
         return sampling.repetition_penalty == 1 and not (sampling.presence_penalty or sampling.frequency_penalty)

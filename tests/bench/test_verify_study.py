@@ -1,5 +1,9 @@
 """Tests of the figures of the study of `verify`, on counts and values computed by hand."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from bench.quality.claim_signals import label_mentions
@@ -55,3 +59,50 @@ def test_report_formats_values_and_p_values() -> None:
     cell = {"value": -1.25, "low": -2.0, "high": 0.04}
     assert format_value(cell, 2, sign=True) == "-1.25 [-2.00, +0.04]"
     assert [format_p(p) for p in (0.0002, 0.001, 0.25)] == ["p < 0.001", "p = 0.001", "p = 0.25"]
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def study() -> Any:
+    return json.loads((ROOT / "bench" / "results" / "verify_study.json").read_text())
+
+
+def read_page(name: str) -> str:
+    """Return a page on one line, with hyphens for minus signs."""
+    return " ".join((ROOT / name).read_text().split()).replace("\N{MINUS SIGN}", "-")
+
+
+def format_interval(cell: dict[str, float], digits: int, *, sign: bool = False) -> str:
+    return f"{cell['value']:{'+' if sign else ''}.{digits}f} [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
+
+
+def test_readme_states_the_figures_of_the_study(study: Any) -> None:
+    plain, verify, page = study["greedy"]["plain"], study["greedy"]["verify"], read_page("README.md")
+    better, worse = verify["images"]["improved"], verify["images"]["worsened"]
+    assert f"{better} of {study['scenes']} captions of fresh images name fewer" in page
+    assert f"and {worse} name more" in page
+    assert f"falls from {plain['chair_i']['value']:.1f} % to {verify['chair_i']['value']:.1f} %" in page
+    assert f"recall stays: {plain['recall']['value']:.1f} % and {verify['recall']['value']:.1f} %" in page
+
+
+def test_results_state_the_figures_of_the_study(study: Any) -> None:
+    page = read_page("docs/results.md")
+    for part, arm, begin in (
+        ("greedy", "verify", "Greedy CHAIR_i"),
+        ("greedy", "verify+vhr", "has the fewest hallucinations.** CHAIR_i"),
+        ("sampled", "verify", "At temperature 1, CHAIR_i"),
+    ):
+        figures = study[part][arm]
+        ratio = format_interval(figures["chair_i"]["ratio"], 2).replace(" ", " of plain's ", 1)
+        recall = format_interval(figures["recall"]["difference"], 1, sign=True)
+        assert f"{begin} is {ratio}, and recall changes by {recall}" in page
+    images = study["greedy"]["verify"]["images"]
+    assert f"{images['improved']} are better and {images['worsened']} are worse" in page
+    signals = study["signals"]["signals"]
+    assert f"AUROC of {format_interval(signals['check']['auroc'], 3)}" in page
+    best_other = max(signal["auroc"]["value"] for name, signal in signals.items() if name != "check")
+    assert f"has {best_other:.3f}" in page
+    for together, words in (("1", "One caption alone takes"), ("8", "Of eight at once, each takes")):
+        assert f"{words} {study['time'][together]['verify']['ratio']:.1f} times" in page

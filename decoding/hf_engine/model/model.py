@@ -282,8 +282,10 @@ def select_path(key_values: KeyValues, past: int, path: Sequence[int]) -> KeyVal
     length = past + len(path)
     if path[-1] == len(path) - 1:  # the first path
         return [(keys[:, :length], values[:, :length]) for keys, values in key_values]
-    columns = torch.tensor([*range(past), *(past + number for number in path)], device=key_values[0][0].device)
-    return [(keys[:, columns], values[:, columns]) for keys, values in key_values]
+    columns = torch.tensor([*range(past), *(past + number for number in path)])
+    # A model may be split over several devices.
+    on_device = {device: columns.to(device) for device in {keys.device for keys, _ in key_values}}
+    return [(keys[:, on_device[keys.device]], values[:, on_device[keys.device]]) for keys, values in key_values]
 
 
 def pad_to_common_shape(parts: Sequence[Tensor]) -> list[Tensor]:

@@ -15,7 +15,7 @@ class TokenTree:
     """A tree of tokens.
 
     Attributes:
-        tokens: Token ids. Each comes after those before it in its continuations.
+        tokens: Token ids. A token comes after its predecessor.
         depths: Number of tokens before each one, in its continuations.
         sees: [tokens, tokens] true where a token, the first index, sees another one, or itself.
         paths: For each continuation the numbers of its tokens.
@@ -55,7 +55,8 @@ def build_tree_mask(past: Sequence[int], trees: Sequence[TokenTree], window: int
 
     Args:
         past: Tokens of each row's state, whose keys are padded on the left.
-        trees: The tree of each row. Shorter ones are padded on the right.
+        trees: The tree of each row. Shorter ones are padded on the right. Padding sees the state: a row of a mask that
+            shows nothing may give nan, which reaches the keys of the next layer.
         window: Number of newest tokens that a token sees; None for all.
         dtype: Type of the mask.
 
@@ -72,4 +73,5 @@ def build_tree_mask(past: Sequence[int], trees: Sequence[TokenTree], window: int
         if window is not None:
             seen &= distance < window
         is_visible[row, :count, longest - length : longest + count] = seen
+        is_visible[row, count:, longest - length : longest] = True
     return torch.zeros(is_visible.shape, dtype=dtype).masked_fill_(~is_visible, torch.finfo(dtype).min)[:, None]

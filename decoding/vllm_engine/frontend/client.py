@@ -8,13 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from decoding.base_engine import STOPPED
 from decoding.errors import BadRequest, EngineFailed, Unsupported
 from decoding.vllm_engine.core.utility_methods import ABORT_METHOD, REPORT_METHOD
 from decoding.vllm_engine.frontend import engine_args
 from decoding.vllm_engine.settings import VllmSettings
 
+log = structlog.get_logger(__name__)
+
 STOP_TIMEOUT = 10  # seconds
+ABORT_TIMEOUT = 10  # seconds, for the engine core's answer; a step may take a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,15 @@ class OutputCollector:
         if isinstance(output, Exception):
             raise EngineFailed(STOPPED) from output
         return output
+
+    async def count_rest(self) -> int:
+        """Wait for the end of the request, and return the number of tokens that `get` has not returned."""
+        count, is_finished = 0, False
+        while not is_finished:
+            output = await self.get()
+            count += len(output.outputs[0].token_ids)
+            is_finished = output.finished
+        return count
 
 
 class VllmClient:
@@ -144,24 +158,29 @@ class VllmClient:
         if self.is_alive and collectors:
             self.run_in_background(self.llm.abort([each.request_id for each in collectors], internal=True))
 
-    async def abort_and_count(self, collectors: Sequence[OutputCollector]) -> int | None:
+    async def abort_and_count(self, collectors: Sequence[OutputCollector], received: int) -> int:
         """Abort a gang before the next step.
 
         Args:
             collectors: Of its members. The last one is that of the main row.
+            received: Tokens of the main row that have been received.
 
         Returns:
-            Steps that the gang has run, each with a token; None if it has ended.
+            Steps that the gang has run, each with a token. `received`, if the engine core does not answer.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        request_ids = [each.request_id for each in collectors]
-        steps: int | None = None
-        with suppress(EngineDeadError):
-            if request_ids:
-                steps = await self.llm.engine_core.call_utility_async(ABORT_METHOD, request_ids)
-                await self.llm.abort(request_ids, internal=True)  # frees what vLLM holds in this process
-        return steps
+        llm, request_ids = self.llm, [each.request_id for each in collectors]
+        if not request_ids:
+            return received
+        try:
+            async with asyncio.timeout(ABORT_TIMEOUT):
+                steps: int | None = await llm.engine_core.call_utility_async(ABORT_METHOD, request_ids)
+                return received + await collectors[-1].count_rest() if steps is None else steps
+        except Exception as error:  # a count must not fail an answer
+            log.warning("abort_not_counted", reason=repr(error))
+            return received
+        finally:
+            with suppress(Exception):
+                await llm.abort(request_ids, internal=True)  # frees what vLLM holds in this process
 
     def free_states(self, handles: Sequence[str]) -> None:
         """Free strategy states next to the model."""

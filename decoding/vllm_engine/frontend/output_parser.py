@@ -19,13 +19,15 @@ class OutputParser:
         rows: Rows of the request: the main one and its branches.
 
     Attributes:
-        token_ids: Tokens of the answer so far, an end token included.
+        token_ids: Generated tokens of the answer so far, an end token included.
+        has_ended: Whether vLLM has ended the request.
     """
 
     def __init__(self, processor: OutputProcessor, rows: int) -> None:
         self.processor = processor
         self.rows = rows
         self.token_ids: list[int] = []
+        self.has_ended = False
 
     @property
     def is_finished(self) -> bool:
@@ -48,16 +50,17 @@ class OutputParser:
         """
         info: Mapping[str, Any] = output.kv_transfer_params or {}
         (completion,) = output.outputs
-        # vLLM ends a request with an error where its grammar does not accept the token. The last one need not be.
+        self.has_ended |= output.finished
         has_failed = completion.finish_reason == "error"
-        grammar = self.processor.request.sampling.grammar
-        raise_failure(info, has_failed=has_failed and grammar is None)
+        # An error with a token: the grammar does not accept it. The last token of an answer need not be accepted.
+        is_rejected = has_failed and bool(completion.token_ids)
+        raise_failure(info, has_failed=has_failed and not is_rejected)
         for number, token in enumerate(completion.token_ids):
             logprobs = completion.logprobs[number] if completion.logprobs else None
             yield self._add_token(token, logprobs, info)
             if self.is_finished:
                 return
-        if has_failed:
+        if is_rejected:
             raise InvalidSchema(TOO_COMPLICATED)
         if output.finished and not self.is_finished:
             raise EngineFailed(NO_FINISH_REASON)

@@ -87,7 +87,11 @@ async def test_branch_without_the_pending_tokens_differs(
     naive = ReferenceLazyBranches(reference, most, PROMPT)
     extend = type(either.model).extend
     monkeypatch.setattr(
-        type(either.model), "extend", lambda self, caches, tokens: extend(self, caches, [row[-1:] for row in tokens])
+        type(either.model),
+        "extend",
+        lambda self, states, continuations: extend(
+            self, states, [[row[-1:] for row in each] for each in continuations]
+        ),
     )
     answer, _ = await run_strategies(either, (LazyContrast(most=most),), PROMPT, exact_length(LENGTH, top_logprobs=0))
     assert get_logprobs(answer) != pytest.approx(naive.logprobs, abs=2e-3)

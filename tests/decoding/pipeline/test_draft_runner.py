@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
+import pytest
+
 from decoding.outputs import NO_TOKEN, RequestStats, Token
 from decoding.pipeline.draft_runner import Draft
 from decoding.pipeline.runner import StrategyRunner, collect_answer
@@ -42,6 +44,38 @@ async def test_aborted_draft_counts_the_step_in_flight() -> None:
     stats.forward_passes += 1
     stats.left.set_result(None)  # type: ignore[union-attr]
     assert (await usage).forward_passes == 4
+
+
+async def test_cancelled_reader_does_not_cancel_the_abort() -> None:
+    stats = RequestStats(forward_passes=3, left=asyncio.get_running_loop().create_future())
+
+    async def stream() -> AsyncGenerator[Token, None]:
+        yield Token(1, "a", stats=stats)
+        await asyncio.Event().wait()
+
+    draft = Draft(stream())
+    await draft.read_token()
+    await draft.close()
+    reader = asyncio.create_task(draft.compute_usage())
+    await asyncio.sleep(0)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert stats.left is not None
+    assert not stats.left.cancelled()
+
+
+async def test_earlier_drafts_count_when_an_outer_strategy_ends_the_answer() -> None:
+    def write(prefix: str, ruled_out: tuple[str, ...], seed: int | None) -> str:
+        return " A bird sings. A kite flies." if ruled_out else "There is a dog. A cat sits there."
+
+    passes = {}
+    for outer in ((), (Brief(sentences=2),)):
+        async with StrategyRunner([*outer, Brief(sentences=0, avoided=("cat",))], ScriptedEngine(write, {})) as runner:
+            answer = await collect_answer(runner.stream(await runner.resolve(make_request("Describe."))))
+        assert answer.text.startswith("There is a dog. A bird sings.")
+        passes[outer] = runner.prior_usage.forward_passes
+    assert 0 < passes[()] == passes[(Brief(sentences=2),)]
 
 
 async def test_example_of_the_documentation_generates_a_sentence_again() -> None:

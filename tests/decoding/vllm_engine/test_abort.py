@@ -7,9 +7,11 @@ import random
 from contextlib import aclosing
 from typing import Any
 
+import pytest
+
 from decoding.pipeline.runner import StrategyRunner
 from decoding.requests import GenerateRequest
-from tests.decoding.hf_engine.harness import exact_length
+from tests.decoding.hf_engine.harness import exact_length, run_strategies
 from tests.decoding.vllm_engine.scenes import STACKS, generate_all, get_token_ids, load_prompts
 
 PROMPTS = load_prompts(8)
@@ -28,10 +30,21 @@ async def is_free(engine: Any) -> bool:
     )
 
 
-async def wait_until_free(engine: Any) -> None:
-    async with asyncio.timeout(20):
+async def wait_until_free(engine: Any, seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
         while not await is_free(engine):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("names", ["plain", "vcd", "vhr"])
+async def test_stop_string_ends_the_request_in_the_engine(names: str, roomy_engine: Any) -> None:
+    """vLLM does not know of stop strings."""
+    whole, _ = await run_strategies(roomy_engine, names, PROMPTS[0], exact_length(12))
+    stop = whole.text.split()[2]
+    answer, _ = await run_strategies(roomy_engine, names, PROMPTS[0], exact_length(1500, stop=(stop,)))
+    assert answer.finish.reason == "stop"
+    assert len(answer.tokens) < 12
+    await wait_until_free(roomy_engine, 4)  # the whole answer takes longer
 
 
 async def test_closing_an_answer_frees_its_gang(tight_engine: Any) -> None:

@@ -28,6 +28,7 @@ def test_mask_shows_each_token_its_own_past(window: int | None) -> None:
     past, trees = [4, 2], [TokenTree.build(CONTINUATIONS), TokenTree.build([[1, 2]])]
     mask = build_tree_mask(past, trees, window, torch.float32)
     assert mask.shape == (2, 1, 6, 10)
+    assert (mask == 0).any(-1).all(), "a row that shows nothing may give nan"
     for row, (length, tree) in enumerate(zip(past, trees, strict=True)):
         for path in tree.paths:
             columns = [*range(4 - length, 4), *(4 + number for number in path)]
