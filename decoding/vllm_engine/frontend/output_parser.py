@@ -53,7 +53,8 @@ class OutputParser:
         self.has_ended |= output.finished
         has_failed = completion.finish_reason == "error"
         # An error with a token: the grammar does not accept it. The last token of an answer need not be accepted.
-        is_rejected = has_failed and bool(completion.token_ids)
+        has_grammar = self.processor.request.sampling.grammar is not None
+        is_rejected = has_failed and has_grammar and bool(completion.token_ids)
         raise_failure(info, has_failed=has_failed and not is_rejected)
         for number, token in enumerate(completion.token_ids):
             logprobs = completion.logprobs[number] if completion.logprobs else None
