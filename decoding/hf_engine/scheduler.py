@@ -42,10 +42,9 @@ class Scheduler:
             return handle.status is RequestStatus.ABORTED
 
         self.remove(batch, [handle for handle in self.running.values() if is_aborted(handle)])
-        if any(map(is_aborted, self.waiting)):
-            for handle in filter(is_aborted, self.waiting):
-                handle.leave()
-            self.waiting = deque(handle for handle in self.waiting if not is_aborted(handle))
+        for handle in tuple(filter(is_aborted, self.waiting)):  # another thread aborts them
+            self.waiting.remove(handle)
+            handle.leave()
 
     def remove(self, batch: Batch, handles: Sequence[RequestHandle]) -> None:
         """Remove running requests. They do not come back."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +60,7 @@ class Draft:
         self.finish: FinishInfo | None = None  # once its last token has been read
         self._queue: asyncio.Queue[Token | BaseException] = asyncio.Queue()
         self._stats: RequestStats | None = None
+        self._final_usage: Usage | None = None  # once its last token has arrived
         self._task = asyncio.create_task(self._generate(stream))
 
     async def read_token(self) -> Token:
@@ -74,13 +75,12 @@ class Draft:
     async def close(self) -> None:
         """Abort the generation. Its rows are freed before the next step."""
         self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait([self._task])
 
     async def compute_usage(self) -> Usage:
         """Wait until the closed draft has left the batch, and return its cost, with tokens that were not read."""
-        if self.finish is not None:
-            return self.finish.usage
+        if self._final_usage is not None:
+            return self._final_usage
         stats = self._stats
         if stats is None:
             return Usage()
@@ -94,6 +94,7 @@ class Draft:
             async with aclosing(stream):
                 async for token in stream:
                     last, self._stats = token, token.stats or self._stats  # a token of claims has none
+                    self._final_usage = None if token.finish is None else token.finish.usage
                     self._queue.put_nowait(token)
             if last is None or last.finish is None:
                 raise EngineFailed(NO_FINISH_REASON)
@@ -129,6 +130,7 @@ class DraftRunner:
         self._sent = 0  # tokens of the answer
         self._changed: int | None = 0  # steps of the answer whose likeliest token the inner strategies changed
         self._last: Token | None = None  # the last token of the draft, held back until the program ends
+        self._stats = RequestStats()  # for an outer strategy, without the passes that `add_usage` gets
         self._length = 0  # characters of the sent text
         self._stop_matcher = StopMatcher(())  # of the sent text, where the drafts ignore stop strings
 
@@ -169,15 +171,15 @@ class DraftRunner:
                     break
             if self._draft is not None:
                 await self._draft.close()
-            await self._count_earlier_drafts()
             yield await self._build_final_token(effect.outcome if isinstance(effect, ProgramResult) else "stop")
         finally:
             if self._draft is not None:
                 await self._draft.close()
-            await self._count_earlier_drafts()  # an outer strategy may end the answer first
+                self._uncounted.append(self._draft)  # an outer strategy has ended the answer
+            await self._count_drafts()
 
-    async def _count_earlier_drafts(self) -> None:
-        """Count the cost of all drafts but the last, once."""
+    async def _count_drafts(self) -> None:
+        """Count the cost of the closed drafts, once."""
         while self._uncounted:
             self._add_usage(await self._uncounted.pop().compute_usage())
 
@@ -220,7 +222,10 @@ class DraftRunner:
 
     def _send(self, token: Token) -> Token | None:
         """Count a token of the answer. The last one of the draft waits for the end of the program."""
-        token = replace(token, text=self._stop_matcher.add(token.text, int(token.id != NO_TOKEN)))
+        if token.stats is not None:
+            self._stats.prompt_tokens = token.stats.prompt_tokens
+        text = self._stop_matcher.add(token.text, int(token.id != NO_TOKEN))
+        token = replace(token, text=text, stats=self._stats)
         self._length += len(token.text)
         self._sent += token.id != NO_TOKEN
         if self._changed is not None:
@@ -240,7 +245,8 @@ class DraftRunner:
 
     async def _build_final_token(self, reason: FinishReason) -> Token:
         """Attach the finish reason and the usage to the last token, or to one without text."""
-        draft = self._draft
+        await self._count_drafts()
+        draft, self._draft = self._draft, None
         assert draft is not None, "a program that ends has started a draft"
         usage = await draft.compute_usage()
         usage = replace(usage, completion_tokens=self._sent, steps=self._sent, changed_steps=self._changed)

@@ -28,6 +28,7 @@ class ScriptedEngine(RecordingEngine):
         self.write = write
         self.probabilities = probabilities
         self.words: list[str] = []  # token id -> text
+        self.all_stats: list[RequestStats] = []  # of each request
 
     @property
     def checked_questions(self) -> list[str]:
@@ -41,6 +42,11 @@ class ScriptedEngine(RecordingEngine):
         """The requests for text."""
         return [each for each in self.history if isinstance(each, GenerateRequest) and not each.scored_texts]
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of all requests."""
+        return sum(stats.forward_passes for stats in self.all_stats)
+
     def ids(self, text: str) -> list[int]:
         """Encode a text."""
         found = re.findall(r" ?[\w-]+|[^\w\s]|\s", text)
@@ -53,6 +59,7 @@ class ScriptedEngine(RecordingEngine):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
         self.history.append(request)
         stats = RequestStats(prompt_tokens=10, forward_passes=1)
+        self.all_stats.append(stats)
         await asyncio.sleep(0)
         if request.scored_texts:
             yield self._check(request, stats)

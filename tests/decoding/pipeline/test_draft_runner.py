@@ -65,17 +65,17 @@ async def test_cancelled_reader_does_not_cancel_the_abort() -> None:
     assert not stats.left.cancelled()
 
 
-async def test_earlier_drafts_count_when_an_outer_strategy_ends_the_answer() -> None:
+@pytest.mark.parametrize("outer", [(), (Brief(sentences=1),), (Brief(sentences=2),), (Brief(sentences=0),)])
+async def test_each_draft_counts_once_when_an_outer_strategy_ends_the_answer(outer: tuple[Brief, ...]) -> None:
     def write(prefix: str, ruled_out: tuple[str, ...], seed: int | None) -> str:
         return " A bird sings. A kite flies." if ruled_out else "There is a dog. A cat sits there."
 
-    passes = {}
-    for outer in ((), (Brief(sentences=2),)):
-        async with StrategyRunner([*outer, Brief(sentences=0, avoided=("cat",))], ScriptedEngine(write, {})) as runner:
-            answer = await collect_answer(runner.stream(await runner.resolve(make_request("Describe."))))
-        assert answer.text.startswith("There is a dog. A bird sings.")
-        passes[outer] = runner.prior_usage.forward_passes
-    assert 0 < passes[()] == passes[(Brief(sentences=2),)]
+    engine = ScriptedEngine(write, {})
+    async with StrategyRunner([*outer, Brief(sentences=0, avoided=("cat",))], engine) as runner:
+        answer = await collect_answer(runner.stream(await runner.resolve(make_request("Describe."))))
+    assert len(engine.drafts) == 2 or outer == (Brief(sentences=1),)
+    assert answer.finish.usage.prompt_tokens == 10
+    assert runner.prior_usage.forward_passes + answer.finish.usage.forward_passes == engine.passes
 
 
 async def test_example_of_the_documentation_generates_a_sentence_again() -> None:
