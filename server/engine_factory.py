@@ -39,6 +39,7 @@ def create_vllm_engine(settings: Settings) -> Engine:
     Raises:
         Unsupported: The settings select a quantization.
     """
+    from decoding.hf_engine.cpu.runtime import limit_arenas
     from decoding.vllm_engine.engine import VllmEngine
     from decoding.vllm_engine.frontend import engine_args
     from decoding.vllm_engine.settings import VllmSettings
@@ -48,6 +49,7 @@ def create_vllm_engine(settings: Settings) -> Engine:
         raise Unsupported(
             "--quantization works with --engine hf only. vLLM reads the quantization from the checkpoint."
         )
+    limit_arenas()  # images are decoded in this process
     return VllmEngine(
         VllmSettings(
             model=settings.model,
