@@ -146,9 +146,9 @@ def rows_per_pass(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         rows.append(len(prompts))
         return prefill(model, prompts, *rest)
 
-    def record_extend(model: Model, caches: Any, *rest: Any) -> Any:
-        rows.append(len(caches))
-        return extend(model, caches, *rest)
+    def record_extend(model: Model, states: Any, continuations: Any) -> Any:
+        rows.append(sum(map(len, continuations)))
+        return extend(model, states, continuations)
 
     monkeypatch.setattr(Model, "extend", record_extend)
     monkeypatch.setattr(Model, "decode", decoding)

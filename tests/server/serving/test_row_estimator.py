@@ -37,9 +37,10 @@ from server.serving.row_estimator import RowEstimator
         ((MVP(paths=5),), {}, 15),
         ((MVP(), VCD()), {}, 18),
         ((Verify(views=0),), {"choices": 2}, 4),  # a draft and a question for each choice
-        ((Verify(),), {"choices": 2}, 6),  # a draft and a question about two views
+        ((Verify(),), {"choices": 2}, 4),  # the two views are asked about one after the other
+        ((Verify(debias=0.5),), {"choices": 2}, 6),  # a draft, and a question with and without the image
         ((ClaimCheck(views=0), VCD()), {}, 4),
-        ((ClaimCheck(), VCD()), {}, 6),
+        ((ClaimCheck(), VCD()), {}, 4),
         ((VCD(),), {"choices": 8, "rows_at_once": 5}, 4),  # two choices at a time
         ((AGLA(), VCD()), {"choices": 8, "rows_at_once": 2}, 3),  # one choice always runs
         ((ZoomEye(),), {}, 8),
