@@ -28,9 +28,7 @@ async def test_aborted_draft_counts_passes_before_a_token_of_claims() -> None:
     assert (await draft.compute_usage()).forward_passes == 3
 
 
-async def test_aborted_draft_counts_the_step_in_flight() -> None:
-    stats = RequestStats(forward_passes=3, left=asyncio.get_running_loop().create_future())
-
+async def abort_after_token(stats: RequestStats) -> Draft:
     async def stream() -> AsyncGenerator[Token, None]:
         yield Token(1, "a", stats=stats)
         await asyncio.Event().wait()
@@ -38,6 +36,12 @@ async def test_aborted_draft_counts_the_step_in_flight() -> None:
     draft = Draft(stream())
     await draft.read_token()
     await draft.close()
+    return draft
+
+
+async def test_aborted_draft_counts_the_step_in_flight() -> None:
+    stats = RequestStats(forward_passes=3, left=asyncio.get_running_loop().create_future())
+    draft = await abort_after_token(stats)
     usage = asyncio.create_task(draft.compute_usage())
     await asyncio.sleep(0)
     assert not usage.done()
@@ -48,14 +52,7 @@ async def test_aborted_draft_counts_the_step_in_flight() -> None:
 
 async def test_cancelled_reader_does_not_cancel_the_abort() -> None:
     stats = RequestStats(forward_passes=3, left=asyncio.get_running_loop().create_future())
-
-    async def stream() -> AsyncGenerator[Token, None]:
-        yield Token(1, "a", stats=stats)
-        await asyncio.Event().wait()
-
-    draft = Draft(stream())
-    await draft.read_token()
-    await draft.close()
+    draft = await abort_after_token(stats)
     reader = asyncio.create_task(draft.compute_usage())
     await asyncio.sleep(0)
     reader.cancel()
