@@ -13,7 +13,7 @@ class Grammar:
     """
 
     text: str
-    number: int = field(default_factory=itertools.count().__next__)  # tells it from others in another process
+    number: int = field(default_factory=itertools.count().__next__)  # identifies it in vLLM's engine core
 
 
 @dataclass(frozen=True, slots=True)

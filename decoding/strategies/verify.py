@@ -26,8 +26,8 @@ class Verify(Strategy):
     """Send a sentence only when the model confirms each thing that it names.
 
     The answer is generated sentence by sentence. For each new claim of a sentence, the model answers "Is there a
-    {claim} in the image?" about slightly shifted copies of the image, in one forward pass after the cached copy. A
-    claim is about the next one of the `views` copies only while the mean of the log-odds is between -5 and 5:
+    {claim} in the image?" about slightly shifted copies of the image, in one forward pass after the cached copy. The
+    question is asked about the next of the `views` copies only while the mean of the log-odds is between -5 and 5:
 
         p = P(yes) / (P(yes) + P(no)),    log-odds(p) = mean of the log-odds - debias * log-odds without an image
 
