@@ -17,10 +17,11 @@ def register() -> None:
         return
     # First: vLLM's functions read the backend where they are defined.
     avoid_cpp_compiler()
-    from decoding.vllm_engine.core import bounded_grammars, utility_methods
+    from decoding.vllm_engine.core import bounded_grammars, log_filters, utility_methods
     from decoding.vllm_engine.worker import model_runner_patch
 
     bounded_grammars.install()
+    log_filters.install()
     utility_methods.install()
     model_runner_patch.install()
 

@@ -24,6 +24,7 @@ from decoding.requests import GenerateRequest
 from decoding.sampling_params import SamplingParams
 from server.errors import RequestTimeout
 from server.observability import tracing
+from server.observability.logs import describe_parameters
 from server.schemas.response import ClaimEntry, Receipt, to_claim_entries
 
 if TYPE_CHECKING:
@@ -221,7 +222,9 @@ class Generation:
             if self.is_finished:
                 receipt = self.receipt
                 self._metrics.record_receipt(receipt, self.usage.prompt_tokens)
-                log.info("receipt", **receipt.model_dump(exclude={"pictures", "claims"}))
+                parameters = {strategy.name: describe_parameters(strategy) for strategy in self._runner.stack}
+                shown = receipt.model_dump(exclude={"parameters", "pictures", "claims"})
+                log.info("receipt", parameters=parameters, **shown)
             self._metrics.finish()
 
     @property
