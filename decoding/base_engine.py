@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -72,6 +72,8 @@ class BaseEngine(ABC):
     Prompts are encoded in one thread, because fast tokenizers are not thread-safe. Grammars are compiled in threads of
     their own, so that no prompt waits for a grammar. The matcher has a thread of its own.
     """
+
+    pixel_copies = 1  # of the processed images of a row, in all processes
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
@@ -223,6 +225,17 @@ class BaseEngine(ABC):
         """Return the token ids of a prompt as the model reads it, image tokens included."""
         encoder = self.encoder
         return await self._encode(lambda: encoder.encode(prompt).ids.tolist())
+
+    def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Estimate the bytes that the processed images of one row take until it ends.
+
+        Args:
+            sizes: Width and height of each image.
+
+        Returns:
+            The bytes in all processes.
+        """
+        return self.pixel_copies * self.encoder.image_sizes.estimate_bytes(sizes)
 
     async def compute_relevance_map(self, request: RelevanceRequest) -> RelevanceMap:
         """Compute which regions of an image matter to a text.

@@ -1,6 +1,6 @@
 """Interface of the engines, which run a model. An engine contains no code for particular strategies."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -85,6 +85,14 @@ class Engine(Protocol):
 
     async def tokenize(self, prompt: Prompt) -> list[int]:
         """Return the token ids of a prompt, with those of its images."""
+        ...
+
+    def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Estimate the bytes that the processed images of one row take until it ends.
+
+        Args:
+            sizes: Width and height of each image.
+        """
         ...
 
     async def probe(self, request: ProbeRequest) -> tuple[StateHandle, Usage]: ...

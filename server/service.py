@@ -18,6 +18,7 @@ from fastapi import Depends, Request
 from decoding.engine import Engine
 from server.errors import ServiceUnavailable
 from server.fair_queue import FairQueue
+from server.media.image_memory import ImageMemory
 from server.media.images import MAX_FETCHED_BYTES, ImageLoader
 from server.middleware.body_budget import BodyBudget
 from server.observability.metrics import Metrics
@@ -51,6 +52,7 @@ class Service:
         self.settings = settings
         self.model_name = settings.name  # resolves paths, so that it is computed once
         self.image_loader = create_image_loader(settings)
+        self.pixel_memory = create_pixel_memory(settings)
         self.metrics = Metrics(self.image_loader.cache)
         self.created_at = int(time.time())
         self.parse_limiter = anyio.CapacityLimiter(PARSE_THREADS)
@@ -169,6 +171,12 @@ def create_image_loader(settings: Settings) -> ImageLoader:
         max_owner_bytes=None if settings.share_caches else settings.compute_key_share(memory_bytes),
         max_owner_fetched_bytes=None if settings.share_caches else settings.compute_key_share(MAX_FETCHED_BYTES),
     )
+
+
+def create_pixel_memory(settings: Settings) -> ImageMemory:
+    """Create the memory for images as the model reads them. API keys that share no caches each have a share of it."""
+    memory_bytes = settings.pixel_memory_mb * 1_000_000
+    return ImageMemory(memory_bytes, None if settings.share_caches else settings.compute_key_share(memory_bytes))
 
 
 def create_fair_queue(settings: Settings) -> FairQueue | None:

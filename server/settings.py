@@ -166,6 +166,14 @@ class Settings(BaseSettings):
             description="size of the decoded images of all requests that wait or run, megabytes; other requests wait",
         ),
     ] = 256
+    pixel_memory_mb: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="size of the images of all requests as the model reads them, megabytes, estimated from their "
+            "sizes and the number of rows; other requests wait",
+        ),
+    ] = 4096
     grammar_memory_mb: Annotated[
         int,
         Field(

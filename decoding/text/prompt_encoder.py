@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from decoding.errors import BadRequest, Unsupported
 from decoding.image_ops import add_noise
+from decoding.multimodal.image_size import ImageSizeEstimator
 from decoding.multimodal.model_families import ModelFamily
 from decoding.multimodal.processor import get_chat_template
 from decoding.prompt import ImageInput, Message, Prompt
@@ -102,6 +103,7 @@ class PromptEncoder:
         self.tokenizer = processor.tokenizer
         self.max_model_len = max_model_len
         self.family = family
+        self.image_sizes = ImageSizeEstimator(processor)
         self._first_tokens = lru_cache(CACHED_SCORED_TEXTS)(self._find_first_tokens)
         special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
         # A longer text cannot fit the context, and tokenizing millions of words would block other requests for minutes.
@@ -133,6 +135,7 @@ class PromptEncoder:
             raise BadRequest(
                 f"This model takes {max_images} image(s) in a prompt; there are {len(images)}.", param="messages"
             )
+        self._check_length(self.image_sizes.count_tokens([image.size for image in images]) or 0)
         try:
             processed = self._process(self._render(prompt), images)
         except (TemplateError, ValueError) as error:
@@ -140,12 +143,7 @@ class PromptEncoder:
         names = set(processed) - {"input_ids", "attention_mask"} if images else self.family.per_token
         extras = {name: processed[name] for name in names if name in processed}
         inputs = ModelInputs(processed["input_ids"][0], self._add_noise(extras, images))
-        if len(inputs) >= self.max_model_len:
-            raise BadRequest(
-                f"The prompt has {len(inputs)} tokens with its images; the model's context is {self.max_model_len}.",
-                param="messages",
-                code="context_length_exceeded",
-            )
+        self._check_length(len(inputs))
         return inputs
 
     def find_first_tokens(self, texts: Sequence[str]) -> dict[str, list[int]]:
@@ -276,6 +274,14 @@ class PromptEncoder:
             for part, image in zip(parts, images, strict=True)
         ]
         return {**extras, "pixel_values": torch.cat(pixels, axis)}
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens >= self.max_model_len:
+            raise BadRequest(
+                f"The prompt has {tokens} tokens with its images; the model's context is {self.max_model_len}.",
+                param="messages",
+                code="context_length_exceeded",
+            )
 
     def _check_special_tokens(self, message: Message) -> None:
         text = message.text

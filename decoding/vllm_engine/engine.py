@@ -44,6 +44,7 @@ class VllmEngine(BaseEngine):
     """Runs the model in vLLM's processes."""
 
     settings: VllmSettings
+    pixel_copies = 2  # here and in the engine core
 
     def __init__(self, settings: VllmSettings) -> None:
         super().__init__(settings)

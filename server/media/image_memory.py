@@ -1,4 +1,4 @@
-"""The memory for decoded images: of the requests that wait or run, and of the one image that is being decoded."""
+"""The memory for images of the requests that wait or run: decoded, fetched, or as the model reads them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from server.fair_queue import FairQueue
 
 
 class ImageMemory:
-    """Bounds the decoded images of all requests. A request whose images do not fit waits, and API keys take turns.
+    """Bounds the images of all requests in one of their forms.
+
+    A request whose images do not fit waits, and API keys take turns.
 
     A request reserves memory once, for all of its images, so that no two requests wait for each other. One that needs
     more than there is runs while no other holds any.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 import structlog
@@ -33,6 +33,9 @@ from server.serving.admission import Admission
 from server.serving.batch_line_admission import BatchLineAdmission
 from server.serving.generation import Generation, enforce_timeout
 from server.serving.strategy_selection import resolve_check, resolve_stack
+
+if TYPE_CHECKING:
+    from decoding.strategy import Strategy
 
 log = structlog.get_logger("onlyseen.server")
 
@@ -160,8 +163,15 @@ async def estimate_line_rows(request: NormalizedRequest, service: Service, rows_
         check = resolve_check(request.decoding, stack)
     except BadRequest:  # It is refused when it is prepared.
         return 1
+    return await estimate_rows(request, service, stack if check is None else (check, *stack), rows_at_once)
+
+
+async def estimate_rows(
+    request: NormalizedRequest, service: Service, strategies: Sequence[Strategy], rows_at_once: int | None
+) -> int:
+    """Estimate the rows of a request at a time from dry runs of its strategies, a check included."""
     return await service.row_estimator.estimate(
-        stack if check is None else (check, *stack),
+        strategies,
         request.choices * max(1, len(request.texts)),
         grounding=bool(request.decoding.grounding),
         cache_salt=request.cache_salt,
@@ -223,9 +233,16 @@ async def prepare_generation(
     check_length(request, engine)
     lease = service.image_loader.memory.lease(request.cache_salt)
     resources.callback(lease.release)
-    num_copies = sum(strategy.count_image_copies() for strategy in (*stack, *([check] if check else [])))
+    strategies = stack if check is None else (check, *stack)
+    num_copies = sum(strategy.count_image_copies() for strategy in strategies)
     prompts = await build_prompts(request, service.image_loader, settings.max_images, lease, num_copies)
-    images = sum(len(prompt.images) for prompt in prompts)
+    sizes = [image.size for prompt in prompts for image in prompt.images]
+    if sizes:
+        rows = num_copies + await estimate_rows(request, service, strategies, admission.rows_at_once)
+        pixel_lease = service.pixel_memory.lease(request.cache_salt)
+        resources.callback(pixel_lease.release)
+        await pixel_lease.reserve(rows * engine.estimate_pixel_bytes(sizes))
+    images = len(sizes)
     if decoding.grounding and not images:
         raise BadRequest("Grounding needs an image: add an image_url part.", param="decoding.grounding")
     if decoding.wants_check and not images:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Set
+from collections.abc import AsyncGenerator, Mapping, Sequence, Set
 from typing import get_args
 
 import numpy as np
@@ -101,6 +101,9 @@ class RecordingEngine:
 
     async def get_counters(self) -> dict[str, int]:
         return {}
+
+    def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
+        return sum(12 * width * height for width, height in sizes)
 
     def free_state(self, state: StateHandle) -> None:
         self.held_states.remove(state)

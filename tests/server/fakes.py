@@ -78,6 +78,7 @@ class FakeEngine:
         self.requests: list[GenerateRequest] = []
         self.compiled_grammars: list[Grammar] = []
         self.running = 0
+        self.most_running = 0
         self.closed_early = 0
         self.stored_states: set[str] = set()
         self.counter_values: dict[str, int] = {}
@@ -89,6 +90,7 @@ class FakeEngine:
         await self.check(request)
         self.requests.append(request)
         self.running += 1
+        self.most_running = max(self.most_running, self.running)
         ruled_out = set(request.ruled_out)
         words = [self.replacements[word] if word.strip(" .") in ruled_out else word for word in self.words]
         words = words[len(request.answer_prefix) : request.sampling.max_tokens]
@@ -135,6 +137,9 @@ class FakeEngine:
 
     async def get_counters(self) -> dict[str, int]:
         return self.counter_values
+
+    def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
+        return sum(12 * width * height for width, height in sizes)
 
     def free_state(self, state: StateHandle) -> None:
         self.stored_states.discard(state.handle)

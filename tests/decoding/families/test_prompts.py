@@ -55,6 +55,41 @@ def test_small_and_narrow_images_are_encoded(name: str, size: tuple[int, int], c
     assert encoded.extras["pixel_values"].isfinite().all()
 
 
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("size", [(40, 40), (300, 120), (30, 400), (700, 700)])
+def test_tokens_and_bytes_of_an_image_follow_from_its_size(
+    name: str, size: tuple[int, int], checkpoint: Checkpoint
+) -> None:
+    encoder = build_encoder(checkpoint(name))
+    encoded = encoder.encode(Prompt.from_text("What is it?", draw_image(*size, seed=1)))
+    pixel_bytes = encoded.extras["pixel_values"].nbytes
+    # Tiles of LLaVA-NeXT have padding, whose tokens are left out. Others have tokens between the tiles.
+    assert pixel_bytes / 3 <= encoder.image_sizes.estimate_bytes([size]) <= 1.5 * pixel_bytes
+    image_token = encoder.tokenizer.convert_tokens_to_ids(str(encoder.processor.image_token))
+    tokens = encoder.image_sizes.count_tokens([size])
+    if name == "instructblip":
+        assert tokens is None
+    else:
+        assert tokens is not None
+        assert encoded.count_token(image_token) <= tokens < len(encoded)
+        assert encoder.image_sizes.count_tokens([size, size]) == 2 * tokens
+
+
+def test_image_that_exceeds_the_context_is_refused_before_it_is_processed(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = build_encoder(checkpoint("qwen2_vl"))
+    monkeypatch.setattr(encoder, "max_model_len", 25)
+    monkeypatch.setattr(encoder, "_process", None)
+    with pytest.raises(BadRequest, match="25 tokens with its images; the model's context is 25") as error:
+        encoder.encode(Prompt.from_text("What is it?", draw_image(700, 700, seed=1)))
+    assert error.value.code == "context_length_exceeded"
+
+
+def test_size_that_the_processor_rejects_has_no_tokens(checkpoint: Checkpoint) -> None:
+    assert build_encoder(checkpoint("qwen2_vl")).image_sizes.count_tokens([(1, 500)]) == 0
+
+
 def test_instructblip_accepts_one_image(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadRequest, match=r"takes 1 image\(s\) in a prompt; there are 2"):
         build_encoder(checkpoint("instructblip")).encode(TWO)

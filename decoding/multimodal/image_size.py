@@ -1,0 +1,59 @@
+"""Tokens and memory of images before they are processed. They follow from the sizes of the images.
+
+A small file can hold millions of pixels of one colour. A processor that keeps the resolution makes tensors of hundreds
+of megabytes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+Size = tuple[int, int]  # width and height
+
+PROBE_SIDE = 448  # pixels of the image that is processed once
+
+
+class ImageSizeEstimator:
+    """Estimates what the images of a prompt take, for one processor."""
+
+    def __init__(self, processor: Any) -> None:
+        """Process one image, to learn the bytes of its pixels.
+
+        Args:
+            processor: Processor of transformers.
+        """
+        self._processor = processor
+        blank = Image.new("RGB", (PROBE_SIDE, PROBE_SIDE))
+        pixel_bytes: int = processor.image_processor([blank], return_tensors="pt")["pixel_values"].nbytes
+        tokens = self.count_tokens([blank.size])
+        self._bytes_per_token = None if tokens is None else pixel_bytes / tokens
+        self._bytes_per_image = pixel_bytes
+
+    def count_tokens(self, sizes: Sequence[Size]) -> int | None:
+        """Count the tokens of images.
+
+        Args:
+            sizes: Their sizes.
+
+        Returns:
+            The number, 0 for a size that the processor rejects, or None where the processor of transformers has no such
+            function. Those have images of one size.
+        """
+        count = getattr(self._processor, "_get_num_multimodal_tokens", None)
+        if count is None:
+            return None
+        try:
+            counts = count(image_sizes=[(height, width) for width, height in sizes])["num_image_tokens"]
+        except ValueError:  # an extreme aspect ratio, which is refused when the image is processed
+            return 0
+        return sum(counts)
+
+    def estimate_bytes(self, sizes: Sequence[Size]) -> int:
+        """Estimate the bytes of the processed pixels of images."""
+        tokens = self.count_tokens(sizes)
+        if tokens is None or self._bytes_per_token is None:
+            return self._bytes_per_image * len(sizes)
+        return round(tokens * self._bytes_per_token)
