@@ -58,9 +58,9 @@ class NaiveCheck:
         yes, no = (
             sum(float(p[ids].sum()) for ids in map(self.first_ids, words)) for words in (("Yes", "yes"), ("No", "no"))
         )
-        if not yes or not no:  # vcd has cut one of them off
-            return 10.0 if yes else -10.0
-        return math.log(yes / no)
+        if not yes or not no:  # vcd has cut one of them off, or both
+            return 10.0 * (bool(yes) - bool(no))
+        return min(10.0, max(-10.0, math.log(yes) - math.log(no)))
 
     def compute_logits(self, prompt: Prompt) -> torch.Tensor:
         if not self.inner or not prompt.images:
