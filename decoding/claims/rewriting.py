@@ -104,10 +104,10 @@ def find_noun_before(words: list[Word], at: int) -> Noun | None:
     return found[0]
 
 
-def is_well_formed(sentence: str, changed_from: int) -> bool:
-    """Whether a sentence reads on after a phrase was replaced by other text.
+def is_grammatical(sentence: str, changed_from: int) -> bool:
+    """Whether a sentence is grammatical after a phrase was replaced by other text.
 
-    A model without an alternative continues with text that is no English: "There is also a There is". The rules:
+    A model without an alternative continues with ungrammatical text: "There is also a There is". The rules:
 
     - The name of a thing replaces one. The name of a place is not checked.
     - A sentence does not begin with a small letter or a closing mark, and no function word inside it has a capital.
@@ -136,7 +136,7 @@ def is_well_formed(sentence: str, changed_from: int) -> bool:
 
 
 def is_well_placed(words: list[Word], at: int) -> bool:
-    """Whether a word may be at its position, by the rules of `is_well_formed`."""
+    """Whether a word may be at its position, by the rules of `is_grammatical`."""
     word = words[at]
     before = words[at - 1] if at else None
     if word.lower in ARTICLES | {"the"} and before is not None and before.lower in ARTICLES | {"the"}:

@@ -11,7 +11,7 @@ from decoding.claims.claim_extraction import Claim, find_claims
 from decoding.claims.claim_probabilities import ClaimProbabilities
 from decoding.claims.nouns import pluralize
 from decoding.claims.options import DEBIAS, QUESTION, VIEWS, Debias, Language, Question, Views
-from decoding.claims.rewriting import is_well_formed, shorten_sentence
+from decoding.claims.rewriting import is_grammatical, shorten_sentence
 from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
 from decoding.errors import BadRequest
@@ -34,7 +34,7 @@ class Verify(Strategy):
     A sentence whose claims all have p >= threshold is sent. Otherwise the first noun phrase that fails is cut off, and
     the sentence is generated again from there, at most `tries` times. All failed phrases are ruled out for the rest of
     the answer. A phrase that the answer contains already fails in place of another, too. So does one that the new text
-    names twice. They are ruled out for that sentence. After the last try, or where the new text is no English, the
+    names twice. They are ruled out for that sentence. After the last try, or where the new text is not grammatical, the
     phrase is left out: the sentence ends before it where English allows that. Else the sentence is generated once more
     from its beginning. If that fails, too, the sentence is dropped and the answer ends. An answer also ends when it
     repeats one of its sentences after a phrase was ruled out. It does not end before `min_tokens`, or with
@@ -127,20 +127,20 @@ class Verification:
         while True:
             end = yield from self._read_sentence()
             claims = yield from self._check(end)
-            is_well_formed = self._is_well_formed(end)
-            repetition = self._find_repetition(claims) if is_well_formed else None
+            is_sentence_grammatical = self._is_grammatical(end)
+            repetition = self._find_repetition(claims) if is_sentence_grammatical else None
             rejected = [claim for claim in claims if self._fails(claim) or claim is repetition]
             if not rejected and self.ruled_out and self._may_end() and self._is_repeated(end):
                 yield from self._report_dropped()
                 return "stop"
-            if is_well_formed and not rejected:
+            if is_sentence_grammatical and not rejected:
                 yield from self._send(end, claims)
                 if self.reason is not None and not self.pending:
                     return self.reason
-            elif is_well_formed and self.tries:
+            elif is_sentence_grammatical and self.tries:
                 self.tries -= 1
                 yield from self._go_back(rejected, rejected[0].phrase_start)
-            elif reason := (yield from self._leave_out(end, claims, rejected, is_well_formed)):
+            elif reason := (yield from self._leave_out(end, claims, rejected, is_sentence_grammatical)):
                 return reason
 
     def _begin_sentence(self) -> None:
@@ -175,11 +175,11 @@ class Verification:
     def _fails(self, claim: Claim) -> bool:
         return self.probabilities.get_probability(claim) < self.strategy.threshold
 
-    def _is_well_formed(self, end: int) -> bool:
-        """Whether the text that the model has generated in place of a failed phrase is English."""
+    def _is_grammatical(self, end: int) -> bool:
+        """Whether the pending sentence is grammatical with the text that replaces a failed phrase."""
         if self.changed_from is None:
             return True
-        return is_well_formed(join_text(self.pending)[:end], self.changed_from - len(self.text))
+        return is_grammatical(join_text(self.pending)[:end], self.changed_from - len(self.text))
 
     def _find_repetition(self, claims: list[Claim]) -> Claim | None:
         """Return the first new claim that names a thing again.
@@ -216,7 +216,7 @@ class Verification:
                 self.repeated |= forms
 
     def _leave_out(
-        self, end: int, claims: list[Claim], rejected: list[Claim], is_well_formed: bool
+        self, end: int, claims: list[Claim], rejected: list[Claim], is_sentence_grammatical: bool
     ) -> Generator[DraftEffect, Any, FinishReason | None]:
         """End the sentence before the first rejected phrase, generate it from its beginning, or drop it.
 
@@ -228,7 +228,7 @@ class Verification:
         """
         offset = len(self.text)
         starts = [claim.phrase_start for claim in rejected]
-        if self.changed_from is not None and not is_well_formed:
+        if self.changed_from is not None and not is_sentence_grammatical:
             starts.append(self.changed_from)
         start = min(starts)
         shorter = self._shorten(join_text(self.pending)[:end], start - offset)

@@ -130,7 +130,7 @@ async def test_a_sentence_that_cannot_end_before_the_phrase_is_generated_from_it
     assert list_claims(answer)[-1] == ("bench", "kept")
 
 
-async def test_text_that_is_no_english_does_not_replace_a_phrase() -> None:
+async def test_ungrammatical_text_does_not_replace_a_phrase() -> None:
     def write(prefix: str, ruled_out: tuple[str, ...], seed: int | None) -> str:
         if prefix.endswith("park."):
             return ""
