@@ -5,9 +5,9 @@ from __future__ import annotations
 from decoding.claims.noun_phrases import (
     AUXILIARIES,
     FUNCTION_WORDS,
+    MIN_VERB_SHARE,
     PREPOSITIONS,
     SINGULAR,
-    VERB,
     NounMatch,
     Word,
     find_noun_at,
@@ -99,7 +99,7 @@ def find_noun_before(words: list[Word], at: int) -> Noun | None:
     """Return the noun that ends right before a word. A participle as `holding` is none."""
     word = words[at - 1]
     found = find_noun(word.lower) if word.is_word and word.lower not in FUNCTION_WORDS else None
-    if found is None or found[0].verb >= VERB or (found[0].text.endswith("ing") and not found[0].is_thing):
+    if found is None or found[0].verb >= MIN_VERB_SHARE or (found[0].text.endswith("ing") and not found[0].is_thing):
         return None
     return found[0]
 
@@ -167,7 +167,7 @@ def names_thing(words: list[Word], at: int | None) -> bool:
 def find_last_noun(words: list[Word], at: int) -> NounMatch | None:
     """Return the last noun of a compound that begins at a word."""
     match = find_noun_at(words, at)
-    while match is not None and (follower := find_noun_at(words, match.last, match)) is not None:
+    while match is not None and (follower := find_noun_at(words, match.end, match)) is not None:
         match = follower
     return match
 
