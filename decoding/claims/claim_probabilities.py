@@ -29,28 +29,28 @@ class ClaimProbabilities:
     """Probabilities of the claims of one answer. Equal questions are sent once.
 
     Attributes:
-        wording: The question, with `{claim}` for the phrase and its article.
+        template: The question, with `{claim}` for the phrase and its article.
         debias: Share of the log-odds without the image that is subtracted from those with it, 0 to 1.
     """
 
-    def __init__(self, prompt: Prompt, wording: str, debias: float, views: int) -> None:
+    def __init__(self, prompt: Prompt, template: str, debias: float, views: int) -> None:
         """Prepare the questions.
 
         Args:
             prompt: The prompt of the answer, which has the images.
-            wording: The question.
+            template: The question, with `{claim}` for the phrase and its article.
             debias: Share of the log-odds without the image.
             views: Most shifted copies of the images that a question is about, 0 to `len(SHIFTS)`. With 0 it is about
                 the images themselves.
         """
-        self.wording = wording
+        self.template = template
         self.debias = debias
         self._views = list_views(prompt.images, views)
         self._log_odds: dict[str, float] = {}  # question -> debiased log-odds of yes
 
     def build_question(self, claim: Claim) -> str:
         """Build the question about a claim."""
-        return build_question(claim, self.wording)
+        return build_question(claim, self.template)
 
     def ask(self, claims: Sequence[Claim]) -> Generator[list[GenerateRequest], list[Answer], None]:
         """Ask the questions about claims that have no answer yet.

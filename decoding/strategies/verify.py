@@ -10,7 +10,8 @@ from pydantic import Field
 from decoding.claims.claim_extraction import Claim, find_claims
 from decoding.claims.claim_probabilities import ClaimProbabilities
 from decoding.claims.nouns import pluralize
-from decoding.claims.options import DEBIAS, QUESTION, VIEWS, Debias, Language, Question, Views
+from decoding.claims.options import DEFAULT_DEBIAS, DEFAULT_VIEWS, Debias, Language, Question, Views
+from decoding.claims.questions import DEFAULT_QUESTION
 from decoding.claims.rewriting import is_grammatical, shorten_sentence
 from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
@@ -64,9 +65,9 @@ class Verify(Strategy):
     tries: Annotated[
         int, Field(ge=0, le=16, description="Most times that a sentence is generated again."), TEXT_SIDE
     ] = 2
-    views: Views = VIEWS
-    debias: Debias = DEBIAS
-    question: Question = QUESTION
+    views: Views = DEFAULT_VIEWS
+    debias: Debias = DEFAULT_DEBIAS
+    question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
     def count_image_copies(self) -> int:
