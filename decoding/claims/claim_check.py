@@ -65,7 +65,7 @@ class ClaimCheck(Strategy):
     def _report(self, probabilities: ClaimProbabilities, text: str, start: int) -> Generator[DraftEffect, Any, None]:
         """Check and send the claims of a sentence, which begins at an offset of the text and ends with it."""
         claims = [claim for claim in find_claims(text) if claim.start >= start]
-        yield from probabilities.ask(claims)
+        yield from probabilities.compute(claims)
         if claims:
             yield SendTokens(
                 claims=tuple(

@@ -170,7 +170,7 @@ class Verification:
         """Check the claims of the pending sentence, and return them."""
         text = self.text + join_text(self.pending)[:end]
         claims = [claim for claim in find_claims(text) if claim.start >= len(self.text)]
-        yield from self.probabilities.ask(claims)
+        yield from self.probabilities.compute(claims)
         return claims
 
     def _fails(self, claim: Claim) -> bool:
