@@ -32,8 +32,8 @@ class ClaimCheck(Strategy):
     question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
-    def count_image_copies(self) -> int:
-        """Count the views."""
+    def count_views(self) -> int:
+        """Count the views that questions are about."""
         return self.views
 
     def stream(self, request: GenerateRequest) -> DraftProgram:

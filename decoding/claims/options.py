@@ -40,9 +40,9 @@ Views = Annotated[
     Field(
         ge=0,
         le=len(SHIFTS),
-        description="Most slightly shifted copies of the image that a question is about, in place of the image itself. "
-        "Their log-odds are averaged. The second copy is left out where the first answer is sure: above 0.993 or below "
-        "0.007. 0: the image itself.",
+        description="Most views of the image that a question is about, in place of the image itself. A view is a "
+        "slightly shifted copy. The log-odds are averaged over the views. The second view is left out where the answer "
+        "about the first is sure: above 0.993 or below 0.007. 0: the image itself.",
     ),
     TEXT_SIDE,
 ]

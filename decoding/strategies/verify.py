@@ -70,8 +70,8 @@ class Verify(Strategy):
     question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
-    def count_image_copies(self) -> int:
-        """Count the views."""
+    def count_views(self) -> int:
+        """Count the views that questions are about."""
         return self.views
 
     def stream(self, request: GenerateRequest) -> DraftProgram:

@@ -223,8 +223,8 @@ async def prepare_generation(
     check_length(request, engine)
     lease = service.image_loader.memory.lease(request.cache_salt)
     resources.callback(lease.release)
-    num_copies = sum(strategy.count_image_copies() for strategy in (*stack, *([check] if check else [])))
-    prompts = await build_prompts(request, service.image_loader, settings.max_images, lease, num_copies)
+    num_views = sum(strategy.count_views() for strategy in (*stack, *([check] if check else [])))
+    prompts = await build_prompts(request, service.image_loader, settings.max_images, lease, num_views)
     images = sum(len(prompt.images) for prompt in prompts)
     if decoding.grounding and not images:
         raise BadRequest("Grounding needs an image: add an image_url part.", param="decoding.grounding")
@@ -252,7 +252,7 @@ async def prepare_generation(
 
 
 async def build_prompts(
-    request: NormalizedRequest, image_loader: ImageLoader, max_images: int, lease: ImageLease, num_copies: int = 0
+    request: NormalizedRequest, image_loader: ImageLoader, max_images: int, lease: ImageLease, num_views: int = 0
 ) -> list[Prompt]:
     """Load the images of a request and build its prompts.
 
@@ -261,7 +261,7 @@ async def build_prompts(
         image_loader: Loads the images.
         max_images: Most images of a request.
         lease: The memory for the images.
-        num_copies: Shifted copies of each image that the strategies keep.
+        num_views: Views of each image that the strategies keep.
 
     Returns:
         One prompt for the conversation, or one for each text.
@@ -275,7 +275,7 @@ async def build_prompts(
     if len(refs) > max_images:
         problem = f"The request has {len(refs)} images; the server accepts at most {max_images}."
         raise BadRequest(problem, param=request.prompt_param)
-    images = iter(await image_loader.load(refs, lease, request.cache_salt, num_copies))
+    images = iter(await image_loader.load(refs, lease, request.cache_salt, num_views))
     loaded = (
         Message(message.role, tuple(next(images) if isinstance(part, ImageRef) else part for part in message.parts))
         for message in request.messages

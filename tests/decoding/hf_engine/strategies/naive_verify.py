@@ -23,14 +23,14 @@ from tests.decoding.hf_engine.reference import Reference
 LENGTH = 60
 GREEDY = SamplingParams(max_tokens=LENGTH)
 SHIFTS = [(0.03, 0.03), (-0.03, -0.03)]  # right and down
-SURE = 5.0  # mean log-odds that need no further copy
+SURE = 5.0  # mean log-odds that need no further view
 SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two drafts
 
 ReportedClaim = tuple[str, str | None, float]  # phrase, action and probability
 
 
 class NaiveCheck:
-    """Probabilities of claims: each question about each copy is a prompt of its own."""
+    """Probabilities of claims: each question about each view is a prompt of its own."""
 
     def __init__(
         self, reference: Reference, inner: Sequence[Strategy], prompt: Prompt, views: int, debias: float = 0.0
