@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from decoding.claims.claim_check import ClaimCheck
 from decoding.engine import Engine
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
-from decoding.outputs import Answer, Token
+from decoding.outputs import Answer, ClaimAction, Token
 from decoding.pipeline.runner import StrategyRunner, collect_answer
 from decoding.registry import build
 from decoding.requests import GenerateRequest, ImageInput, Prompt, SamplingParams
@@ -71,7 +71,7 @@ RATIOS = RatioMetrics.from_metrics(
         Metric("repetitive", "Repetitive", {"repetitive": 1}, {"n": 1}, better="lower"),
     )
 )
-ACTIONS: tuple[Literal["kept", "replaced", "dropped"], ...] = ("kept", "replaced", "dropped")
+ACTIONS: tuple[ClaimAction, ...] = get_args(ClaimAction)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -16,11 +16,9 @@ from decoding.claims.rewriting import is_grammatical, shorten_sentence
 from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
 from decoding.errors import BadRequest
-from decoding.outputs import NO_TOKEN, CheckedClaim, FinishReason, Token
+from decoding.outputs import NO_TOKEN, CheckedClaim, ClaimAction, FinishReason, Token
 from decoding.requests import GenerateRequest
 from decoding.strategy import TEXT_SIDE, Strategy
-
-Action = Literal["kept", "replaced", "dropped"]
 
 
 class Verify(Strategy):
@@ -313,7 +311,7 @@ class Verification:
         if self.cut:
             yield SendTokens(claims=tuple(self._report(claim, "dropped") for claim in self.cut))
 
-    def _report(self, claim: Claim, action: Action) -> CheckedClaim:
+    def _report(self, claim: Claim, action: ClaimAction) -> CheckedClaim:
         is_in = action == "kept"
         return CheckedClaim(
             claim.text,
