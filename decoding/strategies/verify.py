@@ -25,19 +25,28 @@ class Verify(Strategy):
     """Send a sentence only when the model confirms each thing that it names.
 
     The answer is generated sentence by sentence. For each new claim of a sentence, the model answers "Is there a
-    {claim} in the image?" about slightly shifted copies of the image, in one forward pass after the cached copy. The
-    question is asked about the next of the `views` copies only while the mean of the log-odds is between -5 and 5:
+    {claim} in the image?" about up to `views` views of the image. A view is a slightly shifted copy. The questions
+    about one view run together, after its cached keys and values. A question is about the next view only while the mean
+    of its log-odds is between -5 and 5:
 
-        p = P(yes) / (P(yes) + P(no)),    log-odds(p) = mean of the log-odds - debias * log-odds without an image
+        q_i = P(yes | view i) / (P(yes | view i) + P(no | view i))
+        logit(p) = mean_i logit(q_i) - debias * logit(q without an image)
 
-    A sentence whose claims all have p >= threshold is sent. Otherwise the first noun phrase that fails is cut off, and
-    the sentence is generated again from there, at most `tries` times. All failed phrases are ruled out for the rest of
-    the answer. A phrase that the answer contains already fails in place of another, too. So does one that the new text
-    names twice. They are ruled out for that sentence. After the last try, or where the new text is not grammatical, the
-    phrase is left out: the sentence ends before it where English allows that. Else the sentence is generated once more
-    from its beginning. If that fails, too, the sentence is dropped and the answer ends. An answer also ends when it
-    repeats one of its sentences after a phrase was ruled out. It does not end before `min_tokens`, or with
-    `ignore_eos`. A sentence that fails is then sent.
+    A sentence whose claims all have p >= threshold is sent. Otherwise the first possible one of these steps follows:
+
+    1. The sentence is cut before its first failed phrase, and generated again from there. This happens at most `tries`
+       times, and only while the new text is grammatical.
+    2. The sentence ends before that phrase, or before new text that is not grammatical. English must allow that, and
+       the shorter sentence must name something new.
+    3. The sentence is generated once from its beginning, unless `tries` is 0.
+    4. The sentence is dropped, and the answer ends.
+
+    Steps 1 to 3 rule out all failed phrases for the rest of the answer. Among new phrases, one that names a thing of
+    the sentence again fails, too. So does the first one, if the answer has named its thing. Such a phrase is ruled out
+    for this sentence only.
+
+    Once a phrase is ruled out, the answer also ends before a sentence that it contains already. It does not end before
+    `min_tokens`, or with `ignore_eos`. The failed or repeated sentence is then sent.
 
     A phrase is ruled out by its first token, unless that has fewer than three letters. So "traffic light" also rules
     out "traffic sign". With only its last token forbidden, the model would complete "traffic" with nonsense.
