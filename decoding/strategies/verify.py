@@ -107,20 +107,46 @@ class Verify(Strategy):
 
 
 class Verification:
-    """State of one answer that `Verify` checks."""
+    """State of one answer that `Verify` checks.
+
+    The dicts without values are sets that keep their order.
+
+    Attributes:
+        strategy: The parameters.
+        sampling: Sampling parameters of the request.
+        probabilities: Probabilities of the claims.
+        text: Sent text of the answer.
+        prefix: Token ids and added texts that the sent text consists of.
+        nouns: Nouns of the claims that have been sent, in the singular.
+        sentences: Sentences that have been sent, without white space at their ends.
+        pending: Tokens that have been read and not sent. They begin with the pending sentence.
+        finish_reason: Finish reason of the draft, once it has been read to its end; else None.
+        ruled_out: Phrases that are ruled out for the rest of the answer.
+        tries_left: How often the pending sentence may be generated again from a failed phrase.
+        is_restarted: Whether the pending sentence was generated again from its beginning.
+        regenerated_from: Offset in the answer from which the pending sentence was last generated again; None for the
+            first attempt.
+        ruled_out_in_sentence: Phrases that are ruled out for the pending sentence, because they repeated others.
+        rejected_claims: Claims of earlier attempts at the pending sentence, which were cut off.
+    """
 
     def __init__(self, strategy: Verify, request: GenerateRequest) -> None:
         self.strategy = strategy
         self.sampling = request.sampling
         self.probabilities = ClaimProbabilities(request.prompt, strategy.question, strategy.debias, strategy.views)
-        self.text = ""  # sent text of the answer
-        self.prefix: list[int | str] = []  # its tokens
-        self.nouns: set[str] = set()  # of its claims
-        self.sentences: set[str] = set()  # that have been sent
-        self.pending: list[Token] = []  # read, and not sent
-        self.reason: FinishReason | None = None  # of the draft, once it has been read to its end
-        self.ruled_out: dict[str, None] = {}  # for the rest of the answer
+        self.text = ""
+        self.prefix: list[int | str] = []
+        self.nouns: set[str] = set()
+        self.sentences: set[str] = set()
+        self.pending: list[Token] = []
+        self.finish_reason: FinishReason | None = None
+        self.ruled_out: dict[str, None] = {}
         self._begin_sentence()
+
+    @property
+    def pending_text(self) -> str:
+        """Text of the pending tokens."""
+        return join_text(self.pending)
 
     def run(self) -> DraftProgram:
         """Verify sentence after sentence.
@@ -143,20 +169,20 @@ class Verification:
                 return "stop"
             if is_sentence_grammatical and not rejected:
                 yield from self._send(end, claims)
-                if self.reason is not None and not self.pending:
-                    return self.reason
-            elif is_sentence_grammatical and self.tries:
-                self.tries -= 1
+                if self.finish_reason is not None and not self.pending:
+                    return self.finish_reason
+            elif is_sentence_grammatical and self.tries_left:
+                self.tries_left -= 1
                 yield from self._go_back(rejected, rejected[0].phrase_start)
             elif reason := (yield from self._leave_out(end, claims, rejected, is_sentence_grammatical)):
                 return reason
 
     def _begin_sentence(self) -> None:
-        self.tries = self.strategy.tries
-        self.is_rewritten = False  # the sentence was generated again from its beginning
-        self.changed_from: int | None = None  # offset in the answer after which the sentence was generated again
-        self.repeated: dict[str, None] = {}  # forms of nouns of the answer that replaced a failed one
-        self.cut: dict[Claim, None] = {}  # claims of earlier attempts at the sentence, which were cut off
+        self.tries_left = self.strategy.tries
+        self.is_restarted = False
+        self.regenerated_from: int | None = None
+        self.ruled_out_in_sentence: dict[str, None] = {}
+        self.rejected_claims: dict[Claim, None] = {}
 
     def _may_end(self) -> bool:
         """Return whether the answer may end after the sent text, whose added texts count as one token each."""
@@ -164,18 +190,16 @@ class Verification:
 
     def _read_sentence(self) -> Generator[DraftEffect, Any, int]:
         """Read until a sentence is complete. Return the offset of its end in the pending text."""
-        pending = join_text(self.pending)
-        while self.reason is None and find_sentence_end(pending) is None:
-            segment: Segment = yield ReadDraft(completes_sentence(pending))
+        while self.finish_reason is None and find_sentence_end(self.pending_text) is None:
+            segment: Segment = yield ReadDraft(completes_sentence(self.pending_text))
             self.pending += segment.tokens
-            self.reason = segment.reason
-            pending = join_text(self.pending)
-        end = find_sentence_end(pending)
-        return len(pending) if end is None else end
+            self.finish_reason = segment.reason
+        end = find_sentence_end(self.pending_text)
+        return len(self.pending_text) if end is None else end
 
     def _check(self, end: int) -> Generator[DraftEffect, Any, list[Claim]]:
         """Check the claims of the pending sentence, and return them."""
-        text = self.text + join_text(self.pending)[:end]
+        text = self.text + self.pending_text[:end]
         claims = [claim for claim in find_claims(text) if claim.start >= len(self.text)]
         yield from self.probabilities.compute(claims)
         return claims
@@ -185,19 +209,19 @@ class Verification:
 
     def _is_grammatical(self, end: int) -> bool:
         """Whether the pending sentence is grammatical with the text that replaces a failed phrase."""
-        if self.changed_from is None:
+        if self.regenerated_from is None:
             return True
-        return is_grammatical(join_text(self.pending)[:end], self.changed_from - len(self.text))
+        return is_grammatical(self.pending_text[:end], self.regenerated_from - len(self.text))
 
     def _find_repetition(self, claims: list[Claim]) -> Claim | None:
         """Return the first new claim that names a thing again.
 
         That is one that the sentence has named or, for the first new claim, one that the answer has named.
         """
-        if self.changed_from is None:
+        if self.regenerated_from is None:
             return None
-        named = {claim.noun for claim in claims if claim.end <= self.changed_from}
-        new = [claim for claim in claims if claim.end > self.changed_from]
+        named = {claim.noun for claim in claims if claim.end <= self.regenerated_from}
+        new = [claim for claim in claims if claim.end > self.regenerated_from]
         for claim in new:
             if claim.noun in named or (claim is new[0] and claim.noun in self.nouns):
                 return claim
@@ -207,11 +231,11 @@ class Verification:
     def _go_back(self, rejected: list[Claim], start: int) -> Generator[DraftEffect, Any, None]:
         """Cut the sentence off at an offset of the answer, rule the rejected phrases out, and start a draft there."""
         self._rule_out(rejected)
-        self.cut |= dict.fromkeys(rejected)
-        self.pending = self.pending[: count_tokens_before(self.pending, start - len(self.text))]
-        kept = join_text(self.pending)
-        self.changed_from = len(self.text) + len(kept)
-        self.is_rewritten |= not kept.strip()
+        self.rejected_claims |= dict.fromkeys(rejected)
+        self.pending = self.pending[: count_whole_tokens_before(self.pending, start - len(self.text))]
+        kept = self.pending_text
+        self.regenerated_from = len(self.text) + len(kept)
+        self.is_restarted |= not kept.strip()
         yield from self._start()
 
     def _rule_out(self, rejected: list[Claim]) -> None:
@@ -221,7 +245,7 @@ class Verification:
             if self._fails(claim):
                 self.ruled_out |= forms
             else:
-                self.repeated |= forms
+                self.ruled_out_in_sentence |= forms
 
     def _leave_out(
         self, end: int, claims: list[Claim], rejected: list[Claim], is_sentence_grammatical: bool
@@ -236,22 +260,22 @@ class Verification:
         """
         offset = len(self.text)
         starts = [claim.phrase_start for claim in rejected]
-        if self.changed_from is not None and not is_sentence_grammatical:
-            starts.append(self.changed_from)
+        if self.regenerated_from is not None and not is_sentence_grammatical:
+            starts.append(self.regenerated_from)
         start = min(starts)
-        shorter = self._shorten(join_text(self.pending)[:end], start - offset)
+        shorter = self._shorten(self.pending_text[:end], start - offset)
         if shorter is not None:
             self._rule_out(rejected)
-            self.cut |= dict.fromkeys(rejected)
+            self.rejected_claims |= dict.fromkeys(rejected)
             yield from self._send_shorter(shorter, start)
-        elif self.strategy.tries and not self.is_rewritten:
+        elif self.strategy.tries and not self.is_restarted:
             yield from self._go_back(rejected, offset)
         elif self._may_end():
-            self.cut |= dict.fromkeys(rejected)
+            self.rejected_claims |= dict.fromkeys(rejected)
             yield from self._report_dropped()
             return "stop"
         else:
-            is_empty = not join_text(self.pending)[:end].strip()  # then nothing replaces what was cut off
+            is_empty = not self.pending_text[:end].strip()  # then nothing replaces what was cut off
             yield from self._send(end, claims, offset if is_empty else None)
         return None
 
@@ -268,7 +292,7 @@ class Verification:
     def _send_shorter(self, shorter: str, start: int) -> Generator[DraftEffect, Any, None]:
         """Send a shorter sentence, and start a draft after it."""
         offset = len(self.text)
-        count = count_tokens_before(self.pending, count_common_characters(join_text(self.pending), shorter))
+        count = count_whole_tokens_before(self.pending, count_common_characters(self.pending_text, shorter))
         rest = shorter[len(join_text(self.pending[:count])) :]
         self.pending = [*self.pending[:count], Token(NO_TOKEN, rest)]
         claims = [claim for claim in find_claims(self.text + shorter) if claim.start >= offset]
@@ -288,13 +312,15 @@ class Verification:
         Yields:
             The sentence with its claims.
         """
-        count = count_tokens_up_to(self.pending, end)
-        if self.reason is not None and not join_text(self.pending[count:]).strip():
+        count = count_tokens_covering(self.pending, end)
+        if self.finish_reason is not None and not join_text(self.pending[count:]).strip():
             count = len(self.pending)  # the tokens that end the answer
         sent, self.pending = self.pending[:count], self.pending[count:]
-        dropped = [claim for claim in self.cut if dropped_from is not None and claim.phrase_start >= dropped_from]
+        dropped = [
+            claim for claim in self.rejected_claims if dropped_from is not None and claim.phrase_start >= dropped_from
+        ]
         report = (
-            *(self._report(claim, "replaced") for claim in self.cut if claim not in dropped),
+            *(self._report(claim, "replaced") for claim in self.rejected_claims if claim not in dropped),
             *(self._report(claim, "kept") for claim in claims),
             *(self._report(claim, "dropped") for claim in dropped),
         )
@@ -307,18 +333,18 @@ class Verification:
 
     def _start(self) -> Generator[DraftEffect, Any, None]:
         """Start a draft after the sent and the pending tokens."""
-        self.reason = None
+        self.finish_reason = None
         prefix = (*self.prefix, *(token.id for token in self.pending))
-        yield StartDraft(prefix, tuple(self.ruled_out | self.repeated), ignores_stop=True)
+        yield StartDraft(prefix, tuple(self.ruled_out | self.ruled_out_in_sentence), ignores_stop=True)
 
     def _is_repeated(self, end: int) -> bool:
-        sentence = join_text(self.pending)[:end].strip()
+        sentence = self.pending_text[:end].strip()
         return bool(sentence) and sentence in self.sentences
 
     def _report_dropped(self) -> Generator[DraftEffect, Any, None]:
         """Report the claims that were cut off a sentence that is not sent."""
-        if self.cut:
-            yield SendTokens(claims=tuple(self._report(claim, "dropped") for claim in self.cut))
+        if self.rejected_claims:
+            yield SendTokens(claims=tuple(self._report(claim, "dropped") for claim in self.rejected_claims))
 
     def _report(self, claim: Claim, action: ClaimAction) -> CheckedClaim:
         is_in = action == "kept"
@@ -345,8 +371,8 @@ def count_common_characters(first: str, second: str) -> int:
     )
 
 
-def count_tokens_before(tokens: list[Token], offset: int) -> int:
-    """Count the tokens whose text lies before an offset as a whole."""
+def count_whole_tokens_before(tokens: list[Token], offset: int) -> int:
+    """Count the tokens whose whole text is before an offset."""
     length = 0
     for count, token in enumerate(tokens):
         length += len(token.text)
@@ -355,8 +381,8 @@ def count_tokens_before(tokens: list[Token], offset: int) -> int:
     return len(tokens)
 
 
-def count_tokens_up_to(tokens: list[Token], offset: int) -> int:
-    """Count the tokens that are needed to cover the text up to an offset."""
+def count_tokens_covering(tokens: list[Token], offset: int) -> int:
+    """Count the tokens that cover the text up to an offset."""
     length = 0
     for count, token in enumerate(tokens):
         if length >= offset:
