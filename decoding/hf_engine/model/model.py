@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, DynamicCache
 
 from decoding.hf_engine.cpu.packed_linear import pack_linears
-from decoding.hf_engine.cpu.runtime import choose_step_threads
+from decoding.hf_engine.cpu.step_threads import choose_step_threads
 from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache, KeyValues, KVState
 from decoding.hf_engine.model.network import get_base_model, load_network
 from decoding.hf_engine.model.token_tree import TokenTree, build_tree_mask
