@@ -154,7 +154,7 @@ def is_finite_verb(words: list[Word], at: int) -> bool:
 
 
 def is_list(words: list[Word], comma: int, first: int) -> bool:
-    """Whether a comma parts members of a list: `no dogs, cats or birds`."""
+    """Whether a comma separates list items, as in `no dogs, cats or birds`."""
     return not any(words[at].lower in AUXILIARIES | PRONOUNS for at in range(comma + 1, first))
 
 

@@ -1,4 +1,4 @@
-"""Parameters of a check that `check` and `verify` share."""
+"""Options that `check` and `verify` share."""
 
 from __future__ import annotations
 
