@@ -31,7 +31,7 @@ from transformers.generation.streamers import BaseStreamer
 from bench.harness.baselines import HardwareLimits, StepSizes, time_decoding
 from bench.harness.docs_page import describe_machine, write_results
 from bench.harness.models import EMBEDDED, build_wide_model
-from decoding.hf_engine.cpu.runtime import limit_threads
+from decoding.hf_engine.cpu.step_threads import limit_threads
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.settings import HFSettings

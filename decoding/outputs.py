@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length"]
+ClaimAction = Literal["kept", "replaced", "dropped"]  # of `verify` on a phrase
 
 NO_TOKEN = -1  # id of a token that no model has generated
 
@@ -83,7 +84,7 @@ class CheckedClaim:
     end: int | None
     question: str
     probability: float
-    action: Literal["kept", "replaced", "dropped"] | None = None
+    action: ClaimAction | None = None
 
 
 @dataclass(slots=True)

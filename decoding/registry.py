@@ -20,8 +20,8 @@ import structlog
 from pydantic import ValidationError
 
 from decoding.errors import MAX_SHOWN_NAME, BadRequest
-from decoding.json_size import is_larger
 from decoding.strategy import Strategy
+from decoding.text.json_size import is_larger
 
 GROUP = "onlyseen.strategies"
 MAX_PARAMETERS_SIZE = 20_000  # of one strategy, in the unit of `is_larger`

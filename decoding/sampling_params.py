@@ -13,7 +13,7 @@ class Grammar:
     """
 
     text: str
-    number: int = field(default_factory=itertools.count().__next__)  # identifies it in vLLM's engine core
+    grammar_id: int = field(default_factory=itertools.count().__next__)  # identifies it in vLLM's engine core
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,8 @@ class Strategy(TensorHooks):
         """Change the request, for strategies that need no other request first."""
         return request
 
-    def count_image_copies(self) -> int:
-        """Return how many shifted copies of each image are kept until the answer ends, for the server's bound."""
+    def count_views(self) -> int:
+        """Count the views of each image that are kept until the answer ends. The server bounds their memory."""
         return 0
 
     def run(self, request: GenerateRequest) -> Program:

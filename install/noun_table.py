@@ -26,7 +26,7 @@ ROOTS = {"person", "animal", "plant", "food"}
 PHYSICAL_ENTITY = "00001930"
 # location, area (a part of a building), facility, establishment, road, path, geological formation, body of water, land
 PLACES = ("00027167", "02735688", "03315023", "03297735", "04096066", "03899328", "09287968", "09225146", "09334396")
-LONGEST = 3  # words of a lemma
+MAX_ENTRY_WORDS = 3
 PHRASE_SHARE = 0.3  # least concrete share at which a lemma of several words is kept
 
 
@@ -138,7 +138,7 @@ def main() -> None:
     places, physical = find_synsets_below(PLACES, synsets), find_synsets_below([PHYSICAL_ENTITY], synsets)
     for lemma, parts in weights.items():
         words = lemma.split("_")
-        if "noun" not in parts or lemma in proper or len(words) > LONGEST:
+        if "noun" not in parts or lemma in proper or len(words) > MAX_ENTRY_WORDS:
             continue
         if not all(word.replace("-", "").replace("'", "").isalpha() for word in words):
             continue

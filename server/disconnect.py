@@ -1,4 +1,4 @@
-"""Waiting for work while the client of a request stays connected."""
+"""Await work while the client of a request stays connected, and cancel it when the client disconnects."""
 
 from __future__ import annotations
 

@@ -1,12 +1,23 @@
-"""Creates the engine that the settings name."""
+"""Create the engine that the settings name."""
 
 from decoding.engine import Engine
 from decoding.errors import Unsupported
+from decoding.malloc import limit_arenas
 from server.settings import Settings
 
 
 def create_engine(settings: Settings) -> Engine:
-    """Create an engine without starting it. Slow: it imports the engine's libraries."""
+    """Create an engine without starting it. Slow: it imports the engine's libraries.
+
+    Args:
+        settings: The settings of the server.
+
+    Returns:
+        The engine.
+
+    Raises:
+        Unsupported: vLLM is not installed in a tested version, or the settings select a quantization for it.
+    """  # noqa: DOC502 - `create_vllm_engine` raises it
     match settings.engine:
         case "hf":
             from decoding.hf_engine.engine import HFEngine
@@ -33,13 +44,15 @@ def create_engine(settings: Settings) -> Engine:
 def create_vllm_engine(settings: Settings) -> Engine:
     """Create a vLLM engine without starting it.
 
+    Args:
+        settings: The settings of the server.
+
     Returns:
         The engine.
 
     Raises:
-        Unsupported: The settings select a quantization.
+        Unsupported: vLLM is not installed in a tested version, or the settings select a quantization.
     """
-    from decoding.hf_engine.cpu.runtime import limit_arenas
     from decoding.vllm_engine.engine import VllmEngine
     from decoding.vllm_engine.frontend import engine_args
     from decoding.vllm_engine.settings import VllmSettings
@@ -49,7 +62,7 @@ def create_vllm_engine(settings: Settings) -> Engine:
         raise Unsupported(
             "--quantization works with --engine hf only. vLLM reads the quantization from the checkpoint."
         )
-    limit_arenas()  # images are decoded in this process
+    limit_arenas()  # as `HFEngine` does: images are decoded in this process
     return VllmEngine(
         VllmSettings(
             model=settings.model,

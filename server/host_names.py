@@ -11,9 +11,16 @@ HOST_PATTERN = re.compile(r"(?:\[([^\[\]@/]*)\]|([^\[\]:@/]*))(?::\d*)?", re.ASC
 NAME_PATTERN = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 
 
-def split_port(host: str) -> str:
-    """Return the host of a Host header without its port, and an IPv6 address without brackets; "" if it is no host."""
-    match = HOST_PATTERN.fullmatch(host)
+def parse_host_header(value: str) -> str:
+    """Return the host that a Host header names.
+
+    Args:
+        value: Value of the header: a name or an IP address, with or without a port. An IPv6 address is in brackets.
+
+    Returns:
+        The host as it is written, without its port and brackets. Empty if the value has another form, or no host.
+    """
+    match = HOST_PATTERN.fullmatch(value)
     return match[1] or match[2] or "" if match else ""
 
 

@@ -6,8 +6,8 @@
 The seed draws scenes with the prior and the view of the held-out ones. The captions are scored by the official
 extractor of CHAIR (variant `original`). Times are measured in turn in one run, and each ratio is to plain decoding in
 the same round. Every time starts with an empty prefix cache. `--write` stores the figures in
-bench/results/verify_study.json. `--tune` compares shares of `debias`, views, thresholds and tries on scenes that are
-not reported. It stores its figures in bench/results/verify_tuning.json.
+bench/results/verify_study.json. `--tune` compares values of `debias`, `views`, `threshold` and `tries` on scenes that
+are not reported. It stores its figures in bench/results/verify_tuning.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from decoding.claims.claim_check import ClaimCheck
 from decoding.engine import Engine
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
-from decoding.outputs import Answer, Token
+from decoding.outputs import Answer, ClaimAction, Token
 from decoding.pipeline.runner import StrategyRunner, collect_answer
 from decoding.registry import build
 from decoding.requests import GenerateRequest, ImageInput, Prompt, SamplingParams
@@ -71,7 +71,7 @@ RATIOS = RatioMetrics.from_metrics(
         Metric("repetitive", "Repetitive", {"repetitive": 1}, {"n": 1}, better="lower"),
     )
 )
-ACTIONS: tuple[Literal["kept", "replaced", "dropped"], ...] = ("kept", "replaced", "dropped")
+ACTIONS: tuple[ClaimAction, ...] = get_args(ClaimAction)
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class Caption:
         forward_passes: Forward passes of all requests.
         drafts: Requests for text.
         checks: Requests for the probability of a claim.
-        first_text: Seconds until the first text.
+        seconds_to_first_text: Seconds until the first text.
     """
 
     answer: Answer
     forward_passes: int
     drafts: int
     checks: int
-    first_text: float
+    seconds_to_first_text: float
 
 
 class CountingEngine:
@@ -138,14 +138,14 @@ async def describe(
     name, _, options = strategy.partition(":")
     pairs = (option.split("=") for option in options.split(",") if option)
     parameters = {name: {key: json.loads(value) for key, value in pairs}} if options else {}
-    counting, started_at, first_text = CountingEngine(engine), time.perf_counter(), 0.0
+    counting, started_at, seconds_to_first_text = CountingEngine(engine), time.perf_counter(), 0.0
 
     async def time_first_text(stream: AsyncGenerator[Token, None]) -> AsyncGenerator[Token, None]:
-        nonlocal first_text
+        nonlocal seconds_to_first_text
         async with aclosing(stream):
             async for token in stream:
-                if token.text and not first_text:
-                    first_text = time.perf_counter() - started_at
+                if token.text and not seconds_to_first_text:
+                    seconds_to_first_text = time.perf_counter() - started_at
                 yield token
 
     async with StrategyRunner(build(name, parameters), cast(Engine, counting)) as runner:
@@ -153,7 +153,7 @@ async def describe(
         outcome = await runner.resolve(request, grounding=grounding, check=check)
         answer = await collect_answer(time_first_text(runner.stream(outcome)))
         passes = runner.prior_usage.forward_passes + answer.finish.usage.forward_passes
-        return Caption(answer, passes, counting.drafts, counting.checks, first_text)
+        return Caption(answer, passes, counting.drafts, counting.checks, seconds_to_first_text)
 
 
 async def describe_all(
@@ -271,7 +271,7 @@ async def time_arms(engine: HFEngine, images: Sequence[ImageInput], concurrency:
     """
     arms = (*GREEDY, CHECKED)
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    first_text: dict[str, list[float]] = {arm: [] for arm in arms}
+    seconds_to_first_text: dict[str, list[float]] = {arm: [] for arm in arms}
     for number, start in enumerate(range(0, len(images), concurrency)):
         batch = images[start : start + concurrency]
         for arm in arms[:: 1 if number % 2 else -1]:
@@ -280,13 +280,15 @@ async def time_arms(engine: HFEngine, images: Sequence[ImageInput], concurrency:
             started_at = time.perf_counter()
             captions = await asyncio.gather(*(describe(engine, strategy, image, check=check) for image in batch))
             seconds[arm].append((time.perf_counter() - started_at) / len(batch))
-            first_text[arm].append(statistics.mean(caption.first_text for caption in captions))
+            seconds_to_first_text[arm].append(statistics.mean(caption.seconds_to_first_text for caption in captions))
     return {
         arm: {
             "seconds": round(statistics.median(each), 4),
             "ratio": round(float(np.median(ratios := np.array(each) / seconds["plain"])), 3),
             "quartiles": [round(float(value), 3) for value in np.quantile(ratios, [0.25, 0.75])],
-            "first_text_ratio": round(float(np.median(np.array(first_text[arm]) / first_text["plain"])), 3),
+            "first_text_ratio": round(
+                float(np.median(np.array(seconds_to_first_text[arm]) / seconds_to_first_text["plain"])), 3
+            ),
             "rounds": len(each),
         }
         for arm, each in seconds.items()
@@ -413,7 +415,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=801223, help="seed of the scenes")
     parser.add_argument("--scenes", type=int, default=400)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="measure these, keep the others")
-    parser.add_argument("--tune", action="store_true", help="compare shares of debias and thresholds instead")
+    parser.add_argument(
+        "--tune", action="store_true", help="compare values of debias, views, threshold and tries instead"
+    )
     parser.add_argument("--write", action="store_true", help="store the figures in bench/results")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -7,7 +7,8 @@ from typing import Any
 
 from decoding.claims.claim_extraction import find_claims
 from decoding.claims.claim_probabilities import ClaimProbabilities
-from decoding.claims.options import DEBIAS, QUESTION, VIEWS, Debias, Language, Question, Views
+from decoding.claims.options import DEFAULT_DEBIAS, DEFAULT_VIEWS, Debias, Language, Question, Views
+from decoding.claims.questions import DEFAULT_QUESTION
 from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
 from decoding.errors import BadRequest
@@ -26,13 +27,13 @@ class ClaimCheck(Strategy):
     name = "check"
     paper = "none"
 
-    views: Views = VIEWS
-    debias: Debias = DEBIAS
-    question: Question = QUESTION
+    views: Views = DEFAULT_VIEWS
+    debias: Debias = DEFAULT_DEBIAS
+    question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
-    def count_image_copies(self) -> int:
-        """Count the views."""
+    def count_views(self) -> int:
+        """Count the views that questions are about."""
         return self.views
 
     def stream(self, request: GenerateRequest) -> DraftProgram:
@@ -64,7 +65,7 @@ class ClaimCheck(Strategy):
     def _report(self, probabilities: ClaimProbabilities, text: str, start: int) -> Generator[DraftEffect, Any, None]:
         """Check and send the claims of a sentence, which begins at an offset of the text and ends with it."""
         claims = [claim for claim in find_claims(text) if claim.start >= start]
-        yield from probabilities.ask(claims)
+        yield from probabilities.compute(claims)
         if claims:
             yield SendTokens(
                 claims=tuple(

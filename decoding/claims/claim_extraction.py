@@ -15,8 +15,8 @@ from decoding.claims.noun_phrases import (
     AUXILIARIES,
     DETERMINERS,
     FUNCTION_WORDS,
+    MIN_VERB_SHARE,
     PRONOUNS,
-    VERB,
     NounMatch,
     Word,
     find_phrase_begin,
@@ -89,12 +89,12 @@ def find_claims(text: str) -> list[Claim]:
         claim = build_claim(text, words, begin, phrase)
         if claim.is_bare and is_count_noun_in_list(words, claim, phrase, previous):
             claim = replace(claim, is_bare=False)
-        previous = claim, phrase[-1].last
+        previous = claim, phrase[-1].end
         is_sentence_english = is_english_sentence[bisect_right(ends, claim.start)]
         if not (is_english_text if is_sentence_english is None else is_sentence_english):
             continue
         is_quoted = any(start < claim.start < end for start, end in quotations)
-        if not is_quoted and not is_negated(words, phrase[0].first) and not is_compared(words, phrase[0].first):
+        if not is_quoted and not is_negated(words, phrase[0].start) and not is_compared(words, phrase[0].start):
             claims.append(claim)
     return claims
 
@@ -147,12 +147,14 @@ def is_negated(words: list[Word], first: int) -> bool:
 def is_finite_verb(words: list[Word], at: int) -> bool:
     """Whether a word ends the phrase that `no` or `without` negates."""
     found = find_noun(words[at].lower)
-    is_verb = found is not None and found[0].verb >= VERB and words[at - 1].lower not in DETERMINERS | {",", "or"}
+    is_verb = (
+        found is not None and found[0].verb >= MIN_VERB_SHARE and words[at - 1].lower not in DETERMINERS | {",", "or"}
+    )
     return words[at].lower in AUXILIARIES or is_verb
 
 
 def is_list(words: list[Word], comma: int, first: int) -> bool:
-    """Whether a comma parts members of a list: `no dogs, cats or birds`."""
+    """Whether a comma separates list items, as in `no dogs, cats or birds`."""
     return not any(words[at].lower in AUXILIARIES | PRONOUNS for at in range(comma + 1, first))
 
 
@@ -167,7 +169,7 @@ def is_compared(words: list[Word], first: int) -> bool:
     if words[at].lower == "as":  # "such as" gives an example
         return before == "same" or before.endswith(("ed", "es"))
     found = find_noun(before) if before else None
-    is_example = found is not None and found[1] and found[0].verb < VERB
+    is_example = found is not None and found[1] and found[0].verb < MIN_VERB_SHARE
     return words[at].lower != "like" or not is_example  # "items like a lamp" gives an example
 
 
@@ -183,12 +185,12 @@ def build_claim(text: str, words: list[Word], begin: int, phrase: list[NounMatch
     Returns:
         The claim.
     """
-    first, last, head = phrase[0].first, phrase[-1].last, phrase[-1]
-    modifiers = [words[at].lower for at in range(first, head.first)]
+    first, head = phrase[0].start, phrase[-1]
+    modifiers = [words[at].lower for at in range(first, head.start)]
     previous = words[first - 1] if first else None
     if previous is not None and previous.end + 1 == words[first].start and is_participle(previous.lower):
         first, modifiers = first - 1, [previous.lower, *modifiers]
-    start, end = words[first].start, words[last - 1].end
+    start, end = words[first].start, words[head.end - 1].end
     noun = " ".join([*modifiers, head.noun.text])
     begin = find_phrase_begin(words, min(begin, first))
     has_determiner = is_determiner(words[begin].lower) and begin < first
@@ -202,7 +204,7 @@ def is_count_noun_in_list(
     """Whether a noun without an article is a member of a list, as in "a laptop, keyboard, and mouse" or "1. Chair"."""
     if claim.noun in MASS:
         return False
-    at = phrase[0].first
+    at = phrase[0].start
     while at and words[at - 1].start >= claim.phrase_start:
         at -= 1
     first = at

@@ -1,8 +1,10 @@
-"""Probabilities of claims, from questions to the model: one forward pass a claim and copy, after the cached image.
+"""Compute probabilities of claims from questions to the model about views of the image.
+
+Questions about one view run together, after its cached keys and values.
 
 Source: the question is POPE's (arXiv:2305.10355). Questions are sent without the answer, as in chain-of-verification
-(arXiv:2309.11495): a model that reads its own answer repeats it. They are about shifted copies of the image for a
-similar reason: a model that has mistaken some pixels for an object mistakes the same pixels again. Shifted pixels fall
+(arXiv:2309.11495): a model that reads its own answer repeats it. They are about views for a similar reason: a model
+that has mistaken some pixels for an object mistakes the same pixels again. The pixels of a view are shifted. They fall
 into other patches, so that the errors differ (docs/results.md).
 """
 
@@ -29,33 +31,33 @@ class ClaimProbabilities:
     """Probabilities of the claims of one answer. Equal questions are sent once.
 
     Attributes:
-        wording: The question, with `{claim}` for the phrase and its article.
+        template: The question, with `{claim}` for the phrase and its article.
         debias: Share of the log-odds without the image that is subtracted from those with it, 0 to 1.
     """
 
-    def __init__(self, prompt: Prompt, wording: str, debias: float, views: int) -> None:
+    def __init__(self, prompt: Prompt, template: str, debias: float, views: int) -> None:
         """Prepare the questions.
 
         Args:
             prompt: The prompt of the answer, which has the images.
-            wording: The question.
+            template: The question, with `{claim}` for the phrase and its article.
             debias: Share of the log-odds without the image.
-            views: Most shifted copies of the images that a question is about, 0 to `len(SHIFTS)`. With 0 it is about
-                the images themselves.
+            views: Most views of the images that a question is about, 0 to `len(SHIFTS)`. With 0 it is about the images
+                themselves.
         """
-        self.wording = wording
+        self.template = template
         self.debias = debias
         self._views = list_views(prompt.images, views)
         self._log_odds: dict[str, float] = {}  # question -> debiased log-odds of yes
 
     def build_question(self, claim: Claim) -> str:
         """Build the question about a claim."""
-        return build_question(claim, self.wording)
+        return build_question(claim, self.template)
 
-    def ask(self, claims: Sequence[Claim]) -> Generator[list[GenerateRequest], list[Answer], None]:
-        """Ask the questions about claims that have no answer yet.
+    def compute(self, claims: Sequence[Claim]) -> Generator[list[GenerateRequest], list[Answer], None]:
+        """Compute the probabilities of claims whose questions have no answer yet.
 
-        They are about one copy of the images after the other, and about the next one only where the answers are unsure.
+        A question is about one view after the other, and about the next one only where its answers are unsure.
 
         Yields:
             Requests that can run together. The reply has their answers.
@@ -68,7 +70,7 @@ class ClaimProbabilities:
             unsure = [question for question in questions if not is_sure(seen[question])]
             if not unsure:
                 break
-            odds = yield from ask_together([(q, images) for q in unsure] + [(q, ()) for q in blind])
+            odds = yield from compute_log_odds_together([(q, images) for q in unsure] + [(q, ()) for q in blind])
             for question, each in zip(unsure, odds, strict=False):
                 seen[question].append(each)
             unseen |= zip(blind, odds[len(unsure) :], strict=True)
@@ -82,14 +84,14 @@ class ClaimProbabilities:
 
 
 def is_sure(log_odds: Sequence[float]) -> bool:
-    """Return whether the mean of the log-odds about some copies needs no further copy."""
+    """Return whether the mean of the log-odds about some views needs no further view."""
     return bool(log_odds) and abs(fmean(log_odds)) >= SURE_LOG_ODDS
 
 
-def ask_together(
+def compute_log_odds_together(
     questions: Sequence[tuple[str, tuple[ImageInput, ...]]],
 ) -> Generator[list[GenerateRequest], list[Answer], list[float]]:
-    """Ask questions about images.
+    """Compute the log-odds of yes for questions that run together, each about images.
 
     Yields:
         One request for each question.
@@ -101,16 +103,16 @@ def ask_together(
         GenerateRequest(Prompt.from_text(question, *images), scored_texts=(*YES, *NO), bypasses_queue_limit=True)
         for question, images in questions
     ]
-    return [log_odds(answer) for answer in answers]
+    return [compute_log_odds(answer) for answer in answers]
 
 
 def list_views(images: Sequence[ImageInput], views: int) -> list[tuple[ImageInput, ...]]:
-    """Return shifted copies of the images, or the images themselves for 0 views."""
+    """Return the first views of the images, or the images themselves for 0 views."""
     shifted = [tuple(image.with_shift(shift) for image in images) for shift in SHIFTS[:views]]
     return shifted or [tuple(images)]
 
 
-def log_odds(answer: Answer) -> float:
+def compute_log_odds(answer: Answer) -> float:
     """Return log P(yes) - log P(no) of an answer to a request for scored texts, each over its spellings.
 
     A strategy that cuts the vocabulary may rule out one of them, or both. The result is bounded, and 0 for both.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from decoding.claims.nouns import LONGEST, Noun, find_noun
+from decoding.claims.nouns import MAX_ENTRY_WORDS, Noun, find_noun
 from decoding.claims.words import load_words
 
 WORD = re.compile(r"['’]s\b|n['’]t\b|[^\W\d_]+?(?=n['’]t\b)|[^\W\d_]+(?:-[^\W\d_]+)*|\d+(?:[.,]\d+)*|\n|[^\s*_`#]")
@@ -22,9 +22,10 @@ PORTIONS = load_words("portions")
 DEGREES = load_words("degrees")
 MODALS = frozenset({"can", "will", "could"})
 PAST_FORMS = frozenset({"cast", "cut", "hit", "put", "read", "set", "shut", "split", "spread"})  # are base forms, too
-NOUN_OR_ADJECTIVE = 3  # least share of adjectives at which a noun modifies as an adjective does
-ADJECTIVE = 5  # least share of adjectives at which a word is rather an adjective
-VERB = 5  # least share of verbs at which a word is rather a verb
+# Shares of `Noun`, 0 to 9.
+MIN_MODIFIER_SHARE = 3  # of adjectives, at which the first noun of a compound modifies as an adjective does
+MIN_ADJECTIVE_SHARE = 5  # at which a word is rather an adjective. A match of the noun table is one only above it
+MIN_VERB_SHARE = 5  # at which a word is rather a verb
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,19 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class NounMatch:
-    """An entry of the noun table at some words of a text."""
+    """An entry of the noun table at some words of a text.
+
+    Attributes:
+        noun: The entry.
+        is_plural: Whether the text has it in the plural.
+        start: Index of its first word.
+        end: Index after its last word.
+    """
 
     noun: Noun
     is_plural: bool
-    first: int
-    last: int  # index after its last word
+    start: int
+    end: int
 
 
 def split_words(text: str) -> list[Word]:
@@ -84,14 +92,14 @@ def find_phrases(words: list[Word]) -> Iterator[tuple[int, list[NounMatch]]]:
             at += 1
             continue
         phrase = [match]
-        while (follower := find_noun_at(words, phrase[-1].last, phrase[-1])) is not None:
+        while (follower := find_noun_at(words, phrase[-1].end, phrase[-1])) is not None:
             phrase.append(follower)
-        at = phrase[-1].last
+        at = phrase[-1].end
         phrase = drop_abstract_head(phrase)
-        begin = phrase[0].first if phrase else at
+        begin = phrase[0].start if phrase else at
         # Colours and other adjectives that are nouns, too, are modifiers that a question does not need.
         while (
-            len(phrase) > 1 and phrase[0].noun.adjective >= NOUN_OR_ADJECTIVE and phrase[0].last == phrase[0].first + 1
+            len(phrase) > 1 and phrase[0].noun.adjective >= MIN_MODIFIER_SHARE and phrase[0].end == phrase[0].start + 1
         ):
             phrase.pop(0)
         # "holding ski poles": the participle is the verb of the phrase.
@@ -101,7 +109,7 @@ def find_phrases(words: list[Word]) -> Iterator[tuple[int, list[NounMatch]]]:
             and phrase[0].noun.verb + 3 > phrase[0].noun.concrete
         ):
             phrase.pop(0)
-            begin = phrase[0].first
+            begin = phrase[0].start
         if not phrase or not phrase[-1].noun.is_thing or is_adjective_here(words, phrase[-1]):
             continue
         if phrase[-1].noun.text not in PORTIONS or at == len(words) or words[at].lower != "of":
@@ -123,7 +131,7 @@ def drop_abstract_head(phrase: list[NounMatch]) -> list[NounMatch]:
     while len(phrase) > 1 and not phrase[-1].noun.is_thing:
         is_activity = is_activity and phrase[-1].noun.text.endswith("ing")
         phrase = phrase[:-1]
-    return phrase if is_activity or len(phrase) > 1 or phrase[0].noun.adjective < NOUN_OR_ADJECTIVE else []
+    return phrase if is_activity or len(phrase) > 1 or phrase[0].noun.adjective < MIN_MODIFIER_SHARE else []
 
 
 def find_noun_at(words: list[Word], at: int, before: NounMatch | None = None) -> NounMatch | None:
@@ -137,7 +145,7 @@ def find_noun_at(words: list[Word], at: int, before: NounMatch | None = None) ->
     Returns:
         The entry, or None.
     """
-    for length in range(min(LONGEST, len(words) - at), 0, -1):
+    for length in range(min(MAX_ENTRY_WORDS, len(words) - at), 0, -1):
         span = words[at : at + length]
         if length == 1 and len(span[0].text) == 1:  # "3:15 p.m.", "a 3D cube"
             continue
@@ -166,11 +174,11 @@ def is_function_word(words: list[Word], at: int) -> bool:
 
 def is_verb_phrase(words: list[Word], match: NounMatch) -> bool:
     """Whether the last word of an entry is the verb, as in "the bus stops at the corner"."""
-    last = find_noun(words[match.last - 1].lower)
-    if not match.is_plural or last is None or last[0].verb < VERB:
+    last = find_noun(words[match.end - 1].lower)
+    if not match.is_plural or last is None or last[0].verb < MIN_VERB_SHARE:
         return False
-    previous = words[match.first - 1].lower if match.first else ""
-    following = words[match.last].lower if match.last < len(words) else ""
+    previous = words[match.start - 1].lower if match.start else ""
+    following = words[match.end].lower if match.end < len(words) else ""
     return previous in SINGULAR or (previous == "the" and following in PREPOSITIONS)
 
 
@@ -182,27 +190,27 @@ def is_compound(first: NounMatch, second: NounMatch) -> bool:
 def is_noun_here(words: list[Word], match: NounMatch, before: NounMatch | None) -> bool:
     """Whether a word that may be a verb or an adjective is a noun at its place."""
     noun = match.noun
-    previous = words[match.first - 1].lower if match.first else ""
-    following = words[match.last].lower if match.last < len(words) else ""
-    if before is not None and not before.is_plural and not match.is_plural and follows_article(words, before.first):
+    previous = words[match.start - 1].lower if match.start else ""
+    following = words[match.end].lower if match.end < len(words) else ""
+    if before is not None and not before.is_plural and not match.is_plural and follows_article(words, before.start):
         # No verb: that would be "sinks" after "a stainless steel".
         return not noun.text.endswith("ing") and (noun.text not in PAST_FORMS or following not in FUNCTION_WORDS)
     if before is not None:  # "a man walks", "the bus stops": a verb; "a bus stop": a noun
         if noun.text.endswith("ing") and not noun.is_thing:
             return False
-        if match.is_plural and noun.verb >= 2 and (following in DETERMINERS or follows_noun(words, match.last)):
+        if match.is_plural and noun.verb >= 2 and (following in DETERMINERS or follows_noun(words, match.end)):
             return False  # "a lamp lights the table"
-        return noun.verb < VERB or (not match.is_plural and before.noun.concrete < 9 and noun.verb < 9)
+        return noun.verb < MIN_VERB_SHARE or (not match.is_plural and before.noun.concrete < 9 and noun.verb < 9)
     if previous in ("to", "not", "n't") or previous in PRONOUNS - {"her", "it"} or previous in MODALS:
         return noun.verb < 2
     if previous in DETERMINERS or previous.isdigit() or previous == "'s":
-        return noun.adjective <= ADJECTIVE or match.is_plural or not precedes_noun(words, match.last)
+        return noun.adjective <= MIN_ADJECTIVE_SHARE or match.is_plural or not precedes_noun(words, match.end)
     subject = find_noun(previous) if previous not in FUNCTION_WORDS and previous else None
     if subject is not None and subject[1] and not match.is_plural:  # "pedestrians cross the street"
         return noun.verb < 2
     if previous in AUXILIARIES and noun.text.endswith("ing"):  # "is casting"
         return False
-    if noun.verb >= VERB:
+    if noun.verb >= MIN_VERB_SHARE:
         if following in AUXILIARIES or (following in (",", "and") and match.is_plural):
             return True
         # After an adjective or a preposition; after a noun or at the beginning it is rather a verb.
@@ -212,13 +220,13 @@ def is_noun_here(words: list[Word], match: NounMatch, before: NounMatch | None) 
 
 def is_adjective_or_no_noun(word: str) -> bool:
     found = find_noun(word)
-    return found is None or found[0].adjective >= ADJECTIVE
+    return found is None or found[0].adjective >= MIN_ADJECTIVE_SHARE
 
 
 def is_adjective_here(words: list[Word], match: NounMatch) -> bool:
     """Whether a noun that is mostly an adjective is one here: in the singular and not directly after a determiner."""
-    previous = words[match.first - 1].lower if match.first else ""
-    return match.noun.adjective > ADJECTIVE and not match.is_plural and previous not in DETERMINERS
+    previous = words[match.start - 1].lower if match.start else ""
+    return match.noun.adjective > MIN_ADJECTIVE_SHARE and not match.is_plural and previous not in DETERMINERS
 
 
 def follows_article(words: list[Word], first: int) -> bool:
@@ -243,7 +251,7 @@ def is_before_noun(word: str) -> bool:
 
 def is_adjective(word: str) -> bool:
     found = find_noun(word)
-    return word not in FUNCTION_WORDS and (found is None or found[0].adjective >= ADJECTIVE)
+    return word not in FUNCTION_WORDS and (found is None or found[0].adjective >= MIN_ADJECTIVE_SHARE)
 
 
 def find_phrase_begin(words: list[Word], first: int) -> int:

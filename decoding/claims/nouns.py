@@ -14,13 +14,13 @@ import inflect
 
 from decoding.claims.words import load_words
 
-LONGEST = 3  # words of an entry
+MAX_ENTRY_WORDS = 3
 
 VISIBLE = load_words("visible")
 IGNORED = load_words("ignored") | {"black and white"}
 PLURAL_ONLY = load_words("plural_only")
 CACHED_WORDS = 16_384  # of which the forms are kept; answers may hold any word
-THING = 3  # least concrete share of a noun that names things
+MIN_CONCRETE_SHARE = 3  # of a noun that names things
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +32,19 @@ class Noun:
         concrete: Share of the noun's senses that are concrete, 0 to 9.
         verb: How often the word is a verb rather than a noun, 0 to 9.
         adjective: How often the word is an adjective rather than a noun, 0 to 9.
-        place: 1 where it names a place, as `kitchen`, which an image shows as a whole; else 0.
+        is_place: Whether it names a place, as `kitchen`, which an image shows as a whole.
     """
 
     text: str
     concrete: int
     verb: int
     adjective: int
-    place: int
+    is_place: bool
 
     @property
     def is_thing(self) -> bool:
         """Whether the noun names a thing in an image, rather than its setting or nothing visible."""
-        is_concrete = self.concrete >= THING and not self.place and self.text not in IGNORED
+        is_concrete = self.concrete >= MIN_CONCRETE_SHARE and not self.is_place and self.text not in IGNORED
         return self.text in VISIBLE or is_concrete
 
 
@@ -59,7 +59,10 @@ def load_table() -> dict[str, str]:
 def get_entry(lemma: str) -> Noun | None:
     """Return the entry of a lemma, or None."""
     digits = load_table().get(lemma)
-    return None if digits is None else Noun(lemma, *map(int, digits))
+    if digits is None:
+        return None
+    concrete, verb, adjective, place = map(int, digits)
+    return Noun(lemma, concrete, verb, adjective, bool(place))
 
 
 def find_noun(phrase: str) -> tuple[Noun, bool] | None:

@@ -1,4 +1,4 @@
-"""Parameters of a check that `check` and `verify` share."""
+"""Options that `check` and `verify` share."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from decoding.claims.claim_probabilities import SHIFTS
-from decoding.claims.questions import DEFAULT_QUESTION
+from decoding.claims.questions import PLACEHOLDER
 from decoding.strategy import TEXT_SIDE
 
-PLACEHOLDER = "{claim}"
 SPECIAL_TOKEN_BRACKETS = ("<", ">", "[", "]")
 MAX_QUESTION = 500  # characters
 
 
-def check_wording(question: str) -> str:
-    """Check that a question names the claim, and holds no special token of a model.
+def validate_question_template(template: str) -> str:
+    """Check that a template has one place for the claim, and no special token of a model.
 
     Returns:
-        The question.
+        The template.
 
     Raises:
-        ValueError: The question does not contain `{claim}` exactly once, or contains a bracket.
+        ValueError: The template does not contain `{claim}` exactly once, or contains a bracket.
     """
-    if question.count(PLACEHOLDER) != 1:
+    if template.count(PLACEHOLDER) != 1:
         raise ValueError(f"must contain {PLACEHOLDER} once, in the place of the phrase and its article")
-    if any(bracket in question for bracket in SPECIAL_TOKEN_BRACKETS):
+    if any(bracket in template for bracket in SPECIAL_TOKEN_BRACKETS):
         raise ValueError(f"must not contain any of {' '.join(SPECIAL_TOKEN_BRACKETS)}, which special tokens contain")
-    return question
+    return template
 
 
 Debias = Annotated[
@@ -41,16 +40,19 @@ Views = Annotated[
     Field(
         ge=0,
         le=len(SHIFTS),
-        description="Most slightly shifted copies of the image that a question is about, in place of the image itself. "
-        "Their log-odds are averaged. The second copy is left out where the first answer is sure: above 0.993 or below "
-        "0.007. 0: the image itself.",
+        description="Most views of the image that a question is about, in place of the image itself. A view is a "
+        "slightly shifted copy. The log-odds are averaged over the views. The second view is left out where the answer "
+        "about the first is sure: above 0.993 or below 0.007. 0: the image itself.",
     ),
     TEXT_SIDE,
 ]
 Question = Annotated[
     str,
-    Field(max_length=MAX_QUESTION, description="Question about a claim, with {claim} for the phrase and its article."),
-    AfterValidator(check_wording),
+    Field(
+        max_length=MAX_QUESTION,
+        description=f"Question about a claim, with {PLACEHOLDER} for the phrase and its article.",
+    ),
+    AfterValidator(validate_question_template),
     TEXT_SIDE,
 ]
 Language = Annotated[
@@ -58,6 +60,5 @@ Language = Annotated[
     Field(description="Language of the answer. Text in another language has no claims."),
     TEXT_SIDE,
 ]
-DEBIAS = 0.0
-VIEWS = 2
-QUESTION = DEFAULT_QUESTION
+DEFAULT_DEBIAS = 0.0
+DEFAULT_VIEWS = 2

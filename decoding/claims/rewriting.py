@@ -5,9 +5,9 @@ from __future__ import annotations
 from decoding.claims.noun_phrases import (
     AUXILIARIES,
     FUNCTION_WORDS,
+    MIN_VERB_SHARE,
     PREPOSITIONS,
     SINGULAR,
-    VERB,
     NounMatch,
     Word,
     find_noun_at,
@@ -99,15 +99,15 @@ def find_noun_before(words: list[Word], at: int) -> Noun | None:
     """Return the noun that ends right before a word. A participle as `holding` is none."""
     word = words[at - 1]
     found = find_noun(word.lower) if word.is_word and word.lower not in FUNCTION_WORDS else None
-    if found is None or found[0].verb >= VERB or (found[0].text.endswith("ing") and not found[0].is_thing):
+    if found is None or found[0].verb >= MIN_VERB_SHARE or (found[0].text.endswith("ing") and not found[0].is_thing):
         return None
     return found[0]
 
 
-def is_well_formed(sentence: str, changed_from: int) -> bool:
-    """Whether a sentence reads on after a phrase was replaced by other text.
+def is_grammatical(sentence: str, changed_from: int) -> bool:
+    """Whether a sentence is grammatical after a phrase was replaced by other text.
 
-    A model without an alternative continues with text that is no English: "There is also a There is". The rules:
+    A model without an alternative continues with ungrammatical text: "There is also a There is". The rules:
 
     - The name of a thing replaces one. The name of a place is not checked.
     - A sentence does not begin with a small letter or a closing mark, and no function word inside it has a capital.
@@ -136,7 +136,7 @@ def is_well_formed(sentence: str, changed_from: int) -> bool:
 
 
 def is_well_placed(words: list[Word], at: int) -> bool:
-    """Whether a word may be at its position, by the rules of `is_well_formed`."""
+    """Whether a word may be at its position, by the rules of `is_grammatical`."""
     word = words[at]
     before = words[at - 1] if at else None
     if word.lower in ARTICLES | {"the"} and before is not None and before.lower in ARTICLES | {"the"}:
@@ -167,7 +167,7 @@ def names_thing(words: list[Word], at: int | None) -> bool:
 def find_last_noun(words: list[Word], at: int) -> NounMatch | None:
     """Return the last noun of a compound that begins at a word."""
     match = find_noun_at(words, at)
-    while match is not None and (follower := find_noun_at(words, match.last, match)) is not None:
+    while match is not None and (follower := find_noun_at(words, match.end, match)) is not None:
         match = follower
     return match
 

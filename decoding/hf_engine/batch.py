@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decoding.errors import BadRequest
-from decoding.hf_engine.cpu.runtime import limit_threads
+from decoding.hf_engine.cpu.step_threads import limit_threads
 from decoding.hf_engine.kv_cache.aligned_cache import HEADROOM
 from decoding.hf_engine.lazy_branches import LazyBranches
 from decoding.hf_engine.model.model import Model

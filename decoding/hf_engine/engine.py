@@ -11,13 +11,13 @@ from typing import get_args
 from decoding.base_engine import BaseEngine
 from decoding.engine import Capability
 from decoding.errors import BadRequest, EngineFailed, OnlySeenError
-from decoding.hf_engine.cpu.runtime import limit_arenas
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.probe import EncodedProbe
 from decoding.hf_engine.request import RequestHandle, RequestState, RequestStatus
 from decoding.hf_engine.settings import HFSettings
 from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.hf_engine.worker import Worker
+from decoding.malloc import limit_arenas
 from decoding.outputs import StateHandle, Token, Usage
 from decoding.requests import GenerateRequest, ProbeRequest
 from decoding.text.detokenizer import TokenText

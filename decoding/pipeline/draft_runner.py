@@ -14,7 +14,7 @@ from decoding.outputs import NO_TOKEN, Answer, CheckedClaim, FinishInfo, FinishR
 from decoding.pipeline.program import DraftStrategyProgram, ProgramResult, advance_program
 from decoding.requests import GenerateRequest
 from decoding.strategy import Strategy
-from decoding.text.stop_matcher import StopMatcher
+from decoding.text.stop_string_detector import StopStringDetector
 
 SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two drafts
 MAX_SEED = 1 << 63
@@ -132,7 +132,7 @@ class DraftRunner:
         self._last: Token | None = None  # the last token of the draft, held back until the program ends
         self._stats = RequestStats()  # for an outer strategy, without the passes that `add_usage` gets
         self._length = 0  # characters of the sent text
-        self._stop_matcher = StopMatcher(())  # of the sent text, where the drafts ignore stop strings
+        self._stop_detector = StopStringDetector(())  # of the sent text, where the drafts ignore stop strings
 
     async def run(self) -> AsyncGenerator[Token, None]:
         """Run the program.
@@ -154,20 +154,20 @@ class DraftRunner:
                             tokens.append(token)
                             if effect.send and (sent := self._send(token)):
                                 yield sent
-                            if self._stop_matcher.is_stopped:
+                            if self._stop_detector.is_stopped:
                                 break
                         reply = Segment(tuple(tokens), self._get_reason())
                     case SendTokens():
                         for token in effect.tokens:
                             if sent := self._send(token):
                                 yield sent
-                            if self._stop_matcher.is_stopped:
+                            if self._stop_detector.is_stopped:
                                 break
                         if claims := self._select_claims(effect.claims):
                             yield Token(NO_TOKEN, "", claims=claims)
                     case list():
                         reply = await self._answer(effect, self._outcome.inner)
-                if self._stop_matcher.is_stopped:
+                if self._stop_detector.is_stopped:
                     break
             if self._draft is not None:
                 await self._draft.close()
@@ -192,7 +192,7 @@ class DraftRunner:
         inner = as_request(base)
         if effect.ignores_stop and inner is not None and inner.sampling.stop and not isinstance(base, Answer):
             if not self._drafts:
-                self._stop_matcher = StopMatcher(inner.sampling.stop, inner.sampling.min_tokens)
+                self._stop_detector = StopStringDetector(inner.sampling.stop, inner.sampling.min_tokens)
             base = base.replace(sampling=replace(inner.sampling, stop=()))
         if effect.prefix or effect.ruled_out or self._drafts:
             if not isinstance(base, GenerateRequest):
@@ -224,7 +224,7 @@ class DraftRunner:
         """Count a token of the answer. The last one of the draft waits for the end of the program."""
         if token.stats is not None:
             self._stats.prompt_tokens = token.stats.prompt_tokens
-        text = self._stop_matcher.add(token.text, int(token.id != NO_TOKEN))
+        text = self._stop_detector.add(token.text, int(token.id != NO_TOKEN))
         token = replace(token, text=text, stats=self._stats)
         self._length += len(token.text)
         self._sent += token.id != NO_TOKEN
@@ -239,7 +239,7 @@ class DraftRunner:
 
     def _select_claims(self, claims: tuple[CheckedClaim, ...]) -> tuple[CheckedClaim, ...]:
         """Leave out the claims of text that a stop string has cut off."""
-        if not self._stop_matcher.is_stopped:
+        if not self._stop_detector.is_stopped:
             return claims
         return tuple(claim for claim in claims if claim.end is None or claim.end <= self._length)
 
@@ -250,7 +250,7 @@ class DraftRunner:
         assert draft is not None, "a program that ends has started a draft"
         usage = await draft.compute_usage()
         usage = replace(usage, completion_tokens=self._sent, steps=self._sent, changed_steps=self._changed)
-        finish, rest = FinishInfo(reason, usage), self._stop_matcher.flush()
+        finish, rest = FinishInfo(reason, usage), self._stop_detector.flush()
         if self._last is None:
             return Token(NO_TOKEN, rest, finish=finish)
         return replace(self._last, text=self._last.text + rest, finish=finish)

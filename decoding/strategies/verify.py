@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from decoding.claims.claim_extraction import Claim, find_claims
 from decoding.claims.claim_probabilities import ClaimProbabilities
 from decoding.claims.nouns import pluralize
-from decoding.claims.options import DEBIAS, QUESTION, VIEWS, Debias, Language, Question, Views
-from decoding.claims.rewriting import is_well_formed, shorten_sentence
+from decoding.claims.options import DEFAULT_DEBIAS, DEFAULT_VIEWS, Debias, Language, Question, Views
+from decoding.claims.questions import DEFAULT_QUESTION
+from decoding.claims.rewriting import is_grammatical, shorten_sentence
 from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
 from decoding.errors import BadRequest
-from decoding.outputs import NO_TOKEN, CheckedClaim, FinishReason, Token
+from decoding.outputs import NO_TOKEN, CheckedClaim, ClaimAction, FinishReason, Token
 from decoding.requests import GenerateRequest
 from decoding.strategy import TEXT_SIDE, Strategy
-
-Action = Literal["kept", "replaced", "dropped"]
 
 
 class Verify(Strategy):
     """Send a sentence only when the model confirms each thing that it names.
 
     The answer is generated sentence by sentence. For each new claim of a sentence, the model answers "Is there a
-    {claim} in the image?" about slightly shifted copies of the image, in one forward pass after the cached copy. The
-    question is asked about the next of the `views` copies only while the mean of the log-odds is between -5 and 5:
+    {claim} in the image?" about up to `views` views of the image. A view is a slightly shifted copy. The questions
+    about one view run together, after its cached keys and values. A question is about the next view only while the mean
+    of its log-odds is between -5 and 5:
 
-        p = P(yes) / (P(yes) + P(no)),    log-odds(p) = mean of the log-odds - debias * log-odds without an image
+        q_i = P(yes | view i) / (P(yes | view i) + P(no | view i))
+        logit(p) = mean_i logit(q_i) - debias * logit(q without an image)
 
-    A sentence whose claims all have p >= threshold is sent. Otherwise the first noun phrase that fails is cut off, and
-    the sentence is generated again from there, at most `tries` times. All failed phrases are ruled out for the rest of
-    the answer. A phrase that the answer contains already fails in place of another, too. So does one that the new text
-    names twice. They are ruled out for that sentence. After the last try, or where the new text is no English, the
-    phrase is left out: the sentence ends before it where English allows that. Else the sentence is generated once more
-    from its beginning. If that fails, too, the sentence is dropped and the answer ends. An answer also ends when it
-    repeats one of its sentences after a phrase was ruled out. It does not end before `min_tokens`, or with
-    `ignore_eos`. A sentence that fails is then sent.
+    A sentence whose claims all have p >= threshold is sent. Otherwise the first possible one of these steps follows:
+
+    1. The sentence is cut before its first failed phrase, and generated again from there. This happens at most `tries`
+       times, and only while the new text is grammatical.
+    2. The sentence ends before that phrase, or before new text that is not grammatical. English must allow that, and
+       the shorter sentence must name something new.
+    3. The sentence is generated once from its beginning, unless `tries` is 0.
+    4. The sentence is dropped, and the answer ends.
+
+    Steps 1 to 3 rule out all failed phrases for the rest of the answer. Among new phrases, one that names a thing of
+    the sentence again fails, too. So does the first one, if the answer has named its thing. Such a phrase is ruled out
+    for this sentence only.
+
+    Once a phrase is ruled out, the answer also ends before a sentence that it contains already. It does not end before
+    `min_tokens`, or with `ignore_eos`. The failed or repeated sentence is then sent.
 
     A phrase is ruled out by its first token, unless that has fewer than three letters. So "traffic light" also rules
     out "traffic sign". With only its last token forbidden, the model would complete "traffic" with nonsense.
@@ -64,13 +72,13 @@ class Verify(Strategy):
     tries: Annotated[
         int, Field(ge=0, le=16, description="Most times that a sentence is generated again."), TEXT_SIDE
     ] = 2
-    views: Views = VIEWS
-    debias: Debias = DEBIAS
-    question: Question = QUESTION
+    views: Views = DEFAULT_VIEWS
+    debias: Debias = DEFAULT_DEBIAS
+    question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
-    def count_image_copies(self) -> int:
-        """Count the views."""
+    def count_views(self) -> int:
+        """Count the views that questions are about."""
         return self.views
 
     def stream(self, request: GenerateRequest) -> DraftProgram:
@@ -99,20 +107,46 @@ class Verify(Strategy):
 
 
 class Verification:
-    """State of one answer that `Verify` checks."""
+    """State of one answer that `Verify` checks.
+
+    The dicts without values are sets that keep their order.
+
+    Attributes:
+        strategy: The parameters.
+        sampling: Sampling parameters of the request.
+        probabilities: Probabilities of the claims.
+        text: Sent text of the answer.
+        prefix: Token ids and added texts that the sent text consists of.
+        nouns: Nouns of the claims that have been sent, in the singular.
+        sentences: Sentences that have been sent, without white space at their ends.
+        pending: Tokens that have been read and not sent. They begin with the pending sentence.
+        finish_reason: Finish reason of the draft, once it has been read to its end; else None.
+        ruled_out: Phrases that are ruled out for the rest of the answer.
+        tries_left: How often the pending sentence may be generated again from a failed phrase.
+        is_restarted: Whether the pending sentence was generated again from its beginning.
+        regenerated_from: Offset in the answer from which the pending sentence was last generated again; None for the
+            first attempt.
+        ruled_out_in_sentence: Phrases that are ruled out for the pending sentence, because they repeated others.
+        rejected_claims: Claims of earlier attempts at the pending sentence, which were cut off.
+    """
 
     def __init__(self, strategy: Verify, request: GenerateRequest) -> None:
         self.strategy = strategy
         self.sampling = request.sampling
         self.probabilities = ClaimProbabilities(request.prompt, strategy.question, strategy.debias, strategy.views)
-        self.text = ""  # sent text of the answer
-        self.prefix: list[int | str] = []  # its tokens
-        self.nouns: set[str] = set()  # of its claims
-        self.sentences: set[str] = set()  # that have been sent
-        self.pending: list[Token] = []  # read, and not sent
-        self.reason: FinishReason | None = None  # of the draft, once it has been read to its end
-        self.ruled_out: dict[str, None] = {}  # for the rest of the answer
+        self.text = ""
+        self.prefix: list[int | str] = []
+        self.nouns: set[str] = set()
+        self.sentences: set[str] = set()
+        self.pending: list[Token] = []
+        self.finish_reason: FinishReason | None = None
+        self.ruled_out: dict[str, None] = {}
         self._begin_sentence()
+
+    @property
+    def pending_text(self) -> str:
+        """Text of the pending tokens."""
+        return join_text(self.pending)
 
     def run(self) -> DraftProgram:
         """Verify sentence after sentence.
@@ -127,28 +161,28 @@ class Verification:
         while True:
             end = yield from self._read_sentence()
             claims = yield from self._check(end)
-            is_well_formed = self._is_well_formed(end)
-            repetition = self._find_repetition(claims) if is_well_formed else None
+            is_sentence_grammatical = self._is_grammatical(end)
+            repetition = self._find_repetition(claims) if is_sentence_grammatical else None
             rejected = [claim for claim in claims if self._fails(claim) or claim is repetition]
             if not rejected and self.ruled_out and self._may_end() and self._is_repeated(end):
                 yield from self._report_dropped()
                 return "stop"
-            if is_well_formed and not rejected:
+            if is_sentence_grammatical and not rejected:
                 yield from self._send(end, claims)
-                if self.reason is not None and not self.pending:
-                    return self.reason
-            elif is_well_formed and self.tries:
-                self.tries -= 1
+                if self.finish_reason is not None and not self.pending:
+                    return self.finish_reason
+            elif is_sentence_grammatical and self.tries_left:
+                self.tries_left -= 1
                 yield from self._go_back(rejected, rejected[0].phrase_start)
-            elif reason := (yield from self._leave_out(end, claims, rejected, is_well_formed)):
+            elif reason := (yield from self._leave_out(end, claims, rejected, is_sentence_grammatical)):
                 return reason
 
     def _begin_sentence(self) -> None:
-        self.tries = self.strategy.tries
-        self.is_rewritten = False  # the sentence was generated again from its beginning
-        self.changed_from: int | None = None  # offset in the answer after which the sentence was generated again
-        self.repeated: dict[str, None] = {}  # forms of nouns of the answer that replaced a failed one
-        self.cut: dict[Claim, None] = {}  # claims of earlier attempts at the sentence, which were cut off
+        self.tries_left = self.strategy.tries
+        self.is_restarted = False
+        self.regenerated_from: int | None = None
+        self.ruled_out_in_sentence: dict[str, None] = {}
+        self.rejected_claims: dict[Claim, None] = {}
 
     def _may_end(self) -> bool:
         """Return whether the answer may end after the sent text, whose added texts count as one token each."""
@@ -156,40 +190,38 @@ class Verification:
 
     def _read_sentence(self) -> Generator[DraftEffect, Any, int]:
         """Read until a sentence is complete. Return the offset of its end in the pending text."""
-        pending = join_text(self.pending)
-        while self.reason is None and find_sentence_end(pending) is None:
-            segment: Segment = yield ReadDraft(completes_sentence(pending))
+        while self.finish_reason is None and find_sentence_end(self.pending_text) is None:
+            segment: Segment = yield ReadDraft(completes_sentence(self.pending_text))
             self.pending += segment.tokens
-            self.reason = segment.reason
-            pending = join_text(self.pending)
-        end = find_sentence_end(pending)
-        return len(pending) if end is None else end
+            self.finish_reason = segment.reason
+        end = find_sentence_end(self.pending_text)
+        return len(self.pending_text) if end is None else end
 
     def _check(self, end: int) -> Generator[DraftEffect, Any, list[Claim]]:
         """Check the claims of the pending sentence, and return them."""
-        text = self.text + join_text(self.pending)[:end]
+        text = self.text + self.pending_text[:end]
         claims = [claim for claim in find_claims(text) if claim.start >= len(self.text)]
-        yield from self.probabilities.ask(claims)
+        yield from self.probabilities.compute(claims)
         return claims
 
     def _fails(self, claim: Claim) -> bool:
         return self.probabilities.get_probability(claim) < self.strategy.threshold
 
-    def _is_well_formed(self, end: int) -> bool:
-        """Whether the text that the model has generated in place of a failed phrase is English."""
-        if self.changed_from is None:
+    def _is_grammatical(self, end: int) -> bool:
+        """Whether the pending sentence is grammatical with the text that replaces a failed phrase."""
+        if self.regenerated_from is None:
             return True
-        return is_well_formed(join_text(self.pending)[:end], self.changed_from - len(self.text))
+        return is_grammatical(self.pending_text[:end], self.regenerated_from - len(self.text))
 
     def _find_repetition(self, claims: list[Claim]) -> Claim | None:
         """Return the first new claim that names a thing again.
 
         That is one that the sentence has named or, for the first new claim, one that the answer has named.
         """
-        if self.changed_from is None:
+        if self.regenerated_from is None:
             return None
-        named = {claim.noun for claim in claims if claim.end <= self.changed_from}
-        new = [claim for claim in claims if claim.end > self.changed_from]
+        named = {claim.noun for claim in claims if claim.end <= self.regenerated_from}
+        new = [claim for claim in claims if claim.end > self.regenerated_from]
         for claim in new:
             if claim.noun in named or (claim is new[0] and claim.noun in self.nouns):
                 return claim
@@ -199,11 +231,11 @@ class Verification:
     def _go_back(self, rejected: list[Claim], start: int) -> Generator[DraftEffect, Any, None]:
         """Cut the sentence off at an offset of the answer, rule the rejected phrases out, and start a draft there."""
         self._rule_out(rejected)
-        self.cut |= dict.fromkeys(rejected)
-        self.pending = self.pending[: count_tokens_before(self.pending, start - len(self.text))]
-        kept = join_text(self.pending)
-        self.changed_from = len(self.text) + len(kept)
-        self.is_rewritten |= not kept.strip()
+        self.rejected_claims |= dict.fromkeys(rejected)
+        self.pending = self.pending[: count_whole_tokens_before(self.pending, start - len(self.text))]
+        kept = self.pending_text
+        self.regenerated_from = len(self.text) + len(kept)
+        self.is_restarted |= not kept.strip()
         yield from self._start()
 
     def _rule_out(self, rejected: list[Claim]) -> None:
@@ -213,10 +245,10 @@ class Verification:
             if self._fails(claim):
                 self.ruled_out |= forms
             else:
-                self.repeated |= forms
+                self.ruled_out_in_sentence |= forms
 
     def _leave_out(
-        self, end: int, claims: list[Claim], rejected: list[Claim], is_well_formed: bool
+        self, end: int, claims: list[Claim], rejected: list[Claim], is_sentence_grammatical: bool
     ) -> Generator[DraftEffect, Any, FinishReason | None]:
         """End the sentence before the first rejected phrase, generate it from its beginning, or drop it.
 
@@ -228,22 +260,22 @@ class Verification:
         """
         offset = len(self.text)
         starts = [claim.phrase_start for claim in rejected]
-        if self.changed_from is not None and not is_well_formed:
-            starts.append(self.changed_from)
+        if self.regenerated_from is not None and not is_sentence_grammatical:
+            starts.append(self.regenerated_from)
         start = min(starts)
-        shorter = self._shorten(join_text(self.pending)[:end], start - offset)
+        shorter = self._shorten(self.pending_text[:end], start - offset)
         if shorter is not None:
             self._rule_out(rejected)
-            self.cut |= dict.fromkeys(rejected)
+            self.rejected_claims |= dict.fromkeys(rejected)
             yield from self._send_shorter(shorter, start)
-        elif self.strategy.tries and not self.is_rewritten:
+        elif self.strategy.tries and not self.is_restarted:
             yield from self._go_back(rejected, offset)
         elif self._may_end():
-            self.cut |= dict.fromkeys(rejected)
+            self.rejected_claims |= dict.fromkeys(rejected)
             yield from self._report_dropped()
             return "stop"
         else:
-            is_empty = not join_text(self.pending)[:end].strip()  # then nothing replaces what was cut off
+            is_empty = not self.pending_text[:end].strip()  # then nothing replaces what was cut off
             yield from self._send(end, claims, offset if is_empty else None)
         return None
 
@@ -260,7 +292,7 @@ class Verification:
     def _send_shorter(self, shorter: str, start: int) -> Generator[DraftEffect, Any, None]:
         """Send a shorter sentence, and start a draft after it."""
         offset = len(self.text)
-        count = count_tokens_before(self.pending, count_common_characters(join_text(self.pending), shorter))
+        count = count_whole_tokens_before(self.pending, count_common_characters(self.pending_text, shorter))
         rest = shorter[len(join_text(self.pending[:count])) :]
         self.pending = [*self.pending[:count], Token(NO_TOKEN, rest)]
         claims = [claim for claim in find_claims(self.text + shorter) if claim.start >= offset]
@@ -280,13 +312,15 @@ class Verification:
         Yields:
             The sentence with its claims.
         """
-        count = count_tokens_up_to(self.pending, end)
-        if self.reason is not None and not join_text(self.pending[count:]).strip():
+        count = count_tokens_covering(self.pending, end)
+        if self.finish_reason is not None and not join_text(self.pending[count:]).strip():
             count = len(self.pending)  # the tokens that end the answer
         sent, self.pending = self.pending[:count], self.pending[count:]
-        dropped = [claim for claim in self.cut if dropped_from is not None and claim.phrase_start >= dropped_from]
+        dropped = [
+            claim for claim in self.rejected_claims if dropped_from is not None and claim.phrase_start >= dropped_from
+        ]
         report = (
-            *(self._report(claim, "replaced") for claim in self.cut if claim not in dropped),
+            *(self._report(claim, "replaced") for claim in self.rejected_claims if claim not in dropped),
             *(self._report(claim, "kept") for claim in claims),
             *(self._report(claim, "dropped") for claim in dropped),
         )
@@ -299,20 +333,20 @@ class Verification:
 
     def _start(self) -> Generator[DraftEffect, Any, None]:
         """Start a draft after the sent and the pending tokens."""
-        self.reason = None
+        self.finish_reason = None
         prefix = (*self.prefix, *(token.id for token in self.pending))
-        yield StartDraft(prefix, tuple(self.ruled_out | self.repeated), ignores_stop=True)
+        yield StartDraft(prefix, tuple(self.ruled_out | self.ruled_out_in_sentence), ignores_stop=True)
 
     def _is_repeated(self, end: int) -> bool:
-        sentence = join_text(self.pending)[:end].strip()
+        sentence = self.pending_text[:end].strip()
         return bool(sentence) and sentence in self.sentences
 
     def _report_dropped(self) -> Generator[DraftEffect, Any, None]:
         """Report the claims that were cut off a sentence that is not sent."""
-        if self.cut:
-            yield SendTokens(claims=tuple(self._report(claim, "dropped") for claim in self.cut))
+        if self.rejected_claims:
+            yield SendTokens(claims=tuple(self._report(claim, "dropped") for claim in self.rejected_claims))
 
-    def _report(self, claim: Claim, action: Action) -> CheckedClaim:
+    def _report(self, claim: Claim, action: ClaimAction) -> CheckedClaim:
         is_in = action == "kept"
         return CheckedClaim(
             claim.text,
@@ -337,8 +371,8 @@ def count_common_characters(first: str, second: str) -> int:
     )
 
 
-def count_tokens_before(tokens: list[Token], offset: int) -> int:
-    """Count the tokens whose text lies before an offset as a whole."""
+def count_whole_tokens_before(tokens: list[Token], offset: int) -> int:
+    """Count the tokens whose whole text is before an offset."""
     length = 0
     for count, token in enumerate(tokens):
         length += len(token.text)
@@ -347,8 +381,8 @@ def count_tokens_before(tokens: list[Token], offset: int) -> int:
     return len(tokens)
 
 
-def count_tokens_up_to(tokens: list[Token], offset: int) -> int:
-    """Count the tokens that are needed to cover the text up to an offset."""
+def count_tokens_covering(tokens: list[Token], offset: int) -> int:
+    """Count the tokens that cover the text up to an offset."""
     length = 0
     for count, token in enumerate(tokens):
         if length >= offset:

@@ -13,7 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from decoding.outputs import FinishInfo, FinishReason, RequestStats, StateHandle, Token, TokenLogprob, Usage
 from decoding.requests import GenerateRequest
 from decoding.text.prompt_encoder import ModelInputs
-from decoding.text.stop_matcher import StopMatcher
+from decoding.text.stop_string_detector import StopStringDetector
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 RAW_TEXT_CONTEXT = 8  # last tokens of a raw-text prompt that its continuation is decoded after
@@ -166,13 +166,13 @@ class Detokenizer:
         prefix = self._tokenizer.decode(prefix_ids)
         # If the prefix ended within a character, the stream would emit that character's text again.
         self._stream = DecodeStream(ids=[] if prefix.endswith(REPLACEMENT) else prefix_ids, skip_special_tokens=True)
-        self._stop_matcher = StopMatcher(stop, min_tokens)
+        self._stop_detector = StopStringDetector(stop, min_tokens)
         self._open_ids: list[int] = []  # tokens of an incomplete character
 
     @property
     def is_stopped(self) -> bool:
         """Whether a stop string is complete."""
-        return self._stop_matcher.is_stopped
+        return self._stop_detector.is_stopped
 
     def add_token(self, token: int) -> str:
         """Decode one more token. A stop string that it completes is not part of the text.
@@ -184,14 +184,14 @@ class Detokenizer:
         decoded = self._stream.step(self._tokenizer, token)
         if decoded is not None:
             self._open_ids.clear()
-        text = self._stop_matcher.add(decoded or "")
+        text = self._stop_detector.add(decoded or "")
         if self.is_stopped:
             self._open_ids.clear()
         return text
 
     def flush(self) -> str:
         """Return the text that was held back, at the end of the answer."""
-        text: str = self._stop_matcher.flush() + self._tokenizer.decode(self._open_ids)
+        text: str = self._stop_detector.flush() + self._tokenizer.decode(self._open_ids)
         self._open_ids.clear()
         return text
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from decoding.errors import BadRequest
-from decoding.json_size import is_larger
 from decoding.sampling_params import Grammar
+from decoding.text.json_size import is_larger
 
 CHECK_PROGRAM = Path(__file__).with_name("grammar_check.py")
 

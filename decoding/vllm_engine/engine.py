@@ -257,8 +257,8 @@ class VllmEngine(BaseEngine):
         """Abort a gang. Once that is done, the stats count the steps whose tokens have not arrived."""
 
         async def abort(client: VllmClient) -> None:
-            steps = await client.abort_and_count(collectors, len(parser.token_ids))
-            parser.processor.stats.forward_passes = parser.rows * steps
+            generated = await client.abort_and_count_tokens(collectors, len(parser.token_ids))
+            parser.processor.stats.forward_passes = parser.rows * generated  # each step runs all rows
 
         return self.client.run_in_background(abort(self.client))
 

@@ -1,4 +1,4 @@
-"""Workers that answer the lines of one batch, several at a time."""
+"""Answer the lines of one batch, several at a time."""
 
 from __future__ import annotations
 

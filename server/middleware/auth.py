@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from decoding.errors import OnlySeenError
 from server.errors import Forbidden, Unauthorized
-from server.host_names import EVERY_HOST, normalize_host, split_port
+from server.host_names import EVERY_HOST, normalize_host, parse_host_header
 from server.middleware.http import HEALTH_PATHS
 from server.middleware.rate_limit import RateLimiter
 from server.middleware.request_body import drain_body
@@ -148,7 +148,7 @@ def has_other_origin(request: Request) -> bool:
     except ValueError:
         return True
     settings: Settings = request.app.state.service.settings
-    hosts = {split_port(request.headers.get("host", "")), *settings.list_allowed_hosts()}
+    hosts = {parse_host_header(request.headers.get("host", "")), *settings.list_allowed_hosts()}
     return origin_host not in {normalize_host(host) for host in hosts} - {"", EVERY_HOST}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import Forbidden
-from server.host_names import EVERY_HOST, has_loopback_address, is_ip_address, normalize_host, split_port
+from server.host_names import EVERY_HOST, has_loopback_address, is_ip_address, normalize_host, parse_host_header
 from server.middleware.request_body import drain_body
 from server.settings import Settings
 
@@ -42,7 +42,7 @@ class HostMiddleware:
         """
         if scope["type"] == "http" and EVERY_HOST not in self.hosts:
             for name, value in scope["headers"]:
-                if name == b"host" and not self._is_allowed(host := split_port(value.decode("latin-1"))):
+                if name == b"host" and not self._is_allowed(host := parse_host_header(value.decode("latin-1"))):
                     await drain_body(receive)
                     raise Forbidden(
                         f"The Host header names {host[:100]!r}. This server serves IP addresses, localhost and the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 from openai.types.chat import ChatCompletionTokenLogprob
@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from sse_starlette import ServerSentEvent
 
 from decoding.errors import EngineFailed
-from decoding.outputs import NO_TOKEN, CheckedClaim, Token, TokenLogprob, Usage
+from decoding.outputs import NO_TOKEN, CheckedClaim, ClaimAction, Token, TokenLogprob, Usage
 
 DONE = "[DONE]"
 MIN_LOGPROB = -9999.0  # OpenAI's; JSON has no -inf
@@ -30,7 +30,7 @@ class ClaimEntry(BaseModel):
     end: int | None = Field(description="Offset after its last character, likewise.")
     question: str = Field(description="The question that the server sent to the model.")
     probability: float = Field(description="P(yes) / (P(yes) + P(no)) of the question.")
-    action: Literal["kept", "replaced", "dropped"] | None = Field(
+    action: ClaimAction | None = Field(
         default=None, description="Action of the strategy verify on the phrase. Absent with other strategies."
     )
     choice: int | None = Field(default=None, description="Index of the choice. Absent if there is only one.")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from decoding.hf_engine.cpu.runtime import trim_heap
+from decoding.malloc import trim_heap
 from decoding.pipeline.composition import copy_numbers
 
 HEADROOM = 64  # free columns after a move, so steps between two moves. A move copies as much as a step reads

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, DynamicCache
 
 from decoding.hf_engine.cpu.packed_linear import pack_linears
-from decoding.hf_engine.cpu.runtime import choose_step_threads
+from decoding.hf_engine.cpu.step_threads import choose_step_threads
 from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache, KeyValues, KVState
 from decoding.hf_engine.model.network import get_base_model, load_network
 from decoding.hf_engine.model.token_tree import TokenTree, build_tree_mask
@@ -146,12 +146,18 @@ class Model:
         """Continue KV states by one or more tokens, in one pass.
 
         Args:
-            states: One for each row of the pass.
-            continuations: For each state the token ids of its continuations, at least one each.
+            states: One for each row of the pass, with keys and values of each layer, [kv heads, length, head_dim].
+            continuations: For each state the token ids of its continuations. Each state has at least one continuation,
+                and each continuation at least one token.
 
         Returns:
-            For each state the outputs of its continuations.
-        """
+            For each state the outputs of its continuations, in their order. The logits of an output, [vocab] float32,
+            are those after the last token of its continuation. Its keys and values are those of the state and of the
+            continuation, [kv heads, length + tokens of the continuation, head_dim].
+
+        Raises:
+            ValueError: The number of states differs from that of their lists of continuations.
+        """  # noqa: DOC502 - `zip` raises it
         past, trees = [state.length for state in states], [TokenTree.build(each) for each in continuations]
         cache = DynamicCache()
         for layer in range(self.num_layers):

@@ -35,14 +35,15 @@ class SharedGrammar:
             return self._start.deep_copy()
 
 
-# Each lives as long as one of its answers.
+# The references are weak, because an automaton may take 110 MB and nothing reports the end of a request here. vLLM
+# drops the grammar of an answer with the answer. The last answer frees the compiled grammar.
 _shared_grammars: WeakValueDictionary[str, SharedGrammar] = WeakValueDictionary()
 _lock = Lock()
 
 
 def build_grammar_spec(grammar: Grammar) -> str:
-    """Build the text that vLLM passes on to the engine core: the number of the request's grammar, and its schema."""
-    return f"{grammar.number} {grammar.text}"
+    """Build the text that vLLM passes on to the engine core: the id of the request's grammar, and its schema."""
+    return f"{grammar.grammar_id} {grammar.text}"
 
 
 def install() -> None:
@@ -50,7 +51,7 @@ def install() -> None:
     from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 
     GuidanceBackend.compile_grammar = compile_shared_grammar
-    logging.getLogger(GRAMMAR_LOGGER).addFilter(keep_first_line)
+    logging.getLogger(GRAMMAR_LOGGER).addFilter(truncate_grammar_errors)
 
 
 def compile_shared_grammar(backend: Any, request_type: Any, grammar_spec: str, *_: Any, **__: Any) -> Any:
@@ -73,13 +74,16 @@ def compile_shared_grammar(backend: Any, request_type: Any, grammar_spec: str, *
         ll_tokenizer=backend.ll_tokenizer,
         vocab_size=backend.vocab_size,
     )
-    grammar.shared = shared
+    grammar.shared = shared  # the only reference that keeps the compiled grammar alive
     grammar.check_error()
     return grammar
 
 
-def keep_first_line(record: logging.LogRecord) -> bool:
-    """Shorten the arguments of a record to their first line. The others repeat the grammar, up to 64 kB of a request.
+def truncate_grammar_errors(record: logging.LogRecord) -> bool:
+    """Shorten the arguments of a log record to their first line. The others repeat the grammar, up to 64 kB.
+
+    Args:
+        record: A record of `GRAMMAR_LOGGER`. It is changed in place.
 
     Returns:
         True: the record is logged in any case.

@@ -1,4 +1,4 @@
-"""Methods of vLLM's engine core that the server process calls: the report, and an abort that counts."""
+"""Methods of vLLM's engine core that the server process calls: the report, and an abort that counts tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from decoding.vllm_engine.core.gangs import GangCounters
 
 REPORT_METHOD = "onlyseen_report"
-ABORT_METHOD = "onlyseen_abort"
+ABORT_METHOD = "onlyseen_abort_and_count_tokens"
 
 
 def install() -> None:
@@ -15,22 +15,22 @@ def install() -> None:
     from vllm.v1.engine.core import EngineCore
 
     setattr(EngineCore, REPORT_METHOD, build_report)
-    setattr(EngineCore, ABORT_METHOD, abort_and_count)
+    setattr(EngineCore, ABORT_METHOD, abort_and_count_tokens)
 
 
-def abort_and_count(core: Any, request_ids: list[str]) -> int | None:
-    """Abort requests between two steps.
+def abort_and_count_tokens(core: Any, request_ids: list[str]) -> int | None:
+    """Abort a gang between two steps, and count the tokens that its main row has generated.
 
     Args:
         core: vLLM's EngineCore.
-        request_ids: Ids of the requests.
+        request_ids: Ids of the gang's engine requests. The last one is that of the main row.
 
     Returns:
-        Tokens that the last of them has generated; None if it has ended.
+        Generated tokens of the main row, those included that the server process has not received; None if it has ended.
     """
-    request = core.scheduler.requests.get(request_ids[-1])
+    main_request = core.scheduler.requests.get(request_ids[-1])
     core.abort_requests(request_ids)
-    return None if request is None else int(request.num_output_tokens)
+    return None if main_request is None else int(main_request.num_output_tokens)
 
 
 def build_report(core: Any) -> dict[str, Any]:

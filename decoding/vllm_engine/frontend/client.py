@@ -158,23 +158,24 @@ class VllmClient:
         if self.is_alive and collectors:
             self.run_in_background(self.llm.abort([each.request_id for each in collectors], internal=True))
 
-    async def abort_and_count(self, collectors: Sequence[OutputCollector], received: int) -> int:
-        """Abort a gang before the next step.
+    async def abort_and_count_tokens(self, collectors: Sequence[OutputCollector], received: int) -> int:
+        """Abort a gang before the next step, and count the tokens that its main row has generated.
 
         Args:
             collectors: Of its members. The last one is that of the main row.
-            received: Tokens of the main row that have been received.
+            received: Generated tokens of the main row that this process has received.
 
         Returns:
-            Steps that the gang has run, each with a token. `received`, if the engine core does not answer.
+            Generated tokens of the main row, which are as many as the gang's steps. `received` if the engine core does
+            not answer.
         """
         llm, request_ids = self.llm, [each.request_id for each in collectors]
         if not request_ids:
             return received
         try:
             async with asyncio.timeout(ABORT_TIMEOUT):
-                steps: int | None = await llm.engine_core.call_utility_async(ABORT_METHOD, request_ids)
-                return received + await collectors[-1].count_rest() if steps is None else steps
+                generated: int | None = await llm.engine_core.call_utility_async(ABORT_METHOD, request_ids)
+                return received + await collectors[-1].count_rest() if generated is None else generated
         except Exception as error:  # a count must not fail an answer
             log.warning("abort_not_counted", reason=repr(error))
             return received

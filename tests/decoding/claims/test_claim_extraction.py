@@ -85,7 +85,7 @@ def test_question_names_the_claim(text: str, question: str) -> None:
     assert build_question(find_claims(text)[-1]) == question
 
 
-def test_a_question_has_the_operator_s_wording() -> None:
+def test_build_question_fills_the_template() -> None:
     (claim,) = find_claims("There is a dog.")
     assert build_question(claim, "Can you see {claim} here?") == "Can you see a dog here?"
 

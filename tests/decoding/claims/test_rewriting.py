@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from decoding.claims.rewriting import is_well_formed, shorten_sentence
+from decoding.claims.rewriting import is_grammatical, shorten_sentence
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_sentence_ends_before_a_phrase(sentence: str, phrase: str, shorter: str 
 
 
 @pytest.mark.parametrize(
-    ("sentence", "new", "is_english"),
+    ("sentence", "new", "expected"),
     [
         ("There is also a small brown dog.", "a small", True),
         ("There is a sense of calm.", "a sense", False),
@@ -72,9 +72,9 @@ def test_sentence_ends_before_a_phrase(sentence: str, phrase: str, shorter: str 
         ("A cup lies nearby.", "A cup", True),
     ],
 )
-def test_replacement_is_a_noun_phrase(sentence: str, new: str, is_english: bool) -> None:
-    assert is_well_formed(sentence, sentence.index(new)) is is_english
+def test_replacement_is_a_noun_phrase(sentence: str, new: str, expected: bool) -> None:
+    assert is_grammatical(sentence, sentence.index(new)) is expected
 
 
-def test_sentence_without_new_text_is_not_well_formed() -> None:
-    assert not is_well_formed("There is also", len("There is also"))
+def test_sentence_without_new_text_is_not_grammatical() -> None:
+    assert not is_grammatical("There is also", len("There is also"))

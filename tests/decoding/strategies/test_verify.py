@@ -130,7 +130,7 @@ async def test_a_sentence_that_cannot_end_before_the_phrase_is_generated_from_it
     assert list_claims(answer)[-1] == ("bench", "kept")
 
 
-async def test_text_that_is_no_english_does_not_replace_a_phrase() -> None:
+async def test_ungrammatical_text_does_not_replace_a_phrase() -> None:
     def write(prefix: str, ruled_out: tuple[str, ...], seed: int | None) -> str:
         if prefix.endswith("park."):
             return ""
@@ -329,16 +329,16 @@ async def test_each_question_is_put_about_each_view() -> None:
     assert all(each.prompt.images[0].source is draft.prompt.images[0].source for each in checks)
 
 
-async def test_choices_share_the_copies() -> None:
+async def test_choices_share_the_views() -> None:
     engine = ScriptedEngine(write_always("There is a dog."), {})
     async with StrategyRunner([Verify()], engine) as runner:
         outcome = await runner.resolve(make_request("Describe."))
         streams = [runner.stream(outcome) for _ in range(2)]
         await asyncio.gather(*map(collect_answer, streams))
-    copies = {
+    views = {
         id(each.prompt.images[0]) for each in engine.history if isinstance(each, GenerateRequest) and each.scored_texts
     }
-    assert len(copies) == 2
+    assert len(views) == 2
 
 
 async def test_debias_subtracts_once_from_the_mean_of_the_views() -> None:

@@ -7,7 +7,7 @@ import socket
 import pytest
 from pydantic import ValidationError
 
-from server.host_names import is_ip_address, split_port
+from server.host_names import is_ip_address, parse_host_header
 from server.middleware.host import select_allowed_hosts
 from server.settings import Settings
 from tests.server.conftest import StartServer
@@ -97,6 +97,6 @@ def test_the_address_of_a_name_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_allowed_hosts(Settings(host="other")) == ["*"]
 
 
-def test_hosts_are_separated_from_ports() -> None:
-    assert [split_port(host) for host in ("a:1", "a", "[::1]:8", "[::1]", "")] == ["a", "a", "::1", "::1", ""]
+def test_parse_host_header_removes_port_and_brackets() -> None:
+    assert [parse_host_header(host) for host in ("a:1", "a", "[::1]:8", "[::1]", "")] == ["a", "a", "::1", "::1", ""]
     assert [is_ip_address(host) for host in ("1.2.3.4", "::1", "1.2.3", "a", "")] == [True, True, False, False, False]

@@ -20,7 +20,7 @@ def test_tokens_that_continuations_begin_with_run_once() -> None:
     assert tree.paths == [[0, 1, 2], [0, 1, 3, 4], [5], [0, 1, 2], [0]]
     for continuation, path in zip(CONTINUATIONS, tree.paths, strict=True):
         assert [tree.tokens[number] for number in path] == continuation
-        assert tree.sees[path[-1]].nonzero().flatten().tolist() == sorted(path)
+        assert tree.visibility[path[-1]].nonzero().flatten().tolist() == sorted(path)
 
 
 @pytest.mark.parametrize("window", [None, 3])

@@ -13,7 +13,7 @@ from PIL import Image
 from decoding.claims.claim_extraction import Claim, find_claims
 from decoding.claims.nouns import pluralize
 from decoding.claims.questions import build_question
-from decoding.claims.rewriting import is_well_formed, shorten_sentence
+from decoding.claims.rewriting import is_grammatical, shorten_sentence
 from decoding.claims.sentences import find_sentence_end
 from decoding.requests import ImageInput, Prompt, SamplingParams
 from decoding.strategies.verify import Verify
@@ -23,14 +23,14 @@ from tests.decoding.hf_engine.reference import Reference
 LENGTH = 60
 GREEDY = SamplingParams(max_tokens=LENGTH)
 SHIFTS = [(0.03, 0.03), (-0.03, -0.03)]  # right and down
-SURE = 5.0  # mean log-odds that need no further copy
+SURE = 5.0  # mean log-odds that need no further view
 SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two drafts
 
 ReportedClaim = tuple[str, str | None, float]  # phrase, action and probability
 
 
 class NaiveCheck:
-    """Probabilities of claims: each question about each copy is a prompt of its own."""
+    """Probabilities of claims: each question about each view is a prompt of its own."""
 
     def __init__(
         self, reference: Reference, inner: Sequence[Strategy], prompt: Prompt, views: int, debias: float = 0.0
@@ -58,9 +58,9 @@ class NaiveCheck:
         yes, no = (
             sum(float(p[ids].sum()) for ids in map(self.first_ids, words)) for words in (("Yes", "yes"), ("No", "no"))
         )
-        if not yes or not no:  # vcd has cut one of them off
-            return 10.0 if yes else -10.0
-        return math.log(yes / no)
+        if not yes or not no:  # vcd has cut one of them off, or both
+            return 10.0 * (bool(yes) - bool(no))
+        return min(10.0, max(-10.0, math.log(yes) - math.log(no)))
 
     def compute_logits(self, prompt: Prompt) -> torch.Tensor:
         if not self.inner or not prompt.images:
@@ -124,9 +124,9 @@ class NaiveVerify(NaiveCheck):
             sentence = text[start:end].strip()
             claims = [claim for claim in find_claims(text[:end]) if claim.start >= start]
             failed = [claim for claim in claims if self.fails(claim)]
-            is_english = changed is None or is_well_formed(text[start:end], changed - start)
+            is_sentence_grammatical = changed is None or is_grammatical(text[start:end], changed - start)
             again: list[Claim] = []
-            if changed is not None and is_english:
+            if changed is not None and is_sentence_grammatical:
                 named, is_first = set[str](), True
                 for claim in claims:
                     if claim.end > changed:
@@ -141,14 +141,14 @@ class NaiveVerify(NaiveCheck):
                 self.report(cut, "dropped")
                 return accepted
             phrases = [claim.phrase_start for claim in rejected]
-            place = min([*phrases, *([] if changed is None or is_english else [changed])], default=end)
+            place = min([*phrases, *([] if changed is None or is_sentence_grammatical else [changed])], default=end)
             space = len(text[start:]) - len(text[start:].lstrip())
             shorter = shorten_sentence(text[start + space : end], place - start - space)
             named = set() if shorter is None else {claim.noun for claim in find_claims(shorter)}
             if shorter is not None and not (named - nouns or (not named and shorter not in sentences)):
                 shorter = None
-            is_accepted = is_english and not rejected
-            goes_back = not is_accepted and is_english and tries > 0
+            is_accepted = is_sentence_grammatical and not rejected
+            goes_back = not is_accepted and is_sentence_grammatical and tries > 0
             is_stuck = not is_accepted and not goes_back and shorter is None and (not self.verify.tries or rewritten)
             if is_accepted or (is_stuck and not may_end):
                 self.report(cut, "dropped" if is_stuck and not sentence else "replaced")

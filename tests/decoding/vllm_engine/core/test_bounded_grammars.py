@@ -15,7 +15,7 @@ from decoding.vllm_engine.core.bounded_grammars import (
     GRAMMAR_LOGGER,
     build_grammar_spec,
     compile_shared_grammar,
-    keep_first_line,
+    truncate_grammar_errors,
 )
 
 
@@ -25,7 +25,7 @@ def test_an_error_of_a_grammar_does_not_log_the_grammar(monkeypatch: pytest.Monk
 
     assert backend_guidance.logger.name == GRAMMAR_LOGGER
     logger, records = logging.getLogger(GRAMMAR_LOGGER), list[logging.LogRecord]()
-    logger.addFilter(keep_first_line)
+    logger.addFilter(truncate_grammar_errors)
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", records.append)
     logger.addHandler(handler)
@@ -34,7 +34,7 @@ def test_an_error_of_a_grammar_does_not_log_the_grammar(monkeypatch: pytest.Monk
         logger.warning("LLMatcher error: %s", "y" * 60_000)
     finally:
         logger.removeHandler(handler)
-        logger.removeFilter(keep_first_line)
+        logger.removeFilter(truncate_grammar_errors)
     first, second = (record.getMessage() for record in records)
     assert first == "LLMatcher error: Parser Error: too many items"
     assert len(second) < 300

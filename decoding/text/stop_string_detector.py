@@ -1,9 +1,9 @@
-"""Find stop strings in the text of an answer, piece by piece."""
+"""Detect stop strings in the text of an answer, piece by piece."""
 
 from __future__ import annotations
 
 
-class StopMatcher:
+class StopStringDetector:
     """Holds back text that may begin a stop string, and cuts the text at the first stop string.
 
     A stop string that is complete within the first `min_tokens` tokens is treated as ordinary text.
@@ -38,7 +38,7 @@ class StopMatcher:
             self.is_stopped = True
             certain, self._held = self._held[: min(ends)], ""
             return certain
-        overlap = max((find_stop_prefix(self._held, string) for string in self._stop), default=0)
+        overlap = max((count_stop_overlap(self._held, string) for string in self._stop), default=0)
         certain, self._held = self._held[: len(self._held) - overlap], self._held[len(self._held) - overlap :]
         return certain
 
@@ -48,6 +48,6 @@ class StopMatcher:
         return text
 
 
-def find_stop_prefix(text: str, string: str) -> int:
-    """Return the length of the longest suffix of `text` that is a proper prefix of `string`."""
+def count_stop_overlap(text: str, string: str) -> int:
+    """Count the characters of the longest suffix of `text` that is a proper prefix of `string`."""
     return max((n for n in range(1, min(len(text), len(string) - 1) + 1) if string.startswith(text[-n:])), default=0)
