@@ -1,6 +1,7 @@
 """Base of the strategies that contrast branches among plausible tokens."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -16,6 +17,8 @@ class PlausibleContrast(Strategy):
     p are the probabilities of the main row. Where only one token passes the cut, its probability is 1, whatever the
     branches give. With `lazy`, the branches do not run at such a step. The output is the same.
     """
+
+    uncut: ClassVar[Mapping[str, Any]] = {"beta": 0.0}
 
     beta: Plausibility = 0.1
     lazy: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from decoding.claims.claim_extraction import find_claims
+from decoding.claims.claim_extraction import find_claims_after
 from decoding.claims.claim_probabilities import ClaimProbabilities
 from decoding.claims.options import DEFAULT_DEBIAS, DEFAULT_VIEWS, Debias, Language, Question, Views
 from decoding.claims.questions import DEFAULT_QUESTION
@@ -64,7 +64,7 @@ class ClaimCheck(Strategy):
 
     def _report(self, probabilities: ClaimProbabilities, text: str, start: int) -> Generator[DraftEffect, Any, None]:
         """Check and send the claims of a sentence, which begins at an offset of the text and ends with it."""
-        claims = [claim for claim in find_claims(text) if claim.start >= start]
+        claims = find_claims_after(text, start)
         yield from probabilities.compute(claims)
         if claims:
             yield SendTokens(

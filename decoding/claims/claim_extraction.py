@@ -40,6 +40,7 @@ MASS = load_words("mass_nouns")
 LIST_STARTS = frozenset("\n:;-•.)")  # before the first word of a list's member
 QUOTATION = re.compile(r"(?<=[\w,:] )(?:[\"“][^\"“”\n]{1,60}[\"”]|'[^'\n]{1,60}'(?=[\s.,;:!?]))")
 NEGATION_REACH = 12  # words
+CONTEXT = 1000  # characters before a sentence that are read with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,30 @@ def find_claims(text: str) -> list[Claim]:
         if not is_quoted and not is_negated(words, phrase[0].start) and not is_compared(words, phrase[0].start):
             claims.append(claim)
     return claims
+
+
+def find_claims_after(text: str, start: int) -> list[Claim]:
+    """Find the claims of the last sentence of a growing answer.
+
+    Sentences of the `CONTEXT` characters before it are read as well: they tell the language of a short sentence, and
+    where a quotation begins. Older ones are not, so that the time for an answer grows with its length only.
+
+    Args:
+        text: The answer so far. Offsets count from its beginning.
+        start: Where its last sentence begins.
+
+    Returns:
+        The claims in the order of the text.
+    """
+    begin = 0
+    if start > CONTEXT:
+        end = find_sentence_end(text, start - CONTEXT)
+        begin = start if end is None else min(end, start)
+    return [
+        replace(claim, start=claim.start + begin, end=claim.end + begin, phrase_start=claim.phrase_start + begin)
+        for claim in find_claims(text[begin:])
+        if claim.start + begin >= start
+    ]
 
 
 def iter_sentence_ends(text: str) -> Iterator[int]:

@@ -459,6 +459,17 @@ def check_neutral(strategy_class: type[Strategy]) -> Problems:
             yield f"`edit_attention_scores` changes scores with neutral parameters ({dtype})"
 
 
+def check_uncut(strategy_class: type[Strategy]) -> Problems:
+    """Require that `logits` rules no token out with the `uncut` parameters, if they are declared."""
+    if not strategy_class.uncut:
+        return
+    strategy = strategy_class().without_cut()
+    step = Samples(strategy).step(strategy, DTYPES[0])
+    after = check_layout(strategy, call(strategy, "logits", step), step.scores)
+    if (torch.isinf(after) & ~torch.isinf(step.scores)).any():
+        yield "`logits` rules tokens out with the `uncut` parameters"
+
+
 RULES: tuple[Rule, ...] = (
     check_class_attributes,
     check_parameters,
@@ -475,5 +486,6 @@ RULES: tuple[Rule, ...] = (
     check_early_exits,
     check_image_tokens,
     check_neutral,
+    check_uncut,
     check_device,
 )

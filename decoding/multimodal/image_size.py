@@ -46,7 +46,7 @@ class ImageSizeEstimator:
         if count is None:
             return None
         try:
-            counts = count(image_sizes=[(height, width) for width, height in sizes])["num_image_tokens"]
+            counts: list[int] = count(image_sizes=[(height, width) for width, height in sizes])["num_image_tokens"]
         except ValueError:  # an extreme aspect ratio, which is refused when the image is processed
             return 0
         return sum(counts)

@@ -39,6 +39,7 @@ class CODE(Strategy):
     name = "code"
     paper = "arXiv:2406.01920"
     neutral = {"alpha": 0, "beta": 0}
+    uncut = {"beta": 0.0}
 
     alpha: Annotated[
         float, Field(ge=0, le=100, description="Factor of the dynamic contrast; 1 is the paper's, 0 turns it off.")

@@ -37,6 +37,7 @@ class DoLa(Strategy):
     name = "dola"
     paper = "arXiv:2309.03883"
     neutral = {"alpha": 0, "beta": 0}
+    uncut = {"beta": 0.0}
 
     bucket: Annotated[Literal["low", "high"], Field(description="Half of the model that candidates come from.")] = "low"
     layers: Annotated[

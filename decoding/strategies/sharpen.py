@@ -21,6 +21,7 @@ class Sharpen(Strategy):
     name = "sharpen"
     paper = "none"
     neutral = {"scale": 1, "beta": 0}
+    uncut = {"beta": 0.0}
 
     scale: Annotated[float, Field(ge=0.01, le=100, description="Factor of the logits."), PER_ROW] = 3.0
     beta: Plausibility = 0.5

@@ -20,6 +20,7 @@ class Truncate(Strategy):
     name = "truncate"
     paper = "arXiv:2210.15097"
     neutral = {"beta": 0}
+    uncut = {"beta": 0.0}
 
     beta: Plausibility = 0.1
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from copy import copy
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from decoding.claims.claim_extraction import Claim, find_claims
+from decoding.claims.claim_extraction import Claim, find_claims, find_claims_after
 from decoding.claims.claim_probabilities import ClaimProbabilities
 from decoding.claims.nouns import pluralize
 from decoding.claims.options import DEFAULT_DEBIAS, DEFAULT_VIEWS, Debias, Language, Question, Views
@@ -19,6 +20,7 @@ from decoding.errors import BadRequest
 from decoding.outputs import NO_TOKEN, CheckedClaim, ClaimAction, FinishReason, Token
 from decoding.requests import GenerateRequest
 from decoding.strategy import TEXT_SIDE, Strategy
+from decoding.text.stop_string_detector import StopStringDetector
 
 
 class Verify(Strategy):
@@ -53,6 +55,8 @@ class Verify(Strategy):
 
     A model that has mistaken some pixels for an object mistakes the same pixels again. Shifted pixels fall into other
     patches. The two views, the threshold of 0.9 and the two tries were chosen on scenes of their own (docs/results.md).
+
+    A stop string ends the draft. So the answer ends there, and only what stands before it is checked.
 
     Answers without an image, without claims, or of one word are those of the inner strategies, token for token.
 
@@ -120,7 +124,9 @@ class Verification:
         nouns: Nouns of the claims that have been sent, in the singular.
         sentences: Sentences that have been sent, without white space at their ends.
         pending: Tokens that have been read and not sent. They begin with the pending sentence.
-        finish_reason: Finish reason of the draft, once it has been read to its end; else None.
+        finish_reason: Finish reason of the draft, once it has been read to its end; "stop" at a stop string; else None.
+        ends_at_stop: Whether a stop string ends the pending sentence. Its tokens are pending, too.
+        stop_detector: State after the sent text.
         ruled_out: Phrases that are ruled out for the rest of the answer.
         tries_left: How often the pending sentence may be generated again from a failed phrase.
         is_restarted: Whether the pending sentence was generated again from its beginning.
@@ -140,6 +146,8 @@ class Verification:
         self.sentences: set[str] = set()
         self.pending: list[Token] = []
         self.finish_reason: FinishReason | None = None
+        self.ends_at_stop = False
+        self.stop_detector = StopStringDetector(request.sampling.stop, request.sampling.min_tokens)
         self.ruled_out: dict[str, None] = {}
         self._begin_sentence()
 
@@ -189,18 +197,47 @@ class Verification:
         return len(self.prefix) >= self.sampling.min_tokens and not self.sampling.ignore_eos
 
     def _read_sentence(self) -> Generator[DraftEffect, Any, int]:
-        """Read until a sentence is complete. Return the offset of its end in the pending text."""
-        while self.finish_reason is None and find_sentence_end(self.pending_text) is None:
-            segment: Segment = yield ReadDraft(completes_sentence(self.pending_text))
+        """Read until a sentence is complete, or until a stop string. Return the offset in the pending text."""
+        stop = self._find_stop()
+        while self.finish_reason is None and stop is None and find_sentence_end(self.pending_text) is None:
+            segment: Segment = yield ReadDraft(self._completes_sentence())
             self.pending += segment.tokens
             self.finish_reason = segment.reason
+            stop = self._find_stop()
         end = find_sentence_end(self.pending_text)
+        self.ends_at_stop = stop is not None and (end is None or stop < end)
+        if stop is not None and self.ends_at_stop:
+            self.finish_reason = "stop"
+            return stop
         return len(self.pending_text) if end is None else end
+
+    def _completes_sentence(self) -> Callable[[str], bool]:
+        """Return a condition for `ReadDraft`: whether the next text completes the sentence or a stop string."""
+        pending = self.pending_text
+        before = self.text[-max(map(len, self.sampling.stop), default=0) :] if self.sampling.stop else ""
+        is_complete = completes_sentence(pending)
+
+        def ends(following: str) -> bool:
+            text = before + pending + following
+            return any(stop in text for stop in self.sampling.stop) or is_complete(following)
+
+        return ends
+
+    def _find_stop(self) -> int | None:
+        """Return the offset in the pending text of the first stop string, or None. A part of it may have been sent."""
+        if not self.sampling.stop:
+            return None
+        detector = copy(self.stop_detector)
+        released = -len(detector.held)
+        for token in self.pending:
+            released += len(detector.add(token.text, int(token.id != NO_TOKEN)))
+            if detector.is_stopped:
+                return max(0, released)
+        return None
 
     def _check(self, end: int) -> Generator[DraftEffect, Any, list[Claim]]:
         """Check the claims of the pending sentence, and return them."""
-        text = self.text + self.pending_text[:end]
-        claims = [claim for claim in find_claims(text) if claim.start >= len(self.text)]
+        claims = find_claims_after(self.text + self.pending_text[:end], len(self.text))
         yield from self.probabilities.compute(claims)
         return claims
 
@@ -295,7 +332,8 @@ class Verification:
         count = count_whole_tokens_before(self.pending, count_common_characters(self.pending_text, shorter))
         rest = shorter[len(join_text(self.pending[:count])) :]
         self.pending = [*self.pending[:count], Token(NO_TOKEN, rest)]
-        claims = [claim for claim in find_claims(self.text + shorter) if claim.start >= offset]
+        self.ends_at_stop = False
+        claims = find_claims_after(self.text + shorter, offset)
         yield from self._send(len(shorter), claims, start)
         yield from self._start()
 
@@ -312,7 +350,7 @@ class Verification:
         Yields:
             The sentence with its claims.
         """
-        count = count_tokens_covering(self.pending, end)
+        count = len(self.pending) if self.ends_at_stop else count_tokens_covering(self.pending, end)
         if self.finish_reason is not None and not join_text(self.pending[count:]).strip():
             count = len(self.pending)  # the tokens that end the answer
         sent, self.pending = self.pending[:count], self.pending[count:]
@@ -328,6 +366,8 @@ class Verification:
         self.prefix += [token.text if token.id == NO_TOKEN else token.id for token in sent]
         self.nouns |= {claim.noun for claim in claims}
         self.sentences.add(join_text(sent).strip())
+        for token in sent:
+            self.stop_detector.add(token.text, int(token.id != NO_TOKEN))
         self._begin_sentence()
         yield SendTokens(tuple(sent), report)
 

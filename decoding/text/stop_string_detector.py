@@ -10,6 +10,7 @@ class StopStringDetector:
 
     Attributes:
         is_stopped: Whether a stop string is complete. No more text is added then.
+        held: Text that may begin a stop string, and has not been returned.
     """
 
     def __init__(self, stop: tuple[str, ...], min_tokens: int = 0) -> None:
@@ -23,7 +24,7 @@ class StopStringDetector:
         self._stop = stop
         self._min_tokens = min_tokens
         self._num_tokens = 0
-        self._held = ""
+        self.held = ""
 
     def add(self, text: str, num_tokens: int = 1) -> str:
         """Add the text of one token, or of none, as text that a strategy writes.
@@ -32,19 +33,19 @@ class StopStringDetector:
             The text that is now certain; empty while a stop string is open.
         """
         self._num_tokens += num_tokens
-        self._held += text
-        ends = [at for string in self._stop if (at := self._held.find(string)) >= 0]
+        self.held += text
+        ends = [at for string in self._stop if (at := self.held.find(string)) >= 0]
         if ends and self._num_tokens > self._min_tokens:
             self.is_stopped = True
-            certain, self._held = self._held[: min(ends)], ""
+            certain, self.held = self.held[: min(ends)], ""
             return certain
-        overlap = max((count_stop_overlap(self._held, string) for string in self._stop), default=0)
-        certain, self._held = self._held[: len(self._held) - overlap], self._held[len(self._held) - overlap :]
+        overlap = max((count_stop_overlap(self.held, string) for string in self._stop), default=0)
+        certain, self.held = self.held[: len(self.held) - overlap], self.held[len(self.held) - overlap :]
         return certain
 
     def flush(self) -> str:
         """Return the text that was held back, at the end of the answer."""
-        text, self._held = self._held, ""
+        text, self.held = self.held, ""
         return text
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from decoding.claims.claim_extraction import find_claims
+from decoding.claims import claim_extraction
+from decoding.claims.claim_extraction import find_claims, find_claims_after
+from decoding.claims.noun_phrases import split_words
 from decoding.claims.nouns import find_noun, pluralize, singularize, with_article
 from decoding.claims.questions import build_question
 from decoding.claims.sentences import find_sentence_end
@@ -192,3 +195,26 @@ def test_unknown_words_are_no_nouns() -> None:
 def test_sentence_end_is_found(text: str, sentence: str | None) -> None:
     end = find_sentence_end(text)
     assert (None if end is None else text[:end]) == sentence
+
+
+def test_claims_of_the_last_sentence_are_those_of_the_whole_answer() -> None:
+    text = " ".join(["There is a dog.", "Two cats sit.", "No bird.", "Hier steht ein Hund."] * 30)
+    start, found = 0, 0
+    while (end := find_sentence_end(text, start)) is not None:
+        claims = find_claims_after(text[:end], start)
+        assert claims == [claim for claim in find_claims(text[:end]) if claim.start >= start]
+        start, found = end, found + len(claims)
+    assert found == 60
+
+
+def test_the_time_for_a_sentence_does_not_grow_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def record(text: str) -> Any:
+        read.append(len(text))
+        return split_words(text)
+
+    monkeypatch.setattr(claim_extraction, "split_words", record)
+    answer = "There is a dog. " * 1000
+    assert [claim.start for claim in find_claims_after(answer + "There is a cat.", len(answer))] == [len(answer) + 11]
+    assert max(read) < 1100

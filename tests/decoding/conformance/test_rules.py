@@ -12,6 +12,7 @@ from torch import Tensor
 
 from decoding.conformance.rules import RULES, get_rule_name, run_rules
 from decoding.drafts import DraftProgram, ReadDraft, Segment, SendTokens, StartDraft
+from decoding.logits_ops import mask_logits, plausibility_mask
 from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest
 from decoding.strategy import (
     PER_ROW,
@@ -372,6 +373,16 @@ class Resurrects(ProbingStrategy):
         return kept
 
 
+class StillCut(Base):
+    """Declares parameters as those without a cut which are not."""
+
+    uncut = {"alpha": 0}
+    alpha: Annotated[float, Field(ge=0, le=1, description="Weight.")] = 0.5
+
+    def logits(self, step: Step) -> Tensor:
+        return mask_logits(step.scores, plausibility_mask(step.raw, 0.5))
+
+
 class NotNeutral(Base):
     """Declares parameters as neutral which are not."""
 
@@ -475,6 +486,7 @@ def test_correct_strategy_passes_every_rule(strategy_class: type[Strategy]) -> N
         (SelectsByMask, "device", "`logits` raised DynamicOutputShapeException"),
         (MixesDevices, "device", "`edit_attention_scores` raised"),
         (StateOnHost, "device", "`update_state` returned 'heads' on the host"),
+        (StillCut, "uncut", "`logits` rules tokens out with the `uncut` parameters"),
         (NotNeutral, "neutral", "`logits` changes scores with neutral parameters"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,

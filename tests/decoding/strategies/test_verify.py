@@ -215,6 +215,39 @@ async def test_a_sentence_that_is_cut_short_ends_at_a_stop_string(stop: str, tex
     assert (answer.text, answer.finish.reason) == (text, "stop")
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "expected", "passes"),
+    [
+        ("A dog sits, a cat sits there.", ",", "A dog sits", 4),
+        ("There is a dog, a bench, a cat.", ",", "There is a dog", 5),
+        ("Yes, there is a cat.", ",", "Yes", 2),
+        ("There is a dog. There is a cat.", ". There", "There is a dog", 7),
+        ("There is a dog.\nThere is a cat.", "\n", "There is a dog.", 6),
+    ],
+)
+@pytest.mark.parametrize("tries", [0, 2])
+async def test_what_follows_a_stop_string_is_neither_checked_nor_awaited(
+    text: str, stop: str, expected: str, passes: int, tries: int
+) -> None:
+    engine = ScriptedEngine(write_always(text), {"cat": 0.1, "bench": 0.1})
+    request = make_request("Describe.").replace(sampling=SamplingParams(stop=(stop,)))
+    answer, _ = await verify(engine, request, tries=tries)
+    assert (answer.text, answer.finish.reason) == (expected, "stop")
+    assert len(engine.drafts) == 1
+    assert {name for name, _ in list_claims(answer)} <= {"dog"}
+    assert answer.finish.usage.completion_tokens <= passes
+
+
+async def test_a_claim_that_fails_before_a_stop_string_is_replaced() -> None:
+    def write(prefix: str, ruled_out: tuple[str, ...], seed: int | None) -> str:
+        return f"There is a {'dog' if ruled_out else 'cat'}, and a bench."[len(prefix) :]
+
+    request = make_request("Describe.").replace(sampling=SamplingParams(stop=(",",)))
+    answer, _ = await verify(ScriptedEngine(write, {"cat": 0.1, "bench": 0.1}), request)
+    assert answer.text == "There is a dog"
+    assert list_claims(answer) == [("cat", "replaced"), ("dog", "kept")]
+
+
 @pytest.mark.parametrize("sampling", [SamplingParams(min_tokens=40), SamplingParams(ignore_eos=True)])
 async def test_a_repeated_sentence_does_not_end_an_answer_that_must_go_on(sampling: SamplingParams) -> None:
     def write(prefix: str, ruled_out: tuple[str, ...], seed: int | None) -> str:

@@ -58,14 +58,15 @@ class NaiveCheck:
         yes, no = (
             sum(float(p[ids].sum()) for ids in map(self.first_ids, words)) for words in (("Yes", "yes"), ("No", "no"))
         )
-        if not yes or not no:  # vcd has cut one of them off, or both
+        if not yes or not no:
             return 10.0 * (bool(yes) - bool(no))
         return min(10.0, max(-10.0, math.log(yes) - math.log(no)))
 
     def compute_logits(self, prompt: Prompt) -> torch.Tensor:
         if not self.inner or not prompt.images:
             return self.reference.logits(self.reference.encode(prompt), [], {})
-        decoded = self.reference.decode(self.inner, prompt, 1)
+        inner = [each.model_copy(update={"beta": 0.0} if hasattr(each, "beta") else {}) for each in self.inner]
+        decoded = self.reference.decode(inner, prompt, 1)
         return decoded.scores[0]
 
     def first_ids(self, word: str) -> list[int]:
