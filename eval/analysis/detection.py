@@ -1,4 +1,4 @@
-"""How well the check, grounding and log-probability separate hallucinated mentions of a caption from real ones.
+"""How well the check, grounding, log-probability and position tell hallucinated mentions of a caption from real ones.
 
 CHAIR's labels are the truth: a mention is hallucinated if its object is not in the image. Images are resampled, because
 mentions of one image are not independent.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from eval.analysis.score_table import ScoreTable
 from eval.benchmarks.chair.tokenizer import locate_tokens
@@ -22,7 +23,10 @@ from eval.core.statistics import Bootstrap, percentile_intervals
 CHECK = "check"
 GROUNDING = "grounding"
 LOGPROB = "log-probability"
+POSITION = "position"
 COMBINED = "grounding and log-probability"
+COMBINED_WITH_POSITION = "grounding, log-probability and position"
+COMBINATIONS = {COMBINED: (GROUNDING, LOGPROB), COMBINED_WITH_POSITION: (GROUNDING, LOGPROB, POSITION)}
 BINS = 10  # of the calibration
 
 
@@ -80,13 +84,14 @@ def label_mentions(image: int, answer: StoredAnswer, detail: Mapping[str, object
     assert isinstance(rows, list)
     spans = locate_tokens(answer.text, tokens)
     labelled, missed = [], 0
-    for first, last, _, is_real in rows:
+    for position, (first, last, _, is_real) in enumerate(rows):
         begin, end = spans[first], spans[last]
         claim = None if begin is None or end is None else _find_claim(answer.claims, begin[0], end[1])
         if claim is None or claim.start is None:
             missed += 1
             continue
-        labelled.append(LabelledMention(image, not is_real, _read_signals(answer, claim, claim.start)))
+        signals = {**_read_signals(answer, claim, claim.start), POSITION: float(position)}
+        labelled.append(LabelledMention(image, not is_real, signals))
     return labelled, missed
 
 
@@ -126,7 +131,8 @@ def summarize_mentions(
     if not mentions or len({mention.is_hallucinated for mention in mentions}) < 2:
         return None
     mentions = add_combination(mentions)
-    names = [name for name in (CHECK, GROUNDING, LOGPROB, COMBINED) if all(name in each.signals for each in mentions)]
+    signal_names = (CHECK, GROUNDING, LOGPROB, POSITION, COMBINED, COMBINED_WITH_POSITION)
+    names = [name for name in signal_names if all(name in each.signals for each in mentions)]
     areas = {name: auroc(mentions, name, draws) for name in names}
     signals: dict[str, SignalResult] = {}
     for name in names:
@@ -153,14 +159,15 @@ def _estimate(value: float, samples: Floats) -> Estimate:
 
 
 def add_combination(mentions: Sequence[LabelledMention]) -> list[LabelledMention]:
-    """Add the mean rank of grounding and log-probability as a signal, where all mentions have both."""
-    if not all({GROUNDING, LOGPROB} <= mention.signals.keys() for mention in mentions):
-        return list(mentions)
-    ranks = [np.argsort(np.argsort([mention.signals[name] for mention in mentions])) for name in (GROUNDING, LOGPROB)]
-    return [
-        replace(each, signals={**each.signals, COMBINED: float(rank)})
-        for each, rank in zip(mentions, np.mean(ranks, 0), strict=True)
-    ]
+    """Add mean ranks of grounding, log-probability and position as signals, where all mentions have these."""
+    for name, parts in COMBINATIONS.items():
+        if all(set(parts) <= mention.signals.keys() for mention in mentions):
+            ranks = np.mean([rankdata([mention.signals[part] for mention in mentions]) for part in parts], 0)
+            mentions = [
+                replace(each, signals={**each.signals, name: float(rank)})
+                for each, rank in zip(mentions, ranks, strict=True)
+            ]
+    return list(mentions)
 
 
 def auroc(mentions: Sequence[LabelledMention], signal: str, draws: Bootstrap) -> tuple[float, Floats]:

@@ -26,7 +26,7 @@ EXPLANATION = (
 
 DETECTION_EXPLANATION = (
     "A mention is hallucinated by CHAIR's labels. AUROC is the probability that a hallucinated mention is ranked above "
-    "a real one. Intervals are resampled by image. The mean rank of grounding and log-probability is their combination."
+    "a real one. Intervals are resampled by image. A combination of signals is the mean of their ranks."
 )
 
 

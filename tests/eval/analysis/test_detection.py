@@ -127,7 +127,14 @@ def test_run_reports_detection_for_each_strategy(data: Path, tmp_path: Path) -> 
     rows = read_results(tmp_path / "run")["detection"]
     assert [row["strategy"] for row in rows] == ["plain", "vhr"]
     for row in rows:
-        assert set(row["signals"]) == {"check", "grounding", "log-probability", "grounding and log-probability"}
+        assert set(row["signals"]) == {
+            "check",
+            "grounding",
+            "log-probability",
+            "position",
+            "grounding and log-probability",
+            "grounding, log-probability and position",
+        }
         assert row["signals"]["check"]["auroc"]["low"] is not None
         assert row["mentions"] > 0
     assert read_stored_answers(tmp_path / "run")[0]["receipt"]["claims"][0]["question"] == "?"

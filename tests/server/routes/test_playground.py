@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from decoding.strategies.verify import Verify
 from server.routes.playground import PAGE
 from server.settings import EMBEDDED_DIR
 from tests.server.conftest import StartServer
@@ -29,6 +30,20 @@ def test_figures_are_those_of_the_study() -> None:
     page = PAGE.read_text()
     auroc = study["signals"]["signals"]["check"]["auroc"]
     assert f'CHECK_AUROC = "{auroc["value"]:.3f} [{auroc["low"]:.3f}, {auroc["high"]:.3f}]"' in page
+    assert f"THRESHOLD = {Verify().threshold};" in page
+    confirmed = study["signals"]["calibration"][-1]
+    assert confirmed["low"] == Verify().threshold
+    counts = {"hallucinated": 0.0, "real": 0.0}
+    for bin_ in study["signals"]["calibration"]:
+        counts["hallucinated"] += bin_["mentions"] * (1 - bin_["real"])
+        counts["real"] += bin_["mentions"] * bin_["real"]
+    shares = {
+        "hallucinated": round(100 * confirmed["mentions"] * (1 - confirmed["real"]) / counts["hallucinated"]),
+        "real": round(100 * confirmed["mentions"] * confirmed["real"] / counts["real"]),
+    }
+    found = re.search(r"CONFIRMED = (\{.*?\});", page)
+    assert found is not None
+    assert json.loads(found[1]) == shares
     found = re.search(r"VERIFY_IMAGES = (.*);", page)
     assert found is not None
     assert json.loads(found[1]) == {"scenes": study["scenes"], **study["greedy"]["verify"]["images"]}
