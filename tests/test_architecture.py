@@ -41,6 +41,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "decoding.drafts",
         "decoding.errors",
         "decoding.claims",
+        "decoding.text.stop_string_detector",
         "decoding.logits_ops",
         "decoding.image_ops",
         "decoding.strategies",

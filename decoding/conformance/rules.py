@@ -466,7 +466,8 @@ def check_uncut(strategy_class: type[Strategy]) -> Problems:
     strategy = strategy_class().without_cut()
     step = Samples(strategy).step(strategy, DTYPES[0])
     after = check_layout(strategy, call(strategy, "logits", step), step.scores)
-    if (torch.isinf(after) & ~torch.isinf(step.scores)).any():
+    inputs = torch.stack([step.scores, *step.branches.values()])
+    if (torch.isinf(after) & ~torch.isinf(inputs).any(0)).any():  # inner strategies may have ruled tokens out
         yield "`logits` rules tokens out with the `uncut` parameters"
 
 

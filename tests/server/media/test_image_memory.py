@@ -72,7 +72,9 @@ async def test_the_views_of_a_check_are_reserved(
     monkeypatch.setattr(ImageLease, "reserve", record)
     response = await server.chat(messages=image_messages(LARGE), decoding=decoding)
     assert response.status_code == 200
-    assert reserved == [(1 + views) * 1_000_000]
+    decoded, processed = reserved
+    assert decoded == (1 + views) * 1_000_000
+    assert processed == (2 + views if views else 1) * 3_000_000  # rows of the answer and of a question, and the views
 
 
 async def test_refused_image_gives_its_memory_back() -> None:
