@@ -23,6 +23,7 @@ VERBS = AUXILIARIES | load_words("verbs")
 ARTICLES = frozenset({"a", "an"})
 CLOSING_MARKS = frozenset(".,;:!?)]”")
 PLURAL_DETERMINERS = load_words("plural_determiners")
+MASS_NOUNS = load_words("mass_nouns")
 # Words that a sentence does not end with. Prepositions as "behind" and "nearby" may be at the end.
 OPEN_ENDS = frozenset({"a", "an", "and", "at", "but", "for", "from", "in", "into", "of", "or", "the", "to", "with"})
 
@@ -149,10 +150,12 @@ def is_well_placed(words: list[Word], at: int) -> bool:
         head = find_head(words, at)
         if head is None or is_plural_noun(words, head):
             return False
-        return with_article(words[at + 1].text).startswith(f"{word.lower} ")
+        follower = words[at + 1].text
+        is_spelled = sum(letter.isupper() for letter in follower) > 1  # as in "an SUV"
+        return is_spelled or with_article(follower).startswith(f"{word.lower} ")
     verb = find_existential_verb(words, at)
     if verb == "is":
-        return word.lower not in PLURAL_DETERMINERS and not is_plural_noun(words, at)
+        return word.lower not in PLURAL_DETERMINERS and not is_only_plural(words, at)
     found = find_noun_at(words, at) if verb == "are" else None
     return found is None or found.is_plural or is_plural_noun(words, at)
 
@@ -169,6 +172,15 @@ def is_plural_noun(words: list[Word], at: int) -> bool:
     """Whether the last noun of a compound that begins at a word is a plural."""
     match = find_last_noun(words, at)
     return match is not None and match.is_plural
+
+
+def is_only_plural(words: list[Word], at: int) -> bool:
+    """Whether the last noun of a compound that begins at a word is a plural, unlike `fish` and mass nouns."""
+    match = find_last_noun(words, at)
+    if match is None or not match.is_plural:
+        return False
+    text = " ".join(word.lower for word in words[match.start : match.end])
+    return text not in MASS_NOUNS and text != match.noun.text
 
 
 def names_thing(words: list[Word], at: int | None) -> bool:
