@@ -226,16 +226,20 @@ class BaseEngine(ABC):
         encoder = self.encoder
         return await self._encode(lambda: encoder.encode(prompt).ids.tolist())
 
-    def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
+    async def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Estimate the bytes that the processed images of one row take until it ends.
 
         Args:
             sizes: Width and height of each image.
 
         Returns:
-            The bytes in all processes.
+            The bytes in all processes; 0 for more tokens than the context, which are refused before they are processed.
         """
-        return self.pixel_copies * self.encoder.image_sizes.estimate_bytes(sizes)
+        encoder = self.encoder  # its tokenizer is not thread-safe, and some processors use it to count
+        tokens, pixel_bytes = await self._encode(
+            lambda: (encoder.image_sizes.count_tokens(sizes), encoder.image_sizes.estimate_bytes(sizes))
+        )
+        return 0 if (tokens or 0) >= encoder.max_model_len else self.pixel_copies * pixel_bytes
 
     async def compute_relevance_map(self, request: RelevanceRequest) -> RelevanceMap:
         """Compute which regions of an image matter to a text.

@@ -87,7 +87,7 @@ class Engine(Protocol):
         """Return the token ids of a prompt, with those of its images."""
         ...
 
-    def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
+    async def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Estimate the bytes that the processed images of one row take until it ends.
 
         Args:

@@ -46,7 +46,6 @@ class Strategy(TensorHooks):
 
     paper: ClassVar[str]
     neutral: ClassVar[Mapping[str, Any] | None] = None  # parameters with which decoding equals the plain model's
-    uncut: ClassVar[Mapping[str, Any]] = {}  # parameters with which it rules no token out
     sends_claims: ClassVar[bool] = False  # its `stream` checks the answer, so that `decoding.check` need not
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
@@ -56,14 +55,6 @@ class Strategy(TensorHooks):
     def count_views(self) -> int:
         """Count the views of each image that are kept until the answer ends. The server bounds their memory."""
         return 0
-
-    def without_cut(self) -> Strategy:
-        """Return this strategy with `uncut`, for the probabilities of claims.
-
-        A cut rules out the less likely of Yes and No, although it decides nothing between them: any probability beyond
-        the cut would become 0 or 1.
-        """
-        return self.model_copy(update=dict(self.uncut)) if self.uncut else self
 
     def run(self, request: GenerateRequest) -> Program:
         """Yield requests and receive their replies.

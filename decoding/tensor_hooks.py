@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -90,6 +90,15 @@ class TensorHooks(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: ClassVar[str]
+    uncut: ClassVar[Mapping[str, Any]] = {}  # parameters with which `logits` rules no token out
+
+    def without_cut(self) -> Self:
+        """Return this strategy with `uncut`, for the probabilities of claims.
+
+        A cut rules out the less likely of Yes and No, although it decides nothing between them: any probability beyond
+        the cut would become 0 or 1.
+        """
+        return self.model_copy(update=dict(self.uncut)) if self.uncut else self
 
     def update_state(self, state: Tensors, activations: Activations) -> Tensors:
         """Fold activations into the state, which is empty at first.

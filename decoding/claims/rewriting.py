@@ -15,13 +15,15 @@ from decoding.claims.noun_phrases import (
     is_determiner,
     split_words,
 )
-from decoding.claims.nouns import Noun, find_noun
+from decoding.claims.nouns import Noun, find_noun, with_article
 from decoding.claims.words import load_words
 
 CONNECTIVES = load_words("connectives") | {","}
 VERBS = AUXILIARIES | load_words("verbs")
 ARTICLES = frozenset({"a", "an"})
 CLOSING_MARKS = frozenset(".,;:!?)]”")
+PLURAL_DETERMINERS = load_words("plural_determiners")
+MASS_NOUNS = load_words("mass_nouns")
 # Words that a sentence does not end with. Prepositions as "behind" and "nearby" may be at the end.
 OPEN_ENDS = frozenset({"a", "an", "and", "at", "but", "for", "from", "in", "into", "of", "or", "the", "to", "with"})
 
@@ -111,8 +113,8 @@ def is_grammatical(sentence: str, changed_from: int) -> bool:
 
     - The name of a thing replaces one. The name of a place is not checked.
     - A sentence does not begin with a small letter or a closing mark, and no function word inside it has a capital.
-    - A noun in the singular follows each `a` and `an`, and no second article.
-    - "There are" needs a plural or several things.
+    - A noun in the singular follows each `a` and `an`, and no second article. The next word decides between the two.
+    - "There are" needs a plural or several things, and "There is" no plural.
     - A sentence does not end with an article or a word as `and`.
 
     Args:
@@ -146,16 +148,39 @@ def is_well_placed(words: list[Word], at: int) -> bool:
         return False
     if word.lower in ARTICLES:
         head = find_head(words, at)
-        return head is not None and not is_plural_noun(words, head)
-    is_there_are = before is not None and before.lower == "are" and at > 1 and words[at - 2].lower == "there"
-    found = find_noun_at(words, at) if is_there_are else None
+        if head is None or is_plural_noun(words, head):
+            return False
+        follower = words[at + 1].text
+        is_spelled = sum(letter.isupper() for letter in follower) > 1  # as in "an SUV"
+        return is_spelled or with_article(follower).startswith(f"{word.lower} ")
+    verb = find_existential_verb(words, at)
+    if verb == "is":
+        return word.lower not in PLURAL_DETERMINERS and not is_only_plural(words, at)
+    found = find_noun_at(words, at) if verb == "are" else None
     return found is None or found.is_plural or is_plural_noun(words, at)
+
+
+def find_existential_verb(words: list[Word], at: int) -> str | None:
+    """Return `is` or `are` if a word follows "there is (also)" or "there are (also)", else None."""
+    verb = at - 2 if at > 1 and words[at - 1].lower == "also" else at - 1
+    if verb < 1 or words[verb - 1].lower != "there" or words[verb].lower not in ("is", "are"):
+        return None
+    return words[verb].lower
 
 
 def is_plural_noun(words: list[Word], at: int) -> bool:
     """Whether the last noun of a compound that begins at a word is a plural."""
     match = find_last_noun(words, at)
     return match is not None and match.is_plural
+
+
+def is_only_plural(words: list[Word], at: int) -> bool:
+    """Whether the last noun of a compound that begins at a word is a plural, unlike `fish` and mass nouns."""
+    match = find_last_noun(words, at)
+    if match is None or not match.is_plural:
+        return False
+    text = " ".join(word.lower for word in words[match.start : match.end])
+    return text not in MASS_NOUNS and text != match.noun.text
 
 
 def names_thing(words: list[Word], at: int | None) -> bool:

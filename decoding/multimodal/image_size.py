@@ -29,7 +29,7 @@ class ImageSizeEstimator:
         blank = Image.new("RGB", (PROBE_SIDE, PROBE_SIDE))
         pixel_bytes: int = processor.image_processor([blank], return_tensors="pt")["pixel_values"].nbytes
         tokens = self.count_tokens([blank.size])
-        self._bytes_per_token = None if tokens is None else pixel_bytes / tokens
+        self._bytes_per_token = pixel_bytes / tokens if tokens else None
         self._bytes_per_image = pixel_bytes
 
     def count_tokens(self, sizes: Sequence[Size]) -> int | None:

@@ -148,8 +148,8 @@ class StrategyRunner:
     async def _answer_questions(self, requests: list[GenerateRequest], inner: tuple[Strategy, ...]) -> list[Answer]:
         """Answer requests about a draft.
 
-        A request for scored texts that another choice of `n` has made runs once, through the inner strategies without
-        their cuts. One without an image goes to the model itself: the inner strategies may need an image.
+        A request for scored texts that another choice of `n` has made runs once. One without an image goes to the model
+        itself: the inner strategies may need an image.
 
         Returns:
             The answers.
@@ -157,10 +157,7 @@ class StrategyRunner:
         own = tuple(map(id, inner))
         known = [self._find_answer(request, own) for request in requests]
         new = [request for request, answer in zip(requests, known, strict=True) if answer is None]
-        uncut = tuple(strategy.without_cut() for strategy in inner)
-        answers = await self._gather(
-            self._answer(each, () if not each.prompt.images else uncut if each.scored_texts else inner) for each in new
-        )
+        answers = await self._gather(self._answer_question(each, inner if each.prompt.images else ()) for each in new)
         for request, answer in zip(new, answers, strict=True):
             if request.scored_texts:
                 self._scored_answers.setdefault((request.prompt, request.scored_texts, own), []).append(
@@ -184,8 +181,17 @@ class StrategyRunner:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _answer(self, request: GenerateRequest, inner: tuple[Strategy, ...]) -> Answer:
+    async def _answer_question(self, request: GenerateRequest, inner: tuple[Strategy, ...]) -> Answer:
+        """Answer a request about a draft. The scores of texts are read before the cuts of the inner strategies."""
         outcome = await self._resolve(inner, request)
+        if request.scored_texts and isinstance(outcome, GenerateRequest):
+            outcome = outcome.replace(stack=tuple(strategy.without_cut() for strategy in outcome.stack))
+        return await self._collect(outcome)
+
+    async def _answer(self, request: GenerateRequest, inner: tuple[Strategy, ...]) -> Answer:
+        return await self._collect(await self._resolve(inner, request))
+
+    async def _collect(self, outcome: Outcome) -> Answer:
         if isinstance(outcome, Answer):
             return outcome
         answer = await collect_answer(self.stream(outcome))

@@ -41,7 +41,6 @@ class AGLA(PlausibleContrast):
     name = "agla"
     paper = "arXiv:2406.12718"
     neutral = {"alpha": 0, "beta": 0}
-    uncut = {"beta": 0.0}
 
     alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the masked image; 0 turns it off."), PER_ROW] = (
         2.0

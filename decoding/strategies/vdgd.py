@@ -43,7 +43,6 @@ class VDGD(Strategy):
     name = "vdgd"
     paper = "arXiv:2405.15683"
     neutral = {"truncation": "plausibility", "beta": 1}
-    uncut = {"truncation": "plausibility", "beta": 0.0}
 
     reduction: Annotated[
         Literal["min", "mean", "sum"],

@@ -56,7 +56,7 @@ class Verify(Strategy):
     A model that has mistaken some pixels for an object mistakes the same pixels again. Shifted pixels fall into other
     patches. The two views, the threshold of 0.9 and the two tries were chosen on scenes of their own (docs/results.md).
 
-    A stop string ends the draft. So the answer ends there, and only what stands before it is checked.
+    A sentence also ends at a stop string. What stands before it is checked, and the answer ends if that is sent.
 
     Answers without an image, without claims, or of one word are those of the inner strategies, token for token.
 
@@ -127,6 +127,7 @@ class Verification:
         finish_reason: Finish reason of the draft, once it has been read to its end; "stop" at a stop string; else None.
         ends_at_stop: Whether a stop string ends the pending sentence. Its tokens are pending, too.
         stop_detector: State after the sent text.
+        pending_detector: State after the pending tokens that it has read.
         ruled_out: Phrases that are ruled out for the rest of the answer.
         tries_left: How often the pending sentence may be generated again from a failed phrase.
         is_restarted: Whether the pending sentence was generated again from its beginning.
@@ -148,6 +149,7 @@ class Verification:
         self.finish_reason: FinishReason | None = None
         self.ends_at_stop = False
         self.stop_detector = StopStringDetector(request.sampling.stop, request.sampling.min_tokens)
+        self._restart_detector()
         self.ruled_out: dict[str, None] = {}
         self._begin_sentence()
 
@@ -213,27 +215,26 @@ class Verification:
 
     def _completes_sentence(self) -> Callable[[str], bool]:
         """Return a condition for `ReadDraft`: whether the next text completes the sentence or a stop string."""
-        pending = self.pending_text
-        before = self.text[-max(map(len, self.sampling.stop), default=0) :] if self.sampling.stop else ""
-        is_complete = completes_sentence(pending)
+        open_stop, is_complete = self.pending_detector.held, completes_sentence(self.pending_text)
 
         def ends(following: str) -> bool:
-            text = before + pending + following
-            return any(stop in text for stop in self.sampling.stop) or is_complete(following)
+            return any(stop in open_stop + following for stop in self.sampling.stop) or is_complete(following)
 
         return ends
 
+    def _restart_detector(self) -> None:
+        """Let the detector read the pending tokens from the first one on."""
+        self.pending_detector = copy(self.stop_detector)
+        self.tokens_read = 0
+        self.released = -len(self.stop_detector.held)
+
     def _find_stop(self) -> int | None:
         """Return the offset in the pending text of the first stop string, or None. A part of it may have been sent."""
-        if not self.sampling.stop:
-            return None
-        detector = copy(self.stop_detector)
-        released = -len(detector.held)
-        for token in self.pending:
-            released += len(detector.add(token.text, int(token.id != NO_TOKEN)))
-            if detector.is_stopped:
-                return max(0, released)
-        return None
+        while self.tokens_read < len(self.pending) and not self.pending_detector.is_stopped:
+            token = self.pending[self.tokens_read]
+            self.released += len(self.pending_detector.add(token.text, int(token.id != NO_TOKEN)))
+            self.tokens_read += 1
+        return max(0, self.released) if self.pending_detector.is_stopped else None
 
     def _check(self, end: int) -> Generator[DraftEffect, Any, list[Claim]]:
         """Check the claims of the pending sentence, and return them."""
@@ -270,6 +271,7 @@ class Verification:
         self._rule_out(rejected)
         self.rejected_claims |= dict.fromkeys(rejected)
         self.pending = self.pending[: count_whole_tokens_before(self.pending, start - len(self.text))]
+        self._restart_detector()
         kept = self.pending_text
         self.regenerated_from = len(self.text) + len(kept)
         self.is_restarted |= not kept.strip()
@@ -368,6 +370,7 @@ class Verification:
         self.sentences.add(join_text(sent).strip())
         for token in sent:
             self.stop_detector.add(token.text, int(token.id != NO_TOKEN))
+        self._restart_detector()
         self._begin_sentence()
         yield SendTokens(tuple(sent), report)
 

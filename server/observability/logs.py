@@ -61,7 +61,7 @@ def describe_parameters(strategy: BaseModel) -> dict[str, Any]:
     """Return the parameters of a strategy for the log. A free text of the client is replaced by its length."""
     fields = type(strategy).model_fields
     return {
-        name: value if get_origin(fields[name].annotation) is Literal else hide_texts(value)
+        name: value if name in fields and get_origin(fields[name].annotation) is Literal else hide_texts(value)
         for name, value in strategy.model_dump(mode="json").items()
     }
 

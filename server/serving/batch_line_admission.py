@@ -12,8 +12,9 @@ from server.service import Service
 class BatchLineAdmission:
     """The rows that a line of a batch holds until `release`.
 
-    A line waits for rows of batches, then for the memory for its grammar, then for that for its images, then for rows
-    of its key. Requests of clients wait for the last three in this order too. So no two requests wait for each other,
+    A line waits for rows of batches, then for the memory for its grammar, then for that for its decoded images, then
+    for that for its images as the model reads them, then for rows of its key. Requests of clients wait for the last
+    four in this order too. So no two requests wait for each other,
     and only lines with rows of batches hold what clients wait for. Lines of a key keep their rows of batches while
     requests of the same key fill its share. Lines of other keys can wait for these. To take rows of the key first would
     make clients wait for them, which is worse.

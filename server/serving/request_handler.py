@@ -238,10 +238,11 @@ async def prepare_generation(
     prompts = await build_prompts(request, service.image_loader, settings.max_images, lease, num_views)
     sizes = [image.size for prompt in prompts for image in prompt.images]
     if sizes:
-        rows = num_views + await estimate_rows(request, service, strategies, admission.rows_at_once)
+        rows = await estimate_rows(request, service, strategies, admission.rows_at_once)
+        images_at_once = num_views + min(rows, settings.resolved_max_rows)
         pixel_lease = service.pixel_memory.lease(request.cache_salt)
         resources.callback(pixel_lease.release)
-        await pixel_lease.reserve(rows * engine.estimate_pixel_bytes(sizes))
+        await pixel_lease.reserve(images_at_once * await engine.estimate_pixel_bytes(sizes))
     images = len(sizes)
     if decoding.grounding and not images:
         raise BadRequest("Grounding needs an image: add an image_url part.", param="decoding.grounding")

@@ -102,7 +102,7 @@ class RecordingEngine:
     async def get_counters(self) -> dict[str, int]:
         return {}
 
-    def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
+    async def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
         return sum(12 * width * height for width, height in sizes)
 
     def free_state(self, state: StateHandle) -> None:

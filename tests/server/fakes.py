@@ -138,7 +138,7 @@ class FakeEngine:
     async def get_counters(self) -> dict[str, int]:
         return self.counter_values
 
-    def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
+    async def estimate_pixel_bytes(self, sizes: Sequence[tuple[int, int]]) -> int:
         return sum(12 * width * height for width, height in sizes)
 
     def free_state(self, state: StateHandle) -> None:

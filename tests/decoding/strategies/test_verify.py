@@ -15,6 +15,7 @@ from decoding.prompt import Shift
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from decoding.sampling_params import Grammar
 from decoding.strategies.verify import Verify, list_spellings
+from decoding.text.stop_string_detector import StopStringDetector
 from tests.decoding.fakes import make_request
 from tests.decoding.scripted_engine import ScriptedEngine
 
@@ -236,6 +237,19 @@ async def test_what_follows_a_stop_string_is_neither_checked_nor_awaited(
     assert len(engine.drafts) == 1
     assert {name for name, _ in list_claims(answer)} <= {"dog"}
     assert answer.finish.usage.completion_tokens <= passes
+
+
+@pytest.mark.parametrize("min_tokens", [0, 3, 8, 30])
+async def test_a_stop_string_within_min_tokens_is_ordinary_text(min_tokens: int) -> None:
+    text = "There is a dog, a bench, a kite. There is a cat, too."
+    request = make_request("Describe.").replace(sampling=SamplingParams(stop=(",",), min_tokens=min_tokens))
+    engine = ScriptedEngine(write_always(text), {})
+    answer, _ = await verify(engine, request)
+    detector, expected = StopStringDetector((",",), min_tokens), ""
+    for id_ in engine.ids(text):
+        if not detector.is_stopped:
+            expected += detector.add(engine.words[id_])
+    assert answer.text == expected + detector.flush()
 
 
 async def test_a_claim_that_fails_before_a_stop_string_is_replaced() -> None:

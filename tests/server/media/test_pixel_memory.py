@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from PIL import Image
 
+from decoding.errors import EngineFailed
 from server.service import create_pixel_memory
 from server.settings import Settings
 from tests.server.conftest import StartServer, data_url, image_messages
@@ -23,11 +24,25 @@ async def test_requests_wait_for_the_memory_of_their_rows(start_server: StartSer
         assert server.engine.most_running == most_at_once
 
 
-@pytest.mark.parametrize("body", [{}, {"stream": True}, {"decoding": {"strategy": "no-such"}}, {"max_tokens": -1}])
-async def test_requests_hand_the_memory_back(start_server: StartServer, body: dict[str, object]) -> None:
-    server = await start_server(pixel_memory_mb=1)
+@pytest.mark.parametrize("body", [{}, {"stream": True}, {"decoding": {"check": True}}])
+@pytest.mark.parametrize("failure", [None, EngineFailed("out of memory")])
+async def test_requests_hand_the_memory_back(
+    start_server: StartServer, body: dict[str, object], failure: EngineFailed | None
+) -> None:
+    server = await start_server(FakeEngine(failure=failure, fails_after=2), pixel_memory_mb=1)
     await server.chat(messages=MESSAGES, **body)
     assert server.app.state.service.pixel_memory.lease(None).fits(1_000_000)
+
+
+async def test_a_client_that_disconnects_while_it_waits_hands_the_memory_back(start_server: StartServer) -> None:
+    server = await start_server(pixel_memory_mb=1)
+    memory = server.app.state.service.pixel_memory
+    with memory.lease("another") as lease:
+        await lease.reserve(1_000_000)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(server.chat(messages=MESSAGES), 0.5)
+        assert not server.engine.requests
+    assert memory.lease(None).fits(1_000_000)
 
 
 async def test_requests_without_images_do_not_wait(start_server: StartServer) -> None:
