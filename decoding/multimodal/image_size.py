@@ -25,12 +25,14 @@ class ImageSizeEstimator:
         Args:
             processor: Processor of transformers.
         """
-        self._processor = processor
         blank = Image.new("RGB", (PROBE_SIDE, PROBE_SIDE))
         pixel_bytes: int = processor.image_processor([blank], return_tensors="pt")["pixel_values"].nbytes
-        tokens = self.count_tokens([blank.size])
-        self._bytes_per_token = pixel_bytes / tokens if tokens else None
         self._bytes_per_image = pixel_bytes
+        self._count = getattr(processor, "_get_num_multimodal_tokens", None)
+        tokens = self.count_tokens([blank.size])
+        if tokens is not None and not is_right(processor, blank, tokens):
+            self._count = None
+        self._bytes_per_token = pixel_bytes / tokens if tokens else None
 
     def count_tokens(self, sizes: Sequence[Size]) -> int | None:
         """Count the tokens of images.
@@ -40,13 +42,14 @@ class ImageSizeEstimator:
 
         Returns:
             The number, 0 for a size that the processor rejects, or None where the processor of transformers has no such
-            function. Those have images of one size.
+            function, or one that is wrong. These have images of one size.
         """
-        count = getattr(self._processor, "_get_num_multimodal_tokens", None)
-        if count is None:
+        if self._count is None:
             return None
         try:
-            counts: list[int] = count(image_sizes=[(height, width) for width, height in sizes])["num_image_tokens"]
+            counts: list[int] = self._count(image_sizes=[(height, width) for width, height in sizes])[
+                "num_image_tokens"
+            ]
         except ValueError:  # an extreme aspect ratio, which is refused when the image is processed
             return 0
         return sum(counts)
@@ -57,3 +60,14 @@ class ImageSizeEstimator:
         if tokens is None or self._bytes_per_token is None:
             return self._bytes_per_image * len(sizes)
         return round(tokens * self._bytes_per_token)
+
+
+def is_right(processor: Any, image: Image.Image, tokens: int) -> bool:
+    """Return whether the prompt of an image has so many tokens.
+
+    The function of LLaVA's processor reads the size of a crop that the image processor may not make. Some processors
+    count the tokens around an image, too.
+    """
+    ids = processor(text=[processor.image_token], images=[[image]], return_tensors="pt")["input_ids"][0]
+    image_id = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    return int((ids == image_id).sum()) <= tokens <= len(ids)

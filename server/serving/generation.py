@@ -219,13 +219,13 @@ class Generation:
             await self._runner.close()
         finally:
             self._resources.close()
-            self._metrics.finish()
             if self.is_finished:
                 receipt = self.receipt
                 self._metrics.record_receipt(receipt, self.usage.prompt_tokens)
                 parameters = {strategy.name: describe_parameters(strategy) for strategy in self._runner.stack}
                 shown = receipt.model_dump(exclude={"parameters", "pictures", "claims"})
                 log.info("receipt", parameters=parameters, **shown)
+            self._metrics.finish()
 
     @property
     def is_finished(self) -> bool:

@@ -50,7 +50,7 @@ def test_mention_gets_the_signals_of_its_claim_and_first_token() -> None:
     tokens = (token("A", -1.0), token(" kite", -2.0), end)
     answer = Answer("A kite and a dog.", tokens, FinishInfo("stop", Usage()))
     labelled, missed = label_mentions(7, answer, score("A kite and a dog.", "dog"))
-    expected = {"check": 0.75, "grounding": 4.0, "log-probability": 2.0}
+    expected = {"check": 0.75, "grounding": 4.0, "log-probability": 2.0, "position": 0.0}
     assert labelled == [LabelledMention(7, True, expected)]
     assert missed == 1  # the dog has no claim
 
