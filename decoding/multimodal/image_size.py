@@ -47,12 +47,10 @@ class ImageSizeEstimator:
         if self._count is None:
             return None
         try:
-            counts: list[int] = self._count(image_sizes=[(height, width) for width, height in sizes])[
-                "num_image_tokens"
-            ]
+            data = self._count(image_sizes=[(height, width) for width, height in sizes])
         except ValueError:  # an extreme aspect ratio, which is refused when the image is processed
             return 0
-        return sum(counts)
+        return int(sum(data["num_image_tokens"]))
 
     def estimate_bytes(self, sizes: Sequence[Size]) -> int:
         """Estimate the bytes of the processed pixels of images."""
@@ -68,6 +66,9 @@ def is_right(processor: Any, image: Image.Image, tokens: int) -> bool:
     The function of LLaVA's processor reads the size of a crop that the image processor may not make. Some processors
     count the tokens around an image, too.
     """
-    ids = processor(text=[processor.image_token], images=[[image]], return_tensors="pt")["input_ids"][0]
+    try:
+        ids = processor(text=[processor.image_token], images=[[image]], return_tensors="pt")["input_ids"][0]
+    except ValueError:  # the processor takes another text for an image
+        return False
     image_id = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
     return int((ids == image_id).sum()) <= tokens <= len(ids)
