@@ -86,6 +86,11 @@ def test_image_that_exceeds_the_context_is_refused_before_it_is_processed(
     assert error.value.code == "context_length_exceeded"
 
 
+def test_count_that_differs_from_the_prompt_is_not_used(tiny: Path) -> None:
+    """Transformers counts by the crop, which the image processor of this checkpoint does not make."""
+    assert build_encoder(tiny).image_sizes.count_tokens([(40, 40)]) is None
+
+
 def test_size_that_the_processor_rejects_has_no_tokens(checkpoint: Checkpoint) -> None:
     assert build_encoder(checkpoint("qwen2_vl")).image_sizes.count_tokens([(1, 500)]) == 0
 
