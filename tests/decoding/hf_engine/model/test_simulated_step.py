@@ -37,7 +37,7 @@ def simulated_model(tiny: Path) -> Model:
     """Load the tiny model, with weights of the simulated device."""
 
     settings = HFSettings(str(tiny), device="cpu")
-    network = load_network(settings)
+    network, encoder = load_network(settings), Model(settings).encoder  # the encoder processes an image at its start
     with pytest.MonkeyPatch.context() as patched, simulate_device():
         for module in network.modules():
             for name, parameter in module._parameters.items():
@@ -45,6 +45,7 @@ def simulated_model(tiny: Path) -> Model:
                     module._parameters[name] = nn.Parameter(copy_to_device(parameter), requires_grad=False)
             module._buffers.update(copy_all_to_device(module._buffers))
         patched.setattr(model_module, "load_network", lambda _: network)
+        patched.setattr(model_module, "PromptEncoder", lambda *_: encoder)
         patched.setattr(model_module, "pack_linears", lambda *_: None)  # of a CPU only
         return Model(settings)
 
