@@ -30,7 +30,7 @@ class ImageSizeEstimator:
         self._bytes_per_image = pixel_bytes
         self._count = getattr(processor, "_get_num_multimodal_tokens", None)
         tokens = self.count_tokens([blank.size])
-        if tokens is not None and not is_right(processor, blank, tokens):
+        if tokens is not None and not matches_prompt(processor, blank, tokens):
             self._count = None
         self._bytes_per_token = pixel_bytes / tokens if tokens else None
 
@@ -42,7 +42,7 @@ class ImageSizeEstimator:
 
         Returns:
             The number, 0 for a size that the processor rejects, or None where the processor of transformers has no such
-            function, or one that is wrong. These have images of one size.
+            function, or one that is wrong.
         """
         if self._count is None:
             return None
@@ -53,14 +53,17 @@ class ImageSizeEstimator:
         return int(sum(data["num_image_tokens"]))
 
     def estimate_bytes(self, sizes: Sequence[Size]) -> int:
-        """Estimate the bytes of the processed pixels of images."""
+        """Estimate the bytes of the processed pixels of images.
+
+        Without a count of tokens, each image is taken to be as large as the one that was processed at the start.
+        """
         tokens = self.count_tokens(sizes)
         if tokens is None or self._bytes_per_token is None:
             return self._bytes_per_image * len(sizes)
         return round(tokens * self._bytes_per_token)
 
 
-def is_right(processor: Any, image: Image.Image, tokens: int) -> bool:
+def matches_prompt(processor: Any, image: Image.Image, tokens: int) -> bool:
     """Return whether the prompt of an image has so many tokens.
 
     The function of LLaVA's processor reads the size of a crop that the image processor may not make. Some processors

@@ -128,6 +128,8 @@ class Verification:
         ends_at_stop: Whether a stop string ends the pending sentence. Its tokens are pending, too.
         stop_detector: State after the sent text.
         pending_detector: State after the pending tokens that it has read.
+        tokens_read: Number of these tokens.
+        released: Characters of the pending text that it has returned, less those of sent text that were held back.
         ruled_out: Phrases that are ruled out for the rest of the answer.
         tries_left: How often the pending sentence may be generated again from a failed phrase.
         is_restarted: Whether the pending sentence was generated again from its beginning.
