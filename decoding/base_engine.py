@@ -236,10 +236,8 @@ class BaseEngine(ABC):
             The bytes in all processes; 0 for more tokens than the context, which are refused before they are processed.
         """
         encoder = self.encoder  # its tokenizer is not thread-safe, and some processors use it to count
-        tokens, pixel_bytes = await self._encode(
-            lambda: (encoder.image_sizes.count_tokens(sizes), encoder.image_sizes.estimate_bytes(sizes))
-        )
-        return 0 if (tokens or 0) >= encoder.max_model_len else self.pixel_copies * pixel_bytes
+        estimate = encoder.image_sizes.estimate_bytes
+        return self.pixel_copies * await self._encode(lambda: estimate(sizes, encoder.max_model_len))
 
     async def compute_relevance_map(self, request: RelevanceRequest) -> RelevanceMap:
         """Compute which regions of an image matter to a text.

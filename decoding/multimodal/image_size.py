@@ -52,12 +52,20 @@ class ImageSizeEstimator:
             return 0
         return int(sum(data["num_image_tokens"]))
 
-    def estimate_bytes(self, sizes: Sequence[Size]) -> int:
+    def estimate_bytes(self, sizes: Sequence[Size], max_tokens: int) -> int:
         """Estimate the bytes of the processed pixels of images.
 
-        Without a count of tokens, each image is taken to be as large as the one that was processed at the start.
+        Args:
+            sizes: Their sizes.
+            max_tokens: Number of tokens from which images are refused before they are processed.
+
+        Returns:
+            The bytes, 0 for images that are refused. Without a count of tokens, each image is taken to be as large as
+            the one that was processed at the start.
         """
         tokens = self.count_tokens(sizes)
+        if tokens is not None and tokens >= max_tokens:
+            return 0
         if tokens is None or self._bytes_per_token is None:
             return self._bytes_per_image * len(sizes)
         return round(tokens * self._bytes_per_token)

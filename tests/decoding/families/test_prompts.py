@@ -64,7 +64,7 @@ def test_tokens_and_bytes_of_an_image_follow_from_its_size(
     encoded = encoder.encode(Prompt.from_text("What is it?", draw_image(*size, seed=1)))
     pixel_bytes = encoded.extras["pixel_values"].nbytes
     # Tiles of LLaVA-NeXT have padding, whose tokens are left out. Others have tokens between the tiles.
-    assert pixel_bytes / 3 <= encoder.image_sizes.estimate_bytes([size]) <= 1.5 * pixel_bytes
+    assert pixel_bytes / 3 <= encoder.image_sizes.estimate_bytes([size], encoder.max_model_len) <= 1.5 * pixel_bytes
     image_token = encoder.tokenizer.convert_tokens_to_ids(str(encoder.processor.image_token))
     tokens = encoder.image_sizes.count_tokens([size])
     if name == "instructblip":
@@ -79,6 +79,7 @@ def test_image_that_exceeds_the_context_is_refused_before_it_is_processed(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = build_encoder(checkpoint("qwen2_vl"))
+    assert encoder.image_sizes.estimate_bytes([(700, 700)], 25) == 0
     monkeypatch.setattr(encoder, "max_model_len", 25)
     monkeypatch.setattr(encoder, "_process", None)
     with pytest.raises(BadRequest, match="25 tokens with its images; the model's context is 25") as error:
