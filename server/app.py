@@ -79,7 +79,7 @@ def create_app(
         middleware=[
             *tracing.create_tracing_middleware(settings),
             Middleware(RequestIdMiddleware),
-            Middleware(PacingMiddleware, unpaced_paths=HEALTH_PATHS),
+            Middleware(PacingMiddleware, quick_paths=HEALTH_PATHS),
             Middleware(SecurityHeadersMiddleware),
             Middleware(ErrorMiddleware),
             Middleware(HeadAsGetMiddleware),

@@ -15,6 +15,8 @@ from bench.hostile.bodies import CHAT, post
 HEADER_TIMEOUT = BODY_TIMEOUT = 10  # seconds; the attacked server has these settings
 HOLD_TIMEOUT = 6 * BODY_TIMEOUT  # seconds, after which the attack gives up
 HEAD = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\n%s"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HEALTH_AND_CLOSE = HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 NORMAL = {"model": "onlyseen-tiny", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
 NORMAL_OF_64_TOKENS = NORMAL | {"max_tokens": 64, "ignore_eos": True}
 ATTACKER_KEY, VICTIM_KEY = "attacker", "victim"
@@ -57,6 +59,7 @@ def build_attacks(key: str | None) -> dict[str, ConnectionAttack]:
         "chunks of one byte": ConnectionAttack(
             4, head + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 500_000
         ),
+        "20 requests for /health each": ConnectionAttack(300, HEALTH * 19 + HEALTH_AND_CLOSE),
         "idle uploads of 512 MB": ConnectionAttack(8, upload + b"Content-Length: 512000000\r\n\r\n"),
     }
     if key:

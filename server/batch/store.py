@@ -51,6 +51,7 @@ SELECT document FROM (
 HAS_PURPOSE = "(?4 IS NULL OR json_extract(document, '$.purpose') = ?4)"
 UNFINISHED_STATUSES = ("validating", "in_progress", "cancelling")
 READING_STATUSES = ("validating", "in_progress")  # statuses in which a batch reads its input file
+LOCK_TIMEOUT = 1.0  # seconds; statements wait for each other in one thread, and no other server uses the folder
 MAX_FILES = 10_000  # of one owner; the results of its batches may add to them
 MAX_BATCHES = 1000  # of one owner; a new batch replaces the oldest that has ended
 
@@ -79,7 +80,9 @@ class BatchStore:
         """
         await run_sync(self.folder.open)
         # Every statement is a transaction: one that a cancelled request leaves open would lock out everyone else.
-        self._connection = await aiosqlite.connect(self.folder.path / "batches.sqlite3", isolation_level=None)
+        self._connection = await aiosqlite.connect(
+            self.folder.path / "batches.sqlite3", timeout=LOCK_TIMEOUT, isolation_level=None
+        )
         try:
             await self._connection.executescript(JOURNAL + SCHEMA)
             with suppress(sqlite3.Error):  # a full disk may have no room for the indexes of an older database

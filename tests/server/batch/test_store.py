@@ -22,6 +22,15 @@ def make_batch(number: int) -> Batch:
     )
 
 
+async def test_statement_waits_a_second_for_a_foreign_lock(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path, 1 << 20)
+    await store.open()
+    try:
+        assert [tuple(row) for row in await store.connection.execute_fetchall("PRAGMA busy_timeout")] == [(1000,)]
+    finally:
+        await store.close()
+
+
 async def test_cancelled_write_leaves_the_database_unlocked(tmp_path: Path) -> None:
     store = BatchStore(tmp_path, 1000)
     await store.open()
