@@ -64,6 +64,11 @@ def describe_machine() -> dict[str, object]:
 
 
 def describe_commit() -> str:
-    """Return the commit of the working tree, with `-dirty` if it has changes."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    """Return the commit of the working tree, with `-dirty` if it has changes other than results and documents."""
+
+    def run_git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = run_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!docs")
+    return run_git("describe", "--always") + ("-dirty" if changed else "")

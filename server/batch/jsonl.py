@@ -21,6 +21,9 @@ from server.schemas.json_bounds import check_json_bounds
 
 MAX_LINES = 50_000
 MAX_ERRORS = 100  # reported for one file
+# Read from a file at once. Each read releases the interpreter for an instant. An event loop that waits for it misses that,
+# and begins its wait anew.
+READ_BYTES = 1 << 20
 ID_BYTES = 16_384  # at the beginning of a refused line, in which its custom_id is looked for
 
 
@@ -56,7 +59,7 @@ def iter_lines(path: Path, max_bytes: int) -> Iterator[bytes]:
     Yields:
         The lines.
     """
-    with path.open("rb") as file:
+    with path.open("rb", READ_BYTES) as file:
         while line := file.readline(max_bytes + 1):
             part = line
             while len(part) > max_bytes and not part.endswith(b"\n"):
@@ -207,7 +210,7 @@ def recover_finished_ids(path: Path, known_ids: Set[str] = frozenset()) -> set[s
     ids, end, position = set[str](), 0, 0
     damaged: list[tuple[int, int]] = []  # start and end of each line to remove before a good one
     pending: list[tuple[int, int]] = []
-    with path.open("rb+") as file:
+    with path.open("rb+", READ_BYTES) as file:
         for text in file:
             start, position = position, position + len(text)
             custom_id = parse_finished_id(text)

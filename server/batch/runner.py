@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 import structlog
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 from openai.types import Batch, BatchError
@@ -37,6 +38,7 @@ from server.serving.request_handler import BodyParser
 
 log = structlog.get_logger("onlyseen.server")
 
+VALIDATION_THREADS = 2  # each takes the interpreter from the event loop for 5 ms at a time
 MAX_UNSTORED_BYTES = 64_000_000  # of results in memory that the storage does not take, over all batches
 
 
@@ -64,6 +66,7 @@ class BatchRunner:
         self._task: asyncio.Task[None] | None = None
         self._owner_tasks: dict[str, asyncio.Task[None]] = {}
         self._owners_to_repeat: set[str] = set()  # with changed batches since their task has listed them
+        self._validation_limiter = CapacityLimiter(VALIDATION_THREADS)
         self._line_queue = create_line_queue(service)
         self._unstored_bytes = create_unstored_queue(service)
 
@@ -166,7 +169,13 @@ class BatchRunner:
                 await self._fail_batch(owner, batch, [problem])
                 return
             if batch.status == "validating":
-                count, batch_errors = await run_sync(validate_file, input_path, batch.endpoint, self._max_line_bytes)
+                count, batch_errors = await run_sync(
+                    validate_file,
+                    input_path,
+                    batch.endpoint,
+                    self._max_line_bytes,
+                    limiter=self._validation_limiter,
+                )
                 if batch_errors:
                     await self._fail_batch(owner, batch, batch_errors)
                     return

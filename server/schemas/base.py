@@ -88,7 +88,9 @@ def parse_json(body: bytes | bytearray, data_urls: Sequence[tuple[int, int]] = (
         BadRequest: The body is not JSON, not UTF-8, too deeply nested, or not an object. An integer has more than 64
             bits.
     """
-    name = uuid4().hex  # no string of the client's begins with it
+    # No string of the client's begins with it. The system's random numbers cost more than time: the thread releases the
+    # interpreter and takes it back at once. An event loop that waits for it would starve while lines are parsed.
+    name = uuid4().hex if data_urls else ""
     try:
         texts = {f"{name}{start}": decode_string(body, start, end) for start, end in data_urls}
         data = from_json(replace_spans(body, data_urls, name) if data_urls else body)
