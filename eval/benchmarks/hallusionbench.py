@@ -25,6 +25,8 @@ class HallusionAnswer:
         figure: Category, subcategory, set and id of the figure.
         question: Category, subcategory, set and id of the question.
         original: Whether the figure is figure 0: the original image, or none.
+        edited: Whether the question is about an edited image (`visual_input` 2). Other questions are about an
+            unedited image (1), or are asked without one (0). A visual supplement has unedited images beyond figure 0.
         correct: Whether the answer is correct.
         unclear: Whether the answer is neither yes nor no.
     """
@@ -33,6 +35,7 @@ class HallusionAnswer:
     figure: tuple[str, ...]
     question: tuple[str, ...]
     original: bool
+    edited: bool
     correct: bool
     unclear: bool
 
@@ -65,11 +68,22 @@ def _parse_record(record: JsonRecord) -> HallusionAnswer:
         raise record.build_error(f"is {category!r}, not VD or VS", "category")
     if truth not in ("0", "1"):
         raise record.build_error(f"is {truth!r}, not 0 or 1", "gt_answer")
+    visual_input = str(record.get_identifier("visual_input"))
+    if visual_input not in ("0", "1", "2"):
+        raise record.build_error(f"is {visual_input!r}, not 0, 1 or 2", "visual_input")
     group = (category, record.get_string("subcategory"), str(record.get_identifier("set_id")))
     figure, question = str(record.get_identifier("figure_id")), str(record.get_identifier("question_id"))
     parsed = PARSERS["vlmevalkit"].parse(record.get_string("model_prediction"), "")
     correct = parsed == ("yes" if truth == "1" else "no") or (parsed is None and category == "VS" and figure == "0")
-    return HallusionAnswer(category, (*group, figure), (*group, question), figure == "0", correct, parsed is None)
+    return HallusionAnswer(
+        category=category,
+        figure=(*group, figure),
+        question=(*group, question),
+        original=figure == "0",
+        edited=visual_input == "2",
+        correct=correct,
+        unclear=parsed is None,
+    )
 
 
 def compute_scores(answers: Iterable[HallusionAnswer]) -> dict[str, object]:
@@ -80,8 +94,8 @@ def compute_scores(answers: Iterable[HallusionAnswer]) -> dict[str, object]:
 
     Returns:
         `aAcc`: accuracy over questions. `fAcc`: share of figures with every question correct. `qAcc`: share of
-        questions that are correct on all of their figures. `easy` and `hard`: qAcc on original and on other figures.
-        All between 0 and 1, None for an empty group.
+        questions that are correct on all of their figures. `easy` and `hard`: qAcc on figures that are not edited and
+        on edited ones. All between 0 and 1, None for an empty group.
     """
     answers = list(answers)
     return {
@@ -90,8 +104,8 @@ def compute_scores(answers: Iterable[HallusionAnswer]) -> dict[str, object]:
             (answer.figure, answer) for answer in answers if answer.category == "VD" or not answer.original
         ),
         "qAcc": _group_accuracy((answer.question, answer) for answer in answers),
-        "easy": _group_accuracy((answer.question, answer) for answer in answers if answer.original),
-        "hard": _group_accuracy((answer.question, answer) for answer in answers if not answer.original),
+        "easy": _group_accuracy((answer.question, answer) for answer in answers if not answer.edited),
+        "hard": _group_accuracy((answer.question, answer) for answer in answers if answer.edited),
         "n": len(answers),
         "unparsed": sum(answer.unclear for answer in answers),
     }
