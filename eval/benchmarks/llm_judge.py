@@ -1,7 +1,8 @@
 """Scores from a judge model behind an OpenAI-compatible URL: MMHal-Bench and VaLLu.
 
 These numbers depend on the judge, its version and its prompt, so every output marks them as judged. The prompts are
-our own. The parsing is that of the authors, whose prompts can be given as a file.
+our own. The scale and the parsing are those of the authors, whose prompts can be given as a file. The official prompt
+of MMHal-Bench also has five rated examples, which ours has not.
 """
 
 from __future__ import annotations
@@ -31,10 +32,16 @@ Question: {question}
 A correct answer: {gt_answer}
 The model's answer: {model_answer}
 
-Say whether the answer claims anything that the objects, the question and the correct answer do not support. Then give
-one rating: 6 very informative and free of such claims, 5 somewhat informative and free of them, 4 not informative but
-free of them, 3 empty or evasive but free of them, 2 very informative with such claims, 1 somewhat informative with
-them, 0 not informative with them. End with a line of exactly this form, with the number: Rating: <number>
+Say whether the answer claims anything that the objects, the question and the correct answer do not support. Such a
+claim is a hallucination. Then give one rating:
+6: very informative with good analysis or reasoning, no hallucination
+5: very informative, no hallucination
+4: somewhat informative, no hallucination
+3: not informative, no hallucination
+2: very informative, with hallucination
+1: somewhat informative, with hallucination
+0: not informative, with hallucination
+End with a line of exactly this form, with the number: Rating: <number>
 """
 VALLU = """\
 You judge the answer that a vision-language model gave to a question about a picture you cannot see.

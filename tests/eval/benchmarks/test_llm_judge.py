@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -62,6 +63,38 @@ def test_mmhal_averages_the_ratings(results: Path) -> None:
     assert found["judged"] is True
     assert (found["rating"], found["hallucination_rate"], found["unparsed"]) == (31 / 9, 3 / 9, 2)
     assert found["rating_by_type"] == [5.5, 3, 2, 0, 0, 5, 5, 5]
+
+
+def test_mmhal_ratings_are_read_as_in_the_official_script(tmp_path: Path) -> None:
+    """Markup between the word and the number hides a rating, and 10 is read as 1."""
+    verdicts = {
+        "Fine.\nRating: 6, very informative": 6,
+        "**Rating:** 5": 0,
+        "Rating: 3": 3,
+        "I would give Rating: 4 or Rating: 5": 0,
+        "rating: 0": 0,
+        "Rating: 10": 1,
+        "Score 5": 0,
+        "Rating: 2": 2,
+    }
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps([ROW] * len(verdicts)))
+    remaining = iter(verdicts)
+    found = score_mmhal(file, lambda prompt: next(remaining))
+    assert found["rating_by_type"] == list(verdicts.values())
+    assert (found["rating"], found["hallucination_rate"], found["unparsed"]) == (1.5, 0.75, 3)
+
+
+def test_mmhal_asks_for_the_official_scale(results: Path) -> None:
+    """Means under another scale are not comparable. Ratings below 3 are those with a hallucination."""
+    prompts: list[str] = []
+    score_mmhal(results, lambda prompt: prompts.append(prompt) or "Rating: 1")  # type: ignore[func-returns-value]
+    levels = dict(re.findall(r"^([0-6]): (.+)$", prompts[0], re.MULTILINE))
+    degrees = {"6": "very", "5": "very", "4": "somewhat", "3": "not", "2": "very", "1": "somewhat", "0": "not"}
+    assert {rating: level.split()[0] for rating, level in levels.items()} == degrees
+    assert {rating for rating, level in levels.items() if level.endswith("with hallucination")} == {"2", "1", "0"}
+    assert {rating for rating, level in levels.items() if level.endswith("no hallucination")} == {"6", "5", "4", "3"}
+    assert [rating for rating, level in levels.items() if "reasoning" in level] == ["6"]
 
 
 def test_the_prompt_has_the_fields_and_keeps_their_braces(results: Path) -> None:
