@@ -1,7 +1,9 @@
 """Extraction of the objects that a caption mentions. Numbers of the three variants are not comparable.
 
-- `original`: utils/chair.py of LisaAnne/Hallucination and its stand-alone copies, with the singular of pattern.
-- `lemma`: chair.py of shikiw/OPERA and its successors, with WordNet lemmas by part of speech. It needs data of nltk.
+- `original`: utils/chair.py of LisaAnne/Hallucination and its stand-alone copies, with the singular of pattern and the
+  tokens of nltk 3.2.5.
+- `lemma`: chair.py of shikiw/OPERA and its successors, with WordNet lemmas by part of speech and the tokens of nltk
+  3.8.1. It needs data of nltk.
 - `fixed`: our own, to be reported beside the others and never instead. See `build_fixed_extractor`.
 """
 
@@ -14,6 +16,7 @@ from typing import Literal
 from eval.benchmarks.chair.singular_forms import singularize
 from eval.benchmarks.chair.tokenizer import tokenize
 from eval.benchmarks.chair.vocabulary import DOUBLE_WORDS, ObjectVocabulary, merge_double_words
+from eval.benchmarks.chair.word_rules import NLTK_3_2_5, NLTK_3_8_1, WordRules
 from eval.benchmarks.nltk_data import require_packages
 
 Variant = Literal["original", "lemma", "fixed"]
@@ -68,11 +71,12 @@ def build_extractor(variant: Variant, vocabulary: ObjectVocabulary) -> Extractor
     if variant == "fixed":
         return build_fixed_extractor(vocabulary)
     base_forms = _build_lemmatizer() if variant == "lemma" else _singularize_all
-    return lambda caption: _extract(caption, base_forms, vocabulary)
+    rules = NLTK_3_8_1 if variant == "lemma" else NLTK_3_2_5
+    return lambda caption: _extract(caption, rules, base_forms, vocabulary)
 
 
-def _extract(caption: str, base_forms: BaseForms, vocabulary: ObjectVocabulary) -> CaptionObjects:
-    tokens = tokenize(caption)
+def _extract(caption: str, rules: WordRules, base_forms: BaseForms, vocabulary: ObjectVocabulary) -> CaptionObjects:
+    tokens = tokenize(caption, rules)
     words = merge_double_words(base_forms(tokens))
     distinct = {word for word, _, _ in words}
     # "The seat of the toilet" is not a chair.
@@ -132,6 +136,7 @@ def build_fixed_extractor(vocabulary: ObjectVocabulary) -> Extractor:
     - The words of the table are stripped and in lower case (motor bike, cheesecake, iPhone). Words of two and three
       parts are matched as such (stove top oven), also with a hyphen.
     - A negated object is not a mention: "no dog", "without a cat or a dog", "isn't any car".
+    - Long dashes, asterisks and quotation marks are no part of a word: "**dog**", "'dog'".
 
     Statues, paintings and colours (an orange shirt) count as in the original.
 

@@ -102,6 +102,8 @@ MENTIONS: dict[str, tuple[list[str], int, list[str]]] = {
     "a laptop computer and computers": (["laptop computer", "computer"], 4, ["laptop computer", "computer"]),
     "teddy bears and teddybears": (["teddy bear", "teddybear"], 3, ["teddy bear", "teddybear"]),
     "a chesterfield": (["chesterfield"], 2, ["chesterfield"]),
+    "a dog\u2014a bench": (["bench"], 3, ["dog", "bench"]),
+    "a **dog** and a 'cat'": ([], 6, ["dog", "cat"]),
 }
 
 
@@ -177,6 +179,8 @@ def test_the_lemma_variant_lemmatizes_by_part_of_speech(
     monkeypatch.setattr("eval.benchmarks.nltk_data.is_installed", lambda package: True)
     monkeypatch.setattr(nltk, "pos_tag", lambda words: [(word, "VBZ" if word == "walks" else "NNS") for word in words])
     monkeypatch.setattr(WordNetLemmatizer, "lemmatize", lemmatize)
+    extract = build_extractor("lemma", ObjectVocabulary({"dog": "dog", "bench": "bench"}))
+    assert extract("a **dog**\u2014a bench").tokens == ("a", "*", "*", "dog", "*", "*", "\u2014a", "bench")
     found = score_variant("lemma")
     assert [mention.word for mention in found[1].objects.mentions] == ["bus", "bus"]
     assert found[0].ground_truth == {"dog", "person", "bus"}
