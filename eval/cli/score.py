@@ -18,6 +18,7 @@ from eval.benchmarks.chair.object_extraction import Variant
 from eval.benchmarks.mme.score import score_results
 from eval.benchmarks.pope import score as pope
 from eval.benchmarks.pope.parsers import PARSERS
+from eval.benchmarks.pope.relabelling import compute_balanced_rates, relabel_answers
 from eval.core.answer_store import AnswerStore, describe_unreadable
 from eval.core.jsonl import read_lines
 from eval.errors import EvaluationError
@@ -39,6 +40,12 @@ Verdicts = Annotated[
 def score_pope(
     questions: Annotated[Path, typer.Option(help="Question file in the official format.")],
     answers: Annotated[Path, typer.Option(help="Answer file with `answer`, `text`, `caption` or `response`.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Other labels for these questions, such as coco_repope_random.json of RePOPE.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --labels: accept labels of questions that were not asked.")
+    ] = False,
     parser: Annotated[ParserName, typer.Option(help="Parser of yes and no.")] = "official",
     compare: Annotated[bool, typer.Option("--compare", help="All parsers, and their disagreement.")] = False,
     as_json: Json = False,
@@ -50,15 +57,25 @@ def score_pope(
         typer.echo(f"warning: {warning}", err=True)
     if len(pairs.warnings) > MAX_WARNINGS:
         typer.echo(f"warning: and {len(pairs.warnings) - MAX_WARNINGS} more", err=True)
-    scores = {each.name: pope.compute_score(pairs.labels, pairs.answers, each).as_json() for each in parsers}
-    if not compare:
-        typer.echo(json.dumps(scores[parser]) if as_json else _format_table(scores))
-        return
+    joined: dict[str, object] = {}
+    if labels is not None:
+        relabelled = relabel_answers(questions, pairs, labels, parsers, allow_missing=allow_missing)
+        pairs, joined = relabelled.pairs, relabelled.as_json()
+    scores: dict[str, dict[str, object]] = {}
+    for each in parsers:
+        score = pope.compute_score(pairs.labels, pairs.answers, each)
+        scores[each.name] = {**score.as_json(), **(compute_balanced_rates(score) if joined else {})}
     disagreement = pope.measure_parser_disagreement(pairs.labels, pairs.answers)
     if as_json:
-        typer.echo(json.dumps({"parsers": scores, "disagreement": disagreement, "n": len(pairs.labels)}))
-    else:
-        typer.echo(_format_table(scores))
+        result: dict[str, object] = {**scores[parser]}
+        if compare:
+            result = {"parsers": scores, "disagreement": disagreement, "n": len(pairs.labels)}
+        typer.echo(json.dumps({**result, **({"labels": joined} if joined else {})}))
+        return
+    typer.echo(_format_table(scores))
+    if joined:
+        typer.echo(", ".join(f"{name} {value}" for name, value in joined.items()))
+    if compare:
         typer.echo(f"The parsers disagree on {disagreement:.1%} of the answers.")
 
 

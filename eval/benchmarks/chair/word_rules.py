@@ -58,14 +58,15 @@ def _compile(*rules: tuple[str, str]) -> tuple[Rule, ...]:
 ALONE = r" \g<0> "
 APART = r"\1 \2"
 
-# The full stop at the end of a sentence, with closing brackets and quotation marks behind it. A possessive quantifier
-# takes all spaces at once. The first rule leaves nothing for the second one but marks that it does not list.
-FINAL_STOP = (
+# The full stop at the end of a sentence, with closing brackets and quotation marks behind it. The possessive quantifier
+# takes all spaces at once, because a search from each of them is quadratic. The older rule for straight marks alone
+# remains in all versions, and finds a stop where the other rules have put spaces in the meantime.
+STOP_AND_COMMA = (
     (rf"""([^.])(\.)([\])}}>"' {CLOSING_MARKS}]*+)\s*$""", r"\1 \2 \3 "),
     (r"([:,])([^\d])", r" \1 \2"),
     (r"([:,])$", ALONE),
 )
-LATER_STOP = ((r"""([^.])(\.)([\])}>"']*)\s*$""", r"\1 \2\3 "), (r"[?!]", ALONE), (r"([^'])' ", r"\1 ' "))
+OLDER_STOP = ((r"""([^.])(\.)([\])}>"']*)\s*$""", r"\1 \2\3 "), (r"[?!]", ALONE), (r"([^'])' ", r"\1 ' "))
 SYMBOLS = (r"[;@#$%&]", ALONE)
 BRACKETS_AND_DASHES = ((r"[\]\[(){}<>]", ALONE), (r"--", ALONE))
 CLITICS = ((r"([^' ])('s|'m|'d|') ", r"\1 \2 "), (r"([^' ])('ll|'re|'ve|n't) ", r"\1 \2 "))
@@ -97,7 +98,7 @@ def _build_rules(version: str) -> WordRules:
     dashes = ((r"[\u2012-\u2015]", ALONE),) if version == "3.10" else ()
     stars = () if version == "3.2.5" else ((r"\*", ALONE),)
     spaces = ((r"\s+", " "),) if version == "3.10" else ()
-    before = (*starting, *FINAL_STOP, ellipsis, SYMBOLS, *dashes, *LATER_STOP, *stars, *BRACKETS_AND_DASHES)
+    before = (*starting, *STOP_AND_COMMA, ellipsis, SYMBOLS, *dashes, *OLDER_STOP, *stars, *BRACKETS_AND_DASHES)
     after = ((f"[{CLOSING_MARKS}]", ALONE), *two_quotes, *spaces, *CLITICS)
     return WordRules(
         rules=_compile(*before, *after, *_build_contractions(version)),

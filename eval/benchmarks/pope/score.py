@@ -41,12 +41,13 @@ def read_labelled_answers(questions: Path, answers: Path, parsers: list[AnswerPa
     """
     question_records, answer_records = read_records(questions), read_records(answers)
     pairs = LabelledAnswers(
-        [_read_label(each, parsers) for each in question_records],
+        [read_label(each, parsers) for each in question_records],
         [each.get_string(*ANSWER_KEYS) for each in answer_records],
     )
     if len(question_records) != len(answer_records):
         raise answer_records[-1].build_error(
-            f"is the last of {len(answer_records)} answers, but {questions} has {len(question_records)} questions"
+            f"is the last of {len(answer_records)} answers, but {questions} has {len(question_records)} questions. "
+            "For labels of other authors, such as RePOPE, --questions is the file of POPE and --labels theirs"
         )
     for question, answer in zip(question_records, answer_records, strict=True):
         _check_ids(question, answer)
@@ -60,7 +61,8 @@ def read_labelled_answers(questions: Path, answers: Path, parsers: list[AnswerPa
     return pairs
 
 
-def _read_label(question: JsonRecord, parsers: list[AnswerParser]) -> str:
+def read_label(question: JsonRecord, parsers: list[AnswerParser]) -> str:
+    """Read the label of a question. A label that is missing, or that a parser refuses, raises `InputError`."""
     label = question.get_string("label")
     for parser in parsers:
         # VCD counts a question with another label only in the total. The other scripts stop.

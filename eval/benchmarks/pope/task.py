@@ -16,6 +16,8 @@ from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score, TaskOptions
 from eval.errors import EvaluationError, InputError
 
 SPLITS = ("random", "popular", "adversarial")
+NAMES = ("{}.json*", "*_pope_{}.json*")  # of this repository, and official
+RELABELLED_NAMES = ("*_repope_{}.json*",)
 SUFFIX = "Please answer this question with one word."
 ALL = {"n": 1.0}
 
@@ -29,7 +31,9 @@ METRICS = (
 
 
 class PopeTask(BenchmarkTask):
-    """POPE from question files of this repository or of the official one.
+    """POPE from question files of this repository, of the official one, or of RePOPE.
+
+    RePOPE has other labels, and lacks ambiguous questions. Its files are used if a folder has none of POPE.
 
     Args:
         data: Folder with images and question files.
@@ -52,6 +56,11 @@ class PopeTask(BenchmarkTask):
         self.data = data
         self.parser = PARSERS[options.parser]
         self.suffix = SUFFIX if options.suffix is None else options.suffix
+        self._names: tuple[str, ...] = NAMES
+        if not any(self._find_files(split) for split in SPLITS):
+            self._names = RELABELLED_NAMES
+            if any(self._find_files(split) for split in SPLITS):
+                self.title = "RePOPE"
 
     def list_source_files(self) -> list[Path]:
         """List the question files.
@@ -95,9 +104,9 @@ class PopeTask(BenchmarkTask):
         }
 
     def _find_files(self, split: str) -> list[Path]:
-        """Find the file of a split. Files of this repository are `random.jsonl`, official ones `*_pope_random.json`."""
+        """Find the file of a split."""
         for folder in (self.data / "pope", self.data):
-            if files := sorted([*folder.glob(f"{split}.json*"), *folder.glob(f"*_pope_{split}.json*")]):
+            if files := sorted(file for name in self._names for file in folder.glob(name.format(split))):
                 if len(files) > 1:
                     names = ", ".join(file.name for file in files)
                     raise InputError(f"{len(files)} files for the split {split} ({names}). Keep one of them", folder)
