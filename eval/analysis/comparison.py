@@ -10,6 +10,7 @@ import numpy as np
 
 from eval.analysis.score_table import ScoreTable
 from eval.core.metrics import Floats, Metric, RatioMetrics
+from eval.core.paired_intervals import tango_interval
 from eval.core.results import (
     ControlComparison,
     Difference,
@@ -137,6 +138,9 @@ class Comparison:
                 result = mcnemar_test(*outcomes)
                 difference.test, difference.p = "mcnemar", result.p
                 difference.gained, difference.lost = result.gained, result.lost
+                difference.tango_low, difference.tango_high = tango_interval(result.gained, result.lost, len(indices))
+                if difference.is_without_discordance:
+                    difference.low, difference.high = difference.tango_low, difference.tango_high
             differences[metric.name] = difference
         return differences
 

@@ -39,11 +39,15 @@ class Difference(BaseModel):
     """A paired difference: strategy minus reference.
 
     Attributes:
+        low: Lower bound of the interval. It is `tango_low` if no question differs, and None if there is no interval.
+        high: Upper bound of the interval, likewise.
         test: `mcnemar`, or `exchange` for the permutation test within images.
         p: The p-value.
         p_holm: The p-value adjusted over the requested strategies.
         gained: Questions that only the strategy answers correctly.
         lost: Questions that only the reference answers correctly.
+        tango_low: Lower bound of Tango's score interval over distinct questions, for a difference with counts of them.
+        tango_high: Its upper bound.
         detectable: The smallest true difference that is detected with a power of 80 %.
     """
 
@@ -55,6 +59,8 @@ class Difference(BaseModel):
     p_holm: Number = None
     gained: int | None = None
     lost: int | None = None
+    tango_low: Number = None
+    tango_high: Number = None
     detectable: Number = None
     verdict: Verdict = "unclear"
 
@@ -62,6 +68,11 @@ class Difference(BaseModel):
     def effective_p(self) -> float | None:
         """The adjusted p-value if there is one, else the unadjusted one."""
         return self.p if self.p_holm is None else self.p_holm
+
+    @property
+    def is_without_discordance(self) -> bool:
+        """Whether both strategies answer every question alike, as far as questions are counted."""
+        return self.gained == 0 and self.lost == 0
 
 
 class SignalDetection(BaseModel):

@@ -21,6 +21,7 @@ from eval.core.metrics import Floats, RatioMetrics, divide_or_nan
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SEED = 0
+ROUNDING_ERROR = 1e-12
 
 Indices = NDArray[np.int64]
 
@@ -83,18 +84,21 @@ class Bootstrap:
 def percentile_intervals(observed: Floats, replicates: Floats) -> list[Interval]:
     """Compute percentile intervals; replicates without a value are left out.
 
+    If all replicates are equal, the resamples do not bound the true value. Answers that do not differ in 60 images may
+    differ in the next one. So there is no interval instead of one of zero width.
+
     Args:
         observed: Shape [metrics].
         replicates: Shape [resamples, metrics].
 
     Returns:
-        One interval for each metric.
+        One interval for each metric, with nan for the bounds and the standard error if there is none.
     """
     tail = (1 - CONFIDENCE) / 2
     intervals: list[Interval] = []
     for value, column in zip(observed, replicates.T, strict=True):
         valid = column[np.isfinite(column)]
-        if np.isnan(value) or len(valid) < 2:
+        if np.isnan(value) or len(valid) < 2 or np.ptp(valid) < ROUNDING_ERROR:
             intervals.append(Interval(float(value), np.nan, np.nan, np.nan))
             continue
         low, high = np.quantile(valid, [tail, 1 - tail])

@@ -64,7 +64,9 @@ def format_interval(estimate: Estimate | Difference, column: MetricColumn, *, si
 
 
 def format_p_value(difference: Difference) -> str:
-    """Format the effective p-value, or return an empty string if there is none."""
+    """Format the effective p-value, state that no question differs, or return an empty string if there is none."""
+    if difference.is_without_discordance:
+        return "no question differs"
     p = difference.effective_p
     if p is None:
         return ""
@@ -96,6 +98,8 @@ def describe_test(difference: Difference) -> str:
         parts.append(f"after Holm {difference.p_holm:.4f}")
     if difference.gained is not None:
         parts.append(f"{difference.gained} questions gained, {difference.lost} lost")
+    if difference.tango_low is not None and difference.tango_high is not None:
+        parts.append(f"Tango's interval [{difference.tango_low:+.4f}, {difference.tango_high:+.4f}]")
     return "; ".join(parts)
 
 

@@ -57,6 +57,18 @@ def test_differences_are_paired() -> None:
     assert paired.low <= paired.value <= paired.high
 
 
+def test_equal_resamples_give_no_interval() -> None:
+    """Previously, the interval was [0, 0], as if the true difference were known."""
+    counts = np.array([[6.0, 5.0], [6.0, 3.0], [6.0, 6.0]])
+    ratios = RatioMetrics.from_metrics([ACCURACY])
+    found = Bootstrap.draw(3).estimate_differences(counts, counts, ratios)[0]
+    assert found.value == 0
+    assert all(map(math.isnan, (found.low, found.high, found.standard_error)))
+    assert minimum_detectable_difference(found.standard_error, 3) is None
+    alone = Bootstrap.draw(1).estimate(counts[:1], ratios)[0]
+    assert math.isnan(alone.low)
+
+
 def test_permutation_test_detects_only_real_differences() -> None:
     rng = np.random.default_rng(3)
     ratios = RatioMetrics.from_metrics([F1])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from eval.benchmarks.pope.score import compute_score
+from eval.core.paired_intervals import tango_interval
+from eval.report.formatting import MINUS
 from tests.eval.cli_driver import invoke, invoke_run, output_of, read_results, read_stored_answers
 from tests.eval.fake_server import ScriptedReply, ScriptedServer, prompt_of, strategy_of
 
@@ -81,3 +83,34 @@ def test_seeds_differ_by_question_and_agree_between_strategies(
     assert tests == {"exchange"}  # several answers to a question are not independent
     for report in ("report.md", "report.html"):
         assert "24 answers under 2 seeds on 2 images" in (tmp_path / "run" / report).read_text()
+
+
+def test_equal_answers_bound_the_difference_by_the_number_of_questions(
+    server: ScriptedServer, data: Path, tmp_path: Path
+) -> None:
+    """Previously, the interval of every metric was [+0.0, +0.0]."""
+    server.script = lambda request: ScriptedReply("No" if "kite" in prompt_of(request) else "Yes")
+    assert invoke_run(server, data, tmp_path / "run", "--strategies", "agla").exit_code == 0
+    scope = read_results(tmp_path / "run")["scopes"][0]
+    [row] = [row for row in scope["rows"] if row["against_plain"]]
+    accuracy, f1 = row["against_plain"]["accuracy"], row["against_plain"]["f1"]
+    assert scope["questions"] == 60
+    assert (accuracy["value"], accuracy["gained"], accuracy["lost"]) == (0, 0, 0)
+    bound = 1.959963985**2 / (60 + 1.959963985**2)
+    assert (accuracy["low"], accuracy["high"]) == (pytest.approx(-bound), pytest.approx(bound))
+    assert (f1["value"], f1["low"], f1["high"]) == (0, None, None)
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert f"+0.0 [{MINUS}6.0, +6.0]<br>no question differs" in report
+    assert "[+0.0, +0.0]" not in report
+    assert invoke("verify", tmp_path / "run").exit_code == 0
+
+
+def test_tangos_interval_stands_beside_the_bootstrap(server: ScriptedServer, data: Path, tmp_path: Path) -> None:
+    invoke_run(server, data, tmp_path / "run", "--strategies", "agla")
+    for scope in read_results(tmp_path / "run")["scopes"][:1]:
+        [row] = [row for row in scope["rows"] if row["against_plain"]]
+        found = row["against_plain"]["accuracy"]
+        bounds = tango_interval(found["gained"], found["lost"], scope["questions"])
+        assert (found["tango_low"], found["tango_high"]) == pytest.approx(bounds)
+        assert found["gained"] + found["lost"] > 0
+        assert found["low"] != found["tango_low"]
