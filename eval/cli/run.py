@@ -29,7 +29,9 @@ def run(
     model: Annotated[str | None, typer.Option(help="Default: the only model that the server lists.")] = None,
     strategies: Annotated[str, typer.Option(help="plain,vcd,agla:alpha=1.0,agla+vhr:vhr.alpha=2")] = "plain",
     data: Annotated[str, typer.Option(help="`embedded`, or a folder with images and official files.")] = "embedded",
-    limit: Annotated[int | None, typer.Option(min=1, help="Number of questions of every scope.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Number of questions of every scope, spread over images.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
     seeds: Annotated[str, typer.Option(help="Seeds of sampled decoding: 0,1,2")] = "0",
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.0,

@@ -45,6 +45,8 @@ class BenchmarkQuestion:
         image: The image file.
         prompt: The text of the request.
         truth: Label and other data that the scorer needs.
+        group: Name of the questions of the scope that are scored together with this one. A sample has all of them, or
+            none. None for a question that is scored alone.
     """
 
     id: str
@@ -52,6 +54,7 @@ class BenchmarkQuestion:
     image: Path
     prompt: str
     truth: Mapping[str, JsonValue] = field(default_factory=dict)
+    group: str | None = None
 
     @property
     def cluster(self) -> str:

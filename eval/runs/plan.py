@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,7 @@ from eval.benchmarks.registry import load_task
 from eval.core.dataset import resolve_data_folder
 from eval.core.task import BenchmarkQuestion, BenchmarkTask, TaskOptions
 from eval.errors import EvaluationError, InputError
+from eval.runs.question_sample import sample_questions
 from eval.runs.request import EvalRequest, SamplingSettings, derive_seed
 from eval.runs.stack_spec import StackSpec
 
@@ -89,6 +90,7 @@ class RunPlan(BaseModel):
         arms: The arms, plain decoding first.
         seeds: Seeds of sampled decoding.
         limit: Number of questions of every scope, None for all.
+        limit_selects: Whether these are the first ones, as in plans of version 0.1.0, or a sample over all images.
         check: Have the claims of every answer checked.
     """
 
@@ -102,6 +104,7 @@ class RunPlan(BaseModel):
     sampling: SamplingSettings
     seeds: tuple[int, ...] = (0,)
     limit: int | None = None
+    limit_selects: Literal["first", "sample"] = "first"
     shard: Shard = Shard()
     options: TaskOptions = TaskOptions()
     check: bool = False
@@ -121,7 +124,7 @@ class RunPlan(BaseModel):
         return load_task(self.task, self.data_folder, self.options)
 
     def select_questions(self, task: BenchmarkTask) -> list[BenchmarkQuestion]:
-        """Select the first `limit` questions of every scope, and of these the questions of the shard.
+        """Select `limit` questions of every scope, and of these the questions of the shard.
 
         Args:
             task: The task.
@@ -132,13 +135,20 @@ class RunPlan(BaseModel):
         Raises:
             InputError: No question is left.
         """
-        scopes = [list(group) for _, group in groupby(task.load_questions(), key=lambda question: question.scope)]
-        limited = [question for scope in scopes for question in scope[: self.limit]]
+        limited = self._limit_questions(task.load_questions())
         image_index = {name: index for index, name in enumerate(sorted({question.cluster for question in limited}))}
         selected = [each for each in limited if image_index[each.cluster] % self.shard.of == self.shard.number - 1]
         if not selected:
             raise InputError("no question is left for this run", self.data_folder)
         return selected
+
+    def _limit_questions(self, questions: list[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
+        if self.limit is None:
+            return questions
+        if self.limit_selects == "sample":
+            return sample_questions(questions, self.limit)
+        scopes = [list(group) for _, group in groupby(questions, key=lambda question: question.scope)]
+        return [question for scope in scopes for question in scope[: self.limit]]
 
     def iter_requests(self, arm: Arm, questions: list[BenchmarkQuestion]) -> Iterator[EvalRequest]:
         """Iterate over the requests of an arm, seed by seed."""

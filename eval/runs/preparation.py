@@ -61,6 +61,7 @@ async def prepare_plan(client: EvalClient, options: RunOptions) -> tuple[RunPlan
         sampling=options.sampling,
         seeds=options.seeds,
         limit=options.limit,
+        limit_selects="sample",
         shard=options.shard,
         options=options.options,
         check=options.check,

@@ -81,7 +81,7 @@ class MmeTask(BenchmarkTask):
             for right, answer in zip(correct, answers, strict=True)
         ]
         for indices in pairs.values():
-            if len(indices) != 2:  # The other question has no answer, or --limit left it out.
+            if len(indices) != 2:  # The other question has no answer.
                 scores[indices[0]] = Score({}, scores[indices[0]].detail)
             else:
                 last = scores[indices[-1]]
@@ -106,7 +106,9 @@ class MmeTask(BenchmarkTask):
                 raise InputError("must be a question, a tab, and Yes or No", file, number)
             prompt = f"{text.strip()} {self.suffix}".strip()
             truth = {"label": label.strip().lower(), "question": text.strip()}
-            questions.append(BenchmarkQuestion(f"{subtask}/{file.stem}/{number}", subtask, image, prompt, truth))
+            questions.append(
+                BenchmarkQuestion(f"{subtask}/{file.stem}/{number}", subtask, image, prompt, truth, file.stem)
+            )
         return questions
 
     def _find_image(self, file: Path) -> Path:

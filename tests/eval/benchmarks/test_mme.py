@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from eval.benchmarks.mme.score import SUBTASKS, parse_yes_no, score_subtask
+from eval.benchmarks.mme.task import MmeTask
+from eval.core.task import TaskOptions
 from tests.eval.cli_driver import invoke_run, read_results, run_process
 from tests.eval.fake_server import ScriptedReply, ScriptedServer, prompt_of, start_server
 
@@ -45,16 +47,31 @@ def test_invalid_files_are_refused(tmp_path: Path, content: str, message: str) -
     assert (process.returncode, process.stderr) == (1, f"error: {tmp_path / 'existence.txt'}{message}\n")
 
 
-def test_a_question_without_its_pair_is_not_counted(tmp_path: Path) -> None:
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Two images with two questions in every subtask."""
     for name in SUBTASKS:
         folder = tmp_path / name
         folder.mkdir()
         for at in range(2):
             Image.new("RGB", (8, 8), (at, 0, 0)).save(folder / f"{at}.png")
             (folder / f"{at}.txt").write_text(f"Is it {name} {at}?\tYes\nIs it not?\tNo\n")
+    return tmp_path
+
+
+def test_a_limited_run_asks_both_questions_of_an_image(pairs: Path) -> None:
     with start_server(
         ScriptedServer(lambda request: ScriptedReply("No" if "not" in prompt_of(request) else "Yes"))
     ) as server:
-        assert invoke_run(server, tmp_path, tmp_path / "run", "--limit", "3", task="mme").exit_code == 0
-    for scope in read_results(tmp_path / "run")["scopes"]:
+        assert invoke_run(server, pairs, pairs / "run", "--limit", "1", task="mme").exit_code == 0
+    scopes = read_results(pairs / "run")["scopes"]
+    assert [scope["questions"] for scope in scopes] == [2, 2, 2, 2, 8]
+    for scope in scopes:
         assert scope["rows"][0]["metrics"]["score"]["value"] == 2.0
+
+
+def test_a_question_without_its_pair_is_not_counted(pairs: Path) -> None:
+    task = MmeTask(pairs, TaskOptions())
+    scores = task.score_answers(task.load_questions()[:3], ["Yes", "No", "No"])
+    assert [score.counts.get("n") for score in scores] == [1, 1, None]
+    assert [score.counts.get("both") for score in scores] == [None, 1, None]

@@ -134,7 +134,7 @@ def test_a_receipt_with_nested_and_nonfinite_values_is_stored(data: Path, tmp_pa
         for _ in range(2):
             result = invoke_run(server, data, tmp_path / "run", "--strategies", "plain", "--limit", "6")
             assert result.exit_code == 0, output_of(result)
-    assert len(read_stored_answers(tmp_path / "run")) == 6
+    assert len(read_stored_answers(tmp_path / "run")) == 18
 
 
 NUMBERS = {

@@ -82,7 +82,7 @@ def test_seeds_differ_by_question_and_agree_between_strategies(
     }
     assert tests == {"exchange"}  # several answers to a question are not independent
     for report in ("report.md", "report.html"):
-        assert "24 answers under 2 seeds on 2 images" in (tmp_path / "run" / report).read_text()
+        assert "24 answers under 2 seeds on 7 images" in (tmp_path / "run" / report).read_text()
 
 
 def test_equal_answers_bound_the_difference_by_the_number_of_questions(
