@@ -23,7 +23,7 @@ MAX_LINES = 50_000
 MAX_ERRORS = 100  # reported for one file
 # Read from a file at once. Each read releases the interpreter for an instant. An event loop that waits for it misses
 # that, and begins its wait anew.
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 18
 ID_BYTES = 16_384  # at the beginning of a refused line, in which its custom_id is looked for
 
 

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from openai.types import Batch, BatchError
 
@@ -74,6 +75,7 @@ class BatchLineWorkers:
         max_line_bytes: int,
         line_queue: FairQueue,
         unstored_bytes: FairQueue,
+        reading_limiter: CapacityLimiter,
     ) -> None:
         """Create the workers of a batch.
 
@@ -88,6 +90,7 @@ class BatchLineWorkers:
             line_queue: The lines that are in memory, of all batches. There are as many workers as lines that the owner
                 may hold.
             unstored_bytes: The bytes of results that the storage does not take, of all batches.
+            reading_limiter: The threads that read lines and results, of all batches.
         """
         self.latest = batch
         self.failure: Exception | None = None
@@ -99,6 +102,7 @@ class BatchLineWorkers:
         self._max_line_bytes = max_line_bytes
         self._line_queue = line_queue
         self._unstored_bytes = unstored_bytes
+        self._reading_limiter = reading_limiter
         self._total = batch.request_counts.total if batch.request_counts else 0
         self._results = ResultFiles(store, owner, batch.id)
         self._remaining = self._iter_remaining(store.get_path(batch.input_file_id))
@@ -113,7 +117,7 @@ class BatchLineWorkers:
         Raises:
             Exception: The failure of a worker.
         """  # noqa: DOC502 - the attribute holds it
-        await run_sync(self._results.recover)
+        await run_sync(self._results.recover, limiter=self._reading_limiter)
         with closing(self._results):
             await self._save_counts()
             async with asyncio.TaskGroup() as group:
@@ -157,7 +161,7 @@ class BatchLineWorkers:
         async with self._read_lock:
             if self.failure is not None or is_over(self.latest):
                 return None
-            return await run_sync(next, self._remaining, None)
+            return await run_sync(next, self._remaining, None, limiter=self._reading_limiter)
 
     def _iter_remaining(self, input_path: Path) -> Iterator[BatchLine | RefusedLine]:
         for number, text in enumerate(iter_lines(input_path, self._max_line_bytes), start=1):

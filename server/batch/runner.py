@@ -38,7 +38,8 @@ from server.serving.request_handler import BodyParser
 
 log = structlog.get_logger("onlyseen.server")
 
-VALIDATION_THREADS = 2  # each takes the interpreter from the event loop for 5 ms at a time
+# Each thread takes the interpreter from the event loop for 5 ms at a time. Running batches do not wait for validations.
+VALIDATION_THREADS = READING_THREADS = 2
 MAX_UNSTORED_BYTES = 64_000_000  # of results in memory that the storage does not take, over all batches
 
 
@@ -67,6 +68,7 @@ class BatchRunner:
         self._owner_tasks: dict[str, asyncio.Task[None]] = {}
         self._owners_to_repeat: set[str] = set()  # with changed batches since their task has listed them
         self._validation_limiter = CapacityLimiter(VALIDATION_THREADS)
+        self._reading_limiter = CapacityLimiter(READING_THREADS)
         self._line_queue = create_line_queue(service)
         self._unstored_bytes = create_unstored_queue(service)
 
@@ -191,6 +193,7 @@ class BatchRunner:
                 max_line_bytes=self._max_line_bytes,
                 line_queue=self._line_queue,
                 unstored_bytes=self._unstored_bytes,
+                reading_limiter=self._reading_limiter,
             )
             batch = await workers.run()
         await self._finish_batch(owner, batch)

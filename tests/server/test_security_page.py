@@ -76,6 +76,7 @@ FIXED = {
     "Bytes of a field of an upload": uploads.MAX_FIELD_BYTES,
     "Files of a key": store.MAX_FILES,
     "Batches of a key that are remembered": store.MAX_BATCHES,
+    "Files of batches that are validated at a time": runner.VALIDATION_THREADS,
     "Page of files or batches, beyond its first item": pagination.MAX_PAGE_BYTES / 1_000_000,
     "Pages of files and batches in memory": service.LIST_PAGES,
     "Requests of a key that wait for a page": pagination.MAX_WAITING_PAGES,
