@@ -70,7 +70,8 @@ async def test_few_threads_read_the_batches_of_all_keys(
     slow = SlowCall(getattr(module, name))
     monkeypatch.setattr(module, name, slow)
     keys = [f"key-{number}" for number in range(6)]
-    server = await start_server(api_keys=",".join(keys))
+    # A line of each key may be read at the same time.
+    server = await start_server(api_keys=",".join(keys), batch_requests=6, key_share=0.1)
     batches = []
     for key in keys:
         server.openai.api_key = key
