@@ -51,7 +51,7 @@ SELECT document FROM (
 HAS_PURPOSE = "(?4 IS NULL OR json_extract(document, '$.purpose') = ?4)"
 UNFINISHED_STATUSES = ("validating", "in_progress", "cancelling")
 READING_STATUSES = ("validating", "in_progress")  # statuses in which a batch reads its input file
-LOCK_TIMEOUT = 1.0  # seconds; statements wait for each other in one thread, and no other server uses the folder
+LOCK_TIMEOUT = 1.0  # seconds; all statements wait in one thread behind one that waits for a foreign lock
 MAX_FILES = 10_000  # of one owner; the results of its batches may add to them
 MAX_BATCHES = 1000  # of one owner; a new batch replaces the oldest that has ended
 
