@@ -1,4 +1,4 @@
-"""The sentences of nltk's Punkt model for text in lower case, without its code and data.
+"""The sentences of nltk's Punkt model for text in lower case. Of its trained data only a list of abbreviations is here.
 
 Only a full stop at the end of a sentence is a token of its own, so the sentences decide whether CHAIR finds a word
 before a full stop. For text in lower case only the abbreviations of the trained model matter. Its collocations and its
@@ -41,7 +41,7 @@ def split_sentences(text: str, closing_quotes: str = "", finds_runs_of_marks: bo
     Returns:
         The sentences, without the whitespace between them.
     """
-    patterns = _SentencePatterns.compile(closing_quotes, finds_runs_of_marks)
+    patterns = _compile_patterns(closing_quotes, finds_runs_of_marks)
     bounds = list(_find_bounds(text, patterns, finds_runs_of_marks))
     sentences = []
     skipped = 0  # characters of this sentence that belong to the one before
@@ -79,11 +79,8 @@ class _SentencePatterns:
         word_end = rf"\s|$|{outside}|{several}"
         self.word = re.compile(rf"""{several}|(?=[^("`{{\[:;&#*@)}}\]\-,])\S+?(?={word_end}|,(?={word_end}))|\S""")
 
-    @staticmethod
-    @cache
-    def compile(closing_quotes: str, only_ascii_breaks: bool) -> _SentencePatterns:
-        """Return the expressions, compiled once."""
-        return _SentencePatterns(closing_quotes, only_ascii_breaks)
+
+_compile_patterns = cache(_SentencePatterns)
 
 
 def _find_bounds(text: str, patterns: _SentencePatterns, finds_runs_of_marks: bool) -> Iterator[tuple[int, int]]:
