@@ -16,7 +16,6 @@ from tests.server.conftest import StartServer, chat_request, image_messages
 
 SERVER = Path(__file__).parents[2] / "server"
 FILE_MODULES = {
-    "batch/line_workers.py",
     "batch/results.py",
     "batch/runner.py",
     "batch/store.py",
