@@ -77,6 +77,7 @@ class BaseEngine(ABC):
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
+        self._name = settings.name or Path(settings.model).name
         self.status = EngineStatus.LOADING
         self.matcher_service = MatcherService()
         self._encode_thread = ThreadPoolExecutor(1, "onlyseen-encoder")
@@ -182,8 +183,7 @@ class BaseEngine(ABC):
     @property
     def card(self) -> ModelCard:
         """Name and limits of the model."""
-        name = self.settings.name or Path(self.settings.model).name
-        return ModelCard(name, self.encoder.max_model_len, True, self.encoder.max_characters)
+        return ModelCard(self._name, self.encoder.max_model_len, True, self.encoder.max_characters)
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -235,9 +235,11 @@ class BaseEngine(ABC):
         Returns:
             The bytes in all processes; 0 for more tokens than the context, which are refused before they are processed.
         """
-        encoder = self.encoder  # its tokenizer is not thread-safe, and some processors use it to count
-        estimate = encoder.image_sizes.estimate_bytes
-        return self.pixel_copies * await self._encode(lambda: estimate(sizes, encoder.max_model_len))
+        estimator, max_model_len = self.encoder.image_sizes, self.encoder.max_model_len
+        estimate = estimator.find_estimate(sizes, max_model_len)
+        if estimate is None:  # some processors count with the tokenizer, which is not thread-safe
+            estimate = await self._encode(lambda: estimator.estimate_bytes(sizes, max_model_len))
+        return self.pixel_copies * estimate
 
     async def compute_relevance_map(self, request: RelevanceRequest) -> RelevanceMap:
         """Compute which regions of an image matter to a text.
