@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from bench.harness.server_process import ENGINE_FLAGS, ServerProcess
 from bench.hostile.addresses import ALLOWED_HOST, attack_with_resolved_addresses, attack_with_urls
 from bench.hostile.attack_table import AttackTable
-from bench.hostile.batches import attack_with_faults, attack_with_files, attack_with_lines
+from bench.hostile.batches import attack_with_faults, attack_with_files, attack_with_keys, attack_with_lines
 from bench.hostile.bodies import CHAT, attack_with_bodies, post
 from bench.hostile.cache_timing import attack_caches_of_keys
 from bench.hostile.connections import (
@@ -104,6 +104,7 @@ def run_kind(kind: str, table: AttackTable, engine: str) -> None:
             with ServerProcess(engine=engine) as server:
                 attack_with_files(server, table)
                 attack_with_lines(server, table)
+            attack_with_keys(table, engine)
             attack_with_faults(table)
 
 

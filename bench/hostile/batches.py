@@ -7,11 +7,13 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
 
 import httpx
 
 from bench.harness.server_process import ServerProcess
-from bench.hostile.attack_table import AttackTable, count_outcomes, measure_cost
+from bench.hostile.attack_table import NORMAL_LIMIT, AttackTable, count_outcomes, measure_cost
 from bench.hostile.connections import NORMAL
 from bench.robustness.batch_faults import CHECKS, ENDED, run_check
 
@@ -26,6 +28,7 @@ HEAD = (
 ).encode()
 END = f"\r\n--{BOUNDARY}--\r\n".encode()
 LINE = b'{"custom_id": "%d", "method": "POST", "url": "/v1/chat/completions", "body": %s}\n'
+NUMBERS = b'{"a": [%s], "b": [%s], "c": [%s]}' % ((b",".join([b"0"] * 16_000),) * 3)  # close to the bounds of a body
 
 
 def stream_units(unit: bytes) -> Iterator[bytes]:
@@ -38,9 +41,10 @@ def stream_units(unit: bytes) -> Iterator[bytes]:
 def number_lines(body: bytes) -> Iterator[bytes]:
     """Yield `SIZE` bytes of lines with different ids."""
     size = number = 0
+    lines = max(1, PART // len(body))
     while size < SIZE:
-        part = b"".join(LINE % (number + offset, body) for offset in range(4096))
-        number += 4096
+        part = b"".join(LINE % (number + offset, body) for offset in range(lines))
+        number += lines
         size += len(part)
         yield part
 
@@ -75,12 +79,30 @@ def upload(client: httpx.Client, content: Iterator[bytes]) -> httpx.Response:
     return client.post("/v1/files", content=send(), headers=headers)
 
 
-def run_file(client: httpx.Client, content: Iterator[bytes]) -> str:
-    """Upload a file, run it as a batch and delete it.
+def create_batch(client: httpx.Client, content: Iterator[bytes]) -> dict[str, Any]:
+    """Upload a file and create its batch.
 
     Args:
         client: A client of the server.
         content: The content of the file.
+
+    Returns:
+        The batch, or the error of the upload.
+    """
+    response = upload(client, content)
+    if response.status_code != 200:
+        return {"status": f"{response.status_code} {response.json()['error']['code']}"}
+    fields = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch: dict[str, Any] = client.post("/v1/batches", json=fields | {"input_file_id": response.json()["id"]}).json()
+    return batch
+
+
+def wait_for_end(client: httpx.Client, batch: dict[str, Any]) -> str:
+    """Wait for the end of a batch and delete its file.
+
+    Args:
+        client: A client of the server.
+        batch: The batch, or the error of its upload.
 
     Returns:
         The last status of the batch and the code of its first error.
@@ -88,21 +110,22 @@ def run_file(client: httpx.Client, content: Iterator[bytes]) -> str:
     Raises:
         TimeoutError: The batch does not end.
     """
-    response = upload(client, content)
-    if response.status_code != 200:
-        return f"{response.status_code} {response.json()['error']['code']}"
-    file_id = response.json()["id"]
-    fields = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-    batch = client.post("/v1/batches", json=fields).json()
+    if "id" not in batch:
+        return str(batch["status"])
     deadline = time.monotonic() + TIMEOUT
     while batch["status"] not in ENDED:
         if time.monotonic() > deadline:
             raise TimeoutError("the batch does not end")
         time.sleep(0.1)
         batch = client.get(f"/v1/batches/{batch['id']}").json()
-    client.delete(f"/v1/files/{file_id}")
+    client.delete(f"/v1/files/{batch['input_file_id']}")
     errors = (batch.get("errors") or {}).get("data") or [{}]
     return f"{batch['status']} {errors[0].get('code') or ''}".strip()
+
+
+def run_file(client: httpx.Client, content: Iterator[bytes]) -> str:
+    """Upload a file, run it as a batch and delete it. Return the last status and the code of the first error."""
+    return wait_for_end(client, create_batch(client, content))
 
 
 def attack_with_files(server: ServerProcess, table: AttackTable) -> None:
@@ -139,6 +162,54 @@ def attack_with_lines(server: ServerProcess, table: AttackTable) -> None:
         with measure_cost(server) as cost:
             outcome = run_file(client, (LINE % (number, text) for number in range(5)))
         table.add(name, 5, outcome, cost=cost, limit="completed", passed=outcome == "completed")
+
+
+def attack_with_keys(table: AttackTable, engine: str) -> None:
+    """Validate a slow file of each of eight keys, while another key runs a batch of one line. Then cancel the files.
+
+    Args:
+        table: Gets a row.
+        engine: The engine of the server.
+    """
+    name = "files of 100 MB of numbers, each of another key"
+    if not table.is_selected(name):
+        return
+    keys = [f"key-{number}" for number in range(PARALLEL + 1)]
+    line = LINE % (0, json.dumps(NORMAL).encode())
+    with (
+        ServerProcess("--api-keys", ",".join(keys), engine=engine) as server,
+        ThreadPoolExecutor(PARALLEL) as pool,
+        ExitStack() as resources,
+    ):
+        *attackers, victim = [
+            resources.enter_context(
+                httpx.Client(base_url=server.url, timeout=TIMEOUT, headers={"authorization": f"Bearer {key}"})
+            )
+            for key in keys
+        ]
+        with measure_cost(server) as cost:
+            batches = list(pool.map(lambda client: create_batch(client, number_lines(NUMBERS)), attackers))
+            started_at = time.monotonic()
+            outcome = run_file(victim, iter([line]))
+            batch_seconds = time.monotonic() - started_at
+            ids = [f"/v1/batches/{batch['id']}" for batch in batches]
+            validating = [
+                client.get(path).json()["status"] == "validating" for client, path in zip(attackers, ids, strict=True)
+            ]
+            started_at = time.monotonic()
+            for client, path in zip(attackers, ids, strict=True):
+                client.post(f"{path}/cancel")
+            ends = set(pool.map(wait_for_end, attackers, batches))
+            cancel_seconds = time.monotonic() - started_at
+    passed = outcome == "completed" and ends == {"cancelled"} and all(validating)
+    table.add(
+        name,
+        PARALLEL,
+        f"{outcome} after {batch_seconds:.1f} s, {', '.join(sorted(ends))} after {cancel_seconds:.1f} s",
+        cost=cost,
+        limit=f"batch of one line and cancellation, {NORMAL_LIMIT:.0f} s each",
+        passed=passed and max(batch_seconds, cancel_seconds) <= NORMAL_LIMIT,
+    )
 
 
 def attack_with_faults(table: AttackTable) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Generator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -19,8 +19,6 @@ from server.errors import BodyTooLarge, build_error_response
 from server.schemas.base import StrictModel, parse_json, validate
 from server.schemas.json_bounds import check_json_bounds
 
-MAX_LINES = 50_000
-MAX_ERRORS = 100  # reported for one file
 # Read from a file at once. Each read releases the interpreter for an instant. An event loop that waits for it misses
 # that, and begins its wait anew.
 READ_BYTES = 1 << 18
@@ -49,7 +47,7 @@ class RefusedLine:
     error: BadRequest
 
 
-def iter_lines(path: Path, max_bytes: int) -> Iterator[bytes]:
+def iter_lines(path: Path, max_bytes: int) -> Generator[bytes, None, None]:
     """Yield the lines of a file, blank ones included.
 
     Args:
@@ -127,39 +125,6 @@ def find_custom_id(text: bytes) -> str | None:
 def build_line_error(error: BadRequest, number: int) -> BatchError:
     """Build the error of a batch that names a line."""
     return BatchError(code=error.code or "invalid_line", line=number, message=error.message, param=error.param)
-
-
-def validate_file(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, list[BatchError]]:
-    """Validate all lines of an input file. Slow: call it in a thread.
-
-    Returns:
-        The number of lines that are not blank, and at most `MAX_ERRORS` errors of lines. Validation ends at that many
-        errors, and after `MAX_LINES` lines, blank ones included.
-    """
-    errors: list[BatchError] = []
-    ids: set[str] = set()
-    count = 0
-    for number, text in enumerate(iter_lines(path, max_line_bytes), start=1):
-        if number > MAX_LINES:
-            message = f"The file has more than {MAX_LINES} lines, blank ones included."
-            errors.append(BatchError(code="too_many_lines", line=None, message=message, param=None))
-            break
-        if text.isspace():
-            continue
-        count += 1
-        try:
-            line = parse_line(text, endpoint, max_line_bytes)
-            if line.custom_id in ids:
-                message = "An earlier line has the same custom_id."
-                errors.append(BatchError(code="duplicate_id", line=number, message=message, param="custom_id"))
-            ids.add(line.custom_id)
-        except BadRequest as error:
-            errors.append(build_line_error(error, number))
-        if len(errors) == MAX_ERRORS:
-            break
-    if count == 0 and not errors:
-        errors.append(BatchError(code="empty_file", line=None, message="The file has no lines.", param=None))
-    return count, errors
 
 
 def format_answer(line: BatchLine, body: bytes) -> bytes:

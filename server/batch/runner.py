@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
@@ -21,20 +22,22 @@ from openai.types import Batch, BatchError
 from openai.types.batch import Errors
 
 from server.batch.data_folder import convert_store_errors
-from server.batch.jsonl import validate_file
 from server.batch.line_workers import (
     BatchInterrupted,
     BatchLineWorkers,
     LineUnreadable,
     ResultDropped,
     build_request_counts,
+    is_over,
 )
 from server.batch.progress import STORE_ERRORS, STORE_RETRY_DELAY, BatchProgress, build_batch_error
 from server.batch.results import attach_results
 from server.batch.store import READING_STATUSES, UNFINISHED_STATUSES, BatchStore
+from server.batch.validation import InputFileValidator
 from server.fair_queue import FairQueue
 from server.service import Service
 from server.serving.request_handler import BodyParser
+from server.threads import run_to_end
 
 log = structlog.get_logger("onlyseen.server")
 
@@ -171,18 +174,10 @@ class BatchRunner:
                 await self._fail_batch(owner, batch, [problem])
                 return
             if batch.status == "validating":
-                count, batch_errors = await run_sync(
-                    validate_file,
-                    input_path,
-                    batch.endpoint,
-                    self._max_line_bytes,
-                    limiter=self._validation_limiter,
-                )
+                batch, batch_errors = await self._validate(owner, batch, input_path)
                 if batch_errors:
                     await self._fail_batch(owner, batch, batch_errors)
                     return
-                counts = build_request_counts(count, 0, 0)
-                batch = await self._set_status(owner, batch, "in_progress", request_counts=counts)
             workers = BatchLineWorkers(
                 self._service,
                 self._store,
@@ -197,6 +192,23 @@ class BatchRunner:
             )
             batch = await workers.run()
         await self._finish_batch(owner, batch)
+
+    async def _validate(self, owner: str, batch: Batch, input_path: Path) -> tuple[Batch, list[BatchError]]:
+        """Validate the input file of a batch, unless the batch is over before.
+
+        Returns:
+            The batch as it is then, and the errors in the file.
+        """
+        with closing(InputFileValidator(input_path, batch.endpoint, self._max_line_bytes)) as validator:
+            while not validator.is_finished:
+                await run_to_end(validator.run_slice, limiter=self._validation_limiter)
+                batch = await self._store.get_batch(owner, batch.id)
+                if is_over(batch):
+                    return batch, []
+        if not validator.errors:
+            counts = build_request_counts(validator.count, 0, 0)
+            batch = await self._set_status(owner, batch, "in_progress", request_counts=counts)
+        return batch, validator.errors
 
     async def _finish_batch(self, owner: str, batch: Batch) -> None:
         """Attach the results and set the last status. A repetition after a crash has the same effect."""

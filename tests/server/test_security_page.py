@@ -14,7 +14,7 @@ from decoding.text import grammar
 from decoding.text.grammar_check import LIMITS
 from server import __main__ as main
 from server import h11_bounds, service, timed_protocol
-from server.batch import jsonl, pagination, runner, store, uploads
+from server.batch import pagination, runner, store, uploads, validation
 from server.media import image_bounds, image_fetcher, image_structure, images
 from server.middleware import request_body, response_body
 from server.routes import batches
@@ -81,7 +81,7 @@ FIXED = {
     "Page of files or batches, beyond its first item": pagination.MAX_PAGE_BYTES / 1_000_000,
     "Pages of files and batches in memory": service.LIST_PAGES,
     "Requests of a key that wait for a page": pagination.MAX_WAITING_PAGES,
-    "Lines of a batch, blank ones included": jsonl.MAX_LINES,
+    "Lines of a batch, blank ones included": validation.MAX_LINES,
     "Time of a batch, on the wall clock": batches.COMPLETION_WINDOW / 3600,
     "Results in memory that the storage does not take": runner.MAX_UNSTORED_BYTES / 1_000_000,
     "Relevance maps in the matcher's cache": model.CACHE_SIZE,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.batch import jsonl, line_workers, results, runner
+from server.batch import line_workers, results, runner, validation
+from server.batch.validation import InputFileValidator
 from server.schemas import base
 from tests.server.batch.harness import CHAT, create_batch, make_line, wait_for_status
 from tests.server.conftest import StartServer, wait_until
@@ -33,7 +35,10 @@ def test_file_is_validated_with_few_releases_of_the_interpreter(
 
     monkeypatch.setattr(base, "uuid4", refuse_random_numbers)
     before = count_reads()
-    assert jsonl.validate_file(file, CHAT, 1 << 20) == (lines, [])
+    with closing(InputFileValidator(file, CHAT, 1 << 20)) as validator:
+        while not validator.is_finished:
+            validator.run_slice()
+    assert (validator.count, validator.errors) == (lines, [])
     assert count_reads() - before < 100  # 8 kB at a time would be more than 200
 
 
@@ -59,7 +64,7 @@ class SlowCall:
 @pytest.mark.parametrize(
     ("module", "name", "threads"),
     [
-        (runner, "validate_file", runner.VALIDATION_THREADS),
+        (validation, "parse_line", runner.VALIDATION_THREADS),
         (line_workers, "parse_validated_line", runner.READING_THREADS),
         (results, "recover_finished_ids", runner.READING_THREADS),
     ],

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from openai.types import Batch
 
-from server.batch import jsonl
-from server.batch.jsonl import parse_line, recover_finished_ids
+from server.batch.jsonl import recover_finished_ids
 from server.batch.store import BatchStore, get_result_file_ids
 from server.routes import files
 from tests.server.batch.faults import ALL_IDS, LINES, assert_complete
@@ -158,20 +157,3 @@ async def test_file_of_a_running_batch_has_complete_lines(
     assert int(head.headers["content-length"]) >= len(response.content)
     assert head.headers["content-type"] == response.headers["content-type"]
     await assert_complete(server, batch)
-
-
-def test_validation_stops_after_the_last_allowed_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed = []
-
-    def record(*values: Any) -> Any:
-        parsed.append(values)
-        return parse_line(*values)
-
-    monkeypatch.setattr(jsonl, "MAX_LINES", 5)
-    monkeypatch.setattr(jsonl, "parse_line", record)
-    path = tmp_path / "input"
-    for lines, count in (([""] * 9, 0), (LINES, 5), ([*LINES[:3], "", "", ""], 3)):
-        parsed.clear()
-        path.write_text("".join(f"{line}\n" for line in lines))
-        total, errors = jsonl.validate_file(path, "/v1/chat/completions", 10_000)
-        assert (total, len(parsed), [error.code for error in errors]) == (count, count, ["too_many_lines"])
