@@ -235,11 +235,9 @@ class BaseEngine(ABC):
         Returns:
             The bytes in all processes; 0 for more tokens than the context, which are refused before they are processed.
         """
-        estimator, max_model_len = self.encoder.image_sizes, self.encoder.max_model_len
-        estimate = estimator.find_estimate(sizes, max_model_len)
-        if estimate is None:  # some processors count with the tokenizer, which is not thread-safe
-            estimate = await self._encode(lambda: estimator.estimate_bytes(sizes, max_model_len))
-        return self.pixel_copies * estimate
+        encoder = self.encoder  # its tokenizer is not thread-safe, and some processors use it to count
+        estimate = encoder.image_sizes.estimate_bytes
+        return self.pixel_copies * await self._encode(lambda: estimate(sizes, encoder.max_model_len))
 
     async def compute_relevance_map(self, request: RelevanceRequest) -> RelevanceMap:
         """Compute which regions of an image matter to a text.

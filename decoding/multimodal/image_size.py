@@ -14,7 +14,6 @@ from PIL import Image
 Size = tuple[int, int]  # width and height
 
 PROBE_SIDE = 448  # pixels of the image that is processed once
-MAX_KNOWN_ESTIMATES = 1024  # estimates that are kept, each for the sizes of one prompt
 
 
 class ImageSizeEstimator:
@@ -34,7 +33,6 @@ class ImageSizeEstimator:
         if tokens is not None and not matches_prompt(processor, blank, tokens):
             self._count = None
         self._bytes_per_token = pixel_bytes / tokens if tokens else None
-        self._known_bytes: dict[tuple[tuple[Size, ...], int], int] = {}
 
     def count_tokens(self, sizes: Sequence[Size]) -> int | None:
         """Count the tokens of images.
@@ -65,25 +63,12 @@ class ImageSizeEstimator:
             The bytes, 0 for images that are refused. Without a count of tokens, each image is taken to be as large as
             the one that was processed at the start.
         """
-        known = self.find_estimate(sizes, max_tokens)
-        return self._estimate_new(sizes, max_tokens) if known is None else known
-
-    def find_estimate(self, sizes: Sequence[Size], max_tokens: int) -> int | None:
-        """Return what `estimate_bytes` returned for the same arguments, or None. Any thread may call it."""
-        return self._known_bytes.get((tuple(sizes), max_tokens))
-
-    def _estimate_new(self, sizes: Sequence[Size], max_tokens: int) -> int:
         tokens = self.count_tokens(sizes)
         if tokens is not None and tokens >= max_tokens:
-            estimate = 0
-        elif tokens is None or self._bytes_per_token is None:
-            estimate = self._bytes_per_image * len(sizes)
-        else:
-            estimate = round(tokens * self._bytes_per_token)
-        if len(self._known_bytes) >= MAX_KNOWN_ESTIMATES:
-            self._known_bytes.clear()
-        self._known_bytes[tuple(sizes), max_tokens] = estimate
-        return estimate
+            return 0
+        if tokens is None or self._bytes_per_token is None:
+            return self._bytes_per_image * len(sizes)
+        return round(tokens * self._bytes_per_token)
 
 
 def matches_prompt(processor: Any, image: Image.Image, tokens: int) -> bool:

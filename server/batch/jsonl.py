@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Sequence, Set
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from uuid import uuid4
@@ -47,22 +48,33 @@ class RefusedLine:
     error: BadRequest
 
 
-def iter_lines(path: Path, max_bytes: int) -> Generator[bytes, None, None]:
-    """Yield the lines of a file, blank ones included.
+class LineReader:
+    """Reads the lines of a file, blank ones included. It keeps none of them."""
 
-    Args:
-        path: The file.
-        max_bytes: Largest line. A longer line is yielded without its end, one byte longer than that.
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        """Create a reader, which opens the file at the first line.
 
-    Yields:
-        The lines.
-    """
-    with path.open("rb", READ_BYTES) as file:
-        while line := file.readline(max_bytes + 1):
-            part = line
-            while len(part) > max_bytes and not part.endswith(b"\n"):
-                part = file.readline(max_bytes + 1)
-            yield line
+        Args:
+            path: The file.
+            max_bytes: Largest line. A longer line is read without its end, one byte longer than that.
+        """
+        self._path = path
+        self._max_bytes = max_bytes
+        self._file: BinaryIO | None = None
+
+    def read(self) -> bytes:
+        """Return the next line, or nothing at the end."""
+        if self._file is None:
+            self._file = self._path.open("rb", READ_BYTES)
+        line = part = self._file.readline(self._max_bytes + 1)
+        while len(part) > self._max_bytes and not part.endswith(b"\n"):
+            part = self._file.readline(self._max_bytes + 1)
+        return line
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 def parse_line(text: bytes, endpoint: str, max_bytes: int) -> BatchLine:
@@ -156,8 +168,8 @@ def format_result(line: BatchLine | RefusedLine, status: int, body: Any) -> byte
     return orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def recover_finished_ids(path: Path, known_ids: Set[str] = frozenset()) -> set[str]:
-    """Recover the results of an earlier process. Slow: call it in a thread.
+def recover_finished_ids(path: Path, known_ids: Set[bytes] = frozenset()) -> Generator[None, None, set[bytes]]:
+    """Recover the results of an earlier process. Slow: run it in slices.
 
     Lines that a crash has left incomplete or damaged are removed, and so are second results of a request. The end of
     the file is cut off, and other bytes become spaces before the next line. No other line is written, so that a crash
@@ -165,31 +177,42 @@ def recover_finished_ids(path: Path, known_ids: Set[str] = frozenset()) -> set[s
 
     Args:
         path: The output file.
-        known_ids: The custom_ids with a result in another file.
+        known_ids: Hashes of the custom_ids with a result in another file.
+
+    Yields:
+        Nothing, after each line.
 
     Returns:
-        The custom_ids of the remaining lines.
+        The hashes of the custom_ids of the remaining lines.
     """
     if not path.exists():
         return set()
-    ids, end, position = set[str](), 0, 0
+    ids, end, position = set[bytes](), 0, 0
     damaged: list[tuple[int, int]] = []  # start and end of each line to remove before a good one
     pending: list[tuple[int, int]] = []
     with path.open("rb+", READ_BYTES) as file:
-        for text in file:
+        while text := file.readline():
             start, position = position, position + len(text)
             custom_id = parse_finished_id(text)
-            if custom_id is None or custom_id in known_ids or custom_id in ids:
+            del text  # a pause does not keep it
+            id_hash = None if custom_id is None else hash_custom_id(custom_id)
+            if id_hash is None or id_hash in known_ids or id_hash in ids:
                 pending.append((start, position))
-                continue
-            ids.add(custom_id)
-            end = position
-            damaged += pending
-            pending.clear()
+            else:
+                ids.add(id_hash)
+                end = position
+                damaged += pending
+                pending.clear()
+            yield
         if end < position:
             file.truncate(end)
         blank_lines(file, damaged)
     return ids
+
+
+def hash_custom_id(custom_id: str) -> bytes:
+    """Return the hash by which a custom_id is remembered. The ids of a file can take 200 MB."""
+    return blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def blank_lines(file: BinaryIO, spans: Sequence[tuple[int, int]]) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from functools import partial
-from pathlib import Path
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -17,20 +16,23 @@ from decoding.errors import BadRequest, EngineFailed, Overloaded
 from server.batch.data_folder import convert_store_errors
 from server.batch.jsonl import (
     BatchLine,
+    LineReader,
     RefusedLine,
     build_line_error,
     format_answer,
     format_error,
-    iter_lines,
+    hash_custom_id,
     parse_validated_line,
 )
 from server.batch.progress import STORE_ERRORS, BatchProgress
 from server.batch.results import ResultFiles
+from server.batch.slices import SLICE_SECONDS, run_in_slices
 from server.batch.store import UNFINISHED_STATUSES, BatchStore
 from server.errors import ServiceUnavailable
 from server.fair_queue import FairQueue
 from server.service import Service
 from server.serving.request_handler import BodyParser, generate_batch_json
+from server.threads import run_to_end
 
 RETRY_DELAY = 1.0  # seconds before a line is tried again after the queue was full
 
@@ -105,7 +107,9 @@ class BatchLineWorkers:
         self._reading_limiter = reading_limiter
         self._total = batch.request_counts.total if batch.request_counts else 0
         self._results = ResultFiles(store, owner, batch.id)
-        self._remaining = self._iter_remaining(store.get_path(batch.input_file_id))
+        self._reader = LineReader(store.get_path(batch.input_file_id), max_line_bytes)
+        self._line_number = 0
+        self._is_read = False
         self._read_lock = asyncio.Lock()
 
     async def run(self) -> Batch:
@@ -117,8 +121,8 @@ class BatchLineWorkers:
         Raises:
             Exception: The failure of a worker.
         """  # noqa: DOC502 - the attribute holds it
-        await run_sync(self._results.recover, limiter=self._reading_limiter)
-        with closing(self._results):
+        await run_in_slices(self._results.recover(), self._reading_limiter)
+        with closing(self._results), closing(self._reader):
             await self._save_counts()
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._line_queue.max_owner_units):
@@ -157,21 +161,31 @@ class BatchLineWorkers:
         return True
 
     async def _read_next_line(self) -> BatchLine | RefusedLine | None:
-        """Read in a thread, because many megabytes of finished lines may come before the next one."""
+        """Read in slices, because many megabytes of finished lines may come before the next one."""
         async with self._read_lock:
-            if self.failure is not None or is_over(self.latest):
-                return None
-            return await run_sync(next, self._remaining, None, limiter=self._reading_limiter)
+            while not (self._is_read or self.failure is not None or is_over(self.latest)):
+                line = await run_to_end(self._read_slice, limiter=self._reading_limiter)
+                if line is not None:
+                    return line
+                await self._check_batch()
+        return None
 
-    def _iter_remaining(self, input_path: Path) -> Iterator[BatchLine | RefusedLine]:
-        for number, text in enumerate(iter_lines(input_path, self._max_line_bytes), start=1):
+    def _read_slice(self) -> BatchLine | RefusedLine | None:
+        """Return the next line that has no result, or None if `SLICE_SECONDS` pass before, or at the end."""
+        ends_at = time.monotonic() + SLICE_SECONDS
+        while text := self._reader.read():
+            self._line_number += 1
             if not text.isspace():
                 try:
                     line = parse_validated_line(text, self.latest.endpoint, self._max_line_bytes)
                 except BadRequest as error:
-                    raise LineUnreadable(build_line_error(error, number)) from error
-                if line.custom_id not in self._results.recovered_ids:
-                    yield line
+                    raise LineUnreadable(build_line_error(error, self._line_number)) from error
+                if hash_custom_id(line.custom_id) not in self._results.recovered_ids:
+                    return line
+            if time.monotonic() >= ends_at:
+                return None
+        self._is_read = True
+        return None
 
     async def _run_line(self, line: BatchLine | RefusedLine) -> tuple[bytes, bool]:
         """Return the result of a line, and whether it is an answer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Generator, Set
 from pathlib import Path
 
 import structlog
@@ -23,12 +23,12 @@ class ResultFiles:
 
     Attributes:
         counts: Number of answers and of errors on disk.
-        recovered_ids: The custom_ids with a result of an earlier process.
+        recovered_ids: Hashes of the custom_ids with a result of an earlier process.
     """
 
     def __init__(self, store: BatchStore, owner: str, batch_id: str) -> None:
         self.counts = [0, 0]
-        self.recovered_ids: set[str] = set()
+        self.recovered_ids: set[bytes] = set()
         self._store = store
         self._owner = owner
         self._batch_id = batch_id
@@ -36,17 +36,21 @@ class ResultFiles:
         self._files = [AppendFile(store.folder, owner, path) for path in self._paths]
         self._registered: dict[str, str] = {}  # field of the batch -> file id
 
-    def recover(self) -> None:
-        """Recover the results of an earlier process. Slow: call it in a thread."""
+    def recover(self) -> Generator[None, None, None]:
+        """Recover the results of an earlier process. Slow: run it in slices.
+
+        Yields:
+            Nothing, after each line.
+        """
         with convert_store_errors():
             for index, path in enumerate(self._paths):
-                ids = self._recover_file(path, self.recovered_ids)
+                ids = yield from self._recover_file(path, self.recovered_ids)
                 self.counts[index] = len(ids)
                 self.recovered_ids |= ids
 
-    def _recover_file(self, path: Path, known_ids: Set[str]) -> set[str]:
+    def _recover_file(self, path: Path, known_ids: Set[bytes]) -> Generator[None, None, set[bytes]]:
         size = path.stat().st_size if path.exists() else 0
-        ids = recover_finished_ids(path, known_ids)
+        ids = yield from recover_finished_ids(path, known_ids)
         if path.exists() and (damaged := size - path.stat().st_size):
             log.warning("damaged_results_removed", file=path.name, bytes=damaged)
             self._store.folder.release(self._owner, damaged)

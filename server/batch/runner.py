@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from server.batch.data_folder import convert_store_errors
 from server.batch.line_workers import (
     BatchInterrupted,
     BatchLineWorkers,
+    BatchOver,
     LineUnreadable,
     ResultDropped,
     build_request_counts,
@@ -32,12 +33,12 @@ from server.batch.line_workers import (
 )
 from server.batch.progress import STORE_ERRORS, STORE_RETRY_DELAY, BatchProgress, build_batch_error
 from server.batch.results import attach_results
+from server.batch.slices import run_in_slices
 from server.batch.store import READING_STATUSES, UNFINISHED_STATUSES, BatchStore
-from server.batch.validation import InputFileValidator
+from server.batch.validation import validate_file
 from server.fair_queue import FairQueue
 from server.service import Service
 from server.serving.request_handler import BodyParser
-from server.threads import run_to_end
 
 log = structlog.get_logger("onlyseen.server")
 
@@ -199,21 +200,33 @@ class BatchRunner:
         Returns:
             The batch as it is then, and the errors in the file.
         """
-        with closing(InputFileValidator(input_path, batch.endpoint, self._max_line_bytes)) as validator:
-            while not validator.is_finished:
-                await run_to_end(validator.run_slice, limiter=self._validation_limiter)
+
+        async def check_batch() -> None:
+            nonlocal batch
+            with suppress(*STORE_ERRORS), convert_store_errors():  # a failing store does not begin the work anew
                 batch = await self._store.get_batch(owner, batch.id)
-                if is_over(batch):
-                    return batch, []
-        if not validator.errors:
-            counts = build_request_counts(validator.count, 0, 0)
+            if is_over(batch):
+                raise BatchOver
+
+        async def start() -> None:
+            nonlocal batch
+            counts = build_request_counts(count, 0, 0)
             batch = await self._set_status(owner, batch, "in_progress", request_counts=counts)
-        return batch, validator.errors
+
+        steps = validate_file(input_path, batch.endpoint, self._max_line_bytes)
+        try:
+            count, batch_errors = await run_in_slices(steps, self._validation_limiter, check_batch)
+        except BatchOver:
+            return batch, []
+        if not batch_errors:
+            await self.progress.retry_storing(batch, start)
+        return batch, batch_errors
 
     async def _finish_batch(self, owner: str, batch: Batch) -> None:
         """Attach the results and set the last status. A repetition after a crash has the same effect."""
         counts = batch.request_counts
-        is_complete = counts is not None and counts.completed + counts.failed == counts.total
+        # A batch that ends before its file is validated has a total of 0.
+        is_complete = counts is not None and counts.completed + counts.failed == counts.total > 0
         status = "cancelled" if batch.status == "cancelling" else "completed" if is_complete else "expired"
         await self._set_status(owner, batch, status, **await attach_results(self._store, owner, batch.id))
 

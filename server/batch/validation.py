@@ -1,80 +1,80 @@
-"""The validation of a batch's input file, in slices of time."""
+"""The validation of a batch's input file."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Generator
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 from openai.types import BatchError
 
 from decoding.errors import BadRequest
-from server.batch.jsonl import build_line_error, iter_lines, parse_line
+from server.batch.jsonl import LineReader, build_line_error, hash_custom_id, parse_line
 
 MAX_LINES = 50_000
 MAX_ERRORS = 100  # reported for one file
-SLICE_SECONDS = 1.0  # in which other files, a cancellation and the end of the server wait
 
 
-class InputFileValidator:
-    """Validates all lines of an input file. Call `run_slice` in a thread until `is_finished`, and `close` at the end.
+def validate_file(
+    path: Path, endpoint: str, max_line_bytes: int
+) -> Generator[None, None, tuple[int, list[BatchError]]]:
+    """Validate all lines of an input file. Slow: run it in slices.
 
-    A file of 512 MB can take minutes. Other files are validated between its slices, and its batch can be cancelled.
+    Args:
+        path: The file.
+        endpoint: The batch's endpoint, which the url of each line must equal.
+        max_line_bytes: Largest line.
 
-    Attributes:
-        count: The lines that are not blank.
-        errors: At most `MAX_ERRORS` errors of lines. Validation ends at that many errors, and after `MAX_LINES` lines,
-            blank ones included.
-        is_finished: Whether no line is left.
+    Yields:
+        Nothing, after each line.
+
+    Returns:
+        The number of lines that are not blank, and at most `MAX_ERRORS` errors of lines. Validation ends at that many
+        errors, and after `MAX_LINES` lines, blank ones included.
     """
-
-    def __init__(self, path: Path, endpoint: str, max_line_bytes: int) -> None:
-        """Create the validator of a file, which is opened in the first slice.
-
-        Args:
-            path: The file.
-            endpoint: The batch's endpoint, which the url of each line must equal.
-            max_line_bytes: Largest line.
-        """
-        self.count = 0
-        self.errors: list[BatchError] = []
-        self.is_finished = False
-        self._endpoint = endpoint
-        self._max_line_bytes = max_line_bytes
-        self._ids: set[str] = set()
-        self._number = 0
-        self._lines = iter_lines(path, max_line_bytes)
-
-    def run_slice(self) -> None:
-        """Validate lines for `SLICE_SECONDS`, at least one."""
-        ends_at = time.monotonic() + SLICE_SECONDS
-        for text in self._lines:
-            self._number += 1
-            if self._number > MAX_LINES:
+    errors: list[BatchError] = []
+    ids = set[bytes]()
+    lines = 0
+    with closing(LineReader(path, max_line_bytes)) as reader:
+        for number in count(1):
+            if not (text := reader.read()):
+                break
+            if number > MAX_LINES:
                 message = f"The file has more than {MAX_LINES} lines, blank ones included."
-                self.errors.append(BatchError(code="too_many_lines", line=None, message=message, param=None))
+                errors.append(BatchError(code="too_many_lines", line=None, message=message, param=None))
                 break
             if not text.isspace():
-                self._validate_line(text)
-            if len(self.errors) == MAX_ERRORS:
+                lines += 1
+                errors += validate_line(text, number, endpoint, max_line_bytes, ids)
+            if len(errors) == MAX_ERRORS:
                 break
-            if time.monotonic() >= ends_at:
-                return
-        if self.count == 0 and not self.errors:
-            self.errors.append(BatchError(code="empty_file", line=None, message="The file has no lines.", param=None))
-        self.is_finished = True
+            del text  # a pause does not keep it
+            yield
+    if lines == 0 and not errors:
+        errors.append(BatchError(code="empty_file", line=None, message="The file has no lines.", param=None))
+    return lines, errors
 
-    def _validate_line(self, text: bytes) -> None:
-        self.count += 1
-        try:
-            line = parse_line(text, self._endpoint, self._max_line_bytes)
-        except BadRequest as error:
-            self.errors.append(build_line_error(error, self._number))
-            return
-        if line.custom_id in self._ids:
-            message = "An earlier line has the same custom_id."
-            self.errors.append(BatchError(code="duplicate_id", line=self._number, message=message, param="custom_id"))
-        self._ids.add(line.custom_id)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._lines.close()
+def validate_line(text: bytes, number: int, endpoint: str, max_bytes: int, ids: set[bytes]) -> list[BatchError]:
+    """Validate a line.
+
+    Args:
+        text: The line.
+        number: Its number, from 1.
+        endpoint: The batch's endpoint.
+        max_bytes: Largest line.
+        ids: Hashes of the custom_ids of earlier lines. That of this line is added.
+
+    Returns:
+        At most one error.
+    """
+    try:
+        id_hash = hash_custom_id(parse_line(text, endpoint, max_bytes).custom_id)
+    except BadRequest as error:
+        return [build_line_error(error, number)]
+    if id_hash in ids:
+        message = "An earlier line has the same custom_id."
+        return [BatchError(code="duplicate_id", line=number, message=message, param="custom_id")]
+    ids.add(id_hash)
+    return []

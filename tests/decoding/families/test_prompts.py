@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig
 
 from decoding.errors import BadRequest, Unsupported
-from decoding.multimodal import image_size
 from decoding.multimodal.model_families import get_family, get_max_model_len
 from decoding.multimodal.processor import load_processor
 from decoding.requests import Message, Prompt
@@ -74,18 +73,6 @@ def test_tokens_and_bytes_of_an_image_follow_from_its_size(
         assert tokens is not None
         assert encoded.count_token(image_token) <= tokens < len(encoded)
         assert encoder.image_sizes.count_tokens([size, size]) == 2 * tokens
-
-
-def test_known_estimates_of_images_are_bounded(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_size, "MAX_KNOWN_ESTIMATES", 3)
-    estimator = build_encoder(checkpoint("qwen2_vl")).image_sizes
-    sizes = [[(40 + 28 * number, 60)] for number in range(7)]
-    for size in sizes:
-        assert estimator.find_estimate(size, 500) is None
-        estimate = estimator.estimate_bytes(size, 500)
-        assert estimator.find_estimate(size, 500) == estimate == estimator.estimate_bytes(size, 500)
-        assert estimator.find_estimate(size, 501) is None
-        assert len(estimator._known_bytes) <= 3
 
 
 def test_image_that_exceeds_the_context_is_refused_before_it_is_processed(

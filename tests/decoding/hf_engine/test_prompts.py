@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 
 import pytest
@@ -53,21 +52,6 @@ async def test_images_of_concurrent_requests_are_not_mixed(engine: HFEngine) -> 
     together = await asyncio.gather(*(generate(engine, prompt, exact_length(N)) for prompt in prompts))
     assert [answer.text for answer in together] == alone
     assert len(set(alone)) == len(alone)
-
-
-async def test_known_estimate_waits_for_no_prompt(engine: HFEngine) -> None:
-    """The thread that encodes prompts is not needed for images whose sizes were seen before."""
-    sizes = [(40, 56), (9, 310)]
-    estimate = await engine.estimate_pixel_bytes(sizes)
-    may_go_on = threading.Event()
-    busy = asyncio.ensure_future(engine._encode(may_go_on.wait))
-    try:
-        assert await asyncio.wait_for(engine.estimate_pixel_bytes(sizes), 5) == estimate > 0
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(engine.estimate_pixel_bytes([(41, 56)]), 0.05)
-    finally:
-        may_go_on.set()
-        await busy
 
 
 async def test_images_of_any_size_are_accepted(engine: HFEngine) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from openai.types import Batch
 
 from tests.server.conftest import FakeServer, image_messages
+
+Result = TypeVar("Result")
 
 CHAT = "/v1/chat/completions"
 
@@ -49,3 +52,13 @@ async def stop(server: FakeServer) -> None:
 
 def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def run_steps(steps: Generator[None, None, Result]) -> Result:
+    """Run sliced work to its end, and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.batch import line_workers, results, runner, validation
-from server.batch.validation import InputFileValidator
+from server.batch.validation import validate_file
 from server.schemas import base
-from tests.server.batch.harness import CHAT, create_batch, make_line, wait_for_status
+from tests.server.batch.harness import CHAT, create_batch, make_line, run_steps, wait_for_status
 from tests.server.conftest import StartServer, wait_until
 
 
@@ -35,10 +34,7 @@ def test_file_is_validated_with_few_releases_of_the_interpreter(
 
     monkeypatch.setattr(base, "uuid4", refuse_random_numbers)
     before = count_reads()
-    with closing(InputFileValidator(file, CHAT, 1 << 20)) as validator:
-        while not validator.is_finished:
-            validator.run_slice()
-    assert (validator.count, validator.errors) == (lines, [])
+    assert run_steps(validate_file(file, CHAT, 1 << 20)) == (lines, [])
     assert count_reads() - before < 100  # 8 kB at a time would be more than 200
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from openai.types import Batch
 
-from server.batch.jsonl import recover_finished_ids
+from server.batch.jsonl import hash_custom_id, recover_finished_ids
 from server.batch.store import BatchStore, get_result_file_ids
 from server.routes import files
 from tests.server.batch.faults import ALL_IDS, LINES, assert_complete
-from tests.server.batch.harness import count_lines, create_batch, make_line, stop, wait_for_status
+from tests.server.batch.harness import count_lines, create_batch, make_line, run_steps, stop, wait_for_status
 from tests.server.conftest import StartServer, wait_until
 from tests.server.fakes import FakeEngine
 
@@ -48,6 +48,10 @@ def make_damaged_results() -> tuple[bytes, list[str]]:
     return content.encode(), [str(n) for n in range(30) if n % 7]
 
 
+def hash_all(ids: Iterable[str]) -> set[bytes]:
+    return set(map(hash_custom_id, ids))
+
+
 def list_ids(content: bytes) -> list[str]:
     return [json.loads(line)["custom_id"] for line in content.splitlines()]
 
@@ -56,9 +60,9 @@ def test_recovery_keeps_lines_of_all_lengths(tmp_path: Path) -> None:
     path = tmp_path / "output"
     content, ids = make_damaged_results()
     path.write_bytes(content + b'{"custom_id": "half')
-    assert recover_finished_ids(path) == set(ids)
+    assert run_steps(recover_finished_ids(path)) == hash_all(ids)
     assert list_ids(path.read_bytes()) == ids
-    assert recover_finished_ids(path, {"1", "2"}) == set(ids[2:])
+    assert run_steps(recover_finished_ids(path, hash_all(["1", "2"]))) == hash_all(ids[2:])
     assert list_ids(path.read_bytes()) == ids[2:]
 
 
@@ -108,8 +112,8 @@ def test_crash_during_recovery_damages_no_result(
 
     with monkeypatch.context() as patch, suppress(Crash):
         patch.setattr(Path, "open", open_crashing)
-        recover_finished_ids(path)
-    assert recover_finished_ids(path) == set(ids)
+        run_steps(recover_finished_ids(path))
+    assert run_steps(recover_finished_ids(path)) == hash_all(ids)
     assert list_ids(path.read_bytes()) == ids
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.batch.validation import InputFileValidator
+from server.batch.validation import validate_file
 from tests.server.conftest import FakeServer, StartServer
 from tests.server.interpreter_holds import measure_longest_hold
 
@@ -95,8 +95,6 @@ def test_no_line_of_a_batch_holds_the_interpreter(tmp_path: Path, value: str) ->
     line = line.replace(b"BODY", CHAT_IMAGE if value in IMAGE_VALUES else CHAT)
     path = tmp_path / "lines.jsonl"
     path.write_bytes(fill(line, VALUES[value]))
-    validator = InputFileValidator(path, CHAT_ROUTE, 20_000_000)
     with measure_longest_hold() as hold:
-        while not validator.is_finished:
-            validator.run_slice()
+        list(validate_file(path, CHAT_ROUTE, 20_000_000))
     assert hold.seconds < MAX_HOLD
