@@ -78,6 +78,7 @@ FIXED = {
     "Batches of a key that are remembered": store.MAX_BATCHES,
     "Files of batches that are validated at a time": runner.VALIDATION_THREADS,
     "Threads that read lines and results of batches": runner.READING_THREADS,
+    "Threads that parse uploads": service.FORM_THREADS,
     "Page of files or batches, beyond its first item": pagination.MAX_PAGE_BYTES / 1_000_000,
     "Pages of files and batches in memory": service.LIST_PAGES,
     "Requests of a key that wait for a page": pagination.MAX_WAITING_PAGES,

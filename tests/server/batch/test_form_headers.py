@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
+from python_multipart.multipart import MultipartParser
 
 from server.batch import uploads
+from server.batch.data_folder import PartialFile
 from tests.server.conftest import FakeServer
 from tests.server.interpreter_holds import measure_longest_hold
 
@@ -58,3 +62,39 @@ async def test_long_field_is_refused(server: FakeServer) -> None:
     ):
         response = await server.http.post("/v1/files", files={"file": b"a"}, data={"purpose": "x" * size})
         assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+
+
+async def test_content_of_partial_boundaries_is_parsed_in_a_thread(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parser takes a hundred times as long for it, and hands it over in as many parts as there are line breaks."""
+    content = b"\r\n--x\r" * 30_000
+    threads = set[int]()
+    sizes: list[int] = []
+    parse, write = MultipartParser.write, PartialFile.write
+
+    def record_thread(parser: MultipartParser, data: bytes) -> int:
+        threads.add(threading.get_ident())
+        return parse(parser, data)
+
+    def record_size(file: PartialFile, data: bytes) -> int:
+        sizes.append(len(data))
+        return write(file, data)
+
+    monkeypatch.setattr(MultipartParser, "write", record_thread)
+    monkeypatch.setattr(PartialFile, "write", record_size)
+    form = PURPOSE + PART + b"\r\n" + content + b"\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    response = await server.http.post("/v1/files", content=form, headers=headers)
+    assert response.status_code == 200
+    assert threading.get_ident() not in threads
+    assert len(sizes) < 10
+    stored = await server.http.get(f"/v1/files/{response.json()['id']}/content")
+    assert stored.content == content
+
+
+async def test_form_without_a_boundary_is_refused(server: FakeServer) -> None:
+    headers = {"content-type": "multipart/form-data"}
+    response = await server.http.post("/v1/files", content=PURPOSE, headers=headers)
+    message = "The Content-Type of a form must have a boundary."
+    assert (response.status_code, response.json()["error"]["message"]) == (400, message)

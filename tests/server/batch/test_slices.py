@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from openai.types import Batch
 
-from server.batch import line_workers, slices, validation
+from server.batch import jsonl, line_workers, slices, validation
 from server.batch.store import BatchStore, get_result_file_ids
 from server.errors import StoreFailed
 from tests.server.batch.harness import CHAT, create_batch, make_line, run_steps, stop, wait_for_status
@@ -24,10 +24,11 @@ KEYS = "one,two,three,small"  # more large files than there are threads
 
 
 class SlowParser:
-    """Replaces a function that parses lines: a line takes a millisecond and is a slice. The calls are counted."""
+    """Replaces a function that parses lines. A line takes `seconds` and is a slice. The calls are counted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any = validation, name: str = "parse_line") -> None:
         self.count = 0
+        self.seconds = 0.02
         self._parse = getattr(module, name)
         monkeypatch.setattr(slices, "SLICE_SECONDS", 0)
         monkeypatch.setattr(line_workers, "SLICE_SECONDS", 0)
@@ -35,7 +36,7 @@ class SlowParser:
 
     def __call__(self, *values: Any) -> Any:
         self.count += 1
-        time.sleep(0.001)
+        time.sleep(self.seconds)
         return self._parse(*values)
 
 
@@ -94,13 +95,18 @@ async def start_large_batches(server: FakeServer) -> dict[str, Batch]:
     return batches
 
 
-async def assert_small_batch_overtakes(server: FakeServer, large: dict[str, Batch], status: str) -> None:
+async def assert_small_batch_overtakes(
+    server: FakeServer, large: dict[str, Batch], status: str, parser: SlowParser
+) -> None:
     """Run a small batch to its end while large ones keep their status. Then cancel these."""
     server.openai.api_key = "small"
     assert (await wait_for_status(server, await create_batch(server, make_line(1)))).status == "completed"
     for key, batch in large.items():
         server.openai.api_key = key
         assert (await server.openai.batches.retrieve(batch.id)).status == status
+    parser.seconds = 0
+    for key, batch in large.items():
+        server.openai.api_key = key
         await server.openai.batches.cancel(batch.id)
         assert (await wait_for_status(server, batch)).status == "cancelled"
 
@@ -110,7 +116,7 @@ async def test_small_file_does_not_wait_for_the_validation_of_large_ones(
 ) -> None:
     server = await start_server(api_keys=KEYS)
     large = await start_large_batches(server)
-    await assert_small_batch_overtakes(server, large, "validating")
+    await assert_small_batch_overtakes(server, large, "validating", slow_validation)
     assert slow_validation.count < len(MANY) * len(large)
 
 
@@ -125,7 +131,7 @@ def finish_all_but_the_last_line(folder: Path, batch: Batch) -> None:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("line_workers", "parse_validated_line"), ("jsonl", "parse_finished_id")],
+    [(line_workers, "parse_validated_line"), (jsonl, "parse_finished_id")],
     ids=["lines", "results"],
 )
 async def test_small_file_does_not_wait_for_batches_that_are_resumed(
@@ -143,7 +149,7 @@ async def test_small_file_does_not_wait_for_batches_that_are_resumed(
         finish_all_but_the_last_line(tmp_path, batch)
     parser = SlowParser(monkeypatch, module, name)
     server = await start_server(api_keys=KEYS, data_dir=tmp_path)
-    await assert_small_batch_overtakes(server, large, "in_progress")
+    await assert_small_batch_overtakes(server, large, "in_progress", parser)
     await stop(server)
     assert parser.count < len(MANY) * len(large)
 
@@ -155,6 +161,7 @@ async def test_validation_ends_with_the_server_and_begins_anew(
     batch = await create_batch(server, *MANY[:300])
     await wait_until(lambda: slow_validation.count > 0)
     await stop(server)
+    slow_validation.seconds = 0
     count = slow_validation.count
     assert count < 300
     server = await start_server(data_dir=tmp_path)
