@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from functools import partial
 
 from anyio import CapacityLimiter
@@ -143,8 +143,8 @@ class BatchLineWorkers:
 
     async def _run_next_line(self) -> bool:
         """Run a line and return whether there was one. It is read after its wait, so that few are in memory."""
-        async with self._line_queue.hold(self._owner, 1):
-            if (line := await self._read_next_line()) is None:
+        async with AsyncExitStack() as unit:
+            if (line := await self._read_next_line(unit)) is None:
                 return False
             result, is_answer = await self._run_line(line)
             size, store = len(result), partial(self._results.append, result, is_answer)
@@ -160,13 +160,22 @@ class BatchLineWorkers:
         await self._progress.retry_storing(self.latest, self._save_counts)
         return True
 
-    async def _read_next_line(self) -> BatchLine | RefusedLine | None:
-        """Read in slices, because many megabytes of finished lines may come before the next one."""
+    async def _read_next_line(self, unit: AsyncExitStack) -> BatchLine | RefusedLine | None:
+        """Wait for a unit of the line queue, and read in slices. Many megabytes of finished lines may come first.
+
+        Args:
+            unit: Holds the unit of a line that is returned. Between two slices other keys can have it.
+
+        Returns:
+            The line, or None if there is none.
+        """
         async with self._read_lock:
             while not (self._is_read or self.failure is not None or is_over(self.latest)):
+                await unit.enter_async_context(self._line_queue.hold(self._owner, 1))
                 line = await run_to_end(self._read_slice, limiter=self._reading_limiter)
                 if line is not None:
                     return line
+                await unit.aclose()
                 await self._check_batch()
         return None
 

@@ -148,7 +148,7 @@ async def test_small_file_does_not_wait_for_batches_that_are_resumed(
     for batch in large.values():
         finish_all_but_the_last_line(tmp_path, batch)
     parser = SlowParser(monkeypatch, module, name)
-    server = await start_server(api_keys=KEYS, data_dir=tmp_path)
+    server = await start_server(api_keys=KEYS, data_dir=tmp_path, batch_requests=2)  # fewer lines than large files
     await assert_small_batch_overtakes(server, large, "in_progress", parser)
     await stop(server)
     assert parser.count < len(MANY) * len(large)
