@@ -28,7 +28,7 @@ from eval.core.statistics import (
     minimum_detectable_difference,
     permutation_p_values,
 )
-from eval.core.task import BenchmarkTask
+from eval.core.task import CONSTANT_ANSWERS, BenchmarkTask
 from eval.runs.plan import Arm
 
 SIGNIFICANCE_LEVEL = 0.05
@@ -69,8 +69,10 @@ class Comparison:
 
     @cached_property
     def counts(self) -> dict[str, Floats]:
-        """Counts of each arm, shape [images, counts]."""
-        return {arm.label: self.table.sum_counts(arm.label, self.indices, self.ratios.count_names) for arm in self.arms}
+        """Counts of each column of the table, shape [images, counts]."""
+        return {
+            label: self.table.sum_counts(label, self.indices, self.ratios.count_names) for label in self.table.scores
+        }
 
     def build_result(self) -> ScopeResult:
         """Compare all arms with the reference and with their controls."""
@@ -81,6 +83,11 @@ class Comparison:
             questions=len(self.indices),
             images=len(self.bootstrap.weights[0]),
             rows=rows,
+            constant_rows=[
+                StrategyResult(strategy=name, metrics=self._estimate(name), signal=self._detect_signal(name))
+                for name in CONSTANT_ANSWERS
+                if name in self.table.scores
+            ],
             control_comparisons=[
                 self._compare_with_control(arm, control) for arm in self.arms for control in arm.controls
             ],
@@ -88,11 +95,7 @@ class Comparison:
 
     def _build_row(self, arm: Arm) -> StrategyResult:
         label = arm.label
-        intervals = self.bootstrap.estimate(self.counts[label], self.ratios)
-        estimates = {
-            metric.name: Estimate.from_interval(interval)
-            for metric, interval in zip(self.task.metrics, intervals, strict=True)
-        }
+        estimates = self._estimate(label)
         against_plain = {} if label == self.reference else self.compare(label, self.reference)
         return StrategyResult(
             strategy=label,
@@ -101,6 +104,13 @@ class Comparison:
             signal=self._detect_signal(label),
             warnings=self._build_warnings(estimates, against_plain),
         )
+
+    def _estimate(self, label: str) -> dict[str, Estimate]:
+        intervals = self.bootstrap.estimate(self.counts[label], self.ratios)
+        return {
+            metric.name: Estimate.from_interval(interval)
+            for metric, interval in zip(self.task.metrics, intervals, strict=True)
+        }
 
     def _compare_with_control(self, arm: Arm, control: str) -> ControlComparison:
         differences = self.compare(arm.label, control)

@@ -101,12 +101,17 @@ class ControlComparison(BaseModel):
 
 
 class ScopeResult(BaseModel):
-    """All strategies in one scope of the task: a split, a subtask, or everything together."""
+    """All strategies in one scope of the task: a split, a subtask, or everything together.
+
+    Attributes:
+        constant_rows: The metrics of constant answers to yes/no questions.
+    """
 
     scope: str
     questions: int
     images: int = Field(validation_alias=AliasChoices("images", "pictures"))
     rows: list[StrategyResult]
+    constant_rows: list[StrategyResult] = []
     control_comparisons: list[ControlComparison] = Field(
         validation_alias=AliasChoices("control_comparisons", "matches")
     )

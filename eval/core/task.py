@@ -14,6 +14,9 @@ from eval.core.hashing import hash_file
 from eval.core.metrics import Metric
 from eval.core.results import ExtraTable
 
+CONSTANT_ANSWERS: Mapping[str, str] = {"all yes": "Yes", "all no": "No"}
+"""Rows of the tables of yes/no questions, and the answer that each gives to every question."""
+
 
 class TaskOptions(BaseModel):
     """Options that change the questions or the scores.
@@ -90,6 +93,8 @@ class BenchmarkTask(Protocol):
         metrics: The metrics.
         overall_scope: Title of all scopes together. None if they are not reported together.
         joint_drop_warnings: Pairs of metrics. Reports warn if both drop, because that is no improvement.
+        is_yes_no: Whether all questions are yes/no questions. Their `truth` has the `label` yes or no, and the detail
+            of their scores has the answer as `parsed`: `yes`, `no` or another value.
     """
 
     name: str
@@ -98,6 +103,7 @@ class BenchmarkTask(Protocol):
     metrics: tuple[Metric, ...]
     overall_scope: str | None
     joint_drop_warnings: tuple[tuple[str, str], ...]
+    is_yes_no: bool = False
 
     def load_questions(self) -> list[BenchmarkQuestion]:
         """Read the questions. Data that cannot be used raise `InputError`."""

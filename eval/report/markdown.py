@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eval.core.results import DetectionResult, ExtraTable, Results, ScopeResult, StrategyCost, StrategyResult
+from eval.core.task import CONSTANT_ANSWERS
 from eval.report.formatting import (
     NO_VALUE,
     describe_control_comparison,
@@ -64,12 +65,12 @@ def _render_scope(scope: ScopeResult, results: Results) -> list[str]:
     header = ["strategy", *(column.title for column in results.columns)]
     has_signal = any(row.signal for row in scope.rows)
     header += ["d'", "criterion"] if has_signal else []
-    rows = [_render_cells(row, results, has_signal) for row in scope.rows]
+    rows = [_render_cells(row, results, has_signal) for row in [*scope.rows, *scope.constant_rows]]
     return [*_render_table(header, rows), ""]
 
 
 def _render_cells(row: StrategyResult, results: Results, has_signal: bool) -> list[str]:
-    cells = [f"`{row.strategy}`"]
+    cells = [row.strategy if row.strategy in CONSTANT_ANSWERS else f"`{row.strategy}`"]
     for column in results.columns:
         estimate, difference = row.metrics[column.name], row.against_plain.get(column.name)
         text = f"{format_number(estimate.value, column)} {format_interval(estimate, column)}"

@@ -65,6 +65,9 @@ def _build_metric_table(scope: ScopeResult, results: Results) -> Table:
             for column in results.columns
         ]
         table.add_row(escape(row.strategy), *cells)
+    for row in scope.constant_rows:
+        cells = [format_number(row.metrics[column.name].value, column) for column in results.columns]
+        table.add_row(row.strategy, *cells, style="dim")
     return table
 
 

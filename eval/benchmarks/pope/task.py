@@ -49,6 +49,7 @@ class PopeTask(BenchmarkTask):
     metrics = METRICS
     overall_scope = "all splits"
     joint_drop_warnings = ()
+    is_yes_no = True
 
     def __init__(self, data: Path, options: TaskOptions) -> None:
         if options.parser not in PARSERS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,20 @@ def test_score_is_accuracy_plus_accuracy_per_image(tmp_path: Path) -> None:
     file.write_text("a.jpg\tq1\tYes\tyes\na.jpg\tq2\tNo\tNo, it\tis\nb.jpg\tq1\tYes\tmaybe\nb.jpg\tq2\tNo\tno\n")
     found = score_subtask(file)
     assert (found.accuracy, found.accuracy_plus, found.score, found.n, found.unparsed) == (0.75, 0.5, 125, 4, 1)
+
+
+def test_constant_answers_stand_beside_the_score(tmp_path: Path) -> None:
+    for name in SUBTASKS:
+        (tmp_path / f"{name}.txt").write_text("a.jpg\tq1\tYes\tyes\na.jpg\tq2\tNo\tNo\n")
+    process = run_process("score", "mme", "--results", tmp_path, "--json")
+    output = json.loads(process.stdout)
+    assert output["mme"]["total"] == 800
+    assert {name: each["mme"]["total"] for name, each in output["constant_answers"].items()} == {
+        "all yes": 200,  # half of the questions and no pair of each subtask
+        "all no": 200,
+    }
+    header = run_process("score", "mme", "--results", tmp_path).stdout.splitlines()[0]
+    assert header.split() == ["mme", "all", "yes", "all", "no"]
 
 
 @pytest.mark.parametrize(
