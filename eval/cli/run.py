@@ -51,6 +51,9 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="chair: measure how well the check of claims detects hallucinations.")
     ] = False,
+    logprobs: Annotated[
+        bool, typer.Option(help="yes/no questions: get log-probabilities from plain, for the control of yes bias.")
+    ] = True,
     shard: Annotated[str, typer.Option(help="k/n: share k of n of the images. `merge` merges them.")] = "1/1",
     out: Annotated[Path | None, typer.Option(help="Folder of the run. An existing run is continued.")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Sent as a bearer token.")] = None,
@@ -71,7 +74,7 @@ def run(
     if check and benchmark != "chair":
         raise EvaluationError(f"--check: {benchmark} has no labels for claims. Use it with chair.")
     task_options = TaskOptions(suffix=suffix, prompt=prompt, parser=parser, variant=variant, synonyms=synonyms)
-    token_limit = max_tokens or load_task(benchmark, resolve_data_folder(data), task_options).max_tokens
+    task = load_task(benchmark, resolve_data_folder(data), task_options)
     options = RunOptions(
         task=benchmark,
         data=data if data == "embedded" else str(resolve_data_folder(data).resolve()),
@@ -79,12 +82,13 @@ def run(
         specs=parse_specs(strategies),
         controls=controls,
         strategy_via=strategy_via,
-        sampling=SamplingSettings(temperature=temperature, top_p=top_p, max_tokens=token_limit),
+        sampling=SamplingSettings(temperature=temperature, top_p=top_p, max_tokens=max_tokens or task.max_tokens),
         seeds=parse_seeds(seeds),
         limit=limit,
         shard=Shard.parse(shard),
         options=task_options,
         check=check,
+        yes_scores=logprobs and task.is_yes_no,
     )
     console = Console(stderr=True)
     client = EvalClient(base_url, api_key, timeout, attempts=retries + 1, connections=concurrency)

@@ -19,6 +19,7 @@ from scipy.special import expit
 from eval.core.metrics import Floats, divide_or_nan
 
 SEED = 0  # of the hashes that settle ties
+STEP_WIDTH = 1e-8  # of a step in the expected number of sampled yes
 RESAMPLES_AT_ONCE = 100  # bounds the memory of the area under the ROC curve
 
 
@@ -106,28 +107,34 @@ class SampledDecoding(NamedTuple):
         is_certain = (np.exp(-np.abs(scores)) < self.cut) | (np.maximum(shares, 1 - shares) >= self.top_p)
         return np.where(is_certain, scores > 0, shares)
 
-    def match_yes_count(self, scores: Floats, count: float) -> float:
-        """Find the constant under which an expected number of questions are yes, when it is added to every score.
+    def match_yes_count(self, scores: Floats, count: float) -> MatchedThreshold:
+        """Find the threshold under which an expected number of questions are yes.
+
+        Under a cut the expected number has steps. Questions at the step that passes `count` share what is left.
 
         Args:
             scores: Score of each question, shape [questions].
             count: Expected number of yes.
 
         Returns:
-            The constant. It is infinite if all questions are no (-) or yes (+). With a cut the expected number has
-            steps, and the constant is that of the step that passes `count`.
+            The threshold, which is subtracted from every score, and the probability of yes of each question.
         """
-        if count <= 0 or count >= len(scores):
-            return math.copysign(math.inf, count - len(scores) / 2)
+        if count <= 0:
+            return MatchedThreshold(math.inf, np.zeros(len(scores)))
+        if count >= len(scores):
+            return MatchedThreshold(-math.inf, np.ones(len(scores)))
 
-        def excess(constant: float) -> float:
-            return float(self.compute_yes_shares(scores + constant).sum()) - count
+        def excess(threshold: float) -> float:
+            return float(self.compute_yes_shares(scores - threshold).sum()) - count
 
         bound = float(np.abs(scores).max()) + 40 * self.temperature + 40
-        return float(brentq(excess, -bound, bound, xtol=1e-9))
+        threshold = float(brentq(excess, -bound, bound, xtol=STEP_WIDTH / 10))
+        fewer, more = (self.compute_yes_shares(scores - threshold - side * STEP_WIDTH) for side in (1, -1))
+        change = more.sum() - fewer.sum()
+        return MatchedThreshold(threshold, fewer + (more - fewer) * (count - fewer.sum()) / change if change else more)
 
 
-def weighted_auroc(scores: Floats, is_yes: NDArray[np.bool_], weights: Floats) -> Floats:
+def weighted_auroc(scores: Floats, is_yes: NDArray[np.bool_], weights: Floats, images: NDArray[np.int64]) -> Floats:
     """Compute the probability that a question with the label yes has a larger score than one with the label no.
 
     Equal scores count half.
@@ -135,7 +142,8 @@ def weighted_auroc(scores: Floats, is_yes: NDArray[np.bool_], weights: Floats) -
     Args:
         scores: Score of each question, shape [questions].
         is_yes: Whether the label of each question is yes, shape [questions].
-        weights: How often each question occurs, shape [samples, questions].
+        weights: How often each image occurs, shape [samples, images].
+        images: Index of the image of each question, shape [questions].
 
     Returns:
         The area under the ROC curve in each sample, shape [samples], nan without a question of each label.
@@ -144,7 +152,7 @@ def weighted_auroc(scores: Floats, is_yes: NDArray[np.bool_], weights: Floats) -
     first_of_ties = np.flatnonzero(np.append(True, np.diff(scores[order]) > 0))
     areas = [np.empty(0)]
     for start in range(0, len(weights), RESAMPLES_AT_ONCE):
-        part = weights[start : start + RESAMPLES_AT_ONCE, order]
+        part = weights[start : start + RESAMPLES_AT_ONCE, images[order]]
         positives = np.add.reduceat(part * is_yes[order], first_of_ties, axis=1)  # [samples, distinct scores]
         negatives = np.add.reduceat(part * ~is_yes[order], first_of_ties, axis=1)
         below = np.cumsum(negatives, axis=1) - negatives

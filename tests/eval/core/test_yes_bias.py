@@ -121,10 +121,18 @@ def test_sampled_answers_follow_from_the_score(
 def test_constant_gives_the_expected_number_of_sampled_yes(temperature: float, cut: float) -> None:
     decoding = SampledDecoding(temperature, cut)
     expected = float(decoding.compute_yes_shares(SCORES + 0.7).sum())
-    constant = decoding.match_yes_count(SCORES, expected)
-    assert decoding.compute_yes_shares(SCORES + constant).sum() == pytest.approx(expected)
-    assert decoding.match_yes_count(SCORES, 0) == -math.inf
-    assert decoding.match_yes_count(SCORES, 16) == math.inf
+    threshold, shares = decoding.match_yes_count(SCORES, expected)
+    assert decoding.compute_yes_shares(SCORES - threshold).sum() == pytest.approx(expected)
+    assert shares.sum() == pytest.approx(expected)
+    assert decoding.match_yes_count(SCORES, 0).threshold == math.inf
+    assert decoding.match_yes_count(SCORES, 16).shares.sum() == 16
+
+
+def test_questions_at_a_step_of_the_cut_share_what_is_left() -> None:
+    """Two scores of 0 jump together from 1 / 11 to 0 when the threshold passes ln 10."""
+    threshold, shares = SampledDecoding(1, 0.1).match_yes_count(np.array([5.0, 0.0, 0.0, -5.0]), 1.05)
+    assert threshold == pytest.approx(math.log(10), abs=1e-6)
+    assert list(shares) == pytest.approx([1, 0.025, 0.025, 0], abs=1e-6)
 
 
 def test_top_p_removes_the_less_likely_word() -> None:
@@ -135,17 +143,18 @@ def test_top_p_removes_the_less_likely_word() -> None:
 
 def test_area_counts_pairs_and_half_the_ties() -> None:
     once = np.ones((1, 16))
-    assert weighted_auroc(SCORES, LABELS, once) == pytest.approx([0.78125])
+    assert weighted_auroc(SCORES, LABELS, once, np.arange(16)) == pytest.approx([0.78125])
     rounded = np.round(SCORES)
     pairs = [(p > q) + 0.5 * (p == q) for p in rounded[LABELS] for q in rounded[~LABELS]]
-    assert weighted_auroc(rounded, LABELS, once)[0] == pytest.approx(np.mean(pairs))
+    assert weighted_auroc(rounded, LABELS, once, np.arange(16))[0] == pytest.approx(np.mean(pairs))
 
 
 def test_area_of_a_resample_is_that_of_repeated_questions() -> None:
-    weights = np.random.default_rng(0).integers(0, 3, (250, 16))
-    found = weighted_auroc(np.round(SCORES), LABELS, weights.astype(float))
+    weights, images = np.random.default_rng(0).integers(0, 3, (250, 4)), np.arange(16) // 4
+    found = weighted_auroc(np.round(SCORES), LABELS, weights.astype(float), images)
     for index in (0, 120, 249):
-        repeated = np.repeat(np.arange(16), weights[index])
-        alone = weighted_auroc(np.round(SCORES)[repeated], LABELS[repeated], np.ones((1, len(repeated))))
-        assert found[index] == pytest.approx(alone[0])
-    assert math.isnan(weighted_auroc(SCORES[:1], LABELS[:1], np.ones((1, 1)))[0])
+        repeated = np.repeat(np.arange(16), weights[index][images])
+        scores, labels = np.round(SCORES)[repeated], LABELS[repeated]
+        alone = weighted_auroc(scores, labels, np.ones((1, 1)), np.zeros(len(repeated), int))
+        assert found[index] == pytest.approx(alone[0], nan_ok=True)
+    assert math.isnan(weighted_auroc(SCORES[:1], LABELS[:1], np.ones((1, 1)), images)[0])
