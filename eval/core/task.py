@@ -27,6 +27,9 @@ class TaskOptions(BaseModel):
         parser: Parser of yes/no answers.
         variant: Variant of CHAIR.
         synonyms: Table of synonyms for CHAIR. None uses the table of this repository.
+        labels: File or folder with other labels for POPE's questions, or `repope` for the files of RePOPE in the data
+            folder. None uses the labels of the question files.
+        allow_missing: Accept other labels of questions that are not part of the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +39,8 @@ class TaskOptions(BaseModel):
     parser: str = "official"
     variant: str = "original"
     synonyms: Path | None = None
+    labels: str | None = None
+    allow_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,10 @@ class BenchmarkTask(Protocol):
 
     def summarize_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> dict[str, Any]:
         """Return notes about the answers of one strategy, such as the number of unparsed ones."""
+
+    def replace_labels(self, questions: list[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
+        """Replace the labels of the questions of a run if the options have others, and drop questions without one."""
+        return questions
 
     def check_scorable(self, questions: Sequence[BenchmarkQuestion]) -> None:
         """Raise `EvaluationError` if answers to these questions could not be scored."""

@@ -128,6 +128,8 @@ class RunPlan(BaseModel):
     def select_questions(self, task: BenchmarkTask) -> list[BenchmarkQuestion]:
         """Select `limit` questions of every scope, and of these the questions of the shard.
 
+        If the task has other labels, questions without one are dropped from this selection.
+
         Args:
             task: The task.
 
@@ -142,7 +144,7 @@ class RunPlan(BaseModel):
         selected = [each for each in limited if image_index[each.cluster] % self.shard.of == self.shard.number - 1]
         if not selected:
             raise InputError("no question is left for this run", self.data_folder)
-        return selected
+        return task.replace_labels(selected)
 
     def _limit_questions(self, questions: list[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
         if self.limit is None:
