@@ -257,6 +257,7 @@ def measure_bias(samples: ScoredSamples, scopes: Sequence[str | None]) -> list[B
             answers=len(samples.table.find_indices_in(scope)),
             left_out=sum(scope in {None, each} for each in samples.left_out),
             bounded=_count_bounded(samples, scope),
+            unlike_score=_count_unlike_score(samples, scope),
             auroc=_measure_auroc(samples, scope),
             controls=[
                 _compare_control(samples, label, scope, kind, at_zero, columns)
@@ -278,6 +279,13 @@ def _count_bounded(samples: ScoredSamples, scope: str | None) -> int:
     answers = samples.table.answers[samples.reference]
     scores = [answers[index].yes_score for index in samples.table.find_indices_in(scope)]
     return sum(each is not None and each.kind != "exact" for each in scores)
+
+
+def _count_unlike_score(samples: ScoredSamples, scope: str | None) -> int | None:
+    if not samples.plan.sampling.greedy:
+        return None
+    differs = samples.list_yes(samples.reference) != (samples.scores > 0)
+    return int(differs[samples.table.find_indices_in(scope)].sum())
 
 
 def _measure_auroc(samples: ScoredSamples, scope: str | None) -> Estimate:

@@ -179,6 +179,8 @@ class BiasResult(BaseModel):
         answers: Answers of plain decoding with a score ln p(yes) - ln p(no).
         left_out: Answers without a score. They are left out for all strategies.
         bounded: Answers whose score is a bound, because the server did not list one of the words.
+        unlike_score: Answers of greedy plain decoding that are read otherwise than the sign of their score. None under
+            sampled decoding.
         auroc: Area under the ROC curve of the score of plain decoding.
         controls: Strategies and thresholds.
         splits: Strategies under sampled decoding.
@@ -187,6 +189,7 @@ class BiasResult(BaseModel):
     answers: int
     left_out: int
     bounded: int
+    unlike_score: int | None = None
     auroc: Estimate
     controls: list[BiasControl]
     splits: list[GainSplit] = []

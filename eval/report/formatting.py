@@ -130,9 +130,11 @@ def describe_control_comparison(comparison: ControlComparison, column: MetricCol
 
 def describe_bias(bias: BiasResult) -> str:
     """Return the area under the ROC curve of p(yes), and the numbers of missing and bounded scores."""
+    unlike = "" if bias.unlike_score is None else f". {bias.unlike_score} greedy answers are read unlike their score"
     return (
         f"AUROC of p(yes) of plain decoding: {format_estimate(bias.auroc)}. {bias.answers} answers have "
         f"log-probabilities of yes or no, {bias.bounded} of them of one word only. {bias.left_out} answers are left out"
+        f"{unlike}"
     )
 
 

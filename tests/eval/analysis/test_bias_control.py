@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from eval.core.yes_bias import SampledDecoding
-from tests.eval.benchmarks.test_mme import pairs
 from tests.eval.cli_driver import (
     invoke,
     invoke_run,
@@ -22,8 +21,6 @@ from tests.eval.cli_driver import (
 )
 from tests.eval.core.test_yes_bias import LABELS, ROWS, SCORES
 from tests.eval.fake_server import ScriptedReply, ScriptedServer, image_of, prompt_of, start_server, strategy_of
-
-__all__ = ["pairs"]  # a fixture
 
 
 def list_logprobs(score: float, token: str = "Yes") -> list[dict[str, Any]]:
@@ -78,6 +75,7 @@ def test_strategy_stands_beside_plain_at_its_yes_ratio(questions: Path) -> None:
     assert result.exit_code == 0, output_of(result)
     bias = read_bias(out)
     assert (bias["answers"], bias["left_out"], bias["bounded"], bias["splits"]) == (16, 0, 0, [])
+    assert bias["unlike_score"] == 0
     assert bias["auroc"]["value"] == pytest.approx(0.78125)
     assert bias["auroc"]["low"] < 0.78125 < bias["auroc"]["high"]
     [scope] = bias["controls"]
@@ -129,6 +127,7 @@ def test_gain_of_a_sampled_strategy_has_three_parts(questions: Path) -> None:
     with start_server(ScriptedServer(answer)) as server:
         result = invoke_run(server, questions, out, "--strategies", "vcd", "--temperature", "1")
     assert result.exit_code == 0, output_of(result)
+    assert read_bias(out)["unlike_score"] is None
     [split] = read_bias(out)["splits"]
     assert (split["strategy"], split["control"]) == ("vcd", "truncate")
     for metric in split["metrics"].values():
@@ -175,7 +174,11 @@ def test_questions_without_a_score_are_left_out_for_all(questions: Path) -> None
     assert accuracy["strategy"] == pytest.approx(13 / 15)
     assert accuracy["plain"] == pytest.approx(10 / 15)
     assert read_results(questions / "run")["scopes"][0]["questions"] == 16
-    assert "1 answers are left out" in (questions / "run" / "report.md").read_text()
+    assert bias["unlike_score"] == 0
+    assert (
+        "1 answers are left out. 0 greedy answers are read unlike their score."
+        in (questions / "run" / "report.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from eval.benchmarks.mme.score import SUBTASKS, parse_yes_no, score_subtask
 from eval.benchmarks.mme.task import MmeTask
@@ -60,18 +59,6 @@ def test_invalid_files_are_refused(tmp_path: Path, content: str, message: str) -
         (tmp_path / f"{name}.txt").write_text(content)
     process = run_process("score", "mme", "--results", tmp_path)
     assert (process.returncode, process.stderr) == (1, f"error: {tmp_path / 'existence.txt'}{message}\n")
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    """Two images with two questions in every subtask."""
-    for name in SUBTASKS:
-        folder = tmp_path / name
-        folder.mkdir()
-        for at in range(2):
-            Image.new("RGB", (8, 8), (at, 0, 0)).save(folder / f"{at}.png")
-            (folder / f"{at}.txt").write_text(f"Is it {name} {at}?\tYes\nIs it not?\tNo\n")
-    return tmp_path
 
 
 def test_a_limited_run_asks_both_questions_of_an_image(pairs: Path) -> None:
