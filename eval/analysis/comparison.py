@@ -28,7 +28,7 @@ from eval.core.statistics import (
     minimum_detectable_difference,
     permutation_p_values,
 )
-from eval.core.task import BenchmarkTask
+from eval.core.task import CONSTANT_ANSWERS, BenchmarkTask
 from eval.runs.plan import Arm
 
 SIGNIFICANCE_LEVEL = 0.05
@@ -44,6 +44,7 @@ class Comparison:
         scope: The scope; None is all scopes together.
         arms: The arms.
         reference: Label of plain decoding.
+        metric_names: Names of the compared metrics; None is all of the task.
     """
 
     table: ScoreTable
@@ -51,6 +52,12 @@ class Comparison:
     scope: str | None
     arms: Sequence[Arm]
     reference: str
+    metric_names: frozenset[str] | None = None
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The compared metrics."""
+        return tuple(each for each in self.task.metrics if self.metric_names is None or each.name in self.metric_names)
 
     @cached_property
     def indices(self) -> list[int]:
@@ -59,8 +66,8 @@ class Comparison:
 
     @cached_property
     def ratios(self) -> RatioMetrics:
-        """The metrics of the task."""
-        return RatioMetrics.from_metrics(self.task.metrics)
+        """The metrics as ratios."""
+        return RatioMetrics.from_metrics(self.metrics)
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
@@ -69,8 +76,10 @@ class Comparison:
 
     @cached_property
     def counts(self) -> dict[str, Floats]:
-        """Counts of each arm, shape [images, counts]."""
-        return {arm.label: self.table.sum_counts(arm.label, self.indices, self.ratios.count_names) for arm in self.arms}
+        """Counts of each column of the table, shape [images, counts]."""
+        return {
+            label: self.table.sum_counts(label, self.indices, self.ratios.count_names) for label in self.table.scores
+        }
 
     def build_result(self) -> ScopeResult:
         """Compare all arms with the reference and with their controls."""
@@ -81,6 +90,11 @@ class Comparison:
             questions=len(self.indices),
             images=len(self.bootstrap.weights[0]),
             rows=rows,
+            constant_rows=[
+                StrategyResult(strategy=name, metrics=self._estimate(name), signal=self._detect_signal(name))
+                for name in CONSTANT_ANSWERS
+                if name in self.table.scores
+            ],
             control_comparisons=[
                 self._compare_with_control(arm, control) for arm in self.arms for control in arm.controls
             ],
@@ -88,11 +102,7 @@ class Comparison:
 
     def _build_row(self, arm: Arm) -> StrategyResult:
         label = arm.label
-        intervals = self.bootstrap.estimate(self.counts[label], self.ratios)
-        estimates = {
-            metric.name: Estimate.from_interval(interval)
-            for metric, interval in zip(self.task.metrics, intervals, strict=True)
-        }
+        estimates = self._estimate(label)
         against_plain = {} if label == self.reference else self.compare(label, self.reference)
         return StrategyResult(
             strategy=label,
@@ -102,18 +112,26 @@ class Comparison:
             warnings=self._build_warnings(estimates, against_plain),
         )
 
+    def _estimate(self, label: str) -> dict[str, Estimate]:
+        intervals = self.bootstrap.estimate(self.counts[label], self.ratios)
+        return {
+            metric.name: Estimate.from_interval(interval)
+            for metric, interval in zip(self.metrics, intervals, strict=True)
+        }
+
     def _compare_with_control(self, arm: Arm, control: str) -> ControlComparison:
         differences = self.compare(arm.label, control)
         for metric in self.task.metrics:
             differences[metric.name].verdict = decide_verdict(metric, differences[metric.name])
         return ControlComparison(strategy=arm.label, control=control, differences=differences)
 
-    def compare(self, label: str, reference: str) -> dict[str, Difference]:
-        """Compute the paired differences between two arms, without verdicts.
+    def compare(self, label: str, reference: str, outcomes_of: str | None = None) -> dict[str, Difference]:
+        """Compute the paired differences between two columns of the table, without verdicts.
 
         Args:
             label: Label of an arm.
-            reference: Label of the arm that is subtracted.
+            reference: Label of the column that is subtracted.
+            outcomes_of: Label of the column whose outcomes McNemar's test uses, if the reference has expected counts.
 
         Returns:
             The difference of each metric, by name.
@@ -123,7 +141,7 @@ class Comparison:
         by_permutation = dict(zip([metric.name for metric in self._permutation_metrics.metrics], p_values, strict=True))
         intervals = self.bootstrap.estimate_differences(counts, reference_counts, self.ratios)
         differences: dict[str, Difference] = {}
-        for metric, interval in zip(self.task.metrics, intervals, strict=True):
+        for metric, interval in zip(self.metrics, intervals, strict=True):
             difference = Difference(
                 value=interval.value,
                 low=interval.low,
@@ -134,7 +152,9 @@ class Comparison:
             )
             if metric.name not in by_permutation:
                 indices = self.table.find_unique_indices(self.indices)
-                outcomes = (self.table.list_outcomes(each, indices, metric) for each in (label, reference))
+                outcomes = (
+                    self.table.list_outcomes(each, indices, metric) for each in (label, outcomes_of or reference)
+                )
                 result = mcnemar_test(*outcomes)
                 difference.test, difference.p = "mcnemar", result.p
                 difference.gained, difference.lost = result.gained, result.lost
@@ -148,7 +168,7 @@ class Comparison:
     def _permutation_metrics(self) -> RatioMetrics:
         """Metrics tested by permutation: all but those of McNemar's test, which needs one answer per question."""
         several_seeds = len(self.table.seeds) > 1
-        selected = [metric for metric in self.task.metrics if several_seeds or not metric.per_question]
+        selected = [metric for metric in self.metrics if several_seeds or not metric.per_question]
         columns = [self.ratios.metrics.index(metric) for metric in selected]
         return RatioMetrics(
             tuple(selected),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eval.analysis.bias_control import ScoredSamples, measure_bias
 from eval.analysis.comparison import Comparison
 from eval.analysis.cost import compute_costs
 from eval.analysis.detection import measure_detection
@@ -41,6 +42,10 @@ def evaluate(
     if task.overall_scope and len(scopes) > 1:
         scopes.append(None)
     scope_results = [Comparison(table, task, scope, plan.arms, reference).build_result() for scope in scopes]
+    scored = ScoredSamples.select(table, task, plan, reference) if task.is_yes_no else None
+    if scored and scored.table.samples:
+        for result, bias in zip(scope_results, measure_bias(scored, scopes), strict=True):
+            result.bias = bias
     draws = Bootstrap.draw(len(table.list_images(range(len(table.samples)))))
     detection = [measure_detection(table, label, draws) for label in plan.labels] if plan.check else []
     arms = [_summarize_arm(arm, task, table) for arm in plan.arms]
@@ -61,6 +66,7 @@ def evaluate(
             {label: [answer.text for answer in column] for label, column in table.answers.items()},
         ),
         detection=[each for each in detection if each is not None],
+        missing_bias=scored.missing_reason if scored else None,
     )
     return results, table
 

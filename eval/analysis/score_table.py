@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eval.core.answer_store import StoredAnswer
 from eval.core.metrics import Floats, Metric
-from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score
+from eval.core.task import CONSTANT_ANSWERS, BenchmarkQuestion, BenchmarkTask, Score
 from eval.runs.plan import RunPlan
 
 
@@ -30,7 +30,8 @@ class ScoreTable:
     Attributes:
         samples: Samples that every arm has answered.
         answers: Answers by label, in the order of the samples.
-        scores: Scores by label, in the order of the samples.
+        scores: Scores by label, in the order of the samples. For yes/no questions also those of constant answers, under
+            the names in `CONSTANT_ANSWERS`.
         missing: Number of samples without an answer, by label.
     """
 
@@ -113,20 +114,32 @@ def build_score_table(
         label: [answer for index in common if (answer := column[index])] for label, column in found.items()
     }
     common_samples = [samples[index] for index in common]
+    texts = {label: [answer.text for answer in column] for label, column in common_answers.items()}
+    if task.is_yes_no:
+        texts |= {name: [answer] * len(common) for name, answer in CONSTANT_ANSWERS.items()}
     return ScoreTable(
         samples=common_samples,
         answers=common_answers,
-        scores={label: _score_column(task, common_samples, column) for label, column in common_answers.items()},
+        scores={label: score_texts(task, common_samples, column) for label, column in texts.items()},
         missing={label: sum(answer is None for answer in column) for label, column in found.items()},
     )
 
 
-def _score_column(task: BenchmarkTask, samples: Sequence[Sample], answers: Sequence[StoredAnswer]) -> list[Score]:
-    """Score the answers seed by seed: questions that are scored together must have the same seed."""
+def score_texts(task: BenchmarkTask, samples: Sequence[Sample], texts: Sequence[str]) -> list[Score]:
+    """Score answers seed by seed: questions that are scored together must have the same seed.
+
+    Args:
+        task: The task.
+        samples: The samples, seed by seed.
+        texts: The answers, in the same order.
+
+    Returns:
+        One score for each answer.
+    """
     scores: list[Score] = []
     for seed in dict.fromkeys(sample.seed for sample in samples):
         indices = [index for index, sample in enumerate(samples) if sample.seed == seed]
         scores += task.score_answers(
-            [samples[index].question for index in indices], [answers[index].text for index in indices]
+            [samples[index].question for index in indices], [texts[index] for index in indices]
         )
     return scores

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.benchmarks.pope.parsers import PARSERS
@@ -27,6 +27,7 @@ class HallusionAnswer:
         original: Whether the figure is figure 0: the original image, or none.
         edited: Whether the question is about an edited image (`visual_input` 2). Other questions are about an
             unedited image (1), or are asked without one (0). A visual supplement has unedited images beyond figure 0.
+        truth: The correct answer, `yes` or `no`.
         correct: Whether the answer is correct.
         unclear: Whether the answer is neither yes nor no.
     """
@@ -36,6 +37,7 @@ class HallusionAnswer:
     question: tuple[str, ...]
     original: bool
     edited: bool
+    truth: str
     correct: bool
     unclear: bool
 
@@ -63,27 +65,34 @@ def read_answers(file: Path) -> list[HallusionAnswer]:
 
 
 def _parse_record(record: JsonRecord) -> HallusionAnswer:
-    category, truth = record.get_string("category"), str(record.get_identifier("gt_answer"))
+    category, gt_answer = record.get_string("category"), str(record.get_identifier("gt_answer"))
     if category not in ("VD", "VS"):
         raise record.build_error(f"is {category!r}, not VD or VS", "category")
-    if truth not in ("0", "1"):
-        raise record.build_error(f"is {truth!r}, not 0 or 1", "gt_answer")
+    if gt_answer not in ("0", "1"):
+        raise record.build_error(f"is {gt_answer!r}, not 0 or 1", "gt_answer")
     visual_input = str(record.get_identifier("visual_input"))
     if visual_input not in ("0", "1", "2"):
         raise record.build_error(f"is {visual_input!r}, not 0, 1 or 2", "visual_input")
     group = (category, record.get_string("subcategory"), str(record.get_identifier("set_id")))
     figure, question = str(record.get_identifier("figure_id")), str(record.get_identifier("question_id"))
     parsed = PARSERS["vlmevalkit"].parse(record.get_string("model_prediction"), "")
-    correct = parsed == ("yes" if truth == "1" else "no") or (parsed is None and category == "VS" and figure == "0")
+    truth = "yes" if gt_answer == "1" else "no"
+    correct = parsed == truth or (parsed is None and category == "VS" and figure == "0")
     return HallusionAnswer(
         category=category,
         figure=(*group, figure),
         question=(*group, question),
         original=figure == "0",
         edited=visual_input == "2",
+        truth=truth,
         correct=correct,
         unclear=parsed is None,
     )
+
+
+def replace_answers(answers: Iterable[HallusionAnswer], constant: str) -> list[HallusionAnswer]:
+    """Replace all answers by `yes` or `no`."""
+    return [replace(each, correct=each.truth == constant, unclear=False) for each in answers]
 
 
 def compute_scores(answers: Iterable[HallusionAnswer]) -> dict[str, object]:

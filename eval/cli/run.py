@@ -42,6 +42,13 @@ def run(
     suffix: Annotated[str | None, typer.Option(help="Text after yes/no questions. '' for none.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt of captions.")] = None,
     parser: Annotated[str, typer.Option(help="Parser of yes and no, as in `score pope`.")] = "official",
+    labels: Annotated[
+        str | None,
+        typer.Option(help="pope: file or folder with other labels, or `repope` for RePOPE's files in the data folder."),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --labels: accept labels of questions that are not asked.")
+    ] = False,
     variant: Annotated[str, typer.Option(help="Variant of CHAIR, as in `score chair`.")] = "original",
     synonyms: Annotated[Path | None, typer.Option(help="Table of synonyms. Default: our own.")] = None,
     controls: Annotated[bool, typer.Option(help="Add matched controls of strategies with branches.")] = True,
@@ -51,6 +58,9 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="chair: measure how well the check of claims detects hallucinations.")
     ] = False,
+    logprobs: Annotated[
+        bool, typer.Option(help="yes/no questions: get log-probabilities from plain, for the control of yes bias.")
+    ] = True,
     shard: Annotated[str, typer.Option(help="k/n: share k of n of the images. `merge` merges them.")] = "1/1",
     out: Annotated[Path | None, typer.Option(help="Folder of the run. An existing run is continued.")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Sent as a bearer token.")] = None,
@@ -70,8 +80,18 @@ def run(
 
     if check and benchmark != "chair":
         raise EvaluationError(f"--check: {benchmark} has no labels for claims. Use it with chair.")
-    task_options = TaskOptions(suffix=suffix, prompt=prompt, parser=parser, variant=variant, synonyms=synonyms)
-    token_limit = max_tokens or load_task(benchmark, resolve_data_folder(data), task_options).max_tokens
+    if labels is not None and benchmark != "pope":
+        raise EvaluationError(f"--labels: {benchmark} has no other labels. Use it with pope.")
+    task_options = TaskOptions(
+        suffix=suffix,
+        prompt=prompt,
+        parser=parser,
+        variant=variant,
+        synonyms=synonyms,
+        labels=_resolve_labels(labels),
+        allow_missing=allow_missing,
+    )
+    task = load_task(benchmark, resolve_data_folder(data), task_options)
     options = RunOptions(
         task=benchmark,
         data=data if data == "embedded" else str(resolve_data_folder(data).resolve()),
@@ -79,12 +99,13 @@ def run(
         specs=parse_specs(strategies),
         controls=controls,
         strategy_via=strategy_via,
-        sampling=SamplingSettings(temperature=temperature, top_p=top_p, max_tokens=token_limit),
+        sampling=SamplingSettings(temperature=temperature, top_p=top_p, max_tokens=max_tokens or task.max_tokens),
         seeds=parse_seeds(seeds),
         limit=limit,
         shard=Shard.parse(shard),
         options=task_options,
         check=check,
+        yes_scores=logprobs and task.is_yes_no,
     )
     console = Console(stderr=True)
     client = EvalClient(base_url, api_key, timeout, attempts=retries + 1, connections=concurrency)
@@ -109,6 +130,32 @@ def verify(
     if differences:
         raise typer.Exit(1)
     typer.echo(f"{folder}: files, images, answers and numbers are unchanged.")
+
+
+def rescore(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run of pope.")],
+    labels: Annotated[
+        str, typer.Option(help="File or folder with other labels, or `repope` for RePOPE's files in the data folder.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: beside the run.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Accept labels of questions that are not part of the run.")
+    ] = False,
+    data: Annotated[str | None, typer.Option(help="Current data folder, if it has moved.")] = None,
+) -> None:
+    """Score the stored answers of a run with other labels, without a server."""
+    from eval.workflows.rescoring import rescore_run
+
+    target = out or folder.with_name(f"{folder.resolve().name}-{Path(labels).stem}")
+    results = rescore_run(
+        folder,
+        _resolve_labels(labels) or labels,
+        target,
+        data,
+        allow_missing=allow_missing,
+        warn=lambda text: typer.echo(f"warning: {text}", err=True),
+    )
+    _print_summary(results, target / "report.html")
 
 
 def merge(
@@ -137,10 +184,21 @@ def export(
         typer.echo(file)
 
 
+def _resolve_labels(labels: str | None) -> str | None:
+    """Make a path absolute, because manifest.json stores it."""
+    return labels if labels in {None, "repope"} else str(Path(str(labels)).expanduser().resolve())
+
+
 def _print_summary(results: Results, report: Path) -> None:
     from eval.report.terminal import print_results
 
     print_results(results, Console())
+    for table in results.tables if results.task == "pope" else ():
+        for row in table.rows:
+            counts = ", ".join(
+                f"{name} {value or 0:.0f}" for name, value in zip(table.headers, row.values, strict=True)
+            )
+            typer.echo(f"{table.title}, {row.strategy}: {counts}")
     typer.echo(f"Report: {report}")
     if not results.complete:
         raise typer.Exit(INCOMPLETE)

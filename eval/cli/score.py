@@ -17,10 +17,11 @@ from eval.benchmarks.chair.breakdown import count_by_category, count_by_position
 from eval.benchmarks.chair.object_extraction import Variant
 from eval.benchmarks.mme.score import score_results
 from eval.benchmarks.pope import score as pope
-from eval.benchmarks.pope.parsers import PARSERS
+from eval.benchmarks.pope.parsers import PARSERS, AnswerParser
 from eval.benchmarks.pope.relabelling import compute_balanced_rates, relabel_answers
 from eval.core.answer_store import AnswerStore, describe_unreadable
 from eval.core.jsonl import read_lines
+from eval.core.task import CONSTANT_ANSWERS
 from eval.errors import EvaluationError
 
 MAX_WARNINGS = 5  # further warnings are only counted
@@ -61,22 +62,31 @@ def score_pope(
     if labels is not None:
         relabelled = relabel_answers(questions, pairs, labels, parsers, allow_missing=allow_missing)
         pairs, joined = relabelled.pairs, relabelled.as_json()
-    scores: dict[str, dict[str, object]] = {}
-    for each in parsers:
-        score = pope.compute_score(pairs.labels, pairs.answers, each)
-        scores[each.name] = {**score.as_json(), **(compute_balanced_rates(score) if joined else {})}
+    scores = {each.name: _compute_pope_numbers(pairs.labels, pairs.answers, each, bool(joined)) for each in parsers}
+    constants = {
+        name: _compute_pope_numbers(pairs.labels, [answer] * len(pairs.labels), PARSERS[parser], bool(joined))
+        for name, answer in CONSTANT_ANSWERS.items()
+    }
     disagreement = pope.measure_parser_disagreement(pairs.labels, pairs.answers)
     if as_json:
         result: dict[str, object] = {**scores[parser]}
         if compare:
             result = {"parsers": scores, "disagreement": disagreement, "n": len(pairs.labels)}
+        result["constant_answers"] = constants
         typer.echo(json.dumps({**result, **({"labels": joined} if joined else {})}))
         return
-    typer.echo(_format_table(scores))
+    typer.echo(_format_table(scores | constants))
     if joined:
         typer.echo(", ".join(f"{name} {value}" for name, value in joined.items()))
     if compare:
         typer.echo(f"The parsers disagree on {disagreement:.1%} of the answers.")
+
+
+def _compute_pope_numbers(
+    labels: Sequence[str], answers: Sequence[str], parser: AnswerParser, balanced: bool
+) -> dict[str, object]:
+    score = pope.compute_score(labels, answers, parser)
+    return {**score.as_json(), **(compute_balanced_rates(score) if balanced else {})}
 
 
 def score_chair(
@@ -144,7 +154,8 @@ def score_mme(
     as_json: Json = False,
 ) -> None:
     """MME's hallucination subset: up to 200 for each of four subtasks."""
-    _print_tables({"mme": score_results(results)}, as_json)
+    constants = {name: {"mme": score_results(results, answer)} for name, answer in CONSTANT_ANSWERS.items()}
+    _print_tables({"mme": score_results(results)}, as_json, constants)
 
 
 def score_amber(
@@ -167,13 +178,18 @@ def score_amber(
         are_similar = (lambda first, second: False) if no_similarity else generative.build_similarity_test()
         extract_nouns = generative.build_noun_extractor()
         result["generative"] = generative.score_captions(loaded, vocabulary, extract_nouns, are_similar)
+    captions = result.get("generative")
     result |= discriminative.score_questions(loaded)
-    if "generative" in result and "all" in result:
-        chair_percent, f1 = result["generative"]["chair"], result["all"]["f1"]
-        assert isinstance(chair_percent, float)
-        assert isinstance(f1, float)
-        result["both"] = {"amber": (100 - chair_percent + f1) / 2}
-    _print_tables(result, as_json)
+    constants: dict[str, dict[str, Mapping[str, object]]] = {
+        name: {**discriminative.score_questions(loaded, answer)} for name, answer in CONSTANT_ANSWERS.items()
+    }
+    if captions is not None and "all" in result:
+        for numbers in (result, *constants.values()):
+            chair_percent, f1 = captions["chair"], numbers["all"]["f1"]
+            assert isinstance(chair_percent, float)
+            assert isinstance(f1, float)
+            numbers["both"] = {"amber": (100 - chair_percent + f1) / 2}
+    _print_tables(result, as_json, constants)
 
 
 def score_hallusionbench(
@@ -183,7 +199,15 @@ def score_hallusionbench(
     """HallusionBench without a judge: accuracy of questions, figures and pairs."""
     answers = hallusionbench.read_answers(results)
     groups = {"all": answers, **{name: [each for each in answers if each.category == name] for name in ("VD", "VS")}}
-    _print_tables({name: hallusionbench.compute_scores(group) for name, group in groups.items() if group}, as_json)
+    groups = {name: group for name, group in groups.items() if group}
+    constants = {
+        name: {
+            group: hallusionbench.compute_scores(hallusionbench.replace_answers(each, answer.lower()))
+            for group, each in groups.items()
+        }
+        for name, answer in CONSTANT_ANSWERS.items()
+    }
+    _print_tables({name: hallusionbench.compute_scores(group) for name, group in groups.items()}, as_json, constants)
 
 
 def score_mmhal(
@@ -232,12 +256,25 @@ def _score_with_judge(
     _print_tables({f"judged by {judge.model}": {**numbers, "judge": judge.model, "prompt": prompt_name}}, as_json)
 
 
-def _print_tables(result: Mapping[str, Mapping[str, object]], as_json: bool) -> None:
+def _print_tables(
+    result: Mapping[str, Mapping[str, object]],
+    as_json: bool,
+    constants: Mapping[str, Mapping[str, Mapping[str, object]]] | None = None,
+) -> None:
+    """Print one table for each part of the result, with a column for each constant answer that has the part.
+
+    Args:
+        result: Numbers by part.
+        as_json: Print JSON instead.
+        constants: The numbers of constant answers, by name of the answer and part.
+    """
+    constants = {name: parts for name, parts in (constants or {}).items() if parts}
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps({**result, **({"constant_answers": constants} if constants else {})}))
         return
     for name, numbers in result.items():
-        typer.echo(_format_table({name: numbers}))
+        beside = {answer: parts[name] for answer, parts in constants.items() if name in parts}
+        typer.echo(_format_table({name: numbers, **beside}))
 
 
 def _format_table(columns: Mapping[str, Mapping[str, object]]) -> str:

@@ -16,6 +16,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError, field_validator
 
+from eval.core.yes_score import YesScore
 from eval.errors import InputError, RunError
 
 ANSWERS_NAME = "answers.jsonl"  # in the folder of a run
@@ -54,6 +55,7 @@ class StoredAnswer(BaseModel):
         attempts: Number of attempts.
         receipt: The `onlyseen` object of the response.
         token_scores: Text, log-probability and grounding of each token, in a run with `--check`.
+        yes_score: ln p(yes) - ln p(no) of plain decoding, in a run of yes/no questions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +71,7 @@ class StoredAnswer(BaseModel):
     attempts: int = 1
     receipt: dict[str, JsonValue] | None = None
     token_scores: list[tuple[str, FiniteFloat, FiniteFloat | None]] | None = None
+    yes_score: YesScore | None = None
 
     @field_validator("receipt")
     @classmethod

@@ -100,16 +100,118 @@ class ControlComparison(BaseModel):
     differences: dict[str, Difference]
 
 
+class BiasMetric(BaseModel):
+    """One metric of plain decoding at two thresholds on p(yes), and of a strategy.
+
+    Attributes:
+        plain: At the threshold 0 of ln p(yes) - ln p(no).
+        control: At the threshold that gives the yes ratio of the strategy.
+        strategy: Of the strategy, on the same questions.
+        gain: Strategy minus plain.
+        bias: Control minus plain: the part of the gain that the threshold gives.
+        beyond: Strategy minus control, with interval and test.
+    """
+
+    plain: Number
+    control: Number
+    strategy: Number
+    gain: Number
+    bias: Number
+    beyond: Difference
+
+
+class BiasControl(BaseModel):
+    """A strategy beside plain decoding at the threshold that gives its yes ratio.
+
+    Attributes:
+        threshold: Whether every scope has a threshold, or all scopes together have one.
+        added: The constant that moves the threshold to 0 when it is added to the logit of yes. None for all scopes
+            together with a threshold each, and if all answers are alike.
+        metrics: The metrics by name.
+    """
+
+    strategy: str
+    threshold: Literal["scope", "all"]
+    added: Number
+    metrics: dict[str, BiasMetric]
+
+
+class SplitMetric(BaseModel):
+    """The gain of a strategy over sampled plain decoding, which is the sum of the three parts.
+
+    Attributes:
+        plain: Of sampled plain decoding.
+        strategy: Of the strategy, on the same questions.
+        gain: Strategy minus plain.
+        cut: Control `truncate` minus plain. None if the strategy has no such control.
+        bias: Expected change if a constant is added to ln p(yes) - ln p(no) under the same cut and temperature.
+        rest: What remains of the gain.
+    """
+
+    plain: Number
+    strategy: Number
+    gain: Estimate
+    cut: Estimate | None
+    bias: Estimate
+    rest: Estimate
+
+
+class GainSplit(BaseModel):
+    """The parts of the gain of a strategy under sampled decoding.
+
+    Attributes:
+        control: Label of the control whose gain is the cut, if there is one.
+        added: The constant of the part `bias`. It changes the yes ratio as the strategy changes that of the control.
+            None if it is infinite.
+        metrics: The metrics by name.
+    """
+
+    strategy: str
+    control: str | None
+    added: Number
+    metrics: dict[str, SplitMetric]
+
+
+class BiasResult(BaseModel):
+    """The yes-bias control in one scope.
+
+    Attributes:
+        answers: Answers of plain decoding with a score ln p(yes) - ln p(no).
+        left_out: Answers without a score. They are left out for all strategies.
+        bounded: Answers whose score is a bound, because the server did not list one of the words.
+        unlike_score: Answers of greedy plain decoding that are read otherwise than the sign of their score. None under
+            sampled decoding.
+        auroc: Area under the ROC curve of the score of plain decoding.
+        controls: Strategies and thresholds.
+        splits: Strategies under sampled decoding.
+    """
+
+    answers: int
+    left_out: int
+    bounded: int
+    unlike_score: int | None = None
+    auroc: Estimate
+    controls: list[BiasControl]
+    splits: list[GainSplit] = []
+
+
 class ScopeResult(BaseModel):
-    """All strategies in one scope of the task: a split, a subtask, or everything together."""
+    """All strategies in one scope of the task: a split, a subtask, or everything together.
+
+    Attributes:
+        constant_rows: The metrics of constant answers to yes/no questions.
+        bias: The yes-bias control, if plain decoding has scores.
+    """
 
     scope: str
     questions: int
     images: int = Field(validation_alias=AliasChoices("images", "pictures"))
     rows: list[StrategyResult]
+    constant_rows: list[StrategyResult] = []
     control_comparisons: list[ControlComparison] = Field(
         validation_alias=AliasChoices("control_comparisons", "matches")
     )
+    bias: BiasResult | None = None
 
 
 class StrategyCost(BaseModel):
@@ -228,7 +330,11 @@ class DetectionResult(BaseModel):
 
 
 class Results(BaseModel):
-    """The content of results.json."""
+    """The content of results.json.
+
+    Attributes:
+        missing_bias: The reason why a run of yes/no questions has no yes-bias control.
+    """
 
     task: str
     title: str
@@ -243,5 +349,6 @@ class Results(BaseModel):
     warnings: list[str]
     tables: list[ExtraTable] = []
     detection: list[DetectionResult] = []
+    missing_bias: str | None = None
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES

@@ -14,6 +14,9 @@ from eval.core.hashing import hash_file
 from eval.core.metrics import Metric
 from eval.core.results import ExtraTable
 
+CONSTANT_ANSWERS: Mapping[str, str] = {"all yes": "Yes", "all no": "No"}
+"""Rows of the tables of yes/no questions, and the answer that each gives to every question."""
+
 
 class TaskOptions(BaseModel):
     """Options that change the questions or the scores.
@@ -24,6 +27,9 @@ class TaskOptions(BaseModel):
         parser: Parser of yes/no answers.
         variant: Variant of CHAIR.
         synonyms: Table of synonyms for CHAIR. None uses the table of this repository.
+        labels: File or folder with other labels for POPE's questions, or `repope` for the files of RePOPE in the data
+            folder. None uses the labels of the question files.
+        allow_missing: Accept other labels of questions that are not part of the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +39,8 @@ class TaskOptions(BaseModel):
     parser: str = "official"
     variant: str = "original"
     synonyms: Path | None = None
+    labels: str | None = None
+    allow_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,8 @@ class BenchmarkTask(Protocol):
         metrics: The metrics.
         overall_scope: Title of all scopes together. None if they are not reported together.
         joint_drop_warnings: Pairs of metrics. Reports warn if both drop, because that is no improvement.
+        is_yes_no: Whether all questions are yes/no questions. Their `truth` has the `label` yes or no, and the detail
+            of their scores has the answer as `parsed`: `yes`, `no` or another value.
     """
 
     name: str
@@ -98,6 +108,7 @@ class BenchmarkTask(Protocol):
     metrics: tuple[Metric, ...]
     overall_scope: str | None
     joint_drop_warnings: tuple[tuple[str, str], ...]
+    is_yes_no: bool = False
 
     def load_questions(self) -> list[BenchmarkQuestion]:
         """Read the questions. Data that cannot be used raise `InputError`."""
@@ -110,6 +121,10 @@ class BenchmarkTask(Protocol):
 
     def summarize_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> dict[str, Any]:
         """Return notes about the answers of one strategy, such as the number of unparsed ones."""
+
+    def replace_labels(self, questions: list[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
+        """Replace the labels of the questions of a run if the options have others, and drop questions without one."""
+        return questions
 
     def check_scorable(self, questions: Sequence[BenchmarkQuestion]) -> None:
         """Raise `EvaluationError` if answers to these questions could not be scored."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eval.core.results import (
+    BiasResult,
     ControlComparison,
     DetectionResult,
     Difference,
@@ -15,6 +16,22 @@ from eval.core.results import (
 
 NO_VALUE = "n/a"
 MINUS = "\N{MINUS SIGN}"
+BIAS_HEADERS = (
+    "strategy", "threshold", "constant", "metric", "plain at 0", "control", "value", "gain", "of which bias",
+    "beyond bias",
+)  # fmt: skip
+BIAS_EXPLANATION = (
+    "Control is plain decoding at the threshold on ln p(yes) - ln p(no) that gives the yes ratio of the strategy. The "
+    "constant moves that threshold to 0 when it is added to the logit of yes. Gain is the strategy minus plain "
+    "decoding at the threshold 0. Of this, bias is the control minus plain decoding, and beyond bias is the strategy "
+    "minus the control."
+)
+SPLIT_HEADERS = ("strategy", "control", "constant", "metric", "plain", "value", "gain", "cut", "bias", "rest")
+SPLIT_EXPLANATION = (
+    "The gain over sampled plain decoding is the sum of three parts. Cut is the gain of the matched control truncate. "
+    "Bias is the expected gain if the constant is added to the logit of yes under the same cut and temperature. The "
+    "yes ratio then changes as under the strategy. Rest is what remains."
+)
 VERDICT_PHRASES = {
     "better": "is better than",
     "worse": "is worse than",
@@ -109,3 +126,60 @@ def describe_control_comparison(comparison: ControlComparison, column: MetricCol
     change = f"{format_number(difference.value, column, sign=True)} {format_interval(difference, column, sign=True)}"
     numbers = ", ".join(filter(None, (change.strip(), format_significance(difference, column))))
     return f"{VERDICT_PHRASES[difference.verdict]} {comparison.control} in {column.title} ({numbers})"
+
+
+def describe_bias(bias: BiasResult) -> str:
+    """Return the area under the ROC curve of p(yes), and the numbers of missing and bounded scores."""
+    unlike = "" if bias.unlike_score is None else f". {bias.unlike_score} greedy answers are read unlike their score"
+    return (
+        f"AUROC of p(yes) of plain decoding: {format_estimate(bias.auroc)}. {bias.answers} answers have "
+        f"log-probabilities of yes or no, {bias.bounded} of them of one word only. {bias.left_out} answers are left out"
+        f"{unlike}"
+    )
+
+
+def list_bias_rows(bias: BiasResult, results: Results, *, intervals: bool = True) -> list[list[str]]:
+    """List the cells of the table of gains beyond bias, in the order of `BIAS_HEADERS`."""
+    rows: list[list[str]] = []
+    for control in bias.controls:
+        threshold = "per scope" if control.threshold == "scope" else "for all"
+        name = [control.strategy, threshold, _format_constant(control.added)]
+        for column in results.columns:
+            if (metric := control.metrics.get(column.name)) is None:
+                continue
+            beyond = _format_change(metric.beyond, column, intervals)
+            if column.better != "neither":  # The yes ratio is equal by construction.
+                beyond = ", ".join(filter(None, (beyond, format_p_value(metric.beyond))))
+            values = [format_number(each, column) for each in (metric.plain, metric.control, metric.strategy)]
+            changes = [format_number(each, column, sign=True) for each in (metric.gain, metric.bias)]
+            rows.append([*name, column.title, *values, *changes, beyond])
+            name = ["", "", ""]
+    return rows
+
+
+def list_split_rows(bias: BiasResult, results: Results, *, intervals: bool = True) -> list[list[str]]:
+    """List the cells of the table of the parts of a gain, in the order of `SPLIT_HEADERS`."""
+    rows: list[list[str]] = []
+    for split in bias.splits:
+        name = [split.strategy, split.control or NO_VALUE, _format_constant(split.added)]
+        for column in results.columns:
+            if (metric := split.metrics.get(column.name)) is None:
+                continue
+            values = [format_number(each, column) for each in (metric.plain, metric.strategy)]
+            parts = [
+                _format_change(each, column, intervals) for each in (metric.gain, metric.cut, metric.bias, metric.rest)
+            ]
+            rows.append([*name, column.title, *values, *parts])
+            name = ["", "", ""]
+    return rows
+
+
+def _format_change(change: Estimate | Difference | None, column: MetricColumn, intervals: bool) -> str:
+    if change is None:
+        return NO_VALUE
+    text = format_number(change.value, column, sign=True)
+    return f"{text} {format_interval(change, column, sign=True)}".strip() if intervals else text
+
+
+def _format_constant(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{value:+.2f}".replace("-", MINUS)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from eval.core.results import DetectionResult, ExtraTable, Results, ScopeResult, StrategyCost, StrategyResult
+from eval.core.task import CONSTANT_ANSWERS
 from eval.report.formatting import (
+    BIAS_EXPLANATION,
+    BIAS_HEADERS,
     NO_VALUE,
+    SPLIT_EXPLANATION,
+    SPLIT_HEADERS,
+    describe_bias,
     describe_control_comparison,
     describe_detection,
     describe_size,
@@ -13,6 +19,8 @@ from eval.report.formatting import (
     format_number,
     format_significance,
     format_table_value,
+    list_bias_rows,
+    list_split_rows,
 )
 from eval.runs.manifest import Manifest
 
@@ -45,6 +53,7 @@ def render_markdown(results: Results, manifest: Manifest) -> str:
             if column.primary
         ]
         lines.append("")
+    lines += _render_bias(results)
     lines += ["## Cost", "", *_render_costs(results.costs), ""]
     for table in results.tables:
         lines += [f"## {table.title}", "", *_render_extra_table(table), ""]
@@ -64,12 +73,12 @@ def _render_scope(scope: ScopeResult, results: Results) -> list[str]:
     header = ["strategy", *(column.title for column in results.columns)]
     has_signal = any(row.signal for row in scope.rows)
     header += ["d'", "criterion"] if has_signal else []
-    rows = [_render_cells(row, results, has_signal) for row in scope.rows]
+    rows = [_render_cells(row, results, has_signal) for row in [*scope.rows, *scope.constant_rows]]
     return [*_render_table(header, rows), ""]
 
 
 def _render_cells(row: StrategyResult, results: Results, has_signal: bool) -> list[str]:
-    cells = [f"`{row.strategy}`"]
+    cells = [row.strategy if row.strategy in CONSTANT_ANSWERS else f"`{row.strategy}`"]
     for column in results.columns:
         estimate, difference = row.metrics[column.name], row.against_plain.get(column.name)
         text = f"{format_number(estimate.value, column)} {format_interval(estimate, column)}"
@@ -82,6 +91,27 @@ def _render_cells(row: StrategyResult, results: Results, has_signal: bool) -> li
         signal = row.signal
         cells += [f"{signal.sensitivity:.2f}", f"{signal.criterion:+.2f}"] if signal else [NO_VALUE, NO_VALUE]
     return cells
+
+
+def _render_bias(results: Results) -> list[str]:
+    measured = [(scope.scope, scope.bias) for scope in results.scopes if scope.bias]
+    if results.missing_bias:
+        return ["## Gains beyond bias", "", f"No control of yes bias: {results.missing_bias}", ""]
+    if not measured:
+        return []
+    lines = ["## Gains beyond bias", "", BIAS_EXPLANATION, ""]
+    if any(bias.splits for _, bias in measured):
+        lines += [SPLIT_EXPLANATION, ""]
+    for scope, bias in measured:
+        lines += [f"### {scope}", "", f"{describe_bias(bias)}.", ""]
+        for headers, rows in (
+            (BIAS_HEADERS, list_bias_rows(bias, results)),
+            (SPLIT_HEADERS, list_split_rows(bias, results)),
+        ):
+            if rows:
+                named = [[f"`{row[0]}`" if row[0] else "", *row[1:]] for row in rows]
+                lines += [*_render_table([*headers], named), ""]
+    return lines
 
 
 def _render_extra_table(table: ExtraTable) -> list[str]:

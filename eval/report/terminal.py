@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,13 +18,20 @@ from eval.core.results import (
     StrategyResult,
 )
 from eval.report.formatting import (
+    BIAS_EXPLANATION,
+    BIAS_HEADERS,
     MINUS,
     NO_VALUE,
+    SPLIT_EXPLANATION,
+    SPLIT_HEADERS,
+    describe_bias,
     describe_control_comparison,
     describe_detection,
     describe_size,
     format_estimate,
     format_number,
+    list_bias_rows,
+    list_split_rows,
 )
 
 LEGEND = (
@@ -46,12 +54,34 @@ def print_results(results: Results, console: Console) -> None:
             if column.primary:
                 text = f"{comparison.strategy} {describe_control_comparison(comparison, column)}, {overall.scope}"
                 console.print(escape(text), highlight=False)
+    _print_bias(overall, results, console)
     console.print(_build_cost_table(results.costs))
     for result in results.detection:
         console.print(_build_detection_table(result))
         console.print(f"{describe_detection(result)}.", highlight=False)
     for warning in results.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False)
+
+
+def _print_bias(scope: ScopeResult, results: Results, console: Console) -> None:
+    """Print the yes-bias control of one scope, or the reason why there is none."""
+    if results.missing_bias:
+        console.print(f"No control of yes bias: {escape(results.missing_bias)}", highlight=False)
+    if scope.bias is None:
+        return
+    console.print(f"{describe_bias(scope.bias)}.", highlight=False)
+    for title, headers, rows, explanation in (
+        ("Gains beyond bias", BIAS_HEADERS, list_bias_rows(scope.bias, results, intervals=False), BIAS_EXPLANATION),
+        ("Parts of the gain", SPLIT_HEADERS, list_split_rows(scope.bias, results, intervals=False), SPLIT_EXPLANATION),
+    ):
+        if rows:
+            table = Table(title=f"{title}, {scope.scope}", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+            for header in headers:
+                table.add_column(header, justify="left" if header in {"strategy", "metric"} else "right")
+            for row in rows:
+                table.add_row(*map(escape, row))
+            console.print(table)
+            console.print(explanation, style="dim", highlight=False)
 
 
 def _build_metric_table(scope: ScopeResult, results: Results) -> Table:
@@ -65,6 +95,9 @@ def _build_metric_table(scope: ScopeResult, results: Results) -> Table:
             for column in results.columns
         ]
         table.add_row(escape(row.strategy), *cells)
+    for row in scope.constant_rows:
+        cells = [format_number(row.metrics[column.name].value, column) for column in results.columns]
+        table.add_row(row.strategy, *cells, style="dim")
     return table
 
 

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from eval.core.answer_store import ReceivedReceipt, StoredAnswer
+from eval.core.yes_score import ListedTokens, YesScore, compute_yes_score
 from eval.errors import InvalidResponse, RequestRejected, ServerError, ServerUnavailable
 from eval.runs.request import EvalRequest, StrategyVia
 from eval.runs.strategy_catalog import StrategyCatalog, parse_catalog
@@ -250,18 +251,26 @@ class ResponseMessage(BaseModel):
     content: str
 
 
+class ReceivedAlternative(BaseModel, strict=True):
+    """An element of `top_logprobs`."""
+
+    token: str
+    logprob: FiniteFloat
+
+
 class ReceivedLogprob(BaseModel, strict=True):
     """An element of `logprobs.content`."""
 
     token: str
     logprob: FiniteFloat
     grounding: FiniteFloat | None = None
+    top_logprobs: list[ReceivedAlternative] | None = None
 
 
 class ChoiceLogprobs(BaseModel):
     """The `logprobs` of a choice."""
 
-    content: list[ReceivedLogprob] = []
+    content: list[ReceivedLogprob] | None = None
 
 
 class ResponseChoice(BaseModel):
@@ -339,9 +348,21 @@ def parse_answer(
         seconds=round(seconds, 6),
         attempts=attempts,
         receipt=document.get("onlyseen"),
-        token_scores=[(each.token, each.logprob, each.grounding) for each in choice.logprobs.content]
+        token_scores=[(each.token, each.logprob, each.grounding) for each in choice.logprobs.content or ()]
         if request.check and choice.logprobs
         else None,
+        yes_score=_read_yes_score(choice.logprobs)
+        if request.yes_score and choice.logprobs and choice.logprobs.content
+        else None,
+    )
+
+
+def _read_yes_score(logprobs: ChoiceLogprobs) -> YesScore:
+    return compute_yes_score(
+        [
+            ListedTokens(each.token, [(other.token, other.logprob) for other in each.top_logprobs or ()])
+            for each in logprobs.content or ()
+        ]
     )
 
 

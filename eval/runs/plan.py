@@ -92,6 +92,7 @@ class RunPlan(BaseModel):
         limit: Number of questions of every scope, None for all.
         limit_selects: Whether these are the first ones, as in plans of version 0.1.0, or a sample over all images.
         check: Have the claims of every answer checked.
+        yes_scores: Get the log-probabilities of yes and no from plain decoding.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -108,6 +109,7 @@ class RunPlan(BaseModel):
     shard: Shard = Shard()
     options: TaskOptions = TaskOptions()
     check: bool = False
+    yes_scores: bool = False
 
     @property
     def labels(self) -> list[str]:
@@ -126,6 +128,8 @@ class RunPlan(BaseModel):
     def select_questions(self, task: BenchmarkTask) -> list[BenchmarkQuestion]:
         """Select `limit` questions of every scope, and of these the questions of the shard.
 
+        If the task has other labels, questions without one are dropped from this selection.
+
         Args:
             task: The task.
 
@@ -140,7 +144,7 @@ class RunPlan(BaseModel):
         selected = [each for each in limited if image_index[each.cluster] % self.shard.of == self.shard.number - 1]
         if not selected:
             raise InputError("no question is left for this run", self.data_folder)
-        return selected
+        return task.replace_labels(selected)
 
     def _limit_questions(self, questions: list[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
         if self.limit is None:
@@ -160,7 +164,15 @@ class RunPlan(BaseModel):
         """Build the request of one question under one arm and one seed of the run."""
         question_seed = None if seed is None else derive_seed(seed, question)
         return EvalRequest(
-            question, arm.spec, arm.full_spec, self.sampling, self.model, question_seed, self.weights, self.check
+            question,
+            arm.spec,
+            arm.full_spec,
+            self.sampling,
+            self.model,
+            question_seed,
+            self.weights,
+            self.check,
+            self.yes_scores and arm.spec.is_plain,
         )
 
     @property

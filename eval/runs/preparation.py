@@ -29,6 +29,7 @@ class RunOptions(BaseModel):
     shard: Shard = Shard()
     options: TaskOptions = TaskOptions()
     check: bool = False
+    yes_scores: bool = False
 
 
 async def prepare_plan(client: EvalClient, options: RunOptions) -> tuple[RunPlan, StrategyVia]:
@@ -65,6 +66,7 @@ async def prepare_plan(client: EvalClient, options: RunOptions) -> tuple[RunPlan
         shard=options.shard,
         options=options.options,
         check=options.check,
+        yes_scores=options.yes_scores,
     )
     return plan, options.strategy_via if catalog else "none"
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from eval.core.hashing import hash_json
 from eval.core.task import BenchmarkQuestion
+from eval.core.yes_score import TOP_LOGPROBS
 from eval.runs.stack_spec import StackSpec
 
 StrategyVia = Literal["body", "suffix", "none"]
@@ -46,6 +47,7 @@ class EvalRequest:
         seed: Seed, None under greedy decoding.
         weights: Fingerprint of the weights, if the server reports one.
         check: Have the claims of the answer checked, and get grounding and log-probability of each token.
+        yes_score: Get the log-probabilities of yes and no. Answer and key do not depend on this.
     """
 
     question: BenchmarkQuestion
@@ -56,6 +58,7 @@ class EvalRequest:
     seed: int | None
     weights: str | None = None
     check: bool = False
+    yes_score: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -87,6 +90,8 @@ class EvalRequest:
             body |= {"top_p": self.sampling.top_p, "seed": self.seed}
         if strategy_via == "body":
             body["decoding"] = self.spec.decoding
+        if self.yes_score:
+            body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         if self.check:
             options = body.get("decoding")
             body["decoding"] = {**(options if isinstance(options, dict) else {}), "check": True, "grounding": True}

@@ -2,7 +2,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from eval.benchmarks.mme.score import SUBTASKS
 from tests.eval import coco_data
 from tests.eval.cli_driver import reply_by_hash
 from tests.eval.fake_server import ScriptedServer, start_server
@@ -29,6 +31,18 @@ def annotations(tmp_path: Path) -> Path:
 def synonyms(tmp_path: Path) -> Path:
     (tmp_path / "synonyms.txt").write_text(coco_data.SYNONYMS)
     return tmp_path / "synonyms.txt"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Two images with two questions in every subtask of MME."""
+    for name in SUBTASKS:
+        folder = tmp_path / name
+        folder.mkdir()
+        for at in range(2):
+            Image.new("RGB", (8, 8), (at, 0, 0)).save(folder / f"{at}.png")
+            (folder / f"{at}.txt").write_text(f"Is it {name} {at}?\tYes\nIs it not?\tNo\n")
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ Rounding and the small constants in the denominators follow the official script.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from eval.benchmarks.amber.answers import GENERATIVE, AmberAnswer
 
@@ -14,16 +15,19 @@ STATE, NUMBER, ACTION = (f"discriminative-attribute-{each}" for each in ("state"
 EXISTENCE = "discriminative-hallucination"
 
 
-def score_questions(answers: Sequence[AmberAnswer]) -> dict[str, dict[str, float]]:
+def score_questions(answers: Sequence[AmberAnswer], constant: str | None = None) -> dict[str, dict[str, float]]:
     """Score the yes/no questions.
 
     Args:
         answers: Answers; captions among them are ignored.
+        constant: An answer that replaces all answers to yes/no questions.
 
     Returns:
         Numbers in percent, for all questions and for each dimension that has any. Unknown types count as relation.
     """
     questions = [each for each in answers if each.type != GENERATIVE]
+    if constant is not None:
+        questions = [replace(each, response=constant) for each in questions]
     relation = [each for each in questions if each.type not in (STATE, NUMBER, ACTION, EXISTENCE)]
     dimensions = {
         "all": (questions, 1, 0.0001),

@@ -54,11 +54,12 @@ def parse_yes_no(answer: str) -> Literal["yes", "no", "other"]:
     return "yes" if "yes" in answer[:4] else "no" if "no" in answer[:4] else "other"
 
 
-def score_subtask(file: Path) -> SubtaskScore:
+def score_subtask(file: Path, constant: str | None = None) -> SubtaskScore:
     """Score the official lines `image<TAB>question<TAB>truth<TAB>answer`.
 
     Args:
         file: The file.
+        constant: An answer that replaces all answers of the file.
 
     Returns:
         The score.
@@ -74,7 +75,7 @@ def score_subtask(file: Path) -> SubtaskScore:
         parts = line.split("\t", 3)
         if len(parts) != 4:
             raise InputError(f"has {len(parts)} tab-separated fields, not 4", file, number)
-        image, _, truth, answer = parts
+        image, _, truth, answer = parts if constant is None else (*parts[:3], constant)
         if parse_yes_no(truth) not in (truth.lower().strip(), truth.lower().strip().rstrip(".")):
             raise InputError(f"is {truth!r}, not Yes or No", file, number, "truth")
         unparsed += parse_yes_no(answer) == "other"
@@ -90,9 +91,17 @@ def score_subtask(file: Path) -> SubtaskScore:
     )
 
 
-def score_results(folder: Path) -> dict[str, object]:
-    """Score the four files `existence.txt`, `count.txt`, `position.txt` and `color.txt` of a folder."""
-    scores = {name: score_subtask(folder / f"{name}.txt") for name in SUBTASKS}
+def score_results(folder: Path, constant: str | None = None) -> dict[str, object]:
+    """Score the four files `existence.txt`, `count.txt`, `position.txt` and `color.txt` of a folder.
+
+    Args:
+        folder: The folder.
+        constant: An answer that replaces all answers of the files.
+
+    Returns:
+        The numbers by name.
+    """
+    scores = {name: score_subtask(folder / f"{name}.txt", constant) for name in SUBTASKS}
     return {
         "total": sum(each.score for each in scores.values()),
         **{name: each.score for name, each in scores.items()},

@@ -32,6 +32,7 @@ class MmeTask(BenchmarkTask):
     metrics = METRICS
     overall_scope = "mean over the questions of all subtasks"
     joint_drop_warnings = ()
+    is_yes_no = True
 
     def __init__(self, data: Path, options: TaskOptions) -> None:
         self.data = data
@@ -70,15 +71,14 @@ class MmeTask(BenchmarkTask):
         Returns:
             One score for each answer. A question without the other one of its image has no counts.
         """
-        correct = [
-            parse_yes_no(answer) == question.truth["label"] for question, answer in zip(questions, answers, strict=True)
-        ]
+        parsed = [parse_yes_no(answer) for answer in answers]
+        correct = [each == question.truth["label"] for question, each in zip(questions, parsed, strict=True)]
         pairs: dict[str, list[int]] = {}
         for index, question in enumerate(questions):
             pairs.setdefault(f"{question.scope}/{question.cluster}", []).append(index)
         scores = [
-            Score({"n": 1, "right": int(right), "yes": int(parse_yes_no(answer) == "yes")}, {"right": right})
-            for right, answer in zip(correct, answers, strict=True)
+            Score({"n": 1, "right": int(right), "yes": int(each == "yes")}, {"parsed": each, "right": right})
+            for right, each in zip(correct, parsed, strict=True)
         ]
         for indices in pairs.values():
             if len(indices) != 2:  # The other question has no answer.

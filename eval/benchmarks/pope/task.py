@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.pope.parsers import PARSERS
+from eval.benchmarks.pope.relabelling import AskedQuestion, LabelFile, LabelJoin, build_key
 from eval.benchmarks.pope.score import measure_parser_disagreement
 from eval.core.dataset import ImageFolder
 from eval.core.jsonl import read_records
 from eval.core.metrics import Metric
+from eval.core.results import ExtraTable, TableRow
 from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score, TaskOptions
 from eval.errors import EvaluationError, InputError
 
@@ -21,13 +24,46 @@ RELABELLED_NAMES = ("*_repope_{}.json*",)
 SUFFIX = "Please answer this question with one word."
 ALL = {"n": 1.0}
 
-METRICS = (
+METRICS: tuple[Metric, ...] = (
     Metric("accuracy", "Accuracy", {"right": 1}, ALL, per_question=True, primary=True),
     Metric("f1", "F1", {"tp": 2}, {"tp": 2, "fp": 1, "fn": 1}),
     Metric("precision", "Precision", {"tp": 1}, {"tp": 1, "fp": 1}),
     Metric("recall", "Recall", {"tp": 1}, {"tp": 1, "fn": 1}),
     Metric("yes_ratio", "Yes", {"yes": 1}, ALL, better="neither"),
 )
+SPECIFICITY = Metric("specificity", "Specificity", {"tn": 1}, {"tn": 1, "fp": 1})
+
+
+def find_label_files(labels: str, data: Path) -> dict[str, Path]:
+    """Find files of labels by split.
+
+    Args:
+        labels: A file whose name contains that of a split, a folder with such files, or `repope`.
+        data: Data folder, whose files of RePOPE are used for `repope`.
+
+    Returns:
+        Split to file.
+
+    Raises:
+        InputError: There is no file for a split, or more than one.
+    """
+    path = Path(labels).expanduser()
+    if labels == "repope":
+        path = data
+        files = [file for folder in (data / "pope", data) for file in folder.glob("*_repope_*.json*")]
+    else:
+        files = sorted(path.glob("*.json*")) if path.is_dir() else [path]
+    found: dict[str, Path] = {}
+    for split in SPLITS:
+        named = [file for file in files if split in file.name]
+        if len(named) > 1:
+            names = ", ".join(file.name for file in named)
+            raise InputError(f"{len(named)} files for the split {split} ({names}). Name one of them", path)
+        if named:
+            found[split] = named[0]
+    if not found:
+        raise InputError(f"no file of labels has one of the names {', '.join(SPLITS)} in its name", path)
+    return found
 
 
 class PopeTask(BenchmarkTask):
@@ -37,7 +73,7 @@ class PopeTask(BenchmarkTask):
 
     Args:
         data: Folder with images and question files.
-        options: `parser` and `suffix` apply.
+        options: `parser`, `suffix`, `labels` and `allow_missing` apply.
 
     Raises:
         EvaluationError: There is no parser with the name.
@@ -49,6 +85,7 @@ class PopeTask(BenchmarkTask):
     metrics = METRICS
     overall_scope = "all splits"
     joint_drop_warnings = ()
+    is_yes_no = True
 
     def __init__(self, data: Path, options: TaskOptions) -> None:
         if options.parser not in PARSERS:
@@ -61,6 +98,13 @@ class PopeTask(BenchmarkTask):
             self._names = RELABELLED_NAMES
             if any(self._find_files(split) for split in SPLITS):
                 self.title = "RePOPE"
+        self._allow_missing = options.allow_missing
+        self._label_files: dict[str, Path] = {}
+        self._joins: dict[str, LabelJoin] = {}
+        if options.labels is not None:
+            self._label_files = find_label_files(options.labels, data)
+            self.title = f"{self.title} with the labels of {Path(options.labels).name}"
+            self.metrics = (*METRICS, SPECIFICITY)
 
     def list_source_files(self) -> list[Path]:
         """List the question files.
@@ -74,7 +118,7 @@ class PopeTask(BenchmarkTask):
         files = [file for split in SPLITS for file in self._find_files(split)]
         if not files:
             raise InputError("no question files, expected pope/random.jsonl and others", self.data)
-        return files
+        return [*files, *self._label_files.values()]
 
     def load_questions(self) -> list[BenchmarkQuestion]:
         """Read the questions of all splits."""
@@ -93,6 +137,72 @@ class PopeTask(BenchmarkTask):
             self._score_answer(str(question.truth["label"]), answer)
             for question, answer in zip(questions, answers, strict=True)
         ]
+
+    def replace_labels(self, questions: list[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
+        """Replace the labels, and drop the questions that the files of labels lack.
+
+        Splits without a file of labels are dropped. A label whose question is not among the questions raises
+        `InputError`, unless that is allowed.
+
+        Args:
+            questions: The questions of a run.
+
+        Returns:
+            The questions with their new labels.
+        """
+        if not self._label_files:
+            return questions
+        relabelled: list[BenchmarkQuestion] = []
+        for split, file in self._label_files.items():
+            members = [question for question in questions if question.scope == split]
+            asked = [
+                AskedQuestion(
+                    build_key(each.image.name, str(each.truth["question"])),
+                    str(each.truth["label"]),
+                    each.id.partition("/")[2],
+                )
+                for each in members
+            ]
+            labels = LabelFile.read(file, [self.parser])
+            join = labels.join(asked, f"the split {split} of the run", allow_missing=self._allow_missing)
+            self._joins[split] = join
+            relabelled += [
+                replace(question, truth={**question.truth, "label": label})
+                for question, label in zip(members, join.labels, strict=True)
+                if label is not None
+            ]
+        return relabelled
+
+    def build_tables(
+        self, questions: Sequence[BenchmarkQuestion], answers: Mapping[str, Sequence[str]]
+    ) -> list[ExtraTable]:
+        """Build the table of the join with other labels, if there are any.
+
+        Args:
+            questions: The questions.
+            answers: The answers of each strategy.
+
+        Returns:
+            The table, or an empty list.
+        """
+        if not self._joins:
+            return []
+        changes = list(dict.fromkeys(sorted(name for join in self._joins.values() for name in join.changes)))
+        rows = [
+            TableRow(
+                strategy=split,
+                values=[
+                    join.matched,
+                    len(join.labels) - join.matched,
+                    join.unanswered,
+                    join.moved_ids,
+                    *(join.changes.get(name, 0) for name in changes),
+                ],
+            )
+            for split, join in self._joins.items()
+        ]
+        headers = ["matched", "dropped", "unanswered", "moved ids", *changes]
+        return [ExtraTable(title="Questions with other labels", headers=headers, rows=rows, percent=False)]
 
     def summarize_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> dict[str, Any]:
         """Return the parser, the number of unparsed answers and the disagreement of the parsers."""

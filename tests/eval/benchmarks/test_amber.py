@@ -11,6 +11,7 @@ import pytest
 from eval.benchmarks.amber import discriminative, generative
 from eval.benchmarks.amber.answers import AmberAnswer, read_answers
 from eval.benchmarks.amber.generative import AmberVocabulary
+from eval.core.jsonl import JsonRecord
 from eval.errors import EvaluationError, InputError
 from tests.eval.cli_driver import run_process
 
@@ -71,6 +72,31 @@ def test_question_scores_equal_their_definitions(files: Path) -> None:
     assert found["existence"]["f1"] == 99.9
     assert found["number"] == {"accuracy": 0.0, "precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 1, "unparsed": 1}
     assert found["relation"]["precision"] == 50.0
+
+
+def test_all_no_beats_models_on_the_released_labels() -> None:
+    """The released annotations have 4789 questions with the label yes and 9427 with the label no."""
+    labels = ["yes"] * 4789 + ["no"] * 9427
+    answers = [
+        AmberAnswer("No", "discriminative-relation", JsonRecord({"truth": label}, Path("annotations.json")))
+        for label in labels
+    ]
+    found = {answer: discriminative.score_questions(answers, answer)["all"] for answer in ("Yes", "No")}
+    assert {name: found["No"][name] for name in ("accuracy", "precision", "recall", "f1")} == {
+        "accuracy": 66.3, "precision": 66.3, "recall": 100.0, "f1": 79.7,
+    }  # fmt: skip
+    assert (found["Yes"]["accuracy"], found["Yes"]["f1"]) == (33.7, 0.0)
+
+
+def test_constant_answers_stand_beside_every_dimension(files: Path) -> None:
+    responses = write_answers(files, [{"id": 3, "response": "Yes"}, {"id": 4, "response": "Yes"}])
+    command = ("score", "amber", "--answers", responses, "--annotations", files / "annotations.json")
+    output = json.loads(run_process(*command, "--json").stdout)
+    constants = output.pop("constant_answers")
+    assert [list(each) for each in constants.values()] == [list(output)] * 2
+    assert (output["existence"]["accuracy"], constants["all no"]["existence"]["accuracy"]) == (0.0, 99.9)
+    headers = [line.split() for line in run_process(*command).stdout.splitlines() if "all yes" in line]
+    assert [header[0] for header in headers] == list(output)
 
 
 def test_score_amber_prints_json_and_requires_the_word_files(files: Path) -> None:

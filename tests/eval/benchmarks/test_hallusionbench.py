@@ -56,6 +56,25 @@ def test_scores_equal_their_definitions(tmp_path: Path) -> None:
     assert "aAcc" in run_process("score", "hallusionbench", "--results", file).stdout
 
 
+def test_constant_answers_stand_beside_the_scores(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(ROWS))
+    constants = json.loads(run_process("score", "hallusionbench", "--results", file, "--json").stdout)[
+        "constant_answers"
+    ]
+    assert constants["all yes"]["all"] == {
+        "aAcc": 3 / 6,
+        "fAcc": 0,
+        "qAcc": 1 / 4,  # the question that VS asks without an image and about figure 1
+        "easy": 2 / 3,
+        "hard": 1 / 3,
+        "n": 6,
+        "unparsed": 0,
+    }
+    assert constants["all no"]["VD"]["aAcc"] == 2 / 3
+    assert "all no" in run_process("score", "hallusionbench", "--results", file).stdout
+
+
 def test_easy_and_hard_are_split_by_visual_input(tmp_path: Path) -> None:
     """A visual supplement may have a figure above 0 that is not edited. Its questions are easy.
 

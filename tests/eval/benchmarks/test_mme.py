@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from eval.benchmarks.mme.score import SUBTASKS, parse_yes_no, score_subtask
 from eval.benchmarks.mme.task import MmeTask
@@ -31,6 +31,20 @@ def test_score_is_accuracy_plus_accuracy_per_image(tmp_path: Path) -> None:
     assert (found.accuracy, found.accuracy_plus, found.score, found.n, found.unparsed) == (0.75, 0.5, 125, 4, 1)
 
 
+def test_constant_answers_stand_beside_the_score(tmp_path: Path) -> None:
+    for name in SUBTASKS:
+        (tmp_path / f"{name}.txt").write_text("a.jpg\tq1\tYes\tyes\na.jpg\tq2\tNo\tNo\n")
+    process = run_process("score", "mme", "--results", tmp_path, "--json")
+    output = json.loads(process.stdout)
+    assert output["mme"]["total"] == 800
+    assert {name: each["mme"]["total"] for name, each in output["constant_answers"].items()} == {
+        "all yes": 200,  # half of the questions and no pair of each subtask
+        "all no": 200,
+    }
+    header = run_process("score", "mme", "--results", tmp_path).stdout.splitlines()[0]
+    assert header.split() == ["mme", "all", "yes", "all", "no"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -45,18 +59,6 @@ def test_invalid_files_are_refused(tmp_path: Path, content: str, message: str) -
         (tmp_path / f"{name}.txt").write_text(content)
     process = run_process("score", "mme", "--results", tmp_path)
     assert (process.returncode, process.stderr) == (1, f"error: {tmp_path / 'existence.txt'}{message}\n")
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    """Two images with two questions in every subtask."""
-    for name in SUBTASKS:
-        folder = tmp_path / name
-        folder.mkdir()
-        for at in range(2):
-            Image.new("RGB", (8, 8), (at, 0, 0)).save(folder / f"{at}.png")
-            (folder / f"{at}.txt").write_text(f"Is it {name} {at}?\tYes\nIs it not?\tNo\n")
-    return tmp_path
 
 
 def test_a_limited_run_asks_both_questions_of_an_image(pairs: Path) -> None:

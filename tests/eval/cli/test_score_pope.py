@@ -29,8 +29,11 @@ def test_json_output_has_all_keys(questions: Path, tmp_path: Path, parser: str) 
     process = run_process("score", "pope", "--questions", questions, "--answers", answers, "--parser", parser, "--json")
     assert (process.returncode, process.stderr) == (0, "")
     output = json.loads(process.stdout)
-    assert list(output) == KEYS
+    assert list(output) == [*KEYS, "constant_answers"]
     assert output["tp"] == 3
+    constants = output["constant_answers"]
+    assert list(constants["all yes"]) == KEYS
+    assert (constants["all yes"]["recall"], constants["all yes"]["precision"], constants["all no"]["tn"]) == (1, 0.5, 3)
 
 
 @pytest.mark.parametrize("key", ["answer", "text", "caption", "response"])
@@ -39,7 +42,7 @@ def test_answers_are_read_from_several_keys(questions: Path, tmp_path: Path, key
     process = run_process("score", "pope", "--questions", questions, "--answers", answers, "--json")
     output = json.loads(process.stdout)
     assert (output["tn"], output["precision"]) == (3, None)
-    assert list(output) == [*KEYS, "notes"]
+    assert list(output) == [*KEYS, "notes", "constant_answers"]
 
 
 def test_questions_may_be_one_array(questions: Path, tmp_path: Path) -> None:
@@ -95,6 +98,7 @@ def test_compare_prints_all_parsers(questions: Path, tmp_path: Path) -> None:
     assert output["disagreement"] == 5 / 6
     table = run_process("score", "pope", "--questions", questions, "--answers", answers, "--compare")
     assert "disagree on 83.3% of the answers" in table.stdout
+    assert table.stdout.splitlines()[0].split()[-4:] == ["all", "yes", "all", "no"]
 
 
 ANSWER = '{"answer": "yes"}\n'

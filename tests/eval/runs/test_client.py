@@ -8,6 +8,7 @@ import hashlib
 import json
 import tracemalloc
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import httpx
 import pytest
 from pydantic_core import from_json
 
+from eval.core.yes_score import YesScore
 from eval.errors import InvalidResponse, RequestRejected, ServerUnavailable
 from eval.runs.client import EvalClient, parse_answer, read_bounded
 from tests.eval.cli_driver import invoke_run, output_of, read_results, read_stored_answers, reply_by_hash
@@ -139,6 +141,9 @@ def test_a_receipt_with_nested_and_nonfinite_values_is_stored(data: Path, tmp_pa
 
 NUMBERS = {
     "logprobs.content.0.logprob": '"logprobs": {"content": [{"token": "Yes", "logprob": %s}]}',
+    "logprobs.content.0.top_logprobs.0.logprob": (
+        '"logprobs": {"content": [{"token": "Yes", "logprob": 0, "top_logprobs": [{"token": "No", "logprob": %s}]}]}'
+    ),
     "logprobs.content.0.grounding": '"logprobs": {"content": [{"token": "Yes", "logprob": 0, "grounding": %s}]}',
     "claims.0.probability": '"claims": [{"start": 0, "end": 3, "probability": %s}]',
     "steps": '"steps": %s',
@@ -159,6 +164,21 @@ def test_a_number_that_results_cannot_be_computed_from_is_refused(tmp_path: Path
     )
     with pytest.raises(InvalidResponse, match=field):
         parse_answer(document, make_request(tmp_path), "field", 0.1, 1)
+
+
+@pytest.mark.parametrize("logprobs", ["null", '{"content": null}', '{"content": []}'])
+def test_answer_without_log_probabilities_has_no_score(tmp_path: Path, logprobs: str) -> None:
+    document = from_json(f'{{"choices": [{{"message": {{"content": "Yes"}}, "logprobs": {logprobs}}}]}}')
+    request = replace(make_request(tmp_path), yes_score=True)
+    assert parse_answer(document, request, "none", 0.1, 1).yes_score is None
+
+
+def test_token_without_alternatives_has_a_missing_score(tmp_path: Path) -> None:
+    logprobs = '{"content": [{"token": "Yes", "logprob": 0, "top_logprobs": null}]}'
+    document = from_json(f'{{"choices": [{{"message": {{"content": "Yes"}}, "logprobs": {logprobs}}}]}}')
+    request = replace(make_request(tmp_path), yes_score=True)
+    assert parse_answer(document, request, "none", 0.1, 1).yes_score == YesScore(kind="missing")
+    assert parse_answer(document, make_request(tmp_path), "none", 0.1, 1).yes_score is None
 
 
 async def test_a_response_that_drips_is_given_up(tmp_path: Path) -> None:

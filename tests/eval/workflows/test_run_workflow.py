@@ -66,6 +66,34 @@ def test_results_agree_with_the_scorer(server: ScriptedServer, data: Path, tmp_p
         assert found[name] == pytest.approx(getattr(expected, name), abs=1e-12)
 
 
+def test_constant_answers_stand_in_every_table(server: ScriptedServer, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = invoke_run(server, data, out)
+    rows = [json.loads(line) for line in (data / "pope" / "popular.jsonl").read_text().splitlines()]
+    expected = compute_score([row["label"] for row in rows], ["Yes"] * len(rows))
+    scope = read_results(out)["scopes"][1]
+    assert [row["strategy"] for row in scope["constant_rows"]] == ["all yes", "all no"]
+    metrics = scope["constant_rows"][0]["metrics"]
+    assert metrics["f1"]["value"] == pytest.approx(expected.f1)
+    assert metrics["f1"]["low"] is None  # every image has three questions of each label
+    assert (out / "report.md").read_text().count("\n| all no |") == 4
+    assert (out / "report.html").read_text().count("constant answer</span>") == 8
+    assert output_of(result).count("all yes") == 4
+
+
+def test_results_without_newer_numbers_are_verified(server: ScriptedServer, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    invoke_run(server, data, out)
+    results = read_results(out)
+    for scope in results["scopes"]:
+        del scope["constant_rows"]
+    (out / "results.json").write_text(json.dumps(results))
+    assert invoke("verify", out).exit_code == 0
+    results["scopes"][0]["rows"][0]["metrics"]["f1"]["value"] += 1e-9
+    (out / "results.json").write_text(json.dumps(results))
+    assert invoke("verify", out).exit_code == 1
+
+
 def test_seeds_differ_by_question_and_agree_between_strategies(
     server: ScriptedServer, data: Path, tmp_path: Path
 ) -> None:
