@@ -59,6 +59,7 @@ class Service:
         self.parse_limiter = anyio.CapacityLimiter(PARSE_THREADS)
         self.large_parse_limiter = anyio.CapacityLimiter(1)
         self.form_limiter = anyio.CapacityLimiter(FORM_THREADS)
+        self.form_queue = FairQueue(FORM_THREADS)
         self.strategies_limiter = anyio.CapacityLimiter(1)  # the first request describes the strategies for the others
         self.work_limiter = anyio.CapacityLimiter(WORK_THREADS)
         self.openapi_limiter = anyio.CapacityLimiter(1)  # the first request builds the document for the others

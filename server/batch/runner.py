@@ -216,6 +216,7 @@ class BatchRunner:
         steps = validate_file(input_path, batch.endpoint, self._max_line_bytes)
         try:
             count, batch_errors = await run_in_slices(steps, self._validation_limiter, check_batch)
+            await check_batch()
         except BatchOver:
             return batch, []
         if not batch_errors:

@@ -18,11 +18,13 @@ from starlette.requests import ClientDisconnect, Request
 from decoding.errors import BadRequest
 from server.batch.data_folder import DataFolder, PartialFile
 from server.errors import BodyTimeout, BodyTooLarge, StorageFull, StoreFailed
+from server.fair_queue import FairQueue
 from server.middleware.request_body import DRAIN_TIMEOUT
 from server.threads import run_to_end
 
 MAX_FIELDS = 8
 MAX_FIELD_BYTES = 1024
+MAX_BOUNDARY = 256  # characters that the parser takes. The standard allows 70
 CHARSETS = (b"utf-8", b"utf8", b"us-ascii", b"ascii")
 CALLBACKS = (
     "on_part_begin",
@@ -39,8 +41,9 @@ CALLBACKS = (
 class Upload:
     """The file of one form."""
 
-    def __init__(self, folder: DataFolder, owner: str, limiter: CapacityLimiter) -> None:
+    def __init__(self, folder: DataFolder, owner: str, queue: FairQueue, limiter: CapacityLimiter) -> None:
         self._folder = folder
+        self._queue = queue
         self._limiter = limiter
         self._file = folder.add_partial_file(owner)
 
@@ -72,7 +75,7 @@ class Upload:
 
     async def _parse(self, headers: Headers, stream: AsyncGenerator[bytes, None]) -> FormData:
         try:
-            return await UploadParser(headers, stream, self._file, self._limiter).parse()
+            return await UploadParser(headers, stream, self._file, self._queue, self._limiter).parse()
         except (MultiPartException, UnicodeError):
             raise BadRequest("The body must be a form with one file.") from None
 
@@ -91,18 +94,21 @@ class Upload:
 
 
 @asynccontextmanager
-async def open_upload(folder: DataFolder, owner: str, limiter: CapacityLimiter) -> AsyncGenerator[Upload, None]:
+async def open_upload(
+    folder: DataFolder, owner: str, queue: FairQueue, limiter: CapacityLimiter
+) -> AsyncGenerator[Upload, None]:
     """Create an upload. Leaving the context removes its file, unless it was published.
 
     Args:
         folder: The folder.
         owner: Owner of the file.
+        queue: The turns of API keys to parse a chunk.
         limiter: The threads that parse forms.
 
     Yields:
         The upload, which has no file on disk until it is written.
     """
-    upload = Upload(folder, owner, limiter)
+    upload = Upload(folder, owner, queue, limiter)
     try:
         yield upload
     finally:
@@ -112,15 +118,22 @@ async def open_upload(folder: DataFolder, owner: str, limiter: CapacityLimiter) 
 class UploadParser(MultiPartParser):
     """Starlette's parser, with the file in the data folder and not in the folder for temporary files.
 
-    It parses in threads. Content that looks like the boundary in many places takes a hundred times as long as other
-    content, and comes in as many small parts, which are written together.
+    It parses in a thread, one chunk at a time, and API keys take turns. Content that looks like the boundary in many
+    places takes a hundred times as long as other content, and comes in as many small parts, which are written together.
     """
 
     def __init__(
-        self, headers: Headers, stream: AsyncGenerator[bytes, None], file: PartialFile, limiter: CapacityLimiter
+        self,
+        headers: Headers,
+        stream: AsyncGenerator[bytes, None],
+        file: PartialFile,
+        queue: FairQueue,
+        limiter: CapacityLimiter,
     ) -> None:
         super().__init__(headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
         self._file = ParsedFile(file)
+        self._owner = file.owner
+        self._queue = queue
         self._limiter = limiter
 
     async def parse(self) -> FormData:
@@ -137,13 +150,14 @@ class UploadParser(MultiPartParser):
         # The base class decodes with any codec of Python. Some take quadratic time, and others raise.
         if options.get(b"charset", CHARSETS[0]).lower() not in CHARSETS:
             raise BadRequest("The charset of Content-Type must be utf-8.")
-        if b"boundary" not in options:
-            raise BadRequest("The Content-Type of a form must have a boundary.")
+        if not 0 < len(options.get(b"boundary", b"")) <= MAX_BOUNDARY:
+            raise BadRequest(f"The Content-Type of a form must have a boundary of 1 to {MAX_BOUNDARY} characters.")
         callbacks: Any = {name: getattr(self, name) for name in CALLBACKS}
         parser = MultipartParser(options[b"boundary"], callbacks)
         try:
             async for chunk in self.stream:
-                await run_to_end(parser.write, chunk, limiter=self._limiter)
+                async with self._queue.hold(self._owner, 1):
+                    await run_to_end(parser.write, chunk, limiter=self._limiter)
                 await self._write_parts()
             parser.finalize()
         except FormParserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -9,7 +10,8 @@ from python_multipart.multipart import MultipartParser
 
 from server.batch import uploads
 from server.batch.data_folder import PartialFile
-from tests.server.conftest import FakeServer
+from server.middleware.auth import hash_key
+from tests.server.conftest import FakeServer, StartServer, wait_until
 from tests.server.interpreter_holds import measure_longest_hold
 
 PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n'
@@ -93,8 +95,53 @@ async def test_content_of_partial_boundaries_is_parsed_in_a_thread(
     assert stored.content == content
 
 
-async def test_form_without_a_boundary_is_refused(server: FakeServer) -> None:
-    headers = {"content-type": "multipart/form-data"}
+@pytest.mark.parametrize("boundary", ["", "; boundary=", '; boundary=""', "; boundary=" + "b" * 257])
+async def test_form_without_a_usable_boundary_is_refused(server: FakeServer, boundary: str) -> None:
+    headers = {"content-type": f"multipart/form-data{boundary}"}
     response = await server.http.post("/v1/files", content=PURPOSE, headers=headers)
-    message = "The Content-Type of a form must have a boundary."
+    message = "The Content-Type of a form must have a boundary of 1 to 256 characters."
     assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+
+
+async def test_longest_boundary_is_accepted(server: FakeServer) -> None:
+    boundary = b"b" * uploads.MAX_BOUNDARY
+    form = (PURPOSE + PART + b"\r\na\r\n--x--\r\n").replace(b"--x", b"--" + boundary)
+    headers = {"content-type": f"multipart/form-data; boundary={boundary.decode()}"}
+    assert (await server.http.post("/v1/files", content=form, headers=headers)).status_code == 200
+
+
+async def test_other_content_type_is_refused(server: FakeServer) -> None:
+    headers = {"content-type": "multipart/form-dataX; boundary=x"}
+    assert (await server.http.post("/v1/files", content=PURPOSE, headers=headers)).status_code == 415
+
+
+async def test_keys_take_turns_to_have_a_chunk_parsed(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty uploads of a key do not go before the only one of another key."""
+    server = await start_server(api_keys="many,one")
+    order: list[bytes] = []
+    is_open = threading.Event()
+    parse = MultipartParser.write
+
+    def record(parser: MultipartParser, data: bytes) -> int:
+        is_open.wait(10)
+        order.append(data[-20:])
+        return parse(parser, data)
+
+    monkeypatch.setattr(MultipartParser, "write", record)
+
+    async def upload(key: str, content: bytes) -> int:
+        form = PURPOSE + PART + b"\r\n" + content + b"\r\n--x--\r\n"
+        headers = {"content-type": "multipart/form-data; boundary=x", "authorization": f"Bearer {key}"}
+        return (await server.http.post("/v1/files", content=form, headers=headers)).status_code
+
+    async with asyncio.TaskGroup() as group:
+        many = [group.create_task(upload("many", b"many")) for _ in range(20)]
+        await wait_until(lambda: server.app.state.service.form_queue.count_waiting(hash_key(b"many").hex()) == 19)
+        one = group.create_task(upload("one", b"one"))
+        await wait_until(lambda: server.app.state.service.form_queue.count_waiting(hash_key(b"one").hex()) == 1)
+        is_open.set()
+    assert {task.result() for task in (*many, one)} == {200}
+    place = next(number for number, data in enumerate(order) if b"one" in data)
+    assert place <= 2
