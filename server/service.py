@@ -36,7 +36,7 @@ log = structlog.get_logger("onlyseen.server")
 DRAINING_MESSAGE = "The server is stopping."
 RESPONSES_FULL = "Too many large responses wait for their clients; try again in a moment."
 PARSE_THREADS = 4  # threads that parse bodies; more of them would only compete for the interpreter
-FORM_THREADS = 1  # threads that parse forms; one chunk of the worst content takes them 30 ms
+FORM_THREADS = 1  # threads that parse forms; more of them would only compete for the interpreter
 WORK_THREADS = 40  # threads for work that has no limiter of its own, as many as anyio has for files
 BATCH_SHARE = 0.75  # of the engine's rows, for lines of batches; the other rows are free for requests of clients
 LIST_PAGES = 16  # pages of files and batches in memory, of about 1 MB each
@@ -58,7 +58,6 @@ class Service:
         self.created_at = int(time.time())
         self.parse_limiter = anyio.CapacityLimiter(PARSE_THREADS)
         self.large_parse_limiter = anyio.CapacityLimiter(1)
-        self.form_limiter = anyio.CapacityLimiter(FORM_THREADS)
         self.form_queue = FairQueue(FORM_THREADS)
         self.strategies_limiter = anyio.CapacityLimiter(1)  # the first request describes the strategies for the others
         self.work_limiter = anyio.CapacityLimiter(WORK_THREADS)

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, BinaryIO, cast
 
 import anyio
-from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -41,10 +40,9 @@ CALLBACKS = (
 class Upload:
     """The file of one form."""
 
-    def __init__(self, folder: DataFolder, owner: str, queue: FairQueue, limiter: CapacityLimiter) -> None:
+    def __init__(self, folder: DataFolder, owner: str, queue: FairQueue) -> None:
         self._folder = folder
         self._queue = queue
-        self._limiter = limiter
         self._file = folder.add_partial_file(owner)
 
     async def read_form(self, request: Request, max_bytes: int) -> FormData:
@@ -75,7 +73,7 @@ class Upload:
 
     async def _parse(self, headers: Headers, stream: AsyncGenerator[bytes, None]) -> FormData:
         try:
-            return await UploadParser(headers, stream, self._file, self._queue, self._limiter).parse()
+            return await UploadParser(headers, stream, self._file, self._queue).parse()
         except (MultiPartException, UnicodeError):
             raise BadRequest("The body must be a form with one file.") from None
 
@@ -94,21 +92,18 @@ class Upload:
 
 
 @asynccontextmanager
-async def open_upload(
-    folder: DataFolder, owner: str, queue: FairQueue, limiter: CapacityLimiter
-) -> AsyncGenerator[Upload, None]:
+async def open_upload(folder: DataFolder, owner: str, queue: FairQueue) -> AsyncGenerator[Upload, None]:
     """Create an upload. Leaving the context removes its file, unless it was published.
 
     Args:
         folder: The folder.
         owner: Owner of the file.
-        queue: The turns of API keys to parse a chunk.
-        limiter: The threads that parse forms.
+        queue: The threads that parse chunks of forms, for which API keys take turns.
 
     Yields:
         The upload, which has no file on disk until it is written.
     """
-    upload = Upload(folder, owner, queue, limiter)
+    upload = Upload(folder, owner, queue)
     try:
         yield upload
     finally:
@@ -118,23 +113,17 @@ async def open_upload(
 class UploadParser(MultiPartParser):
     """Starlette's parser, with the file in the data folder and not in the folder for temporary files.
 
-    It parses in a thread, one chunk at a time, and API keys take turns. Content that looks like the boundary in many
-    places takes a hundred times as long as other content, and comes in as many small parts, which are written together.
+    It parses in a thread, one chunk at a time, and API keys take turns. Content that resembles the boundary in many
+    places takes several hundred times as long as other content, and would hold up the event loop.
     """
 
     def __init__(
-        self,
-        headers: Headers,
-        stream: AsyncGenerator[bytes, None],
-        file: PartialFile,
-        queue: FairQueue,
-        limiter: CapacityLimiter,
+        self, headers: Headers, stream: AsyncGenerator[bytes, None], file: PartialFile, queue: FairQueue
     ) -> None:
         super().__init__(headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
         self._file = ParsedFile(file)
         self._owner = file.owner
         self._queue = queue
-        self._limiter = limiter
 
     async def parse(self) -> FormData:
         """Read the form.
@@ -157,7 +146,7 @@ class UploadParser(MultiPartParser):
         try:
             async for chunk in self.stream:
                 async with self._queue.hold(self._owner, 1):
-                    await run_to_end(parser.write, chunk, limiter=self._limiter)
+                    await run_to_end(parser.write, chunk)
                 await self._write_parts()
             parser.finalize()
         except FormParserError as error:

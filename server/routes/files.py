@@ -78,7 +78,7 @@ async def upload_file(request: Request, service: ServiceDep, store: StoreDep, ow
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise UnsupportedMediaType("Content-Type must be multipart/form-data.")
     limit = service.settings.max_file_mb * 1_000_000
-    async with open_upload(store.folder, owner, service.form_queue, service.form_limiter) as upload:
+    async with open_upload(store.folder, owner, service.form_queue) as upload:
         form = await upload.read_form(request, limit)
         file, purpose = form.get("file"), form.get("purpose")
         if not isinstance(file, UploadFile):
