@@ -47,21 +47,17 @@ class SlicedWork(Generic[Result]):
                 return
 
 
-async def do_nothing() -> None:
-    """Let the next slice start."""
-
-
 async def run_in_slices(
     steps: Generator[None, None, Result],
     limiter: CapacityLimiter,
-    between: Callable[[], Awaitable[None]] = do_nothing,
+    between: Callable[[], Awaitable[None]] | None = None,
 ) -> Result:
     """Run work in threads, one slice after the other.
 
     Args:
         steps: The work. It is closed when it is stopped.
         limiter: The threads for it.
-        between: Is called after each slice but the last one. It raises an exception to stop the work.
+        between: Called after each slice but the last one, if it is given. It raises an exception to stop the work.
 
     Returns:
         The result of the work.
@@ -72,4 +68,5 @@ async def run_in_slices(
             await run_to_end(work.run_slice, limiter=limiter)
             if work.is_finished:
                 return work.result
-            await between()
+            if between is not None:
+                await between()
