@@ -77,7 +77,6 @@ class BaseEngine(ABC):
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
-        self._name = settings.name or Path(settings.model).name
         self.status = EngineStatus.LOADING
         self.matcher_service = MatcherService()
         self._encode_thread = ThreadPoolExecutor(1, "onlyseen-encoder")
@@ -183,7 +182,8 @@ class BaseEngine(ABC):
     @property
     def card(self) -> ModelCard:
         """Name and limits of the model."""
-        return ModelCard(self._name, self.encoder.max_model_len, True, self.encoder.max_characters)
+        name = self.settings.name or Path(self.settings.model).name
+        return ModelCard(name, self.encoder.max_model_len, True, self.encoder.max_characters)
 
     @property
     def capabilities(self) -> frozenset[Capability]:
