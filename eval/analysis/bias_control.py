@@ -6,7 +6,7 @@ yes, and the rest of the strategy give.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -20,7 +20,7 @@ from eval.core.metrics import Floats
 from eval.core.results import BiasControl, BiasMetric, BiasResult, Estimate, GainSplit, SplitMetric
 from eval.core.statistics import percentile_intervals
 from eval.core.task import BenchmarkTask, Score
-from eval.core.yes_bias import SampledDecoding, match_yes_count, settle_ties, weighted_auroc
+from eval.core.yes_bias import MatchedThreshold, SampledDecoding, match_yes_count, settle_ties, weighted_auroc
 from eval.runs.plan import Arm, RunPlan
 
 ThresholdKind = Literal["scope", "all"]
@@ -126,9 +126,26 @@ class ScoredSamples:
             return score_texts(self.task, self.table.samples, ["Yes" if each else "No" for each in is_yes])
         return [yes if each else no for yes, no, each in zip(*self.constant_scores, is_yes, strict=True)]
 
-    def list_threshold_scopes(self, kind: ThresholdKind) -> list[list[int]]:
-        """List the indices of the samples that share a threshold."""
-        return [self.table.find_indices_in(scope) for scope in (self.table.scopes if kind == "scope" else [None])]
+    def match_thresholds(
+        self, kind: ThresholdKind, match: Callable[[list[int]], MatchedThreshold]
+    ) -> tuple[Floats, dict[str | None, float]]:
+        """Match a threshold in each scope, or one in all.
+
+        Args:
+            kind: One threshold for each scope, or one for all.
+            match: Function of the indices of the samples that share a threshold.
+
+        Returns:
+            The share of yes of each sample, shape [samples], and the constants that move the thresholds to 0: one of
+            each scope by its name, or one under None.
+        """
+        shares = np.zeros(len(self.scores))
+        added: dict[str | None, float] = {}
+        for scope in self.table.scopes if kind == "scope" else [None]:
+            indices = self.table.find_indices_in(scope)
+            threshold, shares[indices] = match(indices)
+            added[scope] = -threshold
+        return shares, added
 
     def list_ids(self) -> list[str]:
         """List an id of each sample, for the hash that settles ties."""
@@ -168,13 +185,15 @@ def match_columns(samples: ScoredSamples, label: str, kind: ThresholdKind) -> Ma
         The scores of plain decoding at these thresholds.
     """
     is_yes, ids = samples.list_yes(label), samples.list_ids()
-    shares, settled = np.zeros(len(ids)), np.zeros(len(ids), bool)
-    added: dict[str | None, float] = {}
-    for indices in samples.list_threshold_scopes(kind):
+    settled = np.zeros(len(ids), bool)
+
+    def match(indices: list[int]) -> MatchedThreshold:
         count = int(is_yes[indices].sum())
-        threshold, shares[indices] = match_yes_count(samples.scores[indices], count)
-        settled[indices] = settle_ties(shares[indices], [ids[index] for index in indices], count)
-        added[samples.table.samples[indices[0]].question.scope if kind == "scope" else None] = -threshold
+        matched = match_yes_count(samples.scores[indices], count)
+        settled[indices] = settle_ties(matched.shares, [ids[index] for index in indices], count)
+        return matched
+
+    shares, added = samples.match_thresholds(kind, match)
     decided = samples.score_decisions(settled)
     expected = decided if samples.is_grouped else samples.score_shares(shares)
     return MatchedColumns(expected, decided, added)
@@ -215,13 +234,12 @@ def build_sampled_columns(samples: ScoredSamples, arm: Arm, kind: ThresholdKind)
     decoding = SampledDecoding(sampling.temperature, beta, sampling.top_p)
     change = samples.list_yes(arm.label) * 1.0 - samples.list_yes(control.label if control else samples.reference)
     at_zero = decoding.compute_yes_shares(samples.scores)
-    moved = np.zeros(len(at_zero))
-    added: dict[str | None, float] = {}
-    for indices in samples.list_threshold_scopes(kind):
-        scores = samples.scores[indices]
+
+    def match(indices: list[int]) -> MatchedThreshold:
         count = float(at_zero[indices].sum() + change[indices].sum())
-        threshold, moved[indices] = decoding.match_yes_count(scores, count)
-        added[samples.table.samples[indices[0]].question.scope if kind == "scope" else None] = -threshold
+        return decoding.match_yes_count(samples.scores[indices], count)
+
+    moved, added = samples.match_thresholds(kind, match)
     return SampledColumns(
         control.label if control else None, samples.score_shares(at_zero), samples.score_shares(moved), added
     )
