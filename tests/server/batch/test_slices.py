@@ -184,6 +184,20 @@ async def test_batch_that_expires_during_its_validation_is_expired(
     assert slow_validation.count < len(MANY)
 
 
+async def test_batch_that_is_cancelled_in_the_last_slice_is_cancelled(
+    start_server: StartServer, slow_validation: SlowParser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file has an error, which comes too late to fail the batch."""
+    monkeypatch.setattr(slices, "SLICE_SECONDS", 60)
+    slow_validation.seconds = 0.5
+    server = await start_server()
+    batch = await create_batch(server, LINES[0], "nonsense")
+    await wait_until(lambda: slow_validation.count > 0)
+    await server.openai.batches.cancel(batch.id)
+    batch = await wait_for_status(server, batch)
+    assert (batch.status, batch.errors) == ("cancelled", None)
+
+
 @pytest.mark.parametrize("method", ["get_batch", "update_batch"])
 @pytest.mark.usefixtures("retry_soon")
 async def test_validation_does_not_begin_anew_after_a_failure_of_the_database(
