@@ -98,9 +98,13 @@ async def test_body_refused_behind_the_lock_is_not_returned_without_its_start() 
 async def test_iteration_of_the_event_loop_searches_for_the_largest_body_once() -> None:
     budget, iteration, iterations = BodyBudget(100_000), 0, []
     stalled = [BodyBuffer(budget, "") for _ in range(10)]
+    reading = []
     for buffer in stalled:
-        await buffer._add(b'"' + b"a" * 9_000, JsonBoundsScanner())
-        budget.unfinished.add(buffer)
+        parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        parts.put_nowait({"type": "http.request", "body": b'"' + b"a" * 9_000, "more_body": True})
+        reading.append(asyncio.create_task(buffer.read(Request({"type": "http"}, parts.get))))
+    await wait_until(lambda: budget.used_bytes > 90_000)
+    for buffer in stalled:
         buffer._stalls_at = 0.0
         refuse = buffer.refuse
         buffer.refuse = lambda refuse=refuse: (iterations.append(iteration), refuse())  # type: ignore[method-assign,misc]
@@ -114,7 +118,9 @@ async def test_iteration_of_the_event_loop_searches_for_the_largest_body_once() 
     counting = asyncio.create_task(count())
     growing = [BodyBuffer(budget, "") for _ in range(8)]
     await asyncio.gather(*(buffer._add(b'"' + b"b" * 12_000, JsonBoundsScanner()) for buffer in growing))
-    counting.cancel()
+    for task in (counting, *reading):
+        task.cancel()
+    await asyncio.wait(reading)
     assert len(iterations) >= 8
     assert len(set(iterations)) >= 8
     assert budget.used_bytes <= 100_000
