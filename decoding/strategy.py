@@ -53,7 +53,7 @@ class Strategy(TensorHooks):
         return request
 
     def count_views(self) -> int:
-        """Count the views of each image that are kept until the answer ends. The server bounds their memory."""
+        """Count the copies of each image that are kept until the answer ends. The server bounds their memory."""
         return 0
 
     def run(self, request: GenerateRequest) -> Program:

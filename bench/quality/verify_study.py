@@ -60,8 +60,8 @@ TIMED_AT_ONCE = {1: 40, 8: 15}  # captions at once -> rounds
 PARTS = ("greedy", "signals", "time", "sampled")
 EXCHANGES = 20_000  # of each permutation test
 # Values that `--tune` compares for `verify` and for the check. The other parameters have their defaults.
-TUNED = {"threshold": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), "tries": (0, 1, 2, 4), "views": (0, 1, 2)}
-TUNED_CHECK = {"debias": (0.0, 0.5, 1.0), "views": (0, 1, 2)}
+TUNED = {"threshold": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), "tries": (0, 1, 2, 4), "views": (0, 1, 2, 3)}
+TUNED_CHECK = {"debias": (0.0, 0.5, 1.0), "views": (0, 1, 2, 3)}
 CHECKED = "plain with check"
 RATIOS = RatioMetrics.from_metrics(
     (

@@ -6,8 +6,8 @@ from collections.abc import Generator
 from typing import Any
 
 from decoding.claims.claim_extraction import find_claims_after
-from decoding.claims.claim_probabilities import ClaimProbabilities
-from decoding.claims.options import DEFAULT_DEBIAS, DEFAULT_VIEWS, Debias, Language, Question, Views
+from decoding.claims.claim_probabilities import ClaimProbabilities, count_shifted_copies
+from decoding.claims.options import DEFAULT_DEBIAS, Debias, Language, Question, Views
 from decoding.claims.questions import DEFAULT_QUESTION
 from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
@@ -27,14 +27,14 @@ class ClaimCheck(Strategy):
     name = "check"
     paper = "none"
 
-    views: Views = DEFAULT_VIEWS
+    views: Views = 3
     debias: Debias = DEFAULT_DEBIAS
     question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
     def count_views(self) -> int:
-        """Count the views that questions are about."""
-        return self.views
+        """Count the shifted copies that questions are about."""
+        return count_shifted_copies(self.views)
 
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Send the answer, and the claims of each sentence when it is complete.

@@ -4,8 +4,8 @@ Questions about one view run together, after its cached keys and values.
 
 Source: the question is POPE's (arXiv:2305.10355). Questions are sent without the answer, as in chain-of-verification
 (arXiv:2309.11495): a model that reads its own answer repeats it. They are about views for a similar reason: a model
-that has mistaken some pixels for an object mistakes the same pixels again. The pixels of a view are shifted. They fall
-into other patches, so that the errors differ (docs/results.md).
+that has mistaken some pixels for an object mistakes the same pixels again. The pixels of a shifted copy fall into other
+patches, so that the errors differ (docs/results.md).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ YES = ("Yes", "yes")
 NO = ("No", "no")
 MAX_LOG_ODDS = 10.0
 SURE_LOG_ODDS = 5.0  # p = 0.993
-SHIFTS = (Shift(0.03, 0.03), Shift(-0.03, -0.03))
+# In the order of the questions; None is the image itself, whose keys and values are cached. The first shift is half a patch
+# of the embedded model.
+VIEWS = (Shift(1 / 16, 1 / 16), None, Shift(-0.03, -0.03))
 
 
 class ClaimProbabilities:
@@ -42,7 +44,7 @@ class ClaimProbabilities:
             prompt: The prompt of the answer, which has the images.
             template: The question, with `{claim}` for the phrase and its article.
             debias: Share of the log-odds without the image.
-            views: Most views of the images that a question is about, 0 to `len(SHIFTS)`. With 0 it is about the images
+            views: Most views of the images that a question is about, 0 to `len(VIEWS)`. With 0 it is about the images
                 themselves.
         """
         self.template = template
@@ -108,8 +110,13 @@ def compute_log_odds_together(
 
 def list_views(images: Sequence[ImageInput], views: int) -> list[tuple[ImageInput, ...]]:
     """Return the first views of the images, or the images themselves for 0 views."""
-    shifted = [tuple(image.with_shift(shift) for image in images) for shift in SHIFTS[:views]]
-    return shifted or [tuple(images)]
+    shifts = VIEWS[:views] or (None,)
+    return [tuple(image if shift is None else image.with_shift(shift) for image in images) for shift in shifts]
+
+
+def count_shifted_copies(views: int) -> int:
+    """Count the copies of each image that the first views consist of."""
+    return sum(shift is not None for shift in VIEWS[:views])
 
 
 def compute_log_odds(answer: Answer) -> float:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from decoding.claims.claim_extraction import Claim, find_claims, find_claims_after
-from decoding.claims.claim_probabilities import ClaimProbabilities
+from decoding.claims.claim_probabilities import ClaimProbabilities, count_shifted_copies
 from decoding.claims.nouns import pluralize
-from decoding.claims.options import DEFAULT_DEBIAS, DEFAULT_VIEWS, Debias, Language, Question, Views
+from decoding.claims.options import DEFAULT_DEBIAS, Debias, Language, Question, Views
 from decoding.claims.questions import DEFAULT_QUESTION
 from decoding.claims.rewriting import is_grammatical, shorten_sentence
 from decoding.claims.sentences import completes_sentence, find_sentence_end
@@ -27,9 +27,9 @@ class Verify(Strategy):
     """Send a sentence only when the model confirms each thing that it names.
 
     The answer is generated sentence by sentence. For each new claim of a sentence, the model answers "Is there a
-    {claim} in the image?" about up to `views` views of the image. A view is a slightly shifted copy. The questions
-    about one view run together, after its cached keys and values. A question is about the next view only while the mean
-    of its log-odds is between -5 and 5:
+    {claim} in the image?" about up to `views` views of the image: a slightly shifted copy, the image itself, and another
+    shifted copy. The questions about one view run together, after its cached keys and values. A question is about the
+    next view only while the mean of its log-odds is between -5 and 5:
 
         q_i = P(yes | view i) / (P(yes | view i) + P(no | view i))
         logit(p) = mean_i logit(q_i) - debias * logit(q without an image)
@@ -54,7 +54,7 @@ class Verify(Strategy):
     out "traffic sign". With only its last token forbidden, the model would complete "traffic" with nonsense.
 
     A model that has mistaken some pixels for an object mistakes the same pixels again. Shifted pixels fall into other
-    patches. The two views, the threshold of 0.9 and the two tries were chosen on scenes of their own (docs/results.md).
+    patches. The views, the threshold of 0.9 and the two tries were chosen on scenes of their own (docs/results.md).
 
     A sentence also ends at a stop string. What stands before it is checked, and the answer ends if that is sent.
 
@@ -76,14 +76,14 @@ class Verify(Strategy):
     tries: Annotated[
         int, Field(ge=0, le=16, description="Most times that a sentence is generated again."), TEXT_SIDE
     ] = 2
-    views: Views = DEFAULT_VIEWS
+    views: Views = 2  # the third costs a prefill more and finds more
     debias: Debias = DEFAULT_DEBIAS
     question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
     def count_views(self) -> int:
-        """Count the views that questions are about."""
-        return self.views
+        """Count the shifted copies that questions are about."""
+        return count_shifted_copies(self.views)
 
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Verify the answer.

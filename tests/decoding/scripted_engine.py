@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-from decoding.claims.claim_probabilities import SHIFTS
+from decoding.claims.claim_probabilities import VIEWS
 from decoding.outputs import FinishInfo, RequestStats, Token, Usage
 from decoding.prompt import Prompt
 from decoding.requests import GenerateRequest
@@ -99,5 +99,5 @@ class ScriptedEngine(RecordingEngine):
             thing = "blind"
         p = self.probabilities.get(thing, 0.95)
         if isinstance(p, tuple):
-            return p[SHIFTS.index(prompt.images[0].shift)]  # type: ignore[arg-type]
+            return p[VIEWS.index(prompt.images[0].shift)]  # type: ignore[arg-type]
         return p

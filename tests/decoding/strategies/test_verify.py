@@ -372,7 +372,7 @@ async def test_each_question_is_put_about_each_view() -> None:
     ]
     (draft,) = engine.drafts
     shifts = [image.shift for each in checks for image in each.prompt.images]
-    assert shifts == [Shift(0.03, 0.03), Shift(-0.03, -0.03)] * 2
+    assert shifts == [Shift(1 / 16, 1 / 16), None] * 2
     assert all(each.prompt.images[0].source is draft.prompt.images[0].source for each in checks)
 
 
@@ -410,7 +410,7 @@ async def test_the_forward_passes_add_up() -> None:
         ({"threshold": 1.1}, "threshold"),
         ({"tries": -1}, "tries"),
         ({"debias": 2.0}, "debias"),
-        ({"views": 3}, "views"),
+        ({"views": 4}, "views"),
         ({"views": -1}, "views"),
         ({"question": "Is it there?"}, "question"),
         ({"question": "<image> Is there {claim}?"}, "question"),

@@ -77,7 +77,7 @@ async def test_check_adds_claims_and_keeps_the_answer(start_server: StartServer)
     assert checked["onlyseen"]["claims"] == round_probabilities([DOG, TABLE])
     assert "claims" not in plain["onlyseen"]
     assert checked["onlyseen"]["strategy"] == "plain"
-    assert checked["onlyseen"]["forward_passes"] == plain["onlyseen"]["forward_passes"] + 4
+    assert checked["onlyseen"]["forward_passes"] == plain["onlyseen"]["forward_passes"] + 2 * 3  # claims and views
 
 
 @pytest.mark.parametrize("check", [False, None])
@@ -110,7 +110,7 @@ async def test_options_reach_the_check(start_server: StartServer) -> None:
     [
         ({"check": {"debias": 1.5}}, "decoding.check.debias"),
         ({"check": {"debias": "x"}}, "decoding.check.debias"),
-        ({"check": {"views": 3}}, "decoding.check.views"),
+        ({"check": {"views": 4}}, "decoding.check.views"),
         ({"check": {"language": "tlh"}}, "decoding.check.language"),
         ({"check": {"question": "Is it there?"}}, "decoding.check.question"),
         ({"check": {"threshold": 0.5}}, "decoding.check.threshold"),
@@ -228,7 +228,7 @@ async def test_claims_name_their_choice(start_server: StartServer, decoding: dic
     assert two["onlyseen"]["claims"] == [claim | {"choice": choice} for choice in (0, 1) for claim in claims]
     assert two["usage"]["completion_tokens"] == 2 * len(WORDS)
     surplus = two["onlyseen"]["forward_passes"] - 2 * one["onlyseen"]["forward_passes"]
-    questions = 2 * len(claims)  # a choice that is ahead of the other has asked them for both
+    questions = 3 * len(claims)  # a choice that is ahead of the other has asked them for both
     draft = 0 if decoding is CHECK else len(WORDS)  # one that fails may run on before its abort
     assert -questions - draft <= surplus <= draft
     chunks = await stream_chat(server, decoding, n=2)

@@ -37,7 +37,7 @@ from server.serving.row_estimator import RowEstimator
         ((MVP(paths=5),), {}, 15),
         ((MVP(), VCD()), {}, 18),
         ((Verify(views=0),), {"choices": 2}, 4),  # a draft and a question for each choice
-        ((Verify(),), {"choices": 2}, 4),  # the two views are asked about one after the other
+        ((Verify(),), {"choices": 2}, 4),  # the views are asked about one after the other
         ((Verify(debias=0.5),), {"choices": 2}, 6),  # a draft, and a question with and without the image
         ((ClaimCheck(views=0), VCD()), {}, 4),
         ((ClaimCheck(), VCD()), {}, 4),
