@@ -52,7 +52,7 @@ class Strategy(TensorHooks):
         """Change the request, for strategies that need no other request first."""
         return request
 
-    def count_views(self) -> int:
+    def count_image_copies(self) -> int:
         """Count the copies of each image that are kept until the answer ends. The server bounds their memory."""
         return 0
 

@@ -32,7 +32,7 @@ class ClaimCheck(Strategy):
     question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
-    def count_views(self) -> int:
+    def count_image_copies(self) -> int:
         """Count the shifted copies that questions are about."""
         return count_shifted_copies(self.views)
 

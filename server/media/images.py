@@ -85,7 +85,7 @@ class ImageLoader:
         self._decoding_memory = FairQueue(MAX_DECODING_BYTES)
 
     async def load(
-        self, sources: Sequence[ImageRef], lease: ImageLease, cache_salt: str | None = None, num_views: int = 0
+        self, sources: Sequence[ImageRef], lease: ImageLease, cache_salt: str | None = None, num_copies: int = 0
     ) -> list[ImageInput]:
         """Load the images of a request.
 
@@ -93,7 +93,7 @@ class ImageLoader:
             sources: Where the images are.
             lease: The memory for the images. It grows to what the images and their views keep.
             cache_salt: Requests with different salts share no cached image.
-            num_views: Views of each image that the request keeps.
+            num_copies: Copies of each image that the request keeps.
 
         Returns:
             The decoded images.
@@ -102,13 +102,13 @@ class ImageLoader:
             return []
         urls = [source for source in sources if self._is_fetched(source)]
         if not urls:
-            return await self._decode(sources, [None] * len(sources), lease, cache_salt, num_views)
+            return await self._decode(sources, [None] * len(sources), lease, cache_salt, num_copies)
         with self.fetch_memory.lease(cache_salt) as fetch_lease:
             await fetch_lease.reserve(min(len(urls) * MAX_BYTES, self._max_fetched_bytes))
             fetched = iter(await self.fetcher.fetch_all(urls, fetch_lease.bytes))
             contents = [next(fetched) if self._is_fetched(source) else None for source in sources]
             fetch_lease.shrink(sum(len(content) for content in contents if content is not None))
-            return await self._decode(sources, contents, lease, cache_salt, num_views)
+            return await self._decode(sources, contents, lease, cache_salt, num_copies)
 
     def _is_fetched(self, source: ImageRef) -> bool:
         """Return whether the image has an http(s) URL, and any host is allowed."""
@@ -120,10 +120,10 @@ class ImageLoader:
         contents: list[bytes | None],
         lease: ImageLease,
         cache_salt: str | None,
-        num_views: int,
+        num_copies: int,
     ) -> list[ImageInput]:
         opened = await self._open(sources, contents, cache_salt)
-        size = sum(image.kept_bytes + num_views * image.view_bytes for image in opened)
+        size = sum(image.kept_bytes + num_copies * image.view_bytes for image in opened)
         if lease.fits(size):
             await lease.reserve(size)
         else:  # Nothing but what the budget of bodies counts is kept while the request waits.

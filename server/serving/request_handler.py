@@ -234,12 +234,12 @@ async def prepare_generation(
     lease = service.image_loader.memory.lease(request.cache_salt)
     resources.callback(lease.release)
     strategies = stack if check is None else (check, *stack)
-    num_views = sum(strategy.count_views() for strategy in strategies)
-    prompts = await build_prompts(request, service.image_loader, settings.max_images, lease, num_views)
+    num_copies = sum(strategy.count_image_copies() for strategy in strategies)
+    prompts = await build_prompts(request, service.image_loader, settings.max_images, lease, num_copies)
     sizes = [image.size for prompt in prompts for image in prompt.images]
     if sizes:
         rows = await estimate_rows(request, service, strategies, admission.rows_at_once)
-        images_at_once = num_views + min(rows, settings.resolved_max_rows)
+        images_at_once = num_copies + min(rows, settings.resolved_max_rows)
         pixel_lease = service.pixel_memory.lease(request.cache_salt)
         resources.callback(pixel_lease.release)
         await pixel_lease.reserve(images_at_once * await engine.estimate_pixel_bytes(sizes))
@@ -270,7 +270,7 @@ async def prepare_generation(
 
 
 async def build_prompts(
-    request: NormalizedRequest, image_loader: ImageLoader, max_images: int, lease: ImageLease, num_views: int = 0
+    request: NormalizedRequest, image_loader: ImageLoader, max_images: int, lease: ImageLease, num_copies: int = 0
 ) -> list[Prompt]:
     """Load the images of a request and build its prompts.
 
@@ -279,7 +279,7 @@ async def build_prompts(
         image_loader: Loads the images.
         max_images: Most images of a request.
         lease: The memory for the images.
-        num_views: Views of each image that the strategies keep.
+        num_copies: Copies of each image that the strategies keep.
 
     Returns:
         One prompt for the conversation, or one for each text.
@@ -293,7 +293,7 @@ async def build_prompts(
     if len(refs) > max_images:
         problem = f"The request has {len(refs)} images; the server accepts at most {max_images}."
         raise BadRequest(problem, param=request.prompt_param)
-    images = iter(await image_loader.load(refs, lease, request.cache_salt, num_views))
+    images = iter(await image_loader.load(refs, lease, request.cache_salt, num_copies))
     loaded = (
         Message(message.role, tuple(next(images) if isinstance(part, ImageRef) else part for part in message.parts))
         for message in request.messages

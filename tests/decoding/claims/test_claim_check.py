@@ -69,10 +69,13 @@ async def test_the_checks_are_counted() -> None:
     assert runner.prior_usage.forward_passes == 2
 
 
-async def test_a_check_is_about_two_views() -> None:
-    async with StrategyRunner([Plain()], engine()) as runner:
+async def test_a_check_is_about_three_views() -> None:
+    questioned = engine()
+    async with StrategyRunner([Plain()], questioned) as runner:
         await collect_answer(runner.stream(await runner.resolve(make_request("Describe."), check=ClaimCheck())))
-    assert runner.prior_usage.forward_passes == 4
+    assert runner.prior_usage.forward_passes == 6
+    requests = [each for each in questioned.history if isinstance(each, GenerateRequest) and each.scored_texts]
+    assert len({each.prompt.images[0].shift for each in requests}) == 3
 
 
 async def test_a_check_needs_an_image() -> None:

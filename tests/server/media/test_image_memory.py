@@ -49,17 +49,17 @@ async def test_request_waits_until_its_images_fit() -> None:
 async def test_views_count_with_the_images() -> None:
     loader = ImageLoader(memory_bytes=50_000_000)
     with loader.memory.lease(None) as lease:
-        await loader.load([Source(LARGE)], lease, num_views=2)
+        await loader.load([Source(LARGE)], lease, num_copies=2)
         assert lease.bytes == 3_000_000
     huge = Source(data_url(Image.new("RGB", (2_000, 2_000), "red")))
     with loader.memory.lease(None) as lease:
-        await loader.load([huge], lease, num_views=2)
+        await loader.load([huge], lease, num_copies=2)
         assert lease.bytes == 16_000_000 + 2 * 4 * 2**20
 
 
-@pytest.mark.parametrize(("decoding", "views"), [({}, 0), ({"check": True}, 2), ({"check": {"views": 1}}, 1)])
-async def test_the_views_of_a_check_are_reserved(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, decoding: dict[str, object], views: int
+@pytest.mark.parametrize(("decoding", "copies"), [({}, 0), ({"check": True}, 2), ({"check": {"views": 2}}, 1)])
+async def test_the_copies_for_a_check_are_reserved(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, decoding: dict[str, object], copies: int
 ) -> None:
     server = await start_server()
     reserved: list[int] = []
@@ -73,8 +73,10 @@ async def test_the_views_of_a_check_are_reserved(
     response = await server.chat(messages=image_messages(LARGE), decoding=decoding)
     assert response.status_code == 200
     decoded, processed = reserved
-    assert decoded == (1 + views) * 1_000_000
-    assert processed == (2 + views if views else 1) * 3_000_000  # rows of the answer and of a question, and the views
+    assert decoded == (1 + copies) * 1_000_000
+    assert (
+        processed == (2 + copies if copies else 1) * 3_000_000
+    )  # rows of the answer and of a question, and the copies
 
 
 async def test_refused_image_gives_its_memory_back() -> None:

@@ -22,7 +22,7 @@ from tests.decoding.hf_engine.reference import Reference
 
 LENGTH = 60
 GREEDY = SamplingParams(max_tokens=LENGTH)
-SHIFTS = [(0.03, 0.03), (-0.03, -0.03)]  # right and down
+VIEWS = [(1 / 16, 1 / 16), (0.0, 0.0), (-0.03, -0.03)]  # shifts to the right and down
 SURE = 5.0  # mean log-odds that need no further view
 SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two drafts
 
@@ -46,7 +46,7 @@ class NaiveCheck:
     def compute_probability(self, question: str) -> float:
         (image,) = self.prompt.images
         odds: list[float] = []
-        for shift in SHIFTS[: self.views] or [(0.0, 0.0)]:
+        for shift in VIEWS[: self.views] or [(0.0, 0.0)]:
             if not odds or abs(sum(odds) / len(odds)) < SURE:
                 odds.append(self.compute_log_odds(question, shift_image(image.source, *shift)))
         blind = self.compute_log_odds(question) if self.debias else 0.0
