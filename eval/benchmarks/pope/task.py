@@ -19,8 +19,9 @@ from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score, TaskOptions
 from eval.errors import EvaluationError, InputError
 
 SPLITS = ("random", "popular", "adversarial")
-NAMES = ("{}.json*", "*_pope_{}.json*")  # of this repository, and official
+NAMES = ("{}.json*", "*_pope_{}.json*", "*_pope_seem_{}.json*")  # of this repository, and official
 RELABELLED_NAMES = ("*_repope_{}.json*",)
+SETS = {"aokvqa": "A-OKVQA", "gqa": "GQA"}  # sets of images besides COCO, by the first part of official names
 SUFFIX = "Please answer this question with one word."
 ALL = {"n": 1.0}
 
@@ -69,6 +70,7 @@ def find_label_files(labels: str, data: Path) -> dict[str, Path]:
 class PopeTask(BenchmarkTask):
     """POPE from question files of this repository, of the official one, or of RePOPE.
 
+    The official files are about images of COCO, A-OKVQA or GQA. One folder has the splits of one of them.
     RePOPE has other labels, and lacks ambiguous questions. Its files are used if a folder has none of POPE.
 
     Args:
@@ -98,6 +100,8 @@ class PopeTask(BenchmarkTask):
             self._names = RELABELLED_NAMES
             if any(self._find_files(split) for split in SPLITS):
                 self.title = "RePOPE"
+        if name := self._find_set():
+            self.title = f"{self.title} on {name}"
         self._allow_missing = options.allow_missing
         self._label_files: dict[str, Path] = {}
         self._joins: dict[str, LabelJoin] = {}
@@ -222,6 +226,15 @@ class PopeTask(BenchmarkTask):
                     raise InputError(f"{len(files)} files for the split {split} ({names}). Keep one of them", folder)
                 return files
         return []
+
+    def _find_set(self) -> str | None:
+        """Return the name of a set of images besides COCO that the names of all files have."""
+        files = {split: file.name for split in SPLITS for file in self._find_files(split)}
+        names = {name.partition("_")[0] if "_pope_" in name else "" for name in files.values()}
+        if len(names) > 1 and names & SETS.keys():
+            listed = ", ".join(files.values())
+            raise InputError(f"the splits are of different sets of images ({listed}). Keep those of one", self.data)
+        return SETS.get("".join(names)) if len(names) == 1 else None
 
     def _read_questions(self, split: str, file: Path, images: ImageFolder) -> list[BenchmarkQuestion]:
         questions = []
