@@ -11,12 +11,13 @@ from typing import Any
 from eval.benchmarks.pope.parsers import PARSERS
 from eval.benchmarks.pope.relabelling import AskedQuestion, LabelFile, LabelJoin, build_key
 from eval.benchmarks.pope.score import measure_parser_disagreement
+from eval.benchmarks.yes_no import score_answer, select_parser
 from eval.core.dataset import ImageFolder
 from eval.core.jsonl import read_records
 from eval.core.metrics import Metric
 from eval.core.results import ExtraTable, TableRow
 from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score, TaskOptions
-from eval.errors import EvaluationError, InputError
+from eval.errors import InputError
 
 SPLITS = ("random", "popular", "adversarial")
 NAMES = ("{}.json*", "*_pope_{}.json*", "*_pope_seem_{}.json*")  # of this repository, and official
@@ -76,9 +77,6 @@ class PopeTask(BenchmarkTask):
     Args:
         data: Folder with images and question files.
         options: `parser`, `suffix`, `labels` and `allow_missing` apply.
-
-    Raises:
-        EvaluationError: There is no parser with the name.
     """
 
     name = "pope"
@@ -90,10 +88,8 @@ class PopeTask(BenchmarkTask):
     is_yes_no = True
 
     def __init__(self, data: Path, options: TaskOptions) -> None:
-        if options.parser not in PARSERS:
-            raise EvaluationError(f"There is no parser '{options.parser}'. Choose one of {', '.join(PARSERS)}.")
         self.data = data
-        self.parser = PARSERS[options.parser]
+        self.parser = select_parser(options.parser, PARSERS["official"])
         self.suffix = SUFFIX if options.suffix is None else options.suffix
         self._names: tuple[str, ...] = NAMES
         if not any(self._find_files(split) for split in SPLITS):
@@ -138,7 +134,7 @@ class PopeTask(BenchmarkTask):
     def score_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> list[Score]:
         """Score each answer with the parser."""
         return [
-            self._score_answer(str(question.truth["label"]), answer)
+            score_answer(self.parser, str(question.truth["label"]), answer)
             for question, answer in zip(questions, answers, strict=True)
         ]
 
@@ -161,7 +157,7 @@ class PopeTask(BenchmarkTask):
             members = [question for question in questions if question.scope == split]
             asked = [
                 AskedQuestion(
-                    build_key(each.image.name, str(each.truth["question"])),
+                    build_key(each.image.name if each.image else "", str(each.truth["question"])),
                     str(each.truth["label"]),
                     each.id.partition("/")[2],
                 )
@@ -258,25 +254,3 @@ class PopeTask(BenchmarkTask):
         if repeated := [id for id, times in Counter(question.id for question in questions).items() if times > 1]:
             raise InputError(f"{repeated[0].partition('/')[2]} is used twice", file, None, "question_id")
         return questions
-
-    def _score_answer(self, label: str, answer: str) -> Score:
-        parsed_label, parsed = self.parser.parse_label(label), self.parser.parse(answer, label)
-        counts = {
-            "n": 1.0,
-            "right": float(parsed == parsed_label),
-            "yes": float((parsed_label if self.parser.yes_ratio_of_labels else parsed) == "yes"),
-        }
-        match parsed_label, parsed:
-            case "yes", "yes":
-                counts["tp"] = 1.0
-            case "no", "yes":
-                counts["fp"] = 1.0
-            case "no", "no":
-                counts["tn"] = 1.0
-            case "yes", "no":
-                counts["fn"] = 1.0
-            case "yes", None if self.parser.counts_unparsed_yes_as_fn:
-                counts["fn"] = 1.0
-            case _:
-                pass
-        return Score(counts, {"label": label, "parsed": parsed, "right": parsed == parsed_label})
