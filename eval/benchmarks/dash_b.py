@@ -126,7 +126,7 @@ class DashBTask(BenchmarkTask):
         return questions
 
     def _build_question(self, id: str, image: Path) -> BenchmarkQuestion:
-        kind, source, name, file = id.split("/", 3)
+        kind, _, name, file = id.split("/", 3)
         question, label = QUESTION.format(name), LABELS[kind]
         row: JsonValue = {"img_id": file, "object_name": name, "gt": label}
         return BenchmarkQuestion(
