@@ -25,7 +25,7 @@ from eval.runs.plan import Arm, RunPlan
 
 ThresholdKind = Literal["scope", "all"]
 KINDS: tuple[ThresholdKind, ...] = ("scope", "all")
-CONTROL_METRICS = frozenset({"score", "accuracy", "f1", "yes_ratio"})
+CONTROL_METRICS = frozenset({"score", "accuracy", "f1", "harmonic_mean", "yes_ratio"})
 SPLIT_METRICS = frozenset({"accuracy", "f1", "yes_ratio"})  # of single questions, so that expected counts add up
 AT_ZERO = "plain at 0"
 
@@ -309,7 +309,7 @@ def _count_unlike_score(samples: ScoredSamples, scope: str | None) -> int | None
 def _measure_auroc(samples: ScoredSamples, scope: str | None) -> Estimate:
     indices = samples.table.find_indices_in(scope)
     questions = [samples.table.samples[index].question for index in indices]
-    numbers = {image: number for number, image in enumerate(samples.table.list_images(indices))}
+    numbers = {image: number for number, image in enumerate(samples.table.list_clusters(indices))}
     images = np.array([numbers[question.cluster] for question in questions])
     is_yes = np.array([question.truth["label"] == "yes" for question in questions])
     draws = _build_comparison(samples, scope, {}, CONTROL_METRICS).bootstrap.weights

@@ -28,7 +28,7 @@ from eval.core.statistics import (
     minimum_detectable_difference,
     permutation_p_values,
 )
-from eval.core.task import CONSTANT_ANSWERS, BenchmarkTask
+from eval.core.task import BenchmarkTask
 from eval.runs.plan import Arm
 
 SIGNIFICANCE_LEVEL = 0.05
@@ -72,11 +72,11 @@ class Comparison:
     @cached_property
     def bootstrap(self) -> Bootstrap:
         """The resamples, shared by all arms."""
-        return Bootstrap.draw(len(self.table.list_images(self.indices)))
+        return Bootstrap.draw(len(self.table.list_clusters(self.indices)))
 
     @cached_property
     def counts(self) -> dict[str, Floats]:
-        """Counts of each column of the table, shape [images, counts]."""
+        """Counts of each column of the table, shape [clusters, counts]."""
         return {
             label: self.table.sum_counts(label, self.indices, self.ratios.count_names) for label in self.table.scores
         }
@@ -88,11 +88,12 @@ class Comparison:
         return ScopeResult(
             scope=self.scope or self.task.overall_scope or "all",
             questions=len(self.indices),
-            images=len(self.bootstrap.weights[0]),
+            images=self.table.count_images(self.indices),
+            clusters=len(self.bootstrap.weights[0]),
             rows=rows,
             constant_rows=[
                 StrategyResult(strategy=name, metrics=self._estimate(name), signal=self._detect_signal(name))
-                for name in CONSTANT_ANSWERS
+                for name in self.task.constant_answers
                 if name in self.table.scores
             ],
             control_comparisons=[
@@ -170,12 +171,7 @@ class Comparison:
         several_seeds = len(self.table.seeds) > 1
         selected = [metric for metric in self.metrics if several_seeds or not metric.per_question]
         columns = [self.ratios.metrics.index(metric) for metric in selected]
-        return RatioMetrics(
-            tuple(selected),
-            self.ratios.count_names,
-            self.ratios.numerators[:, columns],
-            self.ratios.denominators[:, columns],
-        )
+        return self.ratios.select(columns)
 
     def _adjust_p_values(self, rows: Sequence[StrategyResult]) -> None:
         """Adjust after Holm over the requested strategies, then decide all verdicts."""

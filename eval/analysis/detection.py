@@ -51,13 +51,13 @@ def measure_detection(table: ScoreTable, label: str, draws: Bootstrap) -> Detect
     Args:
         table: Answers and scores of a run with `--check`.
         label: Label of the arm.
-        draws: Resamples of the images of all samples, in the order of `ScoreTable.list_images`.
+        draws: Resamples of the images of all samples, in the order of `ScoreTable.list_clusters`.
 
     Returns:
         The result; None if no mention is hallucinated, or none is real.
     """
     indices = range(len(table.samples))
-    images = {image: number for number, image in enumerate(table.list_images(indices))}
+    images = {image: number for number, image in enumerate(table.list_clusters(indices))}
     mentions: list[LabelledMention] = []
     missed = 0
     for index in indices:

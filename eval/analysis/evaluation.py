@@ -46,12 +46,13 @@ def evaluate(
     if scored and scored.table.samples:
         for result, bias in zip(scope_results, measure_bias(scored, scopes), strict=True):
             result.bias = bias
-    draws = Bootstrap.draw(len(table.list_images(range(len(table.samples)))))
+    draws = Bootstrap.draw(len(table.list_clusters(range(len(table.samples)))))
     detection = [measure_detection(table, label, draws) for label in plan.labels] if plan.check else []
     arms = [_summarize_arm(arm, task, table) for arm in plan.arms]
     results = Results(
         task=task.name,
         title=task.title,
+        cluster=task.cluster,
         model=plan.model,
         greedy=plan.sampling.greedy,
         seeds=list(plan.effective_seeds),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.core.answer_store import StoredAnswer
 from eval.core.metrics import Floats, Metric
-from eval.core.task import CONSTANT_ANSWERS, BenchmarkQuestion, BenchmarkTask, Score
+from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score
 from eval.runs.plan import RunPlan
 
 
@@ -30,8 +31,7 @@ class ScoreTable:
     Attributes:
         samples: Samples that every arm has answered.
         answers: Answers by label, in the order of the samples.
-        scores: Scores by label, in the order of the samples. For yes/no questions also those of constant answers, under
-            the names in `CONSTANT_ANSWERS`.
+        scores: Scores by label, in the order of the samples. Also those of the constant answers of the task, by name.
         missing: Number of samples without an answer, by label.
     """
 
@@ -59,16 +59,20 @@ class ScoreTable:
         unique = {(self._request_of(index), self.samples[index].seed): index for index in reversed(indices)}
         return sorted(unique.values())
 
-    def _request_of(self, index: int) -> tuple[str, str]:
+    def _request_of(self, index: int) -> tuple[Path | None, str]:
         question = self.samples[index].question
-        return question.cluster, question.prompt
+        return question.image, question.prompt
 
-    def list_images(self, indices: Sequence[int]) -> list[str]:
-        """List the distinct images of samples, sorted."""
+    def count_images(self, indices: Sequence[int]) -> int:
+        """Count the distinct images of samples."""
+        return len({image for index in indices if (image := self.samples[index].question.image)})
+
+    def list_clusters(self, indices: Sequence[int]) -> list[str]:
+        """List the distinct clusters of samples, sorted."""
         return sorted({self.samples[index].question.cluster for index in indices})
 
     def sum_counts(self, label: str, indices: Sequence[int], names: Sequence[str]) -> Floats:
-        """Sum counts by image.
+        """Sum counts by cluster.
 
         Args:
             label: Label of an arm.
@@ -76,9 +80,9 @@ class ScoreTable:
             names: Names of counts.
 
         Returns:
-            Shape [images, counts], in the order of `list_images` and `names`.
+            Shape [clusters, counts], in the order of `list_clusters` and `names`.
         """
-        rows = {name: row for row, name in enumerate(self.list_images(indices))}
+        rows = {name: row for row, name in enumerate(self.list_clusters(indices))}
         sums = np.zeros((len(rows), len(names)))
         for index in indices:
             counts = self.scores[label][index].counts
@@ -115,8 +119,7 @@ def build_score_table(
     }
     common_samples = [samples[index] for index in common]
     texts = {label: [answer.text for answer in column] for label, column in common_answers.items()}
-    if task.is_yes_no:
-        texts |= {name: [answer] * len(common) for name, answer in CONSTANT_ANSWERS.items()}
+    texts |= {name: [answer] * len(common) for name, answer in task.constant_answers.items()}
     return ScoreTable(
         samples=common_samples,
         answers=common_answers,

@@ -30,10 +30,24 @@ def _load_mme(data: Path, options: TaskOptions) -> BenchmarkTask:
     return MmeTask(data, options)
 
 
+def _load_dash_b(data: Path, options: TaskOptions) -> BenchmarkTask:
+    from eval.benchmarks.dash_b import DashBTask
+
+    return DashBTask(data, options)
+
+
+def _load_mmvp(data: Path, options: TaskOptions) -> BenchmarkTask:
+    from eval.benchmarks.mmvp import MmvpTask
+
+    return MmvpTask(data, options)
+
+
 LOADERS: dict[str, Callable[[Path, TaskOptions], BenchmarkTask]] = {
     "pope": _load_pope,
     "chair": _load_chair,
     "mme": _load_mme,
+    "dash-b": _load_dash_b,
+    "mmvp": _load_mmvp,
 }
 TASK_NAMES = tuple(LOADERS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -30,11 +30,11 @@ def resolve_data_folder(data: str) -> Path:
     return folder
 
 
-def check_images(images: Iterable[Path]) -> None:
+def check_images(images: Iterable[Path | None]) -> None:
     """Check that every file is an image, because a server might answer a request with a broken one.
 
     Args:
-        images: Files; repeated ones are checked once.
+        images: Files; repeated ones are checked once. None is no image.
 
     Raises:
         InputError: A file is not an image.
@@ -42,6 +42,8 @@ def check_images(images: Iterable[Path]) -> None:
     from PIL import Image
 
     for file in dict.fromkeys(images):
+        if file is None:
+            continue
         try:
             with Image.open(file):
                 pass
@@ -50,14 +52,20 @@ def check_images(images: Iterable[Path]) -> None:
 
 
 class ImageFolder:
-    """The images below a data folder, found by file name."""
+    """The images below a data folder, found by file name.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: The data folder.
+        names: Names of the folders in it, the first one first.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str] = IMAGE_FOLDERS) -> None:
         self.folder = folder
+        self.names = names
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        folders = [self.folder / name for name in reversed(IMAGE_FOLDERS) if (self.folder / name).is_dir()]
+        folders = [self.folder / name for name in reversed(self.names) if (self.folder / name).is_dir()]
         return {file.name: file for folder in folders for file in folder.iterdir() if file.is_file()}
 
     def find_image(self, name: str) -> Path | None:

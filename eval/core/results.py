@@ -199,13 +199,15 @@ class ScopeResult(BaseModel):
     """All strategies in one scope of the task: a split, a subtask, or everything together.
 
     Attributes:
-        constant_rows: The metrics of constant answers to yes/no questions.
+        clusters: Number of clusters that intervals resample. None in results of earlier versions, which have images.
+        constant_rows: The metrics of constant answers.
         bias: The yes-bias control, if plain decoding has scores.
     """
 
     scope: str
     questions: int
     images: int = Field(validation_alias=AliasChoices("images", "pictures"))
+    clusters: int | None = None
     rows: list[StrategyResult]
     constant_rows: list[StrategyResult] = []
     control_comparisons: list[ControlComparison] = Field(
@@ -334,6 +336,7 @@ class Results(BaseModel):
 
     Attributes:
         missing_bias: The reason why a run of yes/no questions has no yes-bias control.
+        cluster: Name of the things that intervals resample.
     """
 
     task: str
@@ -350,5 +353,6 @@ class Results(BaseModel):
     tables: list[ExtraTable] = []
     detection: list[DetectionResult] = []
     missing_bias: str | None = None
+    cluster: str = "image"
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES

@@ -16,7 +16,7 @@ from scipy.stats import norm, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestPower
 
-from eval.core.metrics import Floats, RatioMetrics, divide_or_nan
+from eval.core.metrics import Floats, RatioMetrics, compute_harmonic_mean, divide_or_nan
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -123,30 +123,43 @@ def permutation_p_values(
     """
     both = np.concatenate([counts, reference])
     first, second = np.arange(len(counts)), np.arange(len(counts), len(both))
-    return [
-        _permutation_p_value(
-            both @ ratios.numerators[:, column],
-            both @ ratios.denominators[:, column],
-            first,
-            second,
-            resamples or RESAMPLES,
-        )
-        for column in range(len(ratios.metrics))
-    ]
+    p_values: list[float] = []
+    for column, metric in enumerate(ratios.metrics):
+        pairs = [(both @ ratios.numerators[:, column], both @ ratios.denominators[:, column])]
+        if metric.second is not None:
+            pairs.append((both @ ratios.second_numerators[:, column], both @ ratios.second_denominators[:, column]))
+        p_values.append(_permutation_p_value(pairs, first, second, resamples or RESAMPLES))
+    return p_values
 
 
 def _permutation_p_value(
-    numerator: Floats, denominator: Floats, first: Indices, second: Indices, resamples: int
+    pairs: Sequence[tuple[Floats, Floats]], first: Indices, second: Indices, resamples: int
 ) -> float:
-    if np.array_equal(numerator[first], numerator[second]) and np.array_equal(denominator[first], denominator[second]):
+    """Test a ratio of sums, or the harmonic mean of two.
+
+    Args:
+        pairs: Numerator and denominator of each ratio, each of shape [both strategies x images].
+        first: Indices of one strategy.
+        second: Indices of the other one.
+        resamples: Number of exchanges.
+
+    Returns:
+        The p-value, nan for a difference without a value.
+    """
+    if all(np.array_equal(each[first], each[second]) for pair in pairs for each in pair):
         return 1.0
     if len(first) < 2:  # With one image, every exchange gives the same absolute difference.
         return 1.0
 
+    def compute(indices: Indices, axis: int) -> Floats:
+        ratios = [
+            divide_or_nan(numerator[indices].sum(axis), denominator[indices].sum(axis))
+            for numerator, denominator in pairs
+        ]
+        return ratios[0] if len(ratios) == 1 else compute_harmonic_mean(ratios[0], ratios[1])
+
     def difference(first: Indices, second: Indices, axis: int) -> Floats:
-        return divide_or_nan(numerator[first].sum(axis), denominator[first].sum(axis)) - divide_or_nan(
-            numerator[second].sum(axis), denominator[second].sum(axis)
-        )
+        return compute(first, axis) - compute(second, axis)
 
     if np.isnan(difference(first, second, 0)):
         return float("nan")

@@ -50,29 +50,39 @@ class BenchmarkQuestion:
     Attributes:
         id: Unique in the task, such as `random/17`.
         scope: The part of the task that is reported separately: a split or a subtask.
-        image: The image file.
+        image: The image file. None for a question that is asked without one.
         prompt: The text of the request.
         truth: Label and other data that the scorer needs.
         group: Name of the questions of the scope that are scored together with this one. A sample has all of them, or
             none. None for a question that is scored alone.
+        cluster_name: Name of the questions that are resampled together. None for those about one image.
     """
 
     id: str
     scope: str
-    image: Path
+    image: Path | None
     prompt: str
     truth: Mapping[str, JsonValue] = field(default_factory=dict)
     group: str | None = None
+    cluster_name: str | None = None
 
     @property
     def cluster(self) -> str:
-        """The name of the image. Answers about one image are not independent, so they are resampled together."""
-        return f"{self.image.parent.name}/{self.image.name}"
+        """The name of the cluster: the image, unless the task has others.
+
+        Answers about one image are not independent, so they are resampled together.
+        """
+        return self.cluster_name or self.image_name
+
+    @property
+    def image_name(self) -> str:
+        """Folder and name of the image."""
+        return f"{self.image.parent.name}/{self.image.name}" if self.image else "no image"
 
     @cached_property
-    def image_hash(self) -> str:
-        """The SHA-256 of the image file."""
-        return hash_file(self.image)
+    def image_hash(self) -> str | None:
+        """The SHA-256 of the image file, None without one."""
+        return hash_file(self.image) if self.image else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,7 @@ class BenchmarkTask(Protocol):
         joint_drop_warnings: Pairs of metrics. Reports warn if both drop, because that is no improvement.
         is_yes_no: Whether all questions are yes/no questions. Their `truth` has the `label` yes or no, and the detail
             of their scores has the answer as `parsed`: `yes`, `no` or another value.
+        cluster: Name of the things that intervals resample, in the singular.
     """
 
     name: str
@@ -109,6 +120,12 @@ class BenchmarkTask(Protocol):
     overall_scope: str | None
     joint_drop_warnings: tuple[tuple[str, str], ...]
     is_yes_no: bool = False
+    cluster: str = "image"
+
+    @property
+    def constant_answers(self) -> Mapping[str, str]:
+        """Rows of the tables with one answer to every question, and the answer."""
+        return CONSTANT_ANSWERS if self.is_yes_no else {}
 
     def load_questions(self) -> list[BenchmarkQuestion]:
         """Read the questions. Data that cannot be used raise `InputError`."""

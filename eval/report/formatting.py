@@ -91,10 +91,11 @@ def format_p_value(difference: Difference) -> str:
 
 
 def describe_size(scope: ScopeResult, results: Results) -> str:
-    """Return the number of questions and images; with several seeds every question has several answers."""
+    """Return the number of questions, images and clusters; with several seeds every question has several answers."""
+    clusters = "" if results.cluster == "image" else f", {scope.clusters} {results.cluster}s"
     if len(results.seeds) > 1:
-        return f"{scope.questions} answers under {len(results.seeds)} seeds on {scope.images} images"
-    return f"{scope.questions} questions on {scope.images} images"
+        return f"{scope.questions} answers under {len(results.seeds)} seeds on {scope.images} images{clusters}"
+    return f"{scope.questions} questions on {scope.images} images{clusters}"
 
 
 def format_detectable(difference: Difference, column: MetricColumn) -> str:

@@ -47,12 +47,14 @@ def render_html(results: Results, manifest: Manifest, table: ScoreTable) -> str:
 
 def _build_gallery(table: ScoreTable) -> dict[str, Any]:
     """Build plain data for the script of the page, which inserts it as text."""
-    cards: dict[str, dict[str, Any]] = {}
-    rows: dict[tuple[str, str, int | None], dict[str, Any]] = {}
+    cards: dict[Path | str, dict[str, Any]] = {}
+    rows: dict[tuple[Path | str, str, int | None], dict[str, Any]] = {}
     for index, sample in enumerate(table.samples):
         question = sample.question
-        card = cards.setdefault(question.cluster, {"name": question.cluster, "image": question.image, "rows": []})
-        key = (question.cluster, question.prompt, sample.seed)
+        place = question.image or question.cluster
+        name = question.image_name if question.image else f"{question.cluster}, no image"
+        card = cards.setdefault(place, {"name": name, "image": question.image, "rows": []})
+        key = (place, question.prompt, sample.seed)
         if key in rows:
             rows[key]["scopes"].append(question.scope)
             continue
@@ -67,7 +69,7 @@ def _build_gallery(table: ScoreTable) -> dict[str, Any]:
         }
         card["rows"].append(rows[key])
     for card in cards.values():
-        card["image"] = encode_image(card["image"])
+        card["image"] = card["image"] and encode_image(card["image"])
     return {"strategies": list(table.answers), "cards": list(cards.values())}
 
 

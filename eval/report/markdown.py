@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from eval.core.results import DetectionResult, ExtraTable, Results, ScopeResult, StrategyCost, StrategyResult
-from eval.core.task import CONSTANT_ANSWERS
 from eval.report.formatting import (
     BIAS_EXPLANATION,
     BIAS_HEADERS,
@@ -27,9 +26,9 @@ from eval.runs.manifest import Manifest
 ESCAPED_PIPE = r"\|"
 
 EXPLANATION = (
-    "Each number has its 95 % interval, resampled by image. Below it is the paired difference to plain decoding with "
-    "its interval and its p-value. The p-value is adjusted after Holm over the requested strategies. Detectable is the "
-    "smallest true difference that a run of this size detects with a power of 80 %."
+    "Each number has its 95 % interval, resampled by {cluster}. Below it is the paired difference to plain decoding "
+    "with its interval and its p-value. The p-value is adjusted after Holm over the requested strategies. Detectable "
+    "is the smallest true difference that a run of this size detects with a power of 80 %."
 )
 
 DETECTION_EXPLANATION = (
@@ -42,7 +41,8 @@ def render_markdown(results: Results, manifest: Manifest) -> str:
     """Render report.md."""
     decoding = "greedy" if results.greedy else f"temperature {manifest.plan.sampling.temperature:g}"
     seeds = "" if results.greedy else f", seeds {', '.join(map(str, results.seeds))}"
-    lines = [f"# {results.title}: {results.model}", "", f"{decoding}{seeds}.", "", EXPLANATION, ""]
+    lines = [f"# {results.title}: {results.model}", "", f"{decoding}{seeds}.", ""]
+    lines += [EXPLANATION.format(cluster=results.cluster), ""]
     for scope in results.scopes:
         lines += [f"## {scope.scope}", "", f"{describe_size(scope, results)}.", ""]
         lines += _render_scope(scope, results)
@@ -73,12 +73,13 @@ def _render_scope(scope: ScopeResult, results: Results) -> list[str]:
     header = ["strategy", *(column.title for column in results.columns)]
     has_signal = any(row.signal for row in scope.rows)
     header += ["d'", "criterion"] if has_signal else []
-    rows = [_render_cells(row, results, has_signal) for row in [*scope.rows, *scope.constant_rows]]
+    rows = [_render_cells(f"`{row.strategy}`", row, results, has_signal) for row in scope.rows]
+    rows += [_render_cells(row.strategy, row, results, has_signal) for row in scope.constant_rows]
     return [*_render_table(header, rows), ""]
 
 
-def _render_cells(row: StrategyResult, results: Results, has_signal: bool) -> list[str]:
-    cells = [row.strategy if row.strategy in CONSTANT_ANSWERS else f"`{row.strategy}`"]
+def _render_cells(name: str, row: StrategyResult, results: Results, has_signal: bool) -> list[str]:
+    cells = [name]
     for column in results.columns:
         estimate, difference = row.metrics[column.name], row.against_plain.get(column.name)
         text = f"{format_number(estimate.value, column)} {format_interval(estimate, column)}"

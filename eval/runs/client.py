@@ -120,7 +120,8 @@ class EvalClient:
         """
         body = request.build_body(strategy_via)
         # Balancers that read the header send all questions about an image to the server that has it in its caches.
-        headers = {SESSION_HEADER: request.question.image_hash}
+        image_hash = request.question.image_hash
+        headers = {SESSION_HEADER: image_hash} if image_hash else {}
         async for attempt in self._build_retrying():
             with attempt:
                 start = time.perf_counter()

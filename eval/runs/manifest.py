@@ -63,7 +63,7 @@ class Manifest(BaseModel):
                 str(file.relative_to(folder)) if file.is_relative_to(folder) else file.name: hash_file(file)
                 for file in task.list_source_files()
             },
-            images=hash_json(sorted({f"{question.image.name} {question.image_hash}" for question in questions})),
+            images=hash_json(sorted({f"{each.image.name} {each.image_hash}" for each in questions if each.image})),
             ids=hash_json([question.id for question in questions]),
             prompts=hash_json([question.prompt for question in questions]),
             answers=hash_json(sorted({f"{answer.key} {answer.text}" for answer in answers})),

@@ -99,11 +99,14 @@ class EvalRequest:
 
     @property
     def _content(self) -> JsonValue:
+        text: JsonValue = {"type": "text", "text": self.question.prompt}
+        if self.question.image is None:
+            return [text]
         media_type = mimetypes.guess_type(self.question.image.name)[0] or "image/png"
         data = base64.b64encode(self.question.image.read_bytes()).decode()
         return [
             {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}},
-            {"type": "text", "text": self.question.prompt},
+            text,
         ]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from eval.core.answer_store import StoredAnswer, load_answers
-from eval.core.task import BenchmarkQuestion
+from eval.core.task import BenchmarkQuestion, BenchmarkTask
 from eval.errors import RunError
 from eval.runs.manifest import read_manifest
 from eval.runs.plan import Arm, RunPlan
@@ -26,6 +28,8 @@ class OfficialAnswer:
         answer: The answer.
         label: The label, if the question has one.
         group: The group by which the benchmark splits its files, such as the subtask of MME.
+        row: The official row of the question, to which a script expects the answer to be added.
+        parsed: The answer as the official reader parses it.
     """
 
     question_id: int | str
@@ -34,6 +38,8 @@ class OfficialAnswer:
     answer: str
     label: str = ""
     group: str = ""
+    row: Mapping[str, JsonValue] = field(default_factory=dict)
+    parsed: JsonValue = None
 
 
 def write_pope(answers: Iterable[OfficialAnswer], file: Path) -> None:
@@ -76,13 +82,28 @@ def write_mme(answers: Sequence[OfficialAnswer], folder: Path) -> None:
         _write_text(folder / f"{group}.txt", "".join(f"{row}\n" for row in rows))
 
 
+def write_dash_b(answers: Iterable[OfficialAnswer], file: Path) -> None:
+    """Write the answers as evaluate.py of DASH-B stores them."""
+    rows = [{**each.row, "response": each.answer, "answer": each.parsed} for each in answers]
+    _write_text(file, json.dumps(rows, indent=4, ensure_ascii=False))
+
+
+def write_mmvp(answers: Iterable[OfficialAnswer], file: Path) -> None:
+    """Write the input of gpt_grader.py of MMVP, which takes two lines as a pair."""
+    _write_jsonl(file, ({**each.row, "response": each.answer} for each in answers))
+
+
 WRITERS: dict[str, Callable[[Sequence[OfficialAnswer], Path], None]] = {
     "pope": write_pope,
     "llava": write_llava,
     "chair": write_chair,
     "amber": write_amber,
     "mme": write_mme,
+    "dash-b": write_dash_b,
+    "mmvp": write_mmvp,
 }
+SINGLE_FILES = {"dash-b": "answers.json", "mmvp": "answers.jsonl"}
+"""Names of files with the answers of all scopes."""
 
 
 def export_run(path: Path, strategy: str, out: Path, style: str, data: str | None = None) -> list[Path]:
@@ -107,36 +128,45 @@ def export_run(path: Path, strategy: str, out: Path, style: str, data: str | Non
     arm = next((each for each in plan.arms if each.label == strategy), None)
     if arm is None:
         raise RunError(f"{path} has no '{strategy}'. It has {', '.join(plan.labels)}.")
-    questions = plan.select_questions(plan.load_task())
+    task = plan.load_task()
+    questions = plan.select_questions(task)
     answers = load_answers(RunDirectory(path).answers_file).by_key
     return [
         file
         for seed in plan.effective_seeds
-        for file in _write_files(plan, _collect_answers(plan, arm, questions, answers, seed), out, style, seed)
+        for file in _write_files(plan, _collect_answers(plan, task, arm, questions, answers, seed), out, style, seed)
     ]
 
 
 def _collect_answers(
     plan: RunPlan,
+    task: BenchmarkTask,
     arm: Arm,
     questions: list[BenchmarkQuestion],
     answers: dict[str, StoredAnswer],
     seed: int | None,
 ) -> list[OfficialAnswer]:
-    collected = []
+    found: list[StoredAnswer] = []
     for question in questions:
         answer = answers.get(plan.build_request(arm, question, seed).key)
         if answer is None:
             raise RunError(f"{question.id} has no answer under {arm.label} yet. Finish the run first.")
+        found.append(answer)
+    scores = task.score_answers(questions, [each.text for each in found])
+    collected = []
+    for question, answer, score in zip(questions, found, scores, strict=True):
+        row = question.truth.get("row")
         question_id = question.id.rpartition("/")[2]
         collected.append(
             OfficialAnswer(
                 question_id=int(question_id) if question_id.isdecimal() else question_id,
-                image=question.image.name,
+                image=question.image.name if question.image else "",
                 question=str(question.truth.get("question", question.prompt)),
                 answer=answer.text,
                 label=str(question.truth.get("label", "")).capitalize(),
                 group=question.scope,
+                row=row if isinstance(row, dict) else {},
+                parsed=score.detail.get("parsed"),
             )
         )
     return collected
@@ -149,6 +179,9 @@ def _write_files(plan: RunPlan, answers: list[OfficialAnswer], out: Path, style:
     if plan.task == "mme" and style != "llava":  # `write_mme` writes the files of all groups.
         write(answers, folder)
         return [folder / f"{group}.txt" for group in groups]
+    if name := SINGLE_FILES.get(plan.task) if style != "llava" else None:
+        write(answers, folder / name)
+        return [folder / name]
     for group in groups:
         write([each for each in answers if each.group == group], folder / f"{group}.jsonl")
     return [folder / f"{group}.jsonl" for group in groups]

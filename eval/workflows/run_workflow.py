@@ -82,7 +82,7 @@ async def run_evaluation(
 def _print_plan(
     plan: RunPlan, questions: Sequence[BenchmarkQuestion], directory: RunDirectory, console: Console
 ) -> None:
-    images = len({question.cluster for question in questions})
+    images = len({question.image for question in questions if question.image})
     seeds = f", seeds {', '.join(map(str, plan.seeds))}" if not plan.sampling.greedy else ", greedy"
     console.print(
         f"{plan.task}: {len(questions)} questions on {images} images, {plan.model}{seeds} → {directory.path}",

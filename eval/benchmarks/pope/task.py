@@ -11,16 +11,18 @@ from typing import Any
 from eval.benchmarks.pope.parsers import PARSERS
 from eval.benchmarks.pope.relabelling import AskedQuestion, LabelFile, LabelJoin, build_key
 from eval.benchmarks.pope.score import measure_parser_disagreement
+from eval.benchmarks.yes_no import score_answer, select_parser
 from eval.core.dataset import ImageFolder
 from eval.core.jsonl import read_records
 from eval.core.metrics import Metric
 from eval.core.results import ExtraTable, TableRow
 from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score, TaskOptions
-from eval.errors import EvaluationError, InputError
+from eval.errors import InputError
 
 SPLITS = ("random", "popular", "adversarial")
-NAMES = ("{}.json*", "*_pope_{}.json*")  # of this repository, and official
+NAMES = ("{}.json*", "*_pope_{}.json*", "*_pope_seem_{}.json*")  # of this repository, and official
 RELABELLED_NAMES = ("*_repope_{}.json*",)
+SETS = {"aokvqa": "A-OKVQA", "gqa": "GQA"}  # sets of images besides COCO, by the first part of official names
 SUFFIX = "Please answer this question with one word."
 ALL = {"n": 1.0}
 
@@ -69,14 +71,12 @@ def find_label_files(labels: str, data: Path) -> dict[str, Path]:
 class PopeTask(BenchmarkTask):
     """POPE from question files of this repository, of the official one, or of RePOPE.
 
+    The official files are about images of COCO, A-OKVQA or GQA. One folder has the splits of one of them.
     RePOPE has other labels, and lacks ambiguous questions. Its files are used if a folder has none of POPE.
 
     Args:
         data: Folder with images and question files.
         options: `parser`, `suffix`, `labels` and `allow_missing` apply.
-
-    Raises:
-        EvaluationError: There is no parser with the name.
     """
 
     name = "pope"
@@ -88,16 +88,16 @@ class PopeTask(BenchmarkTask):
     is_yes_no = True
 
     def __init__(self, data: Path, options: TaskOptions) -> None:
-        if options.parser not in PARSERS:
-            raise EvaluationError(f"There is no parser '{options.parser}'. Choose one of {', '.join(PARSERS)}.")
         self.data = data
-        self.parser = PARSERS[options.parser]
+        self.parser = select_parser(options.parser, PARSERS["official"])
         self.suffix = SUFFIX if options.suffix is None else options.suffix
         self._names: tuple[str, ...] = NAMES
         if not any(self._find_files(split) for split in SPLITS):
             self._names = RELABELLED_NAMES
             if any(self._find_files(split) for split in SPLITS):
                 self.title = "RePOPE"
+        if name := self._find_set():
+            self.title = f"{self.title} on {name}"
         self._allow_missing = options.allow_missing
         self._label_files: dict[str, Path] = {}
         self._joins: dict[str, LabelJoin] = {}
@@ -134,7 +134,7 @@ class PopeTask(BenchmarkTask):
     def score_answers(self, questions: Sequence[BenchmarkQuestion], answers: Sequence[str]) -> list[Score]:
         """Score each answer with the parser."""
         return [
-            self._score_answer(str(question.truth["label"]), answer)
+            score_answer(self.parser, str(question.truth["label"]), answer)
             for question, answer in zip(questions, answers, strict=True)
         ]
 
@@ -157,7 +157,7 @@ class PopeTask(BenchmarkTask):
             members = [question for question in questions if question.scope == split]
             asked = [
                 AskedQuestion(
-                    build_key(each.image.name, str(each.truth["question"])),
+                    build_key(each.image.name if each.image else "", str(each.truth["question"])),
                     str(each.truth["label"]),
                     each.id.partition("/")[2],
                 )
@@ -223,6 +223,15 @@ class PopeTask(BenchmarkTask):
                 return files
         return []
 
+    def _find_set(self) -> str | None:
+        """Return the name of a set of images besides COCO that the names of all files have."""
+        files = {split: file.name for split in SPLITS for file in self._find_files(split)}
+        names = {name.partition("_")[0] if "_pope_" in name else "" for name in files.values()}
+        if len(names) > 1 and names & SETS.keys():
+            listed = ", ".join(files.values())
+            raise InputError(f"the splits are of different sets of images ({listed}). Keep those of one", self.data)
+        return SETS.get("".join(names)) if len(names) == 1 else None
+
     def _read_questions(self, split: str, file: Path, images: ImageFolder) -> list[BenchmarkQuestion]:
         questions = []
         for record in read_records(file):
@@ -245,25 +254,3 @@ class PopeTask(BenchmarkTask):
         if repeated := [id for id, times in Counter(question.id for question in questions).items() if times > 1]:
             raise InputError(f"{repeated[0].partition('/')[2]} is used twice", file, None, "question_id")
         return questions
-
-    def _score_answer(self, label: str, answer: str) -> Score:
-        parsed_label, parsed = self.parser.parse_label(label), self.parser.parse(answer, label)
-        counts = {
-            "n": 1.0,
-            "right": float(parsed == parsed_label),
-            "yes": float((parsed_label if self.parser.yes_ratio_of_labels else parsed) == "yes"),
-        }
-        match parsed_label, parsed:
-            case "yes", "yes":
-                counts["tp"] = 1.0
-            case "no", "yes":
-                counts["fp"] = 1.0
-            case "no", "no":
-                counts["tn"] = 1.0
-            case "yes", "no":
-                counts["fn"] = 1.0
-            case "yes", None if self.parser.counts_unparsed_yes_as_fn:
-                counts["fn"] = 1.0
-            case _:
-                pass
-        return Score(counts, {"label": label, "parsed": parsed, "right": parsed == parsed_label})

@@ -116,3 +116,20 @@ def test_detection_indices_separate_bias_from_sensitivity() -> None:
     assert affirmative is not None
     assert affirmative.criterion < 0
     assert detection_indices(3, 0, 0, 1) is None
+
+
+def test_a_harmonic_mean_of_two_ratios_is_estimated_and_tested() -> None:
+    rates = ({"tn": 1.0}, {"negative": 1.0}), ({"tp": 1.0}, {"positive": 1.0})
+    mean = RatioMetrics.from_metrics(
+        [Metric("mean", "Mean", *rates[0], second=rates[1]), Metric("tnr", "T", *rates[0])]
+    )
+    columns = [mean.count_names.index(name) for name in ("tn", "negative", "tp", "positive")]
+    counts, other = np.zeros((12, 4)), np.zeros((12, 4))
+    counts[:, columns], other[:, columns] = [1, 1, 1, 1], [0, 1, 1, 1]
+    other[:3, columns[0]] = 1
+    assert mean.compute(other.sum(0)) == pytest.approx([2 * 0.25 / 1.25, 0.25])
+    assert np.isnan(mean.compute(np.array([0, 1, 0, 1.0])[np.argsort(columns)])[0])  # both rates are 0
+    assert mean.select([1]).compute(other.sum(0)) == pytest.approx([0.25])
+    harmonic, plain = permutation_p_values(counts, other, mean)
+    assert harmonic == plain < 0.05
+    assert permutation_p_values(counts, counts, mean) == [1.0, 1.0]

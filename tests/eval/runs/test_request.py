@@ -43,3 +43,13 @@ def test_seeds_differ_between_questions_and_are_reproducible(tmp_path: Path) -> 
     assert derive_seed(0, first) == derive_seed(0, first)
     assert len({derive_seed(0, first), derive_seed(1, first), derive_seed(0, second)}) == 3
     assert 0 <= derive_seed(0, first) < 2**31
+
+
+def test_a_question_without_an_image_is_sent_as_text() -> None:
+    sampling = SamplingSettings(max_tokens=4)
+    asked = BenchmarkQuestion("1", "all", None, "Is it?", cluster_name="set 1")
+    request = EvalRequest(asked, PLAIN, PLAIN, sampling, "m", None)
+    assert request.build_body("none")["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Is it?"}]}]
+    other = BenchmarkQuestion("2", "all", None, "Was it?", cluster_name="set 1")
+    assert request.key != EvalRequest(other, PLAIN, PLAIN, sampling, "m", None).key
+    assert (asked.cluster, asked.image_hash) == ("set 1", None)
