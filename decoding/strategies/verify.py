@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from decoding.claims.claim_extraction import Claim, find_claims, find_claims_after
-from decoding.claims.claim_probabilities import ClaimProbabilities, count_shifted_copies
+from decoding.claims.claim_probabilities import ClaimProbabilities, count_copies, select_views
 from decoding.claims.nouns import pluralize
 from decoding.claims.options import DEFAULT_DEBIAS, Debias, Language, Question, Views
 from decoding.claims.questions import DEFAULT_QUESTION
@@ -18,18 +18,21 @@ from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
 from decoding.errors import BadRequest
 from decoding.outputs import NO_TOKEN, CheckedClaim, ClaimAction, FinishReason, Token
+from decoding.prompt import Shift
 from decoding.requests import GenerateRequest
 from decoding.strategy import TEXT_SIDE, Strategy
 from decoding.text.stop_string_detector import StopStringDetector
+
+FIRST_SHIFT = 1 / 16  # of the first view: half a patch of the embedded model; best with two views (docs/results.md)
 
 
 class Verify(Strategy):
     """Send a sentence only when the model confirms each thing that it names.
 
     The answer is generated sentence by sentence. For each new claim of a sentence, the model answers "Is there a
-    {claim} in the image?" about up to `views` views of the image: a slightly shifted copy, the image itself, and another
-    shifted copy. The questions about one view run together, after its cached keys and values. A question is about the
-    next view only while the mean of its log-odds is between -5 and 5:
+    {claim} in the image?" about up to `views` views of the image: a slightly shifted copy, the image itself, and
+    another shifted copy. The questions about one view run together, after its cached keys and values. A question is
+    about the next view only while the mean of its log-odds is between -5 and 5:
 
         q_i = P(yes | view i) / (P(yes | view i) + P(no | view i))
         logit(p) = mean_i logit(q_i) - debias * logit(q without an image)
@@ -81,9 +84,14 @@ class Verify(Strategy):
     question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
+    @property
+    def selected_views(self) -> tuple[Shift | None, ...]:
+        """The views that questions are about."""
+        return select_views(FIRST_SHIFT, self.views)
+
     def count_image_copies(self) -> int:
         """Count the shifted copies that questions are about."""
-        return count_shifted_copies(self.views)
+        return count_copies(self.selected_views)
 
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Verify the answer.
@@ -142,7 +150,9 @@ class Verification:
     def __init__(self, strategy: Verify, request: GenerateRequest) -> None:
         self.strategy = strategy
         self.sampling = request.sampling
-        self.probabilities = ClaimProbabilities(request.prompt, strategy.question, strategy.debias, strategy.views)
+        self.probabilities = ClaimProbabilities(
+            request.prompt, strategy.question, strategy.debias, strategy.selected_views
+        )
         self.text = ""
         self.prefix: list[int | str] = []
         self.nouns: set[str] = set()
