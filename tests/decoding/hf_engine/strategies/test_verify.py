@@ -148,7 +148,7 @@ async def test_drafts_and_checks_go_through_the_inner_strategy(
 
 
 @pytest.mark.parametrize("inner", ["", "vcd", "vhr"])
-@pytest.mark.parametrize(("views", "debias"), [(0, 0.0), (2, 0.0), (2, 0.5)])
+@pytest.mark.parametrize(("views", "debias"), [(0, 0.0), (3, 0.0), (2, 0.5)])
 async def test_checked_answer_equals_recomputation(
     views: int, debias: float, inner: str, embedded: HFEngine, reference: Reference
 ) -> None:
