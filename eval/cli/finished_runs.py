@@ -1,4 +1,4 @@
-"""The commands that read finished runs: `verify`, `rescore`, `report`, `merge` and `export`.
+"""The commands that read finished runs: `verify`, `rescore`, `report`, `compare`, `merge` and `export`.
 
 Functions import their modules when they are called, so that `--help` does not load statistics and plots.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from eval.cli.summary import print_summary, resolve_labels, warn
 
@@ -62,6 +63,29 @@ def report(
     from eval.workflows.reporting import rebuild_reports
 
     print_summary(rebuild_reports(folder, data, warn=warn), folder / "report.html")
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of a finished run, which is subtracted.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of another finished run of the same task.")],
+    strategy_a: Annotated[
+        str | None, typer.Option(help="Strategy of A. Default: all strategies that both runs have.")
+    ] = None,
+    strategy_b: Annotated[str | None, typer.Option(help="Strategy of B. Default: that of A.")] = None,
+    data: Annotated[str | None, typer.Option(help="Current data folder of both, if it has moved.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.md.")] = None,
+) -> None:
+    """Compare two finished runs, paired where their questions agree, without a server."""
+    from eval.report.run_pairs import print_comparison, render_comparison
+    from eval.workflows.run_comparison import compare_runs
+    from eval.workflows.run_directory import RunDirectory
+
+    comparison = compare_runs(first, second, (strategy_a, strategy_b), data)
+    print_comparison(comparison, Console())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        RunDirectory(out).write_file("compare.json", comparison.model_dump_json(indent=2))
+        RunDirectory(out).write_file("compare.md", render_comparison(comparison))
 
 
 def merge(

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from eval.core.answer_store import StoredAnswers, load_answers
+from eval.core.answer_store import StoredAnswer, StoredAnswers, load_answers
 from eval.core.task import BenchmarkQuestion, BenchmarkTask
 from eval.runs.manifest import Manifest, check_format, read_manifest
-from eval.runs.plan import RunPlan
+from eval.runs.plan import Arm, RunPlan
 from eval.workflows.run_directory import RunDirectory
 
 
@@ -49,3 +49,7 @@ class FinishedRun:
         plan = manifest.plan.model_copy(update={"data": data}) if data else manifest.plan
         task = plan.load_task()
         return cls(directory, manifest, plan, task, plan.select_questions(task), load_answers(directory.answers_file))
+
+    def find_answer(self, arm: Arm, question: BenchmarkQuestion, seed: int | None) -> StoredAnswer | None:
+        """Return the answer to a question under a strategy and a seed of the run, or None."""
+        return self.stored.by_key.get(self.plan.build_request(arm, question, seed).key)
