@@ -1,4 +1,4 @@
-"""The commands that read finished runs: `verify`, `rescore`, `report`, `compare`, `merge` and `export`.
+"""The commands that read finished runs: `verify`, `rescore`, `report`, `compare`, `track`, `merge` and `export`.
 
 Functions import their modules when they are called, so that `--help` does not load statistics and plots.
 """
@@ -86,6 +86,20 @@ def compare(
         out.mkdir(parents=True, exist_ok=True)
         RunDirectory(out).write_file("compare.json", comparison.model_dump_json(indent=2))
         RunDirectory(out).write_file("compare.md", render_comparison(comparison))
+
+
+def track(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    to: Annotated[Literal["wandb", "mlflow"], typer.Option(help="The tracker. Its package is an extra.")],
+    project: Annotated[str, typer.Option(help="Project of wandb, experiment of mlflow.")] = "onlyseen",
+    location: Annotated[
+        str | None, typer.Option(help="wandb: folder of an offline run. mlflow: tracking URI. Default: its settings.")
+    ] = None,
+) -> None:
+    """Send settings, numbers and reports of a finished run to wandb or mlflow."""
+    from eval.workflows.tracking import track_run
+
+    typer.echo(track_run(folder, to, project, location))
 
 
 def merge(

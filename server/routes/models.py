@@ -43,7 +43,7 @@ async def retrieve_model(model_id: str, service: ServiceDep) -> ServedModel:
     """Retrieve the model, with or without a strategy as its suffix."""
     _ = service.ready_engine
     suffix = parse_model_suffix(model_id, service.model_name)
-    return build_model(service, suffix and suffix.text)
+    return build_model(service, suffix.text if suffix else None)
 
 
 def build_model(service: Service, suffix: str | None) -> ServedModel:
