@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -92,7 +92,7 @@ class Comparison:
             clusters=len(self.bootstrap.weights[0]),
             rows=rows,
             constant_rows=[
-                StrategyResult(strategy=name, metrics=self._estimate(name), signal=self._detect_signal(name))
+                StrategyResult(strategy=name, metrics=self.estimate(name), signal=self._detect_signal(name))
                 for name in self.task.constant_answers
                 if name in self.table.scores
             ],
@@ -103,7 +103,7 @@ class Comparison:
 
     def _build_row(self, arm: Arm) -> StrategyResult:
         label = arm.label
-        estimates = self._estimate(label)
+        estimates = self.estimate(label)
         against_plain = {} if label == self.reference else self.compare(label, self.reference)
         return StrategyResult(
             strategy=label,
@@ -113,7 +113,8 @@ class Comparison:
             warnings=self._build_warnings(estimates, against_plain),
         )
 
-    def _estimate(self, label: str) -> dict[str, Estimate]:
+    def estimate(self, label: str) -> dict[str, Estimate]:
+        """Estimate every metric of one column of the table, by name."""
         intervals = self.bootstrap.estimate(self.counts[label], self.ratios)
         return {
             metric.name: Estimate.from_interval(interval)
@@ -177,11 +178,7 @@ class Comparison:
         """Adjust after Holm over the requested strategies, then decide all verdicts."""
         requested = {arm.label for arm in self.arms if arm.requested}
         tested = [row for row in rows if row.against_plain and row.strategy in requested]
-        for metric in self.task.metrics:
-            differences = [row.against_plain[metric.name] for row in tested]
-            p_values = [np.nan if each.p is None else each.p for each in differences]
-            for difference, adjusted in zip(differences, adjust_holm(p_values), strict=True):
-                difference.p_holm = None if np.isnan(adjusted) else adjusted
+        adjust_differences(self.task.metrics, [row.against_plain for row in tested])
         for row in rows:
             for metric in self.task.metrics:
                 if metric.name in row.against_plain:
@@ -211,6 +208,21 @@ class Comparison:
             if abs(relative := change / (value - change)) > metric.max_relative_change:
                 warnings.append(f"{metric.title} changes by {relative:+.0%}")
         return warnings
+
+
+def adjust_differences(metrics: Sequence[Metric], compared: Sequence[Mapping[str, Difference]]) -> None:
+    """Adjust the p-values of every metric after Holm over several comparisons, and decide their verdicts.
+
+    Args:
+        metrics: The metrics.
+        compared: The differences of each comparison, by name of the metric.
+    """
+    for metric in metrics:
+        differences = [each[metric.name] for each in compared]
+        p_values = [np.nan if each.p is None else each.p for each in differences]
+        for difference, adjusted in zip(differences, adjust_holm(p_values), strict=True):
+            difference.p_holm = None if np.isnan(adjusted) else adjusted
+            difference.verdict = decide_verdict(metric, difference)
 
 
 def decide_verdict(metric: Metric, difference: Difference) -> Verdict:

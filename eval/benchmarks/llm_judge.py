@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pydantic_core import from_json
 from rich.console import Console
 from rich.progress import track
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -104,7 +105,8 @@ class Judge:
         url = f"{self.base_url.rstrip('/')}/chat/completions"
         response = httpx.post(url, json=body, headers=headers, timeout=self.timeout)
         response.raise_for_status()
-        text = response.json()["choices"][0]["message"]["content"]
+        # Unlike `json`, this parser rejects lone surrogates, which no file can hold, and deeply nested values.
+        text = from_json(response.content)["choices"][0]["message"]["content"]
         if not isinstance(text, str):
             raise TypeError("the content of the response is not a string")
         return text

@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from eval.cli.data import build_pope, fetch_chair
-from eval.cli.run import export, merge, rescore, run, verify
+from eval.cli.finished_runs import compare, export, merge, report, rescore, track, verify
+from eval.cli.run import run
 from eval.cli.score import (
     score_amber,
     score_chair,
@@ -42,5 +43,8 @@ fetch_group.command("chair")(fetch_chair)
 app.command("run")(run)
 app.command("verify")(verify)
 app.command("rescore")(rescore)
+app.command("report")(report)
+app.command("compare")(compare)
+app.command("track")(track)
 app.command("merge")(merge)
 app.command("export")(export)

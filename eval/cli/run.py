@@ -1,24 +1,20 @@
-"""The commands `run`, `verify`, `merge` and `export`.
+"""The command `run`.
 
-Functions import their modules when they are called, so that `--help` does not load statistics and plots.
+It imports its modules when it is called, so that `--help` does not load statistics and plots.
 """
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from eval.benchmarks.registry import TASK_NAMES
+from eval.cli.summary import print_summary, resolve_labels
 from eval.runs.stack_spec import parse_specs
-
-if TYPE_CHECKING:
-    from eval.core.results import Results
-
-INCOMPLETE = 3  # exit status if questions have no answer
 
 
 def run(
@@ -88,7 +84,7 @@ def run(
         parser=parser,
         variant=variant,
         synonyms=synonyms,
-        labels=_resolve_labels(labels),
+        labels=resolve_labels(labels),
         allow_missing=allow_missing,
     )
     task = load_task(benchmark, resolve_data_folder(data), task_options)
@@ -114,91 +110,4 @@ def run(
     except KeyboardInterrupt:
         console.print("Stopped. Stored answers are not lost. The same command continues.")
         raise typer.Exit(130) from None
-    _print_summary(outcome.results, outcome.directory.report_file)
-
-
-def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    data: Annotated[str | None, typer.Option(help="Current data folder, if it has moved.")] = None,
-) -> None:
-    """Score the stored answers again and compare every number to the last digit."""
-    from eval.workflows.verification import verify_run
-
-    differences = verify_run(folder, data)
-    for difference in differences:
-        typer.echo(difference, err=True)
-    if differences:
-        raise typer.Exit(1)
-    typer.echo(f"{folder}: files, images, answers and numbers are unchanged.")
-
-
-def rescore(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished run of pope.")],
-    labels: Annotated[
-        str, typer.Option(help="File or folder with other labels, or `repope` for RePOPE's files in the data folder.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: beside the run.")] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Accept labels of questions that are not part of the run.")
-    ] = False,
-    data: Annotated[str | None, typer.Option(help="Current data folder, if it has moved.")] = None,
-) -> None:
-    """Score the stored answers of a run with other labels, without a server."""
-    from eval.workflows.rescoring import rescore_run
-
-    target = out or folder.with_name(f"{folder.resolve().name}-{Path(labels).stem}")
-    results = rescore_run(
-        folder,
-        _resolve_labels(labels) or labels,
-        target,
-        data,
-        allow_missing=allow_missing,
-        warn=lambda text: typer.echo(f"warning: {text}", err=True),
-    )
-    _print_summary(results, target / "report.html")
-
-
-def merge(
-    shards: Annotated[list[Path], typer.Argument(help="Folders of the runs with --shard 1/n to n/n.")],
-    out: Annotated[Path, typer.Option(help="Folder of the merged run.")],
-    data: Annotated[str | None, typer.Option(help="Data folder on this machine.")] = None,
-) -> None:
-    """Merge the shards of a run."""
-    from eval.workflows.merger import merge_shards
-
-    results = merge_shards(shards, out, data, warn=lambda text: typer.echo(f"warning: {text}", err=True))
-    _print_summary(results, out / "report.html")
-
-
-def export(
-    folder: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    strategy: Annotated[str, typer.Option(help="Label of the strategy, as in the tables of the run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the files, one for each scope of the task.")],
-    style: Annotated[Literal["official", "llava"], typer.Option(help="Format of the files.")] = "official",
-    data: Annotated[str | None, typer.Option(help="Current data folder, if it has moved.")] = None,
-) -> None:
-    """Write the answers of a run in the official formats, for the authors' own scripts."""
-    from eval.workflows.exporter import export_run
-
-    for file in export_run(folder, strategy, out, style, data):
-        typer.echo(file)
-
-
-def _resolve_labels(labels: str | None) -> str | None:
-    """Make a path absolute, because manifest.json stores it."""
-    return labels if labels in {None, "repope"} else str(Path(str(labels)).expanduser().resolve())
-
-
-def _print_summary(results: Results, report: Path) -> None:
-    from eval.report.terminal import print_results
-
-    print_results(results, Console())
-    for table in results.tables if results.task == "pope" else ():
-        for row in table.rows:
-            counts = ", ".join(
-                f"{name} {value or 0:.0f}" for name, value in zip(table.headers, row.values, strict=True)
-            )
-            typer.echo(f"{table.title}, {row.strategy}: {counts}")
-    typer.echo(f"Report: {report}")
-    if not results.complete:
-        raise typer.Exit(INCOMPLETE)
+    print_summary(outcome.results, outcome.directory.report_file)

@@ -75,7 +75,7 @@ def _render_scope(scope: ScopeResult, results: Results) -> list[str]:
     header += ["d'", "criterion"] if has_signal else []
     rows = [_render_cells(f"`{row.strategy}`", row, results, has_signal) for row in scope.rows]
     rows += [_render_cells(row.strategy, row, results, has_signal) for row in scope.constant_rows]
-    return [*_render_table(header, rows), ""]
+    return [*render_table(header, rows), ""]
 
 
 def _render_cells(name: str, row: StrategyResult, results: Results, has_signal: bool) -> list[str]:
@@ -111,13 +111,13 @@ def _render_bias(results: Results) -> list[str]:
         ):
             if rows:
                 named = [[f"`{row[0]}`" if row[0] else "", *row[1:]] for row in rows]
-                lines += [*_render_table([*headers], named), ""]
+                lines += [*render_table([*headers], named), ""]
     return lines
 
 
 def _render_extra_table(table: ExtraTable) -> list[str]:
     rows = [[f"`{row.strategy}`", *(format_table_value(value, table) for value in row.values)] for row in table.rows]
-    return _render_table(["strategy", *table.headers], rows)
+    return render_table(["strategy", *table.headers], rows)
 
 
 def _render_detection(result: DetectionResult) -> list[str]:
@@ -140,9 +140,9 @@ def _render_detection(result: DetectionResult) -> list[str]:
         for each in result.calibration
     ]
     return [
-        *_render_table(["signal", "AUROC", "average precision", "AUROC of the check minus this"], rows),
+        *render_table(["signal", "AUROC", "average precision", "AUROC of the check minus this"], rows),
         "",
-        *_render_table(["P(yes)", "mentions", "mean P(yes)", "in the image"], bins),
+        *render_table(["P(yes)", "mentions", "mean P(yes)", "in the image"], bins),
     ]
 
 
@@ -157,14 +157,15 @@ def _render_costs(costs: list[StrategyCost]) -> list[str]:
         ]
         for cost in costs
     ]
-    return _render_table(["strategy", "passes/token", "first token, ms", "tokens/s", "time relative to plain"], rows)
+    return render_table(["strategy", "passes/token", "first token, ms", "tokens/s", "time relative to plain"], rows)
 
 
 def _format_or_missing(value: float | None, template: str) -> str:
     return NO_VALUE if value is None else template.format(value)
 
 
-def _render_table(header: list[str], rows: list[list[str]]) -> list[str]:
+def render_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Render the lines of a table."""
     return [_render_row(header), _render_row(["---"] * len(header)), *map(_render_row, rows)]
 
 

@@ -51,8 +51,6 @@ async def prepare_plan(client: EvalClient, options: RunOptions) -> tuple[RunPlan
     if options.check and catalog is None:
         raise ServerError(f"--check needs a server with /v1/strategies, and {client.base_url} has none.")
     arms = _build_arms(options, catalog) if catalog else _build_plain_arms(options.specs, client.base_url)
-    if catalog and options.strategy_via == "suffix":
-        _check_no_parameters(arms)
     plan = RunPlan(
         task=options.task,
         data=options.data,
@@ -123,9 +121,3 @@ def _reuse_requested(control: StackSpec, requested: list[StackSpec], catalog: St
     full_spec = catalog.with_defaults(control)
     equal = (each for each in requested if catalog.with_defaults(each) == full_spec)
     return next(equal, catalog.without_defaults(control))
-
-
-def _check_no_parameters(arms: list[Arm]) -> None:
-    for arm in arms:
-        if arm.spec.parameters:
-            raise ServerError(f"--strategy-via suffix cannot carry parameters, and {arm.label} has some. Use body.")

@@ -81,7 +81,7 @@ class EvalRequest:
     def build_body(self, strategy_via: StrategyVia) -> dict[str, JsonValue]:
         """Build the JSON body of the chat completion request."""
         body: dict[str, JsonValue] = {
-            "model": f"{self.model}:{self.spec.name}" if strategy_via == "suffix" else self.model,
+            "model": f"{self.model}:{self.spec.label}" if strategy_via == "suffix" else self.model,
             "messages": [{"role": "user", "content": self._content}],
             "temperature": self.sampling.temperature,
             "max_tokens": self.sampling.max_tokens,

@@ -33,6 +33,7 @@ def merge_shards(shards: Sequence[Path], out: Path, data: str | None = None, *, 
     manifests = [read_manifest(shard) for shard in shards]
     _check_shards(shards, manifests)
     directory = RunDirectory(out)
+    directory.check_task(manifests[0].plan.task)
     with AnswerStore(directory.answers_file) as store:
         for file in [RunDirectory(shard).answers_file for shard in shards]:
             stored = load_answers(file)

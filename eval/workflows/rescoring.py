@@ -46,6 +46,8 @@ def rescore_run(
         raise EvaluationError(f"--labels: {path} is a run of {manifest.plan.task}. Only pope has other labels.")
     if out.resolve() == path.resolve():
         raise RunError(f"--out {out} is the folder of the run. Choose another folder.")
+    directory = RunDirectory(out)
+    directory.check_task(manifest.plan.task)
     options = manifest.plan.options.model_copy(update={"labels": labels, "allow_missing": allow_missing})
     plan = manifest.plan.model_copy(update={"options": options, **({"data": data} if data else {})})
     task = plan.load_task()
@@ -53,7 +55,6 @@ def rescore_run(
     stored = load_answers(RunDirectory(path).answers_file)
     if stored.unreadable:
         warn(describe_unreadable(RunDirectory(path).answers_file, stored.unreadable))
-    directory = RunDirectory(out)
     with AnswerStore(directory.answers_file) as store:
         for answer in stored.by_key.values():
             store.add(answer)

@@ -7,15 +7,31 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
 from eval.analysis.evaluation import evaluate
-from eval.core.answer_store import ANSWERS_NAME, load_answers
+from eval.core.answer_store import ANSWERS_NAME, describe_error, load_answers
 from eval.core.results import Results
 from eval.core.task import BenchmarkQuestion, BenchmarkTask
-from eval.errors import RunError
+from eval.errors import InputError, RunError
 from eval.report.html import render_html
 from eval.report.markdown import render_markdown
 from eval.runs.manifest import MANIFEST_NAME, Manifest
 from eval.runs.plan import RunPlan
+
+PLAN_NAME = "plan.json"  # written before the first request, while a manifest is written after the last one
+
+
+class _PlannedTask(BaseModel):
+    """The field of a plan that decides whether a folder belongs to another run."""
+
+    task: str
+
+
+class _ManifestOfTask(BaseModel):
+    """A manifest, of which only the task is read."""
+
+    plan: _PlannedTask
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,43 @@ class RunDirectory:
         """The HTML report."""
         return self.path / "report.html"
 
+    def check_task(self, task: str) -> None:
+        """Check that the folder is new or has a run of the task, because a run replaces the results.
+
+        Args:
+            task: Name of the task.
+
+        Raises:
+            RunError: The folder has a run of another task.
+        """
+        if (stored := self._read_task()) not in {None, task}:
+            raise RunError(f"--out {self.path} has a run of {stored}, not of {task}. Choose another folder.")
+
+    def _read_task(self) -> str | None:
+        """Read the task from the plan, or from the manifest of a version that wrote no plan.
+
+        Returns:
+            Name of the task, None if the folder has neither file.
+
+        Raises:
+            InputError: The file cannot be parsed.
+        """
+        for name in (PLAN_NAME, MANIFEST_NAME):
+            file = self.path / name
+            if not file.is_file():
+                continue
+            try:
+                if name == PLAN_NAME:
+                    return _PlannedTask.model_validate_json(file.read_bytes()).task
+                return _ManifestOfTask.model_validate_json(file.read_bytes()).plan.task
+            except ValidationError as error:
+                raise InputError(f"is not a {file.stem} of a run: {describe_error(error)}", file) from None
+        return None
+
+    def write_plan(self, plan: RunPlan) -> None:
+        """Write the plan, so that the folder belongs to the task before there are results."""
+        self.write_file(PLAN_NAME, plan.model_dump_json(indent=2))
+
     def finalize(
         self,
         plan: RunPlan,
@@ -47,10 +100,11 @@ class RunDirectory:
         server: str,
         strategy_via: str,
     ) -> Results:
-        """Score the stored answers and write manifest, results and reports."""
+        """Score the stored answers and write plan, manifest, results and reports."""
         results, table = evaluate(plan, task, questions, load_answers(self.answers_file))
         answers = chain.from_iterable(table.answers.values())
         manifest = Manifest.create(plan, task, questions, answers, server, strategy_via)
+        self.write_plan(plan)
         self.write_file(MANIFEST_NAME, manifest.model_dump_json(indent=2))
         self.write_file("results.json", results.model_dump_json(indent=2))
         self.write_file("report.md", render_markdown(results, manifest))

@@ -61,8 +61,10 @@ async def run_evaluation(
         check_images(question.image for question in questions)
         task.check_scorable(questions)
         directory = RunDirectory(out or _build_default_folder(plan))
+        directory.check_task(plan.task)
         _print_plan(plan, questions, directory, console)
         with AnswerStore(directory.answers_file) as store, ProgressBars(console) as progress:
+            directory.write_plan(plan)
             if store.unreadable:
                 console.print(describe_unreadable(store.file, store.unreadable), markup=False)
             executor = RunExecutor(client, store, strategy_via, concurrency, progress)

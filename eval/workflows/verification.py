@@ -9,11 +9,10 @@ from pathlib import Path
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from eval.analysis.evaluation import evaluate
-from eval.core.answer_store import load_answers
 from eval.core.results import Results
 from eval.errors import InputError
-from eval.runs.manifest import Manifest, check_format, collect_package_versions, read_manifest
-from eval.workflows.run_directory import RunDirectory
+from eval.runs.manifest import Manifest, collect_package_versions
+from eval.workflows.finished_run import FinishedRun
 
 ANY_JSON: TypeAdapter[JsonValue] = TypeAdapter(JsonValue)
 
@@ -28,17 +27,13 @@ def verify_run(path: Path, data: str | None = None) -> list[str]:
     Returns:
         Changed inputs and changed numbers, empty if nothing has changed.
     """
-    directory = RunDirectory(path)
-    manifest = read_manifest(path)
-    check_format(manifest, path)
-    plan = manifest.plan.model_copy(update={"data": data}) if data else manifest.plan
-    task = plan.load_task()
-    questions = plan.select_questions(task)
-    results, table = evaluate(plan, task, questions, load_answers(directory.answers_file))
+    run = FinishedRun.load(path, data)
+    manifest = run.manifest
+    results, table = evaluate(run.plan, run.task, run.questions, run.stored)
     answers = chain.from_iterable(table.answers.values())
-    current = Manifest.create(plan, task, questions, answers, manifest.server, manifest.strategy_via)
+    current = Manifest.create(run.plan, run.task, run.questions, answers, manifest.server, manifest.strategy_via)
     inputs = [f"{name} changed" for name in manifest.list_changes(current)]
-    stored = _read_results(directory.results_file)
+    stored = _read_results(run.directory.results_file)
     computed = ANY_JSON.validate_json(results.model_dump_json())
     numbers = [f"{place}: {old} in results.json, {new} now" for place, old, new in _iter_differences(stored, computed)]
     versions = collect_package_versions()

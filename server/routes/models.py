@@ -42,7 +42,8 @@ async def list_models(service: ServiceDep) -> ModelList:
 async def retrieve_model(model_id: str, service: ServiceDep) -> ServedModel:
     """Retrieve the model, with or without a strategy as its suffix."""
     _ = service.ready_engine
-    return build_model(service, parse_model_suffix(model_id, service.model_name))
+    suffix = parse_model_suffix(model_id, service.model_name)
+    return build_model(service, suffix.text if suffix else None)
 
 
 def build_model(service: Service, suffix: str | None) -> ServedModel:

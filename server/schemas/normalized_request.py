@@ -132,7 +132,10 @@ class SamplingFields(StrictModel):
     A field that is null or absent has its default.
     """
 
-    model: str = Field(max_length=512, description="A name from /v1/models. A suffix selects the strategy: name:agla")
+    model: str = Field(
+        max_length=512,
+        description="A name from /v1/models. A suffix selects the strategy: name:agla or name:agla:alpha=1",
+    )
     decoding: Decoding | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKEN_BOUND)
     min_tokens: int | None = Field(default=None, ge=0, le=100_000, description="Default 0. No end before this number.")

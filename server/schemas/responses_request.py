@@ -122,7 +122,10 @@ class TextConfig(StrictModel):
 class ResponsesRequest(StrictModel):
     """OpenAI's request for a response, with some of vLLM's sampling fields and `decoding`."""
 
-    model: str = Field(max_length=512, description="A name from /v1/models. A suffix selects the strategy: name:agla")
+    model: str = Field(
+        max_length=512,
+        description="A name from /v1/models. A suffix selects the strategy: name:agla or name:agla:alpha=1",
+    )
     input: Annotated[Annotated[str, Tag("string")] | Annotated[InputMessages, Tag("array")], STRING_OR_ARRAY] = Field(
         description="The last message is the user's."
     )

@@ -13,6 +13,8 @@ from typing import Any
 
 import uvicorn
 
+from eval.runs.stack_spec import parse_spec
+
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -142,9 +144,9 @@ class ScriptedServer:
         return document
 
     def _build_receipt(self, request: dict[str, Any], tokens: int) -> dict[str, Any]:
-        decoding = request.get("decoding", {})
         suffix = request["model"].partition(":")[2]
-        name = decoding.get("strategy") or suffix or self.default_strategy
+        decoding = request.get("decoding") or (parse_spec(suffix).decoding if suffix else {})
+        name = decoding.get("strategy") or self.default_strategy
         entries = {each["name"]: each for each in STRATEGIES}
         stack = [entries[part] for part in name.split("+")]
         defaults = {
@@ -197,4 +199,4 @@ def image_of(request: dict[str, Any]) -> str:
 
 def strategy_of(request: dict[str, Any]) -> str:
     """Return the strategy that a request names, in the body or in the model suffix."""
-    return str(request.get("decoding", {}).get("strategy") or request["model"].partition(":")[2] or "plain")
+    return str(request.get("decoding", {}).get("strategy") or [*request["model"].split(":"), "plain"][1])

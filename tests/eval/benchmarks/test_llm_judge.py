@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from eval.benchmarks.llm_judge import MMHAL, Judge, cache_verdicts, score_mmhal, score_vallu
@@ -158,6 +159,24 @@ def test_a_missing_field_is_refused_before_any_request(tmp_path: Path) -> None:
 def test_an_unreachable_judge_raises_an_error() -> None:
     with pytest.raises(EvaluationError, match="the judge strict at http://127"):
         Judge("http://127.0.0.1:9/v1", "strict")("Hello")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"choices": [{"message": {"content": "Rating: \\ud800"}}]}',
+        b'{"choices": ' + b"[" * 100_000,
+        '{"choices": [{"message": {"content": "Café"}}]}'.encode("latin-1"),
+    ],
+    ids=["surrogate", "deep", "latin-1"],
+)
+def test_a_response_that_cannot_be_decoded_is_a_failed_request(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def respond(url: str, **_: object) -> httpx.Response:
+        return httpx.Response(200, content=content, request=httpx.Request("POST", url))
+
+    monkeypatch.setattr(httpx, "post", respond)
+    with pytest.raises(EvaluationError, match="the judge strict at http://judge gave no answer"):
+        Judge("http://judge", "strict")("Hello")
 
 
 def test_a_row_without_an_answer_is_refused(tmp_path: Path) -> None:

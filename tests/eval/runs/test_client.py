@@ -38,6 +38,8 @@ from tests.eval.runs.test_request import make_request
         ScriptedReply(raw=b'{"choices": [{"message": {"content": "Yes"}}], "onlyseen": {"strategy": "\\udc80"}}'),
         ScriptedReply(raw=b'{"choices": [{"message": {"content": "Yes"}}], "more": ' + b"[" * 100_000),
         ScriptedReply(raw=b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+        ScriptedReply(raw='{"choices": [{"message": {"content": "Café"}}]}'.encode("latin-1")),
+        ScriptedReply(raw='{"choices": [{"message": {"content": "Yes"}}]}'.encode("utf-16")),
         ScriptedReply(raw=b"no gzip", headers={"content-encoding": "gzip"}),
         ScriptedReply(raw=b"no gzip", status=500, headers={"content-encoding": "gzip"}),
         ScriptedReply(raw=b"\\ud800", headers={"content-type": "text/plain; charset=unicode_escape"}),

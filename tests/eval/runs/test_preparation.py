@@ -39,8 +39,14 @@ def test_the_model_suffix_selects_the_strategy(server: ScriptedServer, data: Pat
     assert result.exit_code == 0, output_of(result)
     assert {each["model"] for each in server.requests} == {"fake:plain", "fake:agla"}
     assert not any("decoding" in each for each in server.requests)
-    refused = invoke_run(server, data, tmp_path / "run", "--strategies", "agla:alpha=1", "--strategy-via", "suffix")
-    assert "cannot carry parameters" in output_of(refused)
+
+
+def test_the_model_suffix_has_the_parameters(server: ScriptedServer, data: Path, tmp_path: Path) -> None:
+    specs = "agla:alpha=1.0,agla+vhr:agla.alpha=1.0,vhr.alpha=3.0"
+    result = invoke_run(server, data, tmp_path / "run", "--strategies", specs, "--strategy-via", "suffix")
+    assert result.exit_code == 0, output_of(result)  # receipts with other parameters make answers invalid
+    models = {each["model"] for each in server.requests}
+    assert {"fake:agla:alpha=1.0", "fake:agla+vhr:agla.alpha=1.0,vhr.alpha=3.0"} < models
 
 
 def test_a_server_without_strategies_supports_plain_decoding_only(data: Path, tmp_path: Path) -> None:

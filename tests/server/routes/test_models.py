@@ -25,7 +25,8 @@ async def test_models_omit_strategies_that_engine_cannot_run(start_server: Start
 
 async def test_retrieve_model_accepts_suffixes_of_strategies(server: FakeServer) -> None:
     assert (await server.http.get("/v1/models/tiny:blind+focus")).json()["id"] == "tiny:blind+focus"
-    for path in ("tiny:nonsense", "other", "a/b:c", "tiny:blind+blind"):
+    assert (await server.http.get("/v1/models/tiny:blind:alpha=2")).json()["id"] == "tiny:blind:alpha=2"
+    for path in ("tiny:blind:alpha=x", "tiny:nonsense", "other", "a/b:c", "tiny:blind+blind"):
         response = await server.http.get(f"/v1/models/{path}")
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.serving.strategy_selection import _parse_settings
 from tests.server.conftest import FakeServer, StartServer, image_messages
 from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
 
@@ -34,6 +35,36 @@ async def test_body_precedes_suffix_precedes_default(
 
 
 @pytest.mark.parametrize(
+    ("model", "decoding", "alpha"),
+    [
+        ("tiny:blind:alpha=3", {}, 3.0),
+        ("tiny:blind:alpha=0.5", {"strategy": "blind"}, 0.5),
+        ("tiny:blind:blind.alpha=0.5", {}, 0.5),
+        ("tiny:focus+blind:blind.alpha=2.5", {"strategy": "focus+blind"}, 2.5),
+        ("tiny:blind:alpha=2", {"blind": {"alpha": 2.0}}, 2.0),
+        ("tiny:blind", {"blind": {"alpha": 3.0}}, 3.0),
+    ],
+)
+async def test_suffix_sets_parameters(server: FakeServer, model: str, decoding: Any, alpha: float) -> None:
+    response = await server.chat(model=model, decoding=decoding, messages=image_messages())
+    assert response.json()["onlyseen"]["parameters"]["blind"]["alpha"] == alpha
+    assert response.json()["model"] == model
+
+
+@pytest.mark.parametrize(
+    ("settings", "parsed"),
+    [
+        ("alpha=1,text=a b", {"agla": {"alpha": 1, "text": "a b"}}),
+        ('layers=[2,4],words={"a":1}', {"agla": {"layers": [2, 4], "words": {"a": 1}}}),
+        ('text="1,2",alpha=null', {"agla": {"text": "1,2", "alpha": None}}),
+        ("alpha=NaN", {"agla": {"alpha": "NaN"}}),
+    ],
+)
+def test_settings_are_json_or_plain_words(settings: str, parsed: Any) -> None:
+    assert _parse_settings(settings, ["agla"]) == parsed
+
+
+@pytest.mark.parametrize(
     ("model", "decoding", "status", "param", "code"),
     [
         ("tiny:blind", {"strategy": "focus"}, 400, "decoding.strategy", None),
@@ -42,6 +73,17 @@ async def test_body_precedes_suffix_precedes_default(
         ("tiny:", None, 404, "model", "model_not_found"),
         ("tiny:blind+", None, 404, "model", "model_not_found"),
         ("tiny:blind+blind", None, 404, "model", "model_not_found"),
+        ("tiny:blind:", None, 404, "model", "model_not_found"),
+        ("tiny:blind:alpha", None, 404, "model", "model_not_found"),
+        ("tiny:blind:beta=1", None, 404, "model", "model_not_found"),
+        ("tiny:blind:alpha=x", None, 404, "model", "model_not_found"),
+        ("tiny:blind:alpha=NaN", None, 404, "model", "model_not_found"),
+        ("tiny:blind:alpha=1,alpha=2", None, 404, "model", "model_not_found"),
+        ("tiny:blind:focus.alpha=1", None, 404, "model", "model_not_found"),
+        ("tiny:blind+focus:alpha=1", None, 404, "model", "model_not_found"),
+        ("tiny:blind:alpha=" + "[" * 400, None, 404, "model", "model_not_found"),
+        ("tiny:blind:alpha=1", {"blind": {"alpha": 2.0}}, 400, "decoding.blind.alpha", None),
+        ("tiny:blind:alpha=1", {"blind": 1}, 400, "decoding.blind", None),
         ("gpt-4o", None, 404, "model", "model_not_found"),
         ("", None, 404, "model", "model_not_found"),
         ("tiny", {"strategy": "nonsense"}, 400, "decoding.strategy", None),
