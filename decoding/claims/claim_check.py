@@ -13,7 +13,6 @@ from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
 from decoding.errors import BadRequest
 from decoding.outputs import CheckedClaim
-from decoding.prompt import Shift
 from decoding.requests import GenerateRequest
 from decoding.strategy import Strategy
 
@@ -35,14 +34,9 @@ class ClaimCheck(Strategy):
     question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
-    @property
-    def selected_views(self) -> tuple[Shift | None, ...]:
-        """The views that questions are about."""
-        return select_views(FIRST_SHIFT, self.views)
-
     def count_image_copies(self) -> int:
         """Count the shifted copies that questions are about."""
-        return count_copies(self.selected_views)
+        return count_copies(select_views(FIRST_SHIFT, self.views))
 
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Send the answer, and the claims of each sentence when it is complete.
@@ -58,11 +52,8 @@ class ClaimCheck(Strategy):
         """
         if not request.prompt.images:
             raise BadRequest("decoding.check needs an image: add an image_url part.", param="decoding.check")
-        probabilities, text, start = (
-            ClaimProbabilities(request.prompt, self.question, self.debias, self.selected_views),
-            "",
-            0,
-        )
+        views, text, start = select_views(FIRST_SHIFT, self.views), "", 0
+        probabilities = ClaimProbabilities(request.prompt, self.question, self.debias, views)
         yield StartDraft()
         reason = None
         while reason is None:

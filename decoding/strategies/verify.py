@@ -18,7 +18,6 @@ from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
 from decoding.errors import BadRequest
 from decoding.outputs import NO_TOKEN, CheckedClaim, ClaimAction, FinishReason, Token
-from decoding.prompt import Shift
 from decoding.requests import GenerateRequest
 from decoding.strategy import TEXT_SIDE, Strategy
 from decoding.text.stop_string_detector import StopStringDetector
@@ -84,14 +83,9 @@ class Verify(Strategy):
     question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
-    @property
-    def selected_views(self) -> tuple[Shift | None, ...]:
-        """The views that questions are about."""
-        return select_views(FIRST_SHIFT, self.views)
-
     def count_image_copies(self) -> int:
         """Count the shifted copies that questions are about."""
-        return count_copies(self.selected_views)
+        return count_copies(select_views(FIRST_SHIFT, self.views))
 
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Verify the answer.
@@ -151,7 +145,7 @@ class Verification:
         self.strategy = strategy
         self.sampling = request.sampling
         self.probabilities = ClaimProbabilities(
-            request.prompt, strategy.question, strategy.debias, strategy.selected_views
+            request.prompt, strategy.question, strategy.debias, select_views(FIRST_SHIFT, strategy.views)
         )
         self.text = ""
         self.prefix: list[int | str] = []

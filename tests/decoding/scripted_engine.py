@@ -7,10 +7,11 @@ import math
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+from decoding.claims.claim_probabilities import select_views
 from decoding.outputs import FinishInfo, RequestStats, Token, Usage
 from decoding.prompt import Prompt
 from decoding.requests import GenerateRequest
-from decoding.strategies.verify import Verify
+from decoding.strategies.verify import FIRST_SHIFT
 from tests.decoding.fakes import RecordingEngine
 
 Write = Callable[[str, tuple[str, ...], int | None], str]  # (prefix, ruled-out phrases, seed) -> the rest of the answer
@@ -99,5 +100,5 @@ class ScriptedEngine(RecordingEngine):
             thing = "blind"
         p = self.probabilities.get(thing, 0.95)
         if isinstance(p, tuple):
-            return p[Verify(views=3).selected_views.index(prompt.images[0].shift)]  # type: ignore[arg-type]
+            return p[select_views(FIRST_SHIFT, 3).index(prompt.images[0].shift)]  # type: ignore[arg-type]
         return p
