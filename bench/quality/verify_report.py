@@ -24,9 +24,11 @@ TITLES = {
 
 
 def format_value(cell: Mapping[str, Any], digits: int = 1, *, sign: bool = False) -> str:
-    """Format a value with its interval."""
-    value, low, high = (f"{cell[name]:{'+' if sign else ''}.{digits}f}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    """Format a value with its interval, if it has one: a difference of zero in every scene has none."""
+    value, *bounds = (
+        f"{cell[name]:{'+' if sign else ''}.{digits}f}" for name in ("value", "low", "high") if cell[name] is not None
+    )
+    return f"{value} [{', '.join(bounds)}]" if bounds else value
 
 
 def format_p(p: float) -> str:
