@@ -41,7 +41,14 @@ class PairResult(ColumnPair):
 
 
 class ScopePairs(BaseModel):
-    """All pairs in one scope of the task."""
+    """All pairs in one scope of the task.
+
+    Attributes:
+        scope: Name of the scope.
+        answers: Answers of each column.
+        images: Distinct images.
+        pairs: The pairs.
+    """
 
     scope: str
     answers: int
@@ -55,6 +62,7 @@ class RunComparison(BaseModel):
     Attributes:
         task: Name of the task.
         title: Title of the task.
+        cluster: Name of the things that intervals resample, in the singular.
         first: Folder of the first run.
         second: Folder of the second run.
         columns: The metrics.
@@ -66,6 +74,7 @@ class RunComparison(BaseModel):
 
     task: str
     title: str
+    cluster: str
     first: str
     second: str
     columns: list[MetricColumn]
@@ -108,7 +117,7 @@ def _compare_in_scope(comparison: Comparison, pairs: Sequence[ColumnPair]) -> Sc
     return ScopePairs(
         scope=comparison.scope or comparison.task.overall_scope or "all",
         answers=len(comparison.indices),
-        images=len(comparison.bootstrap.weights[0]),
+        images=comparison.table.count_images(comparison.indices),
         pairs=results,
     )
 

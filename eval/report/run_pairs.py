@@ -14,9 +14,9 @@ from eval.report.markdown import render_table
 
 HEADERS = ("strategy", "metric", "A", "B", "B minus A", "95 % interval", "significance")
 EXPLANATION = (
-    "Differences are paired on the shared questions. Intervals resample images, or are Tango's if no question differs. "
-    "p-values are those of the exact McNemar test for metrics of single questions under one seed, and otherwise of a "
-    "permutation within images, adjusted after Holm over the compared strategies."
+    "Differences are paired on the shared questions. Intervals resample {cluster}s, or are Tango's if no question "
+    "differs. p-values are those of the exact McNemar test for metrics of single questions under one seed, and "
+    "otherwise of a permutation within {cluster}s, adjusted after Holm over the compared strategies."
 )
 
 
@@ -31,14 +31,14 @@ def print_comparison(comparison: RunComparison, console: Console) -> None:
         for row in list_pair_rows(scope, comparison):
             table.add_row(*map(escape, row))
         console.print(table)
-    console.print(EXPLANATION, style="dim", highlight=False)
+    console.print(EXPLANATION.format(cluster=comparison.cluster), style="dim", highlight=False)
 
 
 def render_comparison(comparison: RunComparison) -> str:
     """Render compare.md."""
     lines = [f"# {comparison.title}: comparison of two runs", ""]
     lines += [f"- {line}" for line in _describe_runs(comparison)]
-    lines += ["", EXPLANATION, ""]
+    lines += ["", EXPLANATION.format(cluster=comparison.cluster), ""]
     for scope in comparison.scopes:
         lines += [f"## {_describe_scope(scope, comparison)}", ""]
         lines += [*render_table(list(HEADERS), list_pair_rows(scope, comparison)), ""]

@@ -82,6 +82,7 @@ def compare_runs(
     return RunComparison(
         task=task.name,
         title=task.title,
+        cluster=task.cluster,
         first=str(first),
         second=str(second),
         columns=[MetricColumn.from_metric(metric) for metric in task.metrics],

@@ -89,6 +89,17 @@ def test_run_has_the_official_numbers(data: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_comparison_of_two_runs_resamples_objects(data: Path, tmp_path: Path) -> None:
+    for name, answer in (("a", "yes"), ("b", "no")):
+        with start_server(ScriptedServer(lambda _, answer=answer: ScriptedReply(answer))) as server:
+            result = invoke_run(server, data, tmp_path / name, task="dash-b")
+        assert result.exit_code == 0, output_of(result)
+    result = invoke("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
+    assert result.exit_code == 0, output_of(result)
+    assert json.loads((tmp_path / "c" / "compare.json").read_text())["scopes"][0]["images"] == 6
+    assert "Intervals resample objects" in (tmp_path / "c" / "compare.md").read_text()
+
+
 def test_answers_are_read_as_in_the_official_script() -> None:
     parser = DashBParser()
     assert [parser.parse(answer, "") for answer in ANSWERS] == list(PARSED)
