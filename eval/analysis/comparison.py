@@ -178,11 +178,8 @@ class Comparison:
         """Adjust after Holm over the requested strategies, then decide all verdicts."""
         requested = {arm.label for arm in self.arms if arm.requested}
         tested = [row for row in rows if row.against_plain and row.strategy in requested]
-        adjust_differences(self.task.metrics, [row.against_plain for row in tested])
-        for row in rows:
-            for metric in self.task.metrics:
-                if metric.name in row.against_plain:
-                    row.against_plain[metric.name].verdict = decide_verdict(metric, row.against_plain[metric.name])
+        adjust_p_values(self.task.metrics, [row.against_plain for row in tested])
+        decide_verdicts(self.task.metrics, [row.against_plain for row in rows if row.against_plain])
 
     def _detect_signal(self, label: str) -> SignalDetection | None:
         names = ("tp", "fp", "tn", "fn")
@@ -210,8 +207,8 @@ class Comparison:
         return warnings
 
 
-def adjust_differences(metrics: Sequence[Metric], compared: Sequence[Mapping[str, Difference]]) -> None:
-    """Adjust the p-values of every metric after Holm over several comparisons, and decide their verdicts.
+def adjust_p_values(metrics: Sequence[Metric], compared: Sequence[Mapping[str, Difference]]) -> None:
+    """Adjust the p-values of every metric after Holm over several comparisons.
 
     Args:
         metrics: The metrics.
@@ -222,7 +219,18 @@ def adjust_differences(metrics: Sequence[Metric], compared: Sequence[Mapping[str
         p_values = [np.nan if each.p is None else each.p for each in differences]
         for difference, adjusted in zip(differences, adjust_holm(p_values), strict=True):
             difference.p_holm = None if np.isnan(adjusted) else adjusted
-            difference.verdict = decide_verdict(metric, difference)
+
+
+def decide_verdicts(metrics: Sequence[Metric], compared: Sequence[Mapping[str, Difference]]) -> None:
+    """Decide the verdict of every difference, by its adjusted p-value if it has one.
+
+    Args:
+        metrics: The metrics.
+        compared: The differences of each comparison, by name of the metric.
+    """
+    for differences in compared:
+        for metric in metrics:
+            differences[metric.name].verdict = decide_verdict(metric, differences[metric.name])
 
 
 def decide_verdict(metric: Metric, difference: Difference) -> Verdict:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from eval.analysis.comparison import Comparison, adjust_differences
+from eval.analysis.comparison import Comparison, adjust_p_values, decide_verdicts
 from eval.analysis.score_table import ScoreTable
 from eval.core.results import Difference, Estimate, MetricColumn
 from eval.core.task import BenchmarkTask
@@ -113,7 +113,9 @@ def _compare_in_scope(comparison: Comparison, pairs: Sequence[ColumnPair]) -> Sc
         )
         for pair in pairs
     ]
-    adjust_differences(comparison.task.metrics, [result.differences for result in results])
+    differences = [result.differences for result in results]
+    adjust_p_values(comparison.task.metrics, differences)
+    decide_verdicts(comparison.task.metrics, differences)
     return ScopePairs(
         scope=comparison.scope or comparison.task.overall_scope or "all",
         answers=len(comparison.indices),
