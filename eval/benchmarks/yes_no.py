@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.benchmarks.pope.parsers import PARSERS, AnswerParser, YesNo
+from eval.benchmarks.pope.parsers import PARSERS, AnswerParser
 from eval.core.task import Score
 from eval.errors import EvaluationError
 
@@ -25,18 +25,20 @@ def select_parser(name: str, official: AnswerParser) -> AnswerParser:
     return official if name == "official" else PARSERS[name]
 
 
-def count_answer(parsed_label: YesNo | None, parsed: YesNo | None, *, parser: AnswerParser) -> dict[str, float]:
-    """Count a yes/no answer.
+def score_answer(parser: AnswerParser, label: str, answer: str) -> Score:
+    """Parse and count an answer.
 
     Args:
-        parsed_label: The label.
-        parsed: The parsed answer; None is wrong.
-        parser: The parser that read it.
+        parser: The parser.
+        label: The label.
+        answer: The answer.
 
     Returns:
-        `n`, `right` and `yes`, `positive` or `negative` by the label, and one of `tp`, `fp`, `tn` and `fn`. An answer
-        that is not parsed is in none of the four, unless the parser counts it as a false negative.
+        The counts `n`, `right` and `yes`, `positive` or `negative` by the label, and one of `tp`, `fp`, `tn` and `fn`.
+        An answer that is not parsed is in none of the four, unless the parser counts it as a false negative. Label,
+        parsed answer and whether it is right are details.
     """
+    parsed_label, parsed = parser.parse_label(label), parser.parse(answer, label)
     counts = {
         "n": 1.0,
         "right": float(parsed == parsed_label),
@@ -57,20 +59,4 @@ def count_answer(parsed_label: YesNo | None, parsed: YesNo | None, *, parser: An
             counts["fn"] = 1.0
         case _:
             pass
-    return counts
-
-
-def score_answer(parser: AnswerParser, label: str, answer: str) -> Score:
-    """Parse and count an answer.
-
-    Args:
-        parser: The parser.
-        label: The label.
-        answer: The answer.
-
-    Returns:
-        The counts, with label, parsed answer and whether it is right as details.
-    """
-    parsed_label, parsed = parser.parse_label(label), parser.parse(answer, label)
-    counts = count_answer(parsed_label, parsed, parser=parser)
     return Score(counts, {"label": label, "parsed": parsed, "right": parsed == parsed_label})
