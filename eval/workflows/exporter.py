@@ -9,12 +9,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from eval.core.answer_store import StoredAnswer, load_answers
-from eval.core.task import BenchmarkQuestion, BenchmarkTask
+from eval.core.answer_store import StoredAnswer
 from eval.errors import RunError
-from eval.runs.manifest import read_manifest
 from eval.runs.plan import Arm, RunPlan
-from eval.workflows.run_directory import RunDirectory
+from eval.workflows.finished_run import FinishedRun
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ SINGLE_FILES = {"dash-b": "answers.json", "mmvp": "answers.jsonl"}
 
 
 def export_run(path: Path, strategy: str, out: Path, style: str, data: str | None = None) -> list[Path]:
-    """Export the answers of one strategy.
+    """Export the answers of one strategy. One that the run does not have raises `RunError`.
 
     Args:
         path: Folder of the run.
@@ -120,41 +118,27 @@ def export_run(path: Path, strategy: str, out: Path, style: str, data: str | Non
         The files: one for each scope of the task, and a set of them for every seed.
 
     Raises:
-        RunError: The run has no such strategy. A question without an answer raises it as well, because official
-            scripts would pair it with the next answer.
+        RunError: A question has no answer. Official scripts would pair it with the next answer.
     """
-    stored_plan = read_manifest(path).plan
-    plan = stored_plan.model_copy(update={"data": data}) if data else stored_plan
-    arm = next((each for each in plan.arms if each.label == strategy), None)
-    if arm is None:
-        raise RunError(f"{path} has no '{strategy}'. It has {', '.join(plan.labels)}.")
-    task = plan.load_task()
-    questions = plan.select_questions(task)
-    answers = load_answers(RunDirectory(path).answers_file).by_key
+    run = FinishedRun.load(path, data)
+    arm = run.get_arm(strategy)
     return [
         file
-        for seed in plan.effective_seeds
-        for file in _write_files(plan, _collect_answers(plan, task, arm, questions, answers, seed), out, style, seed)
+        for seed in run.plan.effective_seeds
+        for file in _write_files(run.plan, _collect_answers(run, arm, seed), out, style, seed)
     ]
 
 
-def _collect_answers(
-    plan: RunPlan,
-    task: BenchmarkTask,
-    arm: Arm,
-    questions: list[BenchmarkQuestion],
-    answers: dict[str, StoredAnswer],
-    seed: int | None,
-) -> list[OfficialAnswer]:
+def _collect_answers(run: FinishedRun, arm: Arm, seed: int | None) -> list[OfficialAnswer]:
     found: list[StoredAnswer] = []
-    for question in questions:
-        answer = answers.get(plan.build_request(arm, question, seed).key)
+    for question in run.questions:
+        answer = run.find_answer(arm, question, seed)
         if answer is None:
             raise RunError(f"{question.id} has no answer under {arm.label} yet. Finish the run first.")
         found.append(answer)
-    scores = task.score_answers(questions, [each.text for each in found])
+    scores = run.task.score_answers(run.questions, [each.text for each in found])
     collected = []
-    for question, answer, score in zip(questions, found, scores, strict=True):
+    for question, answer, score in zip(run.questions, found, scores, strict=True):
         row = question.truth.get("row")
         question_id = question.id.rpartition("/")[2]
         collected.append(

@@ -8,6 +8,7 @@ from typing import Self
 
 from eval.core.answer_store import StoredAnswer, StoredAnswers, load_answers
 from eval.core.task import BenchmarkQuestion, BenchmarkTask
+from eval.errors import RunError
 from eval.runs.manifest import Manifest, check_format, read_manifest
 from eval.runs.plan import Arm, RunPlan
 from eval.workflows.run_directory import RunDirectory
@@ -49,6 +50,23 @@ class FinishedRun:
         plan = manifest.plan.model_copy(update={"data": data}) if data else manifest.plan
         task = plan.load_task()
         return cls(directory, manifest, plan, task, plan.select_questions(task), load_answers(directory.answers_file))
+
+    def get_arm(self, label: str) -> Arm:
+        """Return the strategy with a label.
+
+        Args:
+            label: The label, as in the tables of the run.
+
+        Returns:
+            The strategy.
+
+        Raises:
+            RunError: The run has no such strategy.
+        """
+        for arm in self.plan.arms:
+            if arm.label == label:
+                return arm
+        raise RunError(f"{self.directory.path} has no '{label}'. It has {', '.join(self.plan.labels)}.")
 
     def find_answer(self, arm: Arm, question: BenchmarkQuestion, seed: int | None) -> StoredAnswer | None:
         """Return the answer to a question under a strategy and a seed of the run, or None."""

@@ -123,7 +123,7 @@ def check_comparable(first: FinishedRun, second: FinishedRun) -> None:
 def pair_arms(
     first: FinishedRun, second: FinishedRun, strategies: tuple[str | None, str | None] = (None, None)
 ) -> list[ArmPair]:
-    """Pair the strategies of two runs.
+    """Pair the strategies of two runs. A label that a run does not have raises `RunError`.
 
     Args:
         first: The first run.
@@ -135,21 +135,17 @@ def pair_arms(
         The pairs, in the order of the first run.
 
     Raises:
-        RunError: A run has no such strategy, or the runs have none in common.
+        RunError: The runs have no strategy in common.
     """
-    of_first, of_second = ({arm.label: arm for arm in run.plan.arms} for run in (first, second))
-    labels = [(label, label) for label in of_first if label in of_second]
+    labels = [(label, label) for label in first.plan.labels if label in second.plan.labels]
     if strategies != (None, None):
         labels = [(strategies[0] or str(strategies[1]), strategies[1] or str(strategies[0]))]
     if not labels:
         raise RunError(
-            f"{first.directory.path} has {', '.join(of_first)}, and {second.directory.path} has "
-            f"{', '.join(of_second)}. Name one of each with --strategy-a and --strategy-b."
+            f"{first.directory.path} has {', '.join(first.plan.labels)}, and {second.directory.path} has "
+            f"{', '.join(second.plan.labels)}. Name one of each with --strategy-a and --strategy-b."
         )
-    for run, label in zip((first, second), labels[0], strict=True):
-        if label not in run.plan.labels:
-            raise RunError(f"{run.directory.path} has no '{label}'. It has {', '.join(run.plan.labels)}.")
-    return [ArmPair(of_first[one], of_second[other]) for one, other in labels]
+    return [ArmPair(first.get_arm(one), second.get_arm(other)) for one, other in labels]
 
 
 def join_questions(first: FinishedRun, second: FinishedRun) -> SharedQuestions:
