@@ -105,7 +105,10 @@ SINGLE_FILES = {"dash-b": "answers.json", "mmvp": "answers.jsonl"}
 
 
 def export_run(path: Path, strategy: str, out: Path, style: str, data: str | None = None) -> list[Path]:
-    """Export the answers of one strategy. One that the run does not have raises `RunError`.
+    """Export the answers of one strategy.
+
+    A strategy that the run does not have raises `RunError`. So does a question without an answer, because official
+    scripts would pair it with the next answer.
 
     Args:
         path: Folder of the run.
@@ -116,9 +119,6 @@ def export_run(path: Path, strategy: str, out: Path, style: str, data: str | Non
 
     Returns:
         The files: one for each scope of the task, and a set of them for every seed.
-
-    Raises:
-        RunError: A question has no answer. Official scripts would pair it with the next answer.
     """
     run = FinishedRun.load(path, data)
     arm = run.get_arm(strategy)

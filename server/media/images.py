@@ -91,7 +91,7 @@ class ImageLoader:
 
         Args:
             sources: Where the images are.
-            lease: The memory for the images. It grows to what the images and their views keep.
+            lease: The memory for the images. It grows to what the images and their copies keep.
             cache_salt: Requests with different salts share no cached image.
             num_copies: Copies of each image that the request keeps.
 

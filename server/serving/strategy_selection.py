@@ -140,6 +140,8 @@ def parse_model_suffix(model: str, served_name: str) -> ModelSuffix | None:
 def _parse_settings(text: str, stack: list[str]) -> dict[str, dict[str, Any]]:
     """Parse `alpha=1,beta=0.3`, or `agla.alpha=1` for a stack of several strategies.
 
+    The labels of `onlyseen-eval`, which is installed without the server, have the same form. A test compares both.
+
     Returns:
         The parameters by strategy.
 

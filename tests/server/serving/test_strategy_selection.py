@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from eval.runs.stack_spec import StackSpec
 from server.serving.strategy_selection import _parse_settings
 from tests.server.conftest import FakeServer, StartServer, image_messages
 from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
@@ -62,6 +63,19 @@ async def test_suffix_sets_parameters(server: FakeServer, model: str, decoding: 
 )
 def test_settings_are_json_or_plain_words(settings: str, parsed: Any) -> None:
     assert _parse_settings(settings, ["agla"]) == parsed
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"agla": {"alpha": 1, "beta": 0.5}},
+        {"agla": {"cues": "a, b", "mode": "soft", "on": True, "none": None}},
+        {"agla": {"layers": [2, 4], "table": {"a": [1, {"b": 'c"]'}]}}, "vhr": {"text": "1", "empty": ""}},
+    ],
+)
+def test_labels_of_the_evaluation_are_suffixes(parameters: dict[str, dict[str, Any]]) -> None:
+    names, _, settings = StackSpec(stack=tuple(parameters), parameters=parameters).label.partition(":")
+    assert _parse_settings(settings, names.split("+")) == parameters
 
 
 @pytest.mark.parametrize(
