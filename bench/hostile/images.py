@@ -218,7 +218,9 @@ IMAGES: dict[str, Callable[[int], str]] = {  # name -> the image of a seed
     "12 MP of noise, CMYK JPEG": lambda seed: draw_noise("CMYK", COSTLY_SIDE, seed, "jpeg", quality=20),
     "16 MP, WebP": lambda seed: draw("RGB", (4000, 4000), seed, "webp", method=0),
     "25 MP, GIF": lambda seed: draw("L", (SIDE, SIDE), seed, "gif"),
+    "25 MP, JPEG, under agla": lambda seed: draw("RGB", (SIDE, SIDE), seed, "jpeg"),
 }
+DECODING = {"25 MP, JPEG, under agla": {"strategy": "agla"}}  # the matcher reads the image, too
 
 
 async def attack_with_images(server: ServerProcess, table: AttackTable) -> None:
@@ -232,7 +234,8 @@ async def attack_with_images(server: ServerProcess, table: AttackTable) -> None:
         name = f"image: {base_name}"
         if not table.is_selected(name):
             continue
-        bodies = [json.dumps(build_request(build(seed), max_tokens=1)).encode() for seed in range(PARALLEL + 1)]
+        fields = {"max_tokens": 1, "decoding": DECODING.get(base_name, {})}
+        bodies = [json.dumps(build_request(build(seed), **fields)).encode() for seed in range(PARALLEL + 1)]
         for sent in (bodies[:1], bodies[1:]):
             with measure_cost(server) as cost:
                 answers = await asyncio.gather(*(post(server.port, CHAT, body) for body in sent))

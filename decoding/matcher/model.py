@@ -78,9 +78,7 @@ class Matcher:
         images = {(request.cache_salt, request.image): request.image for request in requests}
         index = {key: number for number, key in enumerate(images)}
         with torch.inference_mode(False), torch.no_grad():
-            pixels = self.image_processor([image.visible for image in images.values()], return_tensors="pt")[
-                "pixel_values"
-            ]
+            pixels = torch.cat([self._preprocess(image) for image in images.values()])
             features = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype))[0]
             patches = features[[index[request.cache_salt, request.image] for request in requests]]
             tokens, mask = self._tokenize([request.text for request in requests])
@@ -91,6 +89,18 @@ class Matcher:
             RelevanceMap(grid, similarity, pixels.shape[-1])
             for grid, similarity in zip(grids, similarities, strict=True)
         ]
+
+    def _preprocess(self, image: ImageInput) -> Tensor:
+        """Return the [1, 3, height, width] pixels that the model reads.
+
+        The processor copies a whole image several times before it resizes it, which is over 200 MB at 25 megapixels. It
+        keeps an image that has its size already.
+        """
+        visible, processor = image.visible, self.image_processor
+        if processor.do_resize:
+            visible = visible.resize((processor.size["width"], processor.size["height"]), processor.resample)
+        pixels: Tensor = processor(visible, return_tensors="pt")["pixel_values"]
+        return pixels
 
     def grad_cam(self, tokens: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
         """Compute the relevance of each patch.

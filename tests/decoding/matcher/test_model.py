@@ -1,6 +1,7 @@
 """The matcher on a tiny random BLIP, against a match score computed by hand from given attention probabilities."""
 
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,3 +233,19 @@ def test_encode_token_is_found() -> None:
     assert find_encode_token(plain, rows=len(WORDS)) == WORDS.index("[CLS]")
     named = BertTokenizer(vocab={word: i for i, word in enumerate([*WORDS, "[ENC]", "[DEC]"])})
     assert find_encode_token(named, rows=len(WORDS) + 2) == len(WORDS)
+
+
+def test_pixels_equal_those_of_the_whole_image(matcher: Matcher, image: ImageInput) -> None:
+    whole = matcher.image_processor(image.visible, return_tensors="pt")["pixel_values"]
+    assert torch.equal(matcher._preprocess(image), whole)
+
+
+def test_large_images_are_resized_before_they_are_copied(matcher: Matcher) -> None:
+    images = [ImageInput(Image.new("RGB", (2000, 2000), (shade, 0, 0))) for shade in (1, 2)]  # 12 MB each
+    requests = [RelevanceRequest(image, "a cat") for image in images]
+    matcher.compute_relevance_maps([RelevanceRequest(ImageInput(Image.new("RGB", (8, 8))), "a cat")])  # first use
+    tracemalloc.start()
+    matcher.compute_relevance_maps(requests)
+    peak = tracemalloc.get_traced_memory()[1]  # arrays of numpy and objects of Python
+    tracemalloc.stop()
+    assert peak < 12_000_000  # one whole image
