@@ -44,6 +44,7 @@ log = structlog.get_logger("onlyseen.server")
 
 # Each thread takes the interpreter from the event loop for 5 ms at a time. Running batches do not wait for validations.
 VALIDATION_THREADS = READING_THREADS = 2
+EXPIRED = build_batch_error("batch_expired", "The completion window ended before all lines had an answer.")
 MAX_UNSTORED_BYTES = 64_000_000  # of results in memory that the storage does not take, over all batches
 
 
@@ -229,14 +230,17 @@ class BatchRunner:
         # A batch that ends before its file is validated has a total of 0.
         is_complete = counts is not None and counts.completed + counts.failed == counts.total > 0
         status = "cancelled" if batch.status == "cancelling" else "completed" if is_complete else "expired"
-        await self._set_status(owner, batch, status, **await attach_results(self._store, owner, batch.id))
+        await self._end_batch(owner, batch, status, [EXPIRED] if status == "expired" else [])
 
     async def _fail_batch(self, owner: str, batch: Batch, batch_errors: list[BatchError]) -> None:
         """Fail a batch with its reasons, and attach the results that it has."""
-        errors = Errors(data=batch_errors, object="list").model_dump()
-        await self._set_status(
-            owner, batch, "failed", errors=errors, **await attach_results(self._store, owner, batch.id)
-        )
+        await self._end_batch(owner, batch, "failed", batch_errors)
+
+    async def _end_batch(self, owner: str, batch: Batch, status: str, batch_errors: list[BatchError]) -> None:
+        """Attach the results and the errors, and set the last status."""
+        results = await attach_results(self._store, owner, batch.id)
+        errors = {"errors": Errors(data=batch_errors, object="list").model_dump()} if batch_errors else {}
+        await self._set_status(owner, batch, status, **errors, **results)
 
     async def _set_status(self, owner: str, batch: Batch, status: str, **fields: Any) -> Batch:
         """Set a status and return the batch. A batch that was cancelled meanwhile does not become in_progress."""

@@ -181,6 +181,8 @@ async def test_batch_that_expires_during_its_validation_is_expired(
     monkeypatch.setattr(line_workers.time, "time", lambda now=time.time: now() + 86_401)
     batch = await wait_for_status(server, batch)
     assert (batch.status, batch.output_file_id) == ("expired", None)
+    assert batch.errors is not None
+    assert [error.code for error in batch.errors.data or ()] == ["batch_expired"]
     assert slow_validation.count < len(MANY)
 
 
