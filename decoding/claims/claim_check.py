@@ -6,8 +6,8 @@ from collections.abc import Generator
 from typing import Any
 
 from decoding.claims.claim_extraction import find_claims_after
-from decoding.claims.claim_probabilities import ClaimProbabilities, count_copies, select_views
-from decoding.claims.options import DEFAULT_DEBIAS, Debias, Language, Question, Views
+from decoding.claims.claim_probabilities import ClaimProbabilities, count_copies
+from decoding.claims.options import DEFAULT_DEBIAS, DEFAULT_VIEWS, Debias, Language, Question, Views
 from decoding.claims.questions import DEFAULT_QUESTION
 from decoding.claims.sentences import completes_sentence, find_sentence_end
 from decoding.drafts import DraftEffect, DraftProgram, ReadDraft, Segment, SendTokens, StartDraft, join_text
@@ -15,8 +15,6 @@ from decoding.errors import BadRequest
 from decoding.outputs import CheckedClaim
 from decoding.requests import GenerateRequest
 from decoding.strategy import Strategy
-
-FIRST_SHIFT = 0.03  # of the first view; three views separate hallucinated mentions best with this (docs/results.md)
 
 
 class ClaimCheck(Strategy):
@@ -29,14 +27,14 @@ class ClaimCheck(Strategy):
     name = "check"
     paper = "none"
 
-    views: Views = 3
+    views: Views = DEFAULT_VIEWS
     debias: Debias = DEFAULT_DEBIAS
     question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
     def count_image_copies(self) -> int:
         """Count the shifted copies that questions are about."""
-        return count_copies(select_views(FIRST_SHIFT, self.views))
+        return count_copies(self.views)
 
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Send the answer, and the claims of each sentence when it is complete.
@@ -52,8 +50,7 @@ class ClaimCheck(Strategy):
         """
         if not request.prompt.images:
             raise BadRequest("decoding.check needs an image: add an image_url part.", param="decoding.check")
-        views, text, start = select_views(FIRST_SHIFT, self.views), "", 0
-        probabilities = ClaimProbabilities(request.prompt, self.question, self.debias, views)
+        probabilities, text, start = ClaimProbabilities(request.prompt, self.question, self.debias, self.views), "", 0
         yield StartDraft()
         reason = None
         while reason is None:

@@ -24,7 +24,8 @@ YES = ("Yes", "yes")
 NO = ("No", "no")
 MAX_LOG_ODDS = 10.0
 SURE_LOG_ODDS = 5.0  # p = 0.993
-MAX_VIEWS = 3
+# In the order of the questions. None is the image itself, whose keys and values are cached.
+VIEWS = (Shift(0.03, 0.03), None, Shift(-0.03, -0.03))
 
 
 class ClaimProbabilities:
@@ -35,14 +36,14 @@ class ClaimProbabilities:
         debias: Share of the log-odds without the image that is subtracted from those with it, 0 to 1.
     """
 
-    def __init__(self, prompt: Prompt, template: str, debias: float, views: Sequence[Shift | None]) -> None:
+    def __init__(self, prompt: Prompt, template: str, debias: float, views: int) -> None:
         """Prepare the questions.
 
         Args:
             prompt: The prompt of the answer, which has the images.
             template: The question, with `{claim}` for the phrase and its article.
             debias: Share of the log-odds without the image.
-            views: Views of the images that a question is about, in this order, as far as needed. None is the images
+            views: Most views of the images that a question is about, 0 to `len(VIEWS)`. With 0 it is about the images
                 themselves.
         """
         self.template = template
@@ -106,29 +107,15 @@ def compute_log_odds_together(
     return [compute_log_odds(answer) for answer in answers]
 
 
-def select_views(first_shift: float, count: int) -> tuple[Shift | None, ...]:
-    """Select the first views of an image: a shifted copy, the image itself, and another shifted copy.
-
-    The image itself is the second one, because its keys and values are cached.
-
-    Args:
-        first_shift: Share of the sides by which the first copy is moved.
-        count: Number of views, 0 to `MAX_VIEWS`. With 0 the only view is the image itself.
-
-    Returns:
-        Shift of each view; None for the image itself.
-    """
-    return (Shift(first_shift, first_shift), None, Shift(-0.03, -0.03))[:count] or (None,)
+def build_views(images: Sequence[ImageInput], views: int) -> list[tuple[ImageInput, ...]]:
+    """Build the images of the first views, or the images themselves for 0 views."""
+    shifts = VIEWS[:views] or (None,)
+    return [tuple(image if shift is None else image.with_shift(shift) for image in images) for shift in shifts]
 
 
-def count_copies(views: Sequence[Shift | None]) -> int:
-    """Count the views that are copies of the image."""
-    return sum(shift is not None for shift in views)
-
-
-def build_views(images: Sequence[ImageInput], views: Sequence[Shift | None]) -> list[tuple[ImageInput, ...]]:
-    """Build the images of each view."""
-    return [tuple(image if shift is None else image.with_shift(shift) for image in images) for shift in views]
+def count_copies(views: int) -> int:
+    """Count the copies of each image among the first views."""
+    return sum(shift is not None for shift in VIEWS[:views])
 
 
 def compute_log_odds(answer: Answer) -> float:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from decoding.claims.claim_probabilities import MAX_VIEWS
+from decoding.claims.claim_probabilities import VIEWS
 from decoding.claims.questions import PLACEHOLDER
 from decoding.strategy import TEXT_SIDE
 
@@ -39,7 +39,7 @@ Views = Annotated[
     int,
     Field(
         ge=0,
-        le=MAX_VIEWS,
+        le=len(VIEWS),
         description="Most views of the image that a question is about: a slightly shifted copy, the image itself, and "
         "another shifted copy. The log-odds are averaged over the views. The next view is left out where the mean is "
         "sure: above 0.993 or below 0.007. 0: the image itself only.",
@@ -61,3 +61,4 @@ Language = Annotated[
     TEXT_SIDE,
 ]
 DEFAULT_DEBIAS = 0.0
+DEFAULT_VIEWS = 3

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from decoding.claims.claim_extraction import Claim, find_claims, find_claims_after
-from decoding.claims.claim_probabilities import ClaimProbabilities, count_copies, select_views
+from decoding.claims.claim_probabilities import ClaimProbabilities, count_copies
 from decoding.claims.nouns import pluralize
-from decoding.claims.options import DEFAULT_DEBIAS, Debias, Language, Question, Views
+from decoding.claims.options import DEFAULT_DEBIAS, DEFAULT_VIEWS, Debias, Language, Question, Views
 from decoding.claims.questions import DEFAULT_QUESTION
 from decoding.claims.rewriting import is_grammatical, shorten_sentence
 from decoding.claims.sentences import completes_sentence, find_sentence_end
@@ -21,8 +21,6 @@ from decoding.outputs import NO_TOKEN, CheckedClaim, ClaimAction, FinishReason, 
 from decoding.requests import GenerateRequest
 from decoding.strategy import TEXT_SIDE, Strategy
 from decoding.text.stop_string_detector import StopStringDetector
-
-FIRST_SHIFT = 1 / 16  # of the first view: half a patch of the embedded model; best with two views (docs/results.md)
 
 
 class Verify(Strategy):
@@ -78,14 +76,14 @@ class Verify(Strategy):
     tries: Annotated[
         int, Field(ge=0, le=16, description="Most times that a sentence is generated again."), TEXT_SIDE
     ] = 2
-    views: Views = 2  # the third costs a prefill more and finds more
+    views: Views = DEFAULT_VIEWS
     debias: Debias = DEFAULT_DEBIAS
     question: Question = DEFAULT_QUESTION
     language: Language = "en"
 
     def count_image_copies(self) -> int:
         """Count the shifted copies that questions are about."""
-        return count_copies(select_views(FIRST_SHIFT, self.views))
+        return count_copies(self.views)
 
     def stream(self, request: GenerateRequest) -> DraftProgram:
         """Verify the answer.
@@ -144,9 +142,7 @@ class Verification:
     def __init__(self, strategy: Verify, request: GenerateRequest) -> None:
         self.strategy = strategy
         self.sampling = request.sampling
-        self.probabilities = ClaimProbabilities(
-            request.prompt, strategy.question, strategy.debias, select_views(FIRST_SHIFT, strategy.views)
-        )
+        self.probabilities = ClaimProbabilities(request.prompt, strategy.question, strategy.debias, strategy.views)
         self.text = ""
         self.prefix: list[int | str] = []
         self.nouns: set[str] = set()

@@ -7,11 +7,10 @@ import math
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-from decoding.claims.claim_probabilities import select_views
+from decoding.claims.claim_probabilities import VIEWS
 from decoding.outputs import FinishInfo, RequestStats, Token, Usage
 from decoding.prompt import Prompt
 from decoding.requests import GenerateRequest
-from decoding.strategies.verify import FIRST_SHIFT
 from tests.decoding.fakes import RecordingEngine
 
 Write = Callable[[str, tuple[str, ...], int | None], str]  # (prefix, ruled-out phrases, seed) -> the rest of the answer
@@ -100,5 +99,5 @@ class ScriptedEngine(RecordingEngine):
             thing = "blind"
         p = self.probabilities.get(thing, 0.95)
         if isinstance(p, tuple):
-            return p[select_views(FIRST_SHIFT, 3).index(prompt.images[0].shift)]  # type: ignore[arg-type]
+            return p[VIEWS.index(prompt.images[0].shift)]  # type: ignore[arg-type]
         return p

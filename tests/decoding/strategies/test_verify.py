@@ -372,7 +372,7 @@ async def test_each_question_is_put_about_each_view() -> None:
     ]
     (draft,) = engine.drafts
     shifts = [image.shift for each in checks for image in each.prompt.images]
-    assert shifts == [Shift(1 / 16, 1 / 16), None] * 2
+    assert shifts == [Shift(0.03, 0.03), None] * 2
     assert all(each.prompt.images[0].source is draft.prompt.images[0].source for each in checks)
 
 
@@ -385,7 +385,7 @@ async def test_choices_share_the_views() -> None:
     views = {
         id(each.prompt.images[0]) for each in engine.history if isinstance(each, GenerateRequest) and each.scored_texts
     }
-    assert len(views) == 2
+    assert len(views) == 3
 
 
 async def test_debias_subtracts_once_from_the_mean_of_the_views() -> None:

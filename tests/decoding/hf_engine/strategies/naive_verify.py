@@ -22,6 +22,7 @@ from tests.decoding.hf_engine.reference import Reference
 
 LENGTH = 60
 GREEDY = SamplingParams(max_tokens=LENGTH)
+VIEWS = [0.03, 0.0, -0.03]  # shifts to the right and down
 SURE = 5.0  # mean log-odds that need no further view
 SEED_STEP = 0x9E3779B97F4A7C15  # between the seeds of two drafts
 
@@ -30,8 +31,6 @@ ReportedClaim = tuple[str, str | None, float]  # phrase, action and probability
 
 class NaiveCheck:
     """Probabilities of claims: each question about each view is a prompt of its own."""
-
-    first_shift = 0.03  # to the right and down
 
     def __init__(
         self, reference: Reference, inner: Sequence[Strategy], prompt: Prompt, views: int, debias: float = 0.0
@@ -47,7 +46,7 @@ class NaiveCheck:
     def compute_probability(self, question: str) -> float:
         (image,) = self.prompt.images
         odds: list[float] = []
-        for shift in [self.first_shift, 0.0, -0.03][: self.views] or [0.0]:
+        for shift in VIEWS[: self.views] or [0.0]:
             if not odds or abs(sum(odds) / len(odds)) < SURE:
                 odds.append(self.compute_log_odds(question, shift_image(image.source, shift, shift)))
         blind = self.compute_log_odds(question) if self.debias else 0.0
@@ -91,8 +90,6 @@ class NaiveCheck:
 
 class NaiveVerify(NaiveCheck):
     """The rules of `verify`, on token lists, with full recomputation of every draft."""
-
-    first_shift = 1 / 16
 
     def __init__(
         self,
