@@ -73,5 +73,6 @@ def create_vllm_engine(settings: Settings) -> Engine:
             max_rows=settings.resolved_max_rows,
             max_waiting=settings.max_waiting,
             cache_bytes=settings.cache_bytes,
+            tensor_parallel=settings.tensor_parallel,
         )
     )

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     context: Annotated[
         int | None, Field(ge=16, description="vllm: maximum tokens of prompt and answer together; default: the model's")
     ] = None
+    tensor_parallel: Annotated[
+        int, Field(ge=1, description="vllm: GPUs that share each layer of the model, or processes on a CPU")
+    ] = 1
     cache_gb: Annotated[
         float | None,
         Field(
@@ -262,6 +265,8 @@ class Settings(BaseSettings):
         """Reject settings that the selected engine would ignore."""
         if self.engine != "vllm" and self.context is not None:
             raise ValueError("context: only with engine vllm")
+        if self.engine != "vllm" and self.tensor_parallel > 1:
+            raise ValueError("tensor_parallel: only with engine vllm")
         if self.engine != "hf" and self.device != "auto":
             raise ValueError("device: only with engine hf; vLLM runs on the device that it was built for")
         if self.engine != "hf" and "prefix_cache_mb" in self.model_fields_set:

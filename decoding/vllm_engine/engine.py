@@ -44,10 +44,11 @@ class VllmEngine(BaseEngine):
     """Runs the model in vLLM's processes."""
 
     settings: VllmSettings
-    pixel_copies = 2  # here and in the engine core
 
     def __init__(self, settings: VllmSettings) -> None:
         super().__init__(settings)
+        # Here, in the engine core, and in each process of tensor parallelism.
+        self.pixel_copies = 2 + (settings.tensor_parallel if settings.tensor_parallel > 1 else 0)
         self._state_handles = StateHandles()
         self._gang_numbers = itertools.count()
         self._checkpoint: Checkpoint | None = None
@@ -134,7 +135,7 @@ class VllmEngine(BaseEngine):
         self._client = await VllmClient.open(settings, checkpoint.max_model_len)
         report = await self._client.report()
         check_report(report)
-        worker = report["worker"]
+        worker = report["workers"][0]  # all have the same model, and run the same hooks
         self._missing = worker["missing"]
         self._limits = EngineLimits(
             max_model_len=checkpoint.max_model_len,

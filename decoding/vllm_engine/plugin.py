@@ -6,8 +6,14 @@ therefore requests a report from every process afterwards, and does not start if
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import threading
+import time
+from multiprocessing.process import BaseProcess
 
+STOP_SECONDS = 10.0  # for an orderly end, after which the process is killed
 ENABLE_VARIABLE = "_ONLYSEEN_IN_VLLM"  # the underscore keeps it apart from the server's settings
 
 
@@ -24,6 +30,22 @@ def register() -> None:
     log_filters.install()
     utility_methods.install()
     model_runner_patch.install()
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process of vLLM when the process that has started it is gone. A killed server could not stop it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=end_after, args=(parent,), name="onlyseen-parent", daemon=True).start()
+
+
+def end_after(parent: BaseProcess) -> None:
+    """Wait for the end of a process, then end this one, with its shared memory if that takes no longer than allowed."""
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def avoid_cpp_compiler() -> None:

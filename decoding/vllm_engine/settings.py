@@ -19,5 +19,6 @@ class VllmSettings(EngineSettings):
     cache_blocks: int | None = None  # size of the KV cache, instead of `cache_bytes`
     block_tokens: int | None = None  # tokens in a block of the KV cache
     prefix_cache: bool = True
+    tensor_parallel: int = 1  # devices, or processes on a CPU, that share each layer
     compiled: bool | None = None  # torch.compile and CUDA graphs; None: on a GPU, where they repay their start-up time
     scheduler: str = "decoding.vllm_engine.core.scheduler.GangScheduler"  # tests replace it

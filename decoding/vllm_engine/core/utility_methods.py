@@ -57,5 +57,5 @@ def build_report(core: Any) -> dict[str, Any]:
         "block_size": scheduler.block_size,
         "max_rows": scheduler.max_num_running_reqs,
         "max_batched_tokens": scheduler.scheduler_config.max_num_batched_tokens,
-        "worker": core.collective_rpc("onlyseen_worker_report")[0],
+        "workers": core.collective_rpc("onlyseen_worker_report"),
     }

@@ -97,7 +97,8 @@ def build_engine_args(settings: VllmSettings, max_model_len: int, is_cpu: bool) 
         "worker_extension_cls": "decoding.vllm_engine.worker.model_runner_patch.WorkerExtension",
         # A step is planned from the tokens of the last one, and the token of a lone member can be dropped.
         "async_scheduling": False,
-        "distributed_executor_backend": "uni",
+        "tensor_parallel_size": settings.tensor_parallel,
+        "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
         "mm_processor_cache_gb": 0,  # our own encoder provides the pixels
         "mm_device_do_normalize": False,  # and normalizes them
         "limit_mm_per_prompt": {"image": MAX_IMAGES},
@@ -129,7 +130,6 @@ def check_config(config: Any) -> None:
     breaking_features = {
         "speculative decoding drafts for rows whose tokens their main row chooses": config.speculative_config,
         "pipeline parallelism runs several steps at once": config.parallel_config.pipeline_parallel_size > 1,
-        "tensor parallelism was not tested": config.parallel_config.tensor_parallel_size > 1,
         "data parallelism may separate the members of a gang": config.parallel_config.data_parallel_size > 1,
         "a KV connector loads caches of single members": config.kv_transfer_config,
         "an encoder connector delays single members": getattr(config, "ec_transfer_config", None),

@@ -32,11 +32,12 @@ def check_report(report: Mapping[str, Any]) -> None:
     Raises:
         EngineFailed: A part is not in place.
     """
-    missing = REQUIRED_PATCHES - set(report["worker"]["patches"])
-    if missing:
-        raise EngineFailed(f"vLLM's model runner lacks the patches {', '.join(sorted(missing))}.")
-    if report["worker"]["runner"] != "v1":
-        raise EngineFailed("vLLM runs another model runner than V1.")
+    for worker in report["workers"]:
+        missing = REQUIRED_PATCHES - set(worker["patches"])
+        if missing:
+            raise EngineFailed(f"vLLM's model runner lacks the patches {', '.join(sorted(missing))}.")
+        if worker["runner"] != "v1":
+            raise EngineFailed("vLLM runs another model runner than V1.")
     if not report["is_gang_scheduler"]:
         raise EngineFailed(f"vLLM schedules with {report['scheduler']}, which does not keep branches together.")
     if report["async_scheduling"]:

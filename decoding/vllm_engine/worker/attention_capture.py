@@ -66,7 +66,8 @@ class GangAttentionCapture:
         for prompt in self._prompts:
             keys, _ = call.gather_keys_and_values(prompt.rows, prompt.position, prompt.length)
             weights = call.compute_weights(call.compute_scores(prompt.token, keys), prompt.position)
-            self.captured_attention[prompt.row] = weights[0].index_select(1, prompt.image_positions)
+            own = weights[0].index_select(1, prompt.image_positions)
+            self.captured_attention[prompt.row] = self.context.shards.gather(own, 0)
 
     def after_forward(self, _: StepRows, __: TokenInfo) -> None:
         """Drop the captured attention."""

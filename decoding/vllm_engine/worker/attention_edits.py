@@ -121,11 +121,20 @@ class GangAttentionEdits:
         self._requests, self._edited, self._failures = {}, [], {}
 
     def _edit_scores(self, tokens: EditedTokens, layer: int, scores: Tensor) -> Tensor:
-        """Call the hooks on [n, heads, keys] scores. A hook that fails, fails its own request."""
-        keys = AttentionKeys(tokens.image_token_index, layer, self.context.num_layers)
-        edited, failures = edit_attention_scores(tokens.stack, keys, scores)
+        """Call the hooks on the scores of all heads. A hook that fails, fails its own request.
+
+        Args:
+            tokens: The edited tokens.
+            layer: Number of the layer, from 0.
+            scores: [n, own heads, keys].
+
+        Returns:
+            The edited scores of the own heads.
+        """
+        keys, shards = AttentionKeys(tokens.image_token_index, layer, self.context.num_layers), self.context.shards
+        edited, failures = edit_attention_scores(tokens.stack, keys, shards.gather(scores, 1))
         self._failures |= {tokens.requests[number].request_id: error for number, error in failures.items()}
-        return edited
+        return shards.select_own(edited, 1)
 
     def _get_request(self, request_id: str, member: Member) -> EditedRequest:
         request = self._requests.get(request_id)

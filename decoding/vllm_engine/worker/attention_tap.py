@@ -16,6 +16,7 @@ from decoding.vllm_engine.worker.attention_capture import GangAttentionCapture
 from decoding.vllm_engine.worker.attention_edits import GangAttentionEdits
 from decoding.vllm_engine.worker.attention_layers import has_attention
 from decoding.vllm_engine.worker.forward_context import disable_cuda_graphs
+from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.image_tokens import find_image_tokens
 from decoding.vllm_engine.worker.paged_attention import AttentionCall, check_attention
 from decoding.vllm_engine.worker.second_attention import AttentionContext, SecondAttention
@@ -45,12 +46,13 @@ class GangAttentionTap:
             module.impl.forward = self._wrap(module.impl, layer)
 
     @classmethod
-    def from_runner(cls, runner: Any, states: StateStore) -> GangAttentionTap:
+    def from_runner(cls, runner: Any, states: StateStore, shards: HeadShards) -> GangAttentionTap:
         """Tap the model of a model runner.
 
         Args:
             runner: vLLM's model runner.
             states: Store of the strategy states.
+            shards: The heads that this process runs.
 
         Returns:
             The tap. `ValueError` gives the reason if the attention cannot be computed a second time.
@@ -63,7 +65,11 @@ class GangAttentionTap:
             raise ValueError("the model has no attention with a KV cache")
         check_attention(layers, bool(runner.vllm_config.compilation_config.pass_config.fuse_attn_quant))
         context = AttentionContext(
-            len(layers), states, lambda request_id: find_image_tokens(runner.requests[request_id]), runner.device
+            len(layers),
+            states,
+            lambda request_id: find_image_tokens(runner.requests[request_id]),
+            runner.device,
+            shards,
         )
         return cls(layers, context)
 

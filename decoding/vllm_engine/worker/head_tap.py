@@ -16,6 +16,7 @@ from decoding.vllm_engine.member import Member, ProbeSpec, build_stack
 from decoding.vllm_engine.worker import head_projection
 from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.forward_context import disable_compiled_code
+from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.probe_capture import ProbeCapture, find_probes
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
@@ -36,6 +37,7 @@ class GangHeadTap:
             tapped.
         collect_vision_attention: Function of a request id. It returns [tower layers, images, heads, patches], or None
             without images. None: the vision tower is not tapped.
+        shards: The heads that this process runs.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class GangHeadTap:
         device: torch.device,
         captured_attention: Mapping[int, Tensor] | None,
         collect_vision_attention: Callable[[str], Tensor | None] | None,
+        shards: HeadShards,
     ) -> None:
         self.states = states
+        self.shards = shards
         self.buffers = head_projection.install(model, max_rows, max_tokens, dtype, device, tap=self)
         self.captured_attention = captured_attention
         self.collect_vision_attention = collect_vision_attention
@@ -65,6 +69,7 @@ class GangHeadTap:
         states: StateStore,
         attention_tap: GangAttentionTap | None,
         vision_attention_tap: CachedVisionAttentionTap | None,
+        shards: HeadShards,
     ) -> GangHeadTap:
         """Tap the model of a model runner.
 
@@ -73,6 +78,7 @@ class GangHeadTap:
             states: Store of the strategy states.
             attention_tap: Tap that captures attention for probes. None: the attention cannot be tapped.
             vision_attention_tap: Tap on the vision tower. None: the tower cannot be tapped.
+            shards: The heads that this process runs.
 
         Returns:
             The tap. `ValueError` gives the reason if the model cannot be tapped.
@@ -92,6 +98,7 @@ class GangHeadTap:
             runner.device,
             None if attention_tap is None else attention_tap.captured_attention,
             None if vision_attention_tap is None else collect_vision_attention,
+            shards,
         )
 
     @property
@@ -187,7 +194,7 @@ class GangHeadTap:
             found = {name: self.collect_vision_attention(rows.request_ids[row]) for name, row in rows_by_name.items()}
             vision_attention = {name: weights for name, weights in found.items() if weights is not None}
         num_layers = self.buffers.scales.shape[0]
-        return ProbeCapture(spec, rows_by_name, rows, num_layers, captured_attention, vision_attention)
+        return ProbeCapture(spec, rows_by_name, rows, num_layers, captured_attention, vision_attention, self.shards)
 
     def _set_scales(self, rows: StepRows, token_info: TokenInfo) -> Tensor | None:
         """Write the scales of each scaled row, and return the [tokens] rows of the step's tokens, or None."""
@@ -205,7 +212,8 @@ class GangHeadTap:
         return torch.from_numpy(scaled_rows.repeat(np.diff(rows.token_starts))).to(self.buffers.token_rows.device)
 
     def _combine_scales(self, member: Member) -> Tensor | None:
-        """Return the [layers, heads] scales of a row, or None. Branches have no stack, so that they have no scales."""
+        """Return the [layers, own heads] scales of a row, or None. Branches have no stack, so they have no scales."""
         states = self.states.get_all(member.states)
         layers, _, heads = self.buffers.scales.shape
-        return combine_head_scales(build_stack(member.stack), states, (layers, heads))
+        scales = combine_head_scales(build_stack(member.stack), states, (layers, heads * self.shards.size))
+        return None if scales is None else self.shards.select_own(scales, 1)

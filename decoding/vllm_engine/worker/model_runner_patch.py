@@ -18,6 +18,7 @@ from torch import Tensor
 from decoding.vllm_engine.member import Member
 from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
+from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
 from decoding.vllm_engine.worker.step_rows import StepRows
@@ -95,25 +96,31 @@ def patch_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
         loaded = original(runner, *args, **kwargs)
         if not hasattr(runner, "step_hook_runner"):
             runner.step_hook_runner = StepHookRunner(runner.device)
-            install_taps(runner, runner.step_hook_runner)
+            install_taps(runner, runner.step_hook_runner, HeadShards.from_vllm())
         return loaded
 
     return load_model
 
 
-def install_taps(runner: Any, hooks: StepHookRunner) -> None:
-    """Tap the loaded model. The server refuses strategies that need a tap which the model does not allow."""
+def install_taps(runner: Any, hooks: StepHookRunner, shards: HeadShards) -> None:
+    """Tap the loaded model. The server refuses strategies that need a tap which the model does not allow.
+
+    Args:
+        runner: vLLM's model runner.
+        hooks: Receives the taps, and the reasons for those that are missing.
+        shards: The heads that this process runs.
+    """
     attention_tap: GangAttentionTap | None = None
     vision_attention_tap: CachedVisionAttentionTap | None = None
     try:
-        attention_tap = GangAttentionTap.from_runner(runner, hooks.states)
+        attention_tap = GangAttentionTap.from_runner(runner, hooks.states, shards)
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(
             ("edit_attention_scores", "attention", "keep_image_tokens"),
             f"vLLM's attention of this model cannot be computed a second time: {reason}",
         )
     try:
-        runner.vision_attention_tap = vision_attention_tap = CachedVisionAttentionTap.from_runner(runner)
+        runner.vision_attention_tap = vision_attention_tap = CachedVisionAttentionTap.from_runner(runner, shards)
     except ValueError as reason:
         hooks.missing["vision_attention"] = f"vLLM's vision tower of this model cannot be tapped: {reason}"
     try:
@@ -121,7 +128,8 @@ def install_taps(runner: Any, hooks: StepHookRunner) -> None:
     except ValueError as reason:
         hooks.missing["early_exit_layers"] = f"vLLM's layers of this model cannot be tapped: {reason}"
     try:
-        hooks.taps.append(GangHeadTap.from_runner(runner, hooks.states, attention_tap, vision_attention_tap))
+        head_tap = GangHeadTap.from_runner(runner, hooks.states, attention_tap, vision_attention_tap, shards)
+        hooks.taps.append(head_tap)
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(
             ("head_scales", "probe"), f"vLLM's heads of this model cannot be tapped: {reason}"

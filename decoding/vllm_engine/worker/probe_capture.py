@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from decoding.pipeline.probe_fold import ProbeFold
 from decoding.tensor_hooks import Activations, Tensors
 from decoding.vllm_engine.member import ProbeSpec
+from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.step_rows import StepRows
 
 
@@ -27,6 +29,7 @@ class ProbeCapture:
         captured_attention: Row -> [heads, image tokens] of the layer that has just run. It is read if the probe
             captures attention.
         vision_attention: Prompt name -> [tower layers, images, heads, patches].
+        shards: The heads that this process runs.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class ProbeCapture:
         num_layers: int,
         captured_attention: Mapping[int, Tensor],
         vision_attention: Tensors,
+        shards: HeadShards,
     ) -> None:
         main = rows_by_name[spec.main]
         self.spec = spec
@@ -46,6 +50,7 @@ class ProbeCapture:
         self._rows_by_name = rows_by_name if "attention" in spec.capture else {}
         self._captured_attention = captured_attention
         self._vision_attention = vision_attention
+        self._shards = shards
         self._last_tokens = {name: int(rows.token_starts[row + 1]) - 1 for name, row in rows_by_name.items()}
         self._main_tokens = slice(int(rows.token_starts[main]), int(rows.token_starts[main + 1]))
 
@@ -54,13 +59,14 @@ class ProbeCapture:
 
         Args:
             layer: Number of the layer, from 0.
-            heads: [tokens, heads, head_dim] head outputs of all tokens of the step.
+            heads: [tokens, own heads, head_dim] head outputs of all tokens of the step.
         """
-        captured = {name: heads[token].clone() for name, token in self._last_tokens.items()}
+        own = torch.stack([heads[token] for token in self._last_tokens.values()])
+        captured = dict(zip(self._last_tokens, self._shards.gather(own, 1), strict=True))
         attention = {name: self._captured_attention[row] for name, row in self._rows_by_name.items()}
         scales = self.probe_fold.fold(Activations(captured, layer, self.num_layers, self._vision_attention, attention))
         if scales is not None:
-            heads[self._main_tokens] *= scales[:, None].to(heads)
+            heads[self._main_tokens] *= self._shards.select_own(scales, 0)[:, None].to(heads)
 
 
 def find_probes(rows: StepRows) -> Iterator[tuple[ProbeSpec, dict[str, int]]]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.image_tokens import FindImageTokens
 from decoding.vllm_engine.worker.paged_attention import AttentionCall
 from decoding.vllm_engine.worker.state_store import StateStore
@@ -22,12 +23,14 @@ class AttentionContext:
         states: Store of the strategy states.
         find_image_tokens: Function of a request id. It returns the image tokens of the prompt.
         device: Device of the model.
+        shards: The heads that this process runs.
     """
 
     num_layers: int
     states: StateStore
     find_image_tokens: FindImageTokens
     device: torch.device
+    shards: HeadShards
 
 
 class SecondAttention(StepTap, Protocol):

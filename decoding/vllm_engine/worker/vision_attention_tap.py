@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from decoding.vllm_engine.worker.head_shards import HeadShards
+
 TOWER = "vllm.model_executor.models.clip.CLIPVisionModel"
 # Models with one token of the language model for each patch of an image.
 MODEL = "vllm.model_executor.models.llava.LlavaForConditionalGeneration"
@@ -25,22 +27,25 @@ class CachedVisionAttentionTap:
         layers: Attention modules of the tower's layers.
         num_layers: Layers of the checkpoint's tower. vLLM leaves out those after the one that it reads. Their weights
             are 0.
+        shards: The heads that this process runs.
     """
 
-    def __init__(self, layers: Sequence[Any], num_layers: int) -> None:
+    def __init__(self, layers: Sequence[Any], num_layers: int, shards: HeadShards) -> None:
         self.weights: dict[str, Tensor] = {}
         self.num_layers = num_layers
+        self._shards = shards
         self._passes: list[list[Tensor]] = []  # [images, heads, patches] of each layer, by pass of the tower
         self._images: list[Tensor] = []  # [tower layers, heads, patches] of images that vLLM has not cached yet
         for number, attention in enumerate(layers):
             attention.attn.register_forward_pre_hook(self._build_observer(attention, is_first=number == 0))
 
     @classmethod
-    def from_runner(cls, runner: Any) -> CachedVisionAttentionTap:
+    def from_runner(cls, runner: Any, shards: HeadShards) -> CachedVisionAttentionTap:
         """Tap the tower of a model runner.
 
         Args:
             runner: vLLM's model runner.
+            shards: The heads that this process runs.
 
         Returns:
             The tap. `ValueError` gives the reason if the tower cannot be tapped.
@@ -57,10 +62,11 @@ class CachedVisionAttentionTap:
             raise ValueError("vLLM compiles the vision tower or runs it as a CUDA graph")
         if runner.model.config.vision_feature_select_strategy != "default":
             raise ValueError("the class token is a token of the language model")
-        if runner.vllm_config.parallel_config.tensor_parallel_size > 1:
-            raise ValueError("the heads of the vision tower are on several devices")
+        if runner.model_config.multimodal_config.mm_encoder_tp_mode != "weights":
+            raise ValueError("each device runs the vision tower on images of its own")
         encoder = tower.vision_model.encoder  # type: ignore[union-attr]
-        return cls([layer.self_attn for layer in encoder.layers], encoder.config.num_hidden_layers)
+        layers = [layer.self_attn for layer in encoder.layers]
+        return cls(layers, encoder.config.num_hidden_layers, shards)
 
     def discard_pending(self) -> None:
         """Discard the weights of images that vLLM has not cached, such as those of its memory profile."""
@@ -97,6 +103,7 @@ class CachedVisionAttentionTap:
                 self._passes.append([])
             query, key = (torch.unflatten(each, -1, (-1, attention.head_dim)).transpose(1, 2) for each in inputs[:2])
             scores = (query[:, :, :1] @ key.mT)[:, :, 0] * attention.scale  # [images, heads, tokens]
-            self._passes[-1].append(scores.softmax(-1, dtype=torch.float32)[..., 1:])
+            weights = scores.softmax(-1, dtype=torch.float32)[..., 1:]
+            self._passes[-1].append(self._shards.gather(weights, 1))
 
         return observe

@@ -22,6 +22,7 @@ WITHOUT_VLLM = (
     "frontend/test_engine_args.py",
     "frontend/test_member_builder.py",
     "frontend/test_selftest.py",
+    "test_plugin.py",
     "test_states.py",
     "worker/test_attention_capture.py",
     "worker/test_attention_edits.py",

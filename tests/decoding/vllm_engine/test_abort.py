@@ -22,7 +22,7 @@ TOKENS = 24
 async def is_free(engine: Any) -> bool:
     report = await engine.report()
     return (
-        report["requests"] == report["gangs"] == report["worker"]["states"] == 0
+        report["requests"] == report["gangs"] == report["workers"][0]["states"] == 0
         and report["free_blocks"] == report["blocks"] - 1
         and engine.client.llm.output_processor.get_num_unfinished_requests() == 0
         and not engine._reservations

@@ -40,7 +40,7 @@ async def test_first_token_reads_the_last_token_of_the_prompt(strategy: str, roo
 
 
 async def test_layer_that_does_not_exist_is_refused(roomy_engine: Any) -> None:
-    report = (await roomy_engine.report())["worker"]
+    report = (await roomy_engine.report())["workers"][0]
     assert (report["missing"], report["layers"]) == ({}, 6)
     stack = build_stack("dola", dola={"layers": (6,)})
     with pytest.raises(BadRequest, match="'dola' reads layer 6; this model allows at most 5") as failure:

@@ -48,7 +48,7 @@ async def fail_beside_others(engine: Any, failing: Any) -> EngineFailed:
         await failing
     assert [get_token_ids(each) for each in await others] == alone
     report = await engine.report()
-    assert report["gangs"] == report["requests"] == report["worker"]["states"] == 0
+    assert report["gangs"] == report["requests"] == report["workers"][0]["states"] == 0
     assert report["counters"]["violations"] == 0
     return failure.value
 
@@ -88,7 +88,9 @@ async def test_fault_of_the_engine_fails_the_gangs_of_the_step_only(method: str,
     assert [get_token_ids(each) for each in await other] == [plain]
     assert [get_token_ids(each) for each in await generate_all(engine, wanted[1:], TOKENS)] == [vcd]
     report = await engine.report()
-    assert report["gangs"] == report["requests"] == report["worker"]["states"] == report["counters"]["violations"] == 0
+    assert (
+        report["gangs"] == report["requests"] == report["workers"][0]["states"] == report["counters"]["violations"] == 0
+    )
 
 
 async def test_failing_requests_do_not_fail_requests_that_share_their_hook_calls(engine: Any) -> None:

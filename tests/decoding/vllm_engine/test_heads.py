@@ -167,10 +167,10 @@ async def count_states(engine: Any) -> int:
     """Return the states that the engine holds once no gang is left."""
     for _ in range(100):
         report = await engine.report()
-        if not report["worker"]["states"] and not report["gangs"]:
+        if not report["workers"][0]["states"] and not report["gangs"]:
             break
         await asyncio.sleep(0.05)
-    return int(report["worker"]["states"])
+    return int(report["workers"][0]["states"])
 
 
 async def test_probe_that_cannot_run_in_one_step_is_refused(tight_engine: Any) -> None:

@@ -71,7 +71,7 @@ async def test_many_gangs_in_a_small_cache_are_exact(prefix_cache: bool, hf_engi
         assert counters["preemptions"] > 0
         assert counters["alone"] > 0  # probes
         assert counters["violations"] == counters["stock_preemptions"] == counters["failed"] == 0
-        assert report["requests"] == report["gangs"] == report["worker"]["states"] == 0
+        assert report["requests"] == report["gangs"] == report["workers"][0]["states"] == 0
         assert report["free_blocks"] == report["blocks"] - 1
 
 

@@ -45,7 +45,7 @@ def config(**changes: Any) -> SimpleNamespace:
     )
 
 
-PARALLEL = ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size")
+PARALLEL = ("pipeline_parallel_size", "data_parallel_size")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,15 @@ def test_configuration_that_breaks_the_lockstep_is_refused(change: dict[str, Any
     engine_args.check_config(config())
     with pytest.raises(Unsupported, match="cannot keep the branches of a request together"):
         engine_args.check_config(config(**change))
+
+
+def test_tensor_parallelism_has_a_process_for_each_device() -> None:
+    one, two = (
+        engine_args.build_engine_args(VllmSettings("model", tensor_parallel=size), max_model_len=64, is_cpu=False)
+        for size in (1, 2)
+    )
+    assert (one["tensor_parallel_size"], one["distributed_executor_backend"]) == (1, "uni")
+    assert (two["tensor_parallel_size"], two["distributed_executor_backend"]) == (2, "mp")
 
 
 def test_engine_args_use_no_refused_feature() -> None:

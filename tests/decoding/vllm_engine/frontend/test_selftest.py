@@ -12,12 +12,13 @@ from decoding.vllm_engine.frontend import selftest
 
 def make_report(**changes: Any) -> dict[str, Any]:
     worker = {"runner": "v1", "patches": sorted(selftest.REQUIRED_PATCHES)}
+    complete = dict(worker)
     worker |= {name: changes.pop(name) for name in list(changes) if name in worker}
     return {
         "scheduler": "GangScheduler",
         "is_gang_scheduler": True,
         "async_scheduling": False,
-        "worker": worker,
+        "workers": [complete, worker],
     } | changes
 
 

@@ -13,6 +13,7 @@ from decoding.requests import MAIN
 from decoding.vllm_engine.member import Member, StrategySpec
 from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap, TappedLayer
+from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.image_tokens import ImageTokens
 from decoding.vllm_engine.worker.second_attention import AttentionContext
 from decoding.vllm_engine.worker.state_store import StateStore
@@ -122,7 +123,7 @@ class ToyStep:
 def build_tap(device: torch.device, window: int = 0, states: StateStore | None = None) -> tuple[GangAttentionTap, Any]:
     layer = SimpleNamespace(impl=FlashAttentionImpl(window))
     image_tokens = ImageTokens(torch.tensor(IMAGE), 3)
-    context = AttentionContext(1, states or StateStore(1 << 20), lambda _: image_tokens, device)
+    context = AttentionContext(1, states or StateStore(1 << 20), lambda _: image_tokens, device, HeadShards())
     return GangAttentionTap([layer], context), layer
 
 

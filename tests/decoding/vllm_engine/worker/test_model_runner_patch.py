@@ -19,6 +19,7 @@ from decoding.vllm_engine.settings import VllmSettings
 from decoding.vllm_engine.worker import attention_tap, early_exit_tap, head_projection
 from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
+from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
 from decoding.vllm_engine.worker.model_runner_patch import install_taps
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
@@ -59,7 +60,7 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason() -> None:
     runner = build_runner(None)
     hooks = StepHookRunner(CPU)
     with structlog.testing.capture_logs():
-        install_taps(runner, hooks)
+        install_taps(runner, hooks, HeadShards())
     reason = "vLLM's layers of this model cannot be tapped: the layer class ToyLayer is not in `TAPPED_LAYERS`"
     other = (
         "vLLM's attention of this model cannot be computed a second time: "
@@ -84,7 +85,7 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason() -> None:
         engine._check_request(request)
     runner.model.decoder.layers = nn.ModuleList()
     with structlog.testing.capture_logs():
-        install_taps(runner, hooks)
+        install_taps(runner, hooks, HeadShards())
     assert set(hooks.missing) == {"early_exit_layers", *attention, "vision_attention", "head_scales", "probe"}
 
 
@@ -93,7 +94,7 @@ def test_head_tap_reads_the_captures_of_the_attention_tap(monkeypatch: pytest.Mo
     runner, hooks = build_runner(FlashAttentionImpl()), StepHookRunner(CPU)
     runner.model.compute_logits = lambda hidden: runner.model.lm_head(hidden)
     with structlog.testing.capture_logs():
-        install_taps(runner, hooks)
+        install_taps(runner, hooks, HeadShards())
     assert hooks.missing.keys() == {"vision_attention"}
     assert hooks.get_stats()["layers"] == LAYERS
     early_exits, heads, attention = hooks.taps
@@ -114,6 +115,6 @@ def test_probe_fails_if_what_it_captures_is_not_tapped(kind: str, reason: str) -
     spec = ProbeSpec(StrategySpec("sid", "{}"), "with_image", False, "state", (kind,))
     member = Member("probe", MAIN, 1, is_single_step=True, probe=spec)
     with structlog.testing.capture_logs():
-        install_taps(build_runner(None), hooks)
+        install_taps(build_runner(None), hooks, HeadShards())
         hooks.before_forward(build_step(member, lengths=[PROMPT], computed=[0]))
     assert hooks.take_token_info()["row-0"]["error"] == reason

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decoding.vllm_engine.worker import vision_attention_tap
+from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.vision_attention_tap import CachedVisionAttentionTap
 
 HEADS, HEAD_DIM, PATCHES, LAYERS, CHECKPOINT_LAYERS = 2, 4, 5, 2, 3
@@ -36,7 +37,7 @@ class ToyTowerAttention(nn.Module):
 
 def build_tower() -> tuple[list[ToyTowerAttention], CachedVisionAttentionTap]:
     layers = [ToyTowerAttention() for _ in range(LAYERS)]
-    return layers, CachedVisionAttentionTap(layers, CHECKPOINT_LAYERS)
+    return layers, CachedVisionAttentionTap(layers, CHECKPOINT_LAYERS, HeadShards())
 
 
 def run_tower(layers: list[ToyTowerAttention], images: Tensor) -> None:
@@ -114,13 +115,13 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(vision_attention_tap, "MODEL", f"{__name__}.LlavaModel")
     monkeypatch.setattr(vision_attention_tap, "TOWER", f"{__name__}.Tower")
     compilation = SimpleNamespace(compile_mm_encoder=False, cudagraph_mm_encoder=False)
-    parallel = SimpleNamespace(tensor_parallel_size=1)
-    config = SimpleNamespace(compilation_config=compilation, parallel_config=parallel)
-    return SimpleNamespace(model=LlavaModel(Tower()), vllm_config=config)
+    config = SimpleNamespace(compilation_config=compilation)
+    multimodal = SimpleNamespace(multimodal_config=SimpleNamespace(mm_encoder_tp_mode="weights"))
+    return SimpleNamespace(model=LlavaModel(Tower()), vllm_config=config, model_config=multimodal)
 
 
 def test_tower_is_found(runner: Any) -> None:
-    assert CachedVisionAttentionTap.from_runner(runner).num_layers == CHECKPOINT_LAYERS
+    assert CachedVisionAttentionTap.from_runner(runner, HeadShards()).num_layers == CHECKPOINT_LAYERS
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_tower_is_found(runner: Any) -> None:
     [
         ("vllm_config.compilation_config.compile_mm_encoder", True, "compiles the vision tower"),
         ("vllm_config.compilation_config.cudagraph_mm_encoder", True, "CUDA graph"),
-        ("vllm_config.parallel_config.tensor_parallel_size", 2, "several devices"),
+        ("model_config.multimodal_config.mm_encoder_tp_mode", "data", "images of its own"),
         ("model.config.vision_feature_select_strategy", "full", "class token"),
         ("model.vision_tower", None, "LLaVA model with a CLIP tower"),
     ],
@@ -140,4 +141,4 @@ def test_tower_that_cannot_be_tapped_is_refused(runner: Any, path: str, value: o
         target = getattr(target, parent)
     setattr(target, name, value)
     with pytest.raises(ValueError, match=reason):
-        CachedVisionAttentionTap.from_runner(runner)
+        CachedVisionAttentionTap.from_runner(runner, HeadShards())
