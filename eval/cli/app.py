@@ -6,6 +6,7 @@ import typer
 
 from eval.cli.data import build_pope, fetch_chair
 from eval.cli.finished_runs import compare, export, judge, merge, report, rescore, track, verify
+from eval.cli.reproduce import reproduce
 from eval.cli.run import run
 from eval.cli.score import (
     score_amber,
@@ -41,6 +42,7 @@ build_group.command("pope")(build_pope)
 fetch_group.command("chair")(fetch_chair)
 
 app.command("run")(run)
+app.command("reproduce")(reproduce)
 app.command("verify")(verify)
 app.command("judge")(judge)
 app.command("rescore")(rescore)
