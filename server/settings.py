@@ -88,7 +88,7 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="size of the KV cache, GiB; default: 8 full contexts with engine hf; with vllm 1 on a CPU, all "
+            description="size of the KV cache, GiB; default: 7 full contexts with engine hf; with vllm 1 on a CPU, all "
             "free memory of a GPU",
         ),
     ] = None

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from decoding.engine import EngineSettings
 
-DEFAULT_CONTEXTS = 8  # rows of the model's maximum length that the KV cache holds by default
+# Rows of the model's maximum length that the KV cache holds by default. With the embedded model, one request must take less
+# than 300 MB, with its images and its answers.
+DEFAULT_CONTEXTS = 7
 
 
 @dataclass(frozen=True, slots=True)

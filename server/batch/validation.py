@@ -10,7 +10,7 @@ from pathlib import Path
 from openai.types import BatchError
 
 from decoding.errors import BadRequest
-from server.batch.jsonl import LineReader, build_line_error, hash_custom_id, parse_line
+from server.batch.jsonl import ID_BYTES, LineReader, build_line_error, find_custom_id, hash_custom_id, parse_line
 
 MAX_LINES = 50_000
 MAX_ERRORS = 100  # reported for one file
@@ -70,9 +70,14 @@ def validate_line(text: bytes, number: int, endpoint: str, max_bytes: int, ids: 
         At most one error.
     """
     try:
-        id_hash = hash_custom_id(parse_line(text, endpoint, max_bytes).custom_id)
+        custom_id = parse_line(text, endpoint, max_bytes).custom_id
     except BadRequest as error:
         return [build_line_error(error, number)]
+    # A server that refuses the line later looks at its beginning only, and would give the result the first of two ids.
+    if len(text) > ID_BYTES and find_custom_id(text) not in (None, custom_id):
+        message = "The line has two different custom_ids."
+        return [BatchError(code="duplicate_id", line=number, message=message, param="custom_id")]
+    id_hash = hash_custom_id(custom_id)
     if id_hash in ids:
         message = "An earlier line has the same custom_id."
         return [BatchError(code="duplicate_id", line=number, message=message, param="custom_id")]

@@ -12,6 +12,7 @@ import pytest
 from decoding.errors import BadRequest
 from decoding.hf_engine.batch import Batch
 from decoding.hf_engine.engine import HFEngine
+from decoding.hf_engine.settings import DEFAULT_CONTEXTS
 from decoding.outputs import Answer
 from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from tests.decoding.hf_engine.harness import (
@@ -64,7 +65,7 @@ async def start_together(
 def test_cache_has_eight_contexts_by_default(engine: HFEngine) -> None:
     model = engine.model
     (state,) = model.prefill([model.encoder.encode(make_prompt())])
-    assert model.count_cache_slots(None) == engine.worker.max_slots == 8 * model.max_model_len
+    assert model.count_cache_slots(None) == engine.worker.max_slots == DEFAULT_CONTEXTS * model.max_model_len
     assert model.count_cache_slots(10 * state.nbytes) == 10 * state.length
 
 

@@ -66,6 +66,16 @@ def test_errors_of_a_file_name_their_lines(tmp_path: Path) -> None:
     assert count == 5
 
 
+def test_line_with_two_ids_is_refused(tmp_path: Path) -> None:
+    """The result of a line that is refused after a restart has the id at its beginning."""
+    path = tmp_path / "input"
+    same, other = (make_line(1, user="x" * 20_000)[:-1] + f', "custom_id": "line-{number}"}}' for number in (1, 2))
+    for text, codes in ((same, []), (other, [(1, "duplicate_id", "custom_id")])):
+        path.write_text(text)
+        _, errors = run_steps(validation.validate_file(path, CHAT, 100_000))
+        assert [(error.line, error.code, error.param) for error in errors] == codes
+
+
 def test_validation_keeps_neither_lines_nor_their_ids(tmp_path: Path) -> None:
     """Files of all keys are validated by turns. Ids of 512 characters would take 2 kB each."""
     path = tmp_path / "input"
