@@ -227,3 +227,13 @@ def test_invalid_rows_are_refused(data: Path, change: dict[str, object], message
     file.unlink()
     with pytest.raises(InputError, match=r"there is no response_template\.json"):
         MmhalTask(data, TaskOptions()).load_questions()
+
+
+def test_runs_with_other_judges_are_not_compared(data: Path, tmp_path: Path) -> None:
+    with start_server(ScriptedServer(answer)) as server, start_judge() as judge:
+        for model in ("strict", "mild"):
+            options = ("--judge-url", f"{judge.url}/v1", "--judge-model", model)
+            assert invoke_run(server, data, tmp_path / model, *options, task="mmhal").exit_code == 0
+    result = invoke("compare", tmp_path / "strict", tmp_path / "mild")
+    assert isinstance(result.exception, RunError)
+    assert "rated by other judges" in output_of(result)
