@@ -25,7 +25,19 @@ from eval.runs.plan import Arm, RunPlan
 
 ThresholdKind = Literal["scope", "all"]
 KINDS: tuple[ThresholdKind, ...] = ("scope", "all")
-CONTROL_METRICS = frozenset({"score", "accuracy", "f1", "harmonic_mean", "yes_ratio"})
+CONTROL_METRICS = frozenset(
+    {
+        "score",
+        "accuracy",
+        "f1",
+        "harmonic_mean",
+        "figure_accuracy",
+        "question_accuracy",
+        "easy_accuracy",
+        "hard_accuracy",
+        "yes_ratio",
+    }
+)
 SPLIT_METRICS = frozenset({"accuracy", "f1", "yes_ratio"})  # of single questions, so that expected counts add up
 AT_ZERO = "plain at 0"
 
@@ -62,7 +74,10 @@ class ScoredSamples:
             The samples with a score.
         """
         plain = table.answers[reference]
-        kept = [index for index, each in enumerate(plain) if each.yes_score and each.yes_score.value is not None]
+        scored = [each.yes_score is not None and each.yes_score.value is not None for each in plain]
+        # Questions that are scored together are left out together.
+        lacking = {table.samples[index].joint_key for index, has_score in enumerate(scored) if not has_score}
+        kept = [index for index, sample in enumerate(table.samples) if sample.joint_key not in lacking]
         if len(kept) == len(plain):
             return cls(table, task, plan, reference, [])
         samples = [table.samples[index] for index in kept]

@@ -28,7 +28,9 @@ def compute_costs(table: ScoreTable, reference: str) -> list[StrategyCost]:
 
 
 def _compute_cost(table: ScoreTable, label: str) -> StrategyCost:
-    indices = table.find_unique_indices(range(len(table.samples)))
+    # Every strategy has the answers of plain decoding to questions without an image.
+    with_image = [index for index, sample in enumerate(table.samples) if sample.question.image]
+    indices = table.find_unique_indices(with_image or range(len(table.samples)))
     answers = [table.answers[label][index] for index in indices]
     usages = [_read_usage(answer) for answer in answers]
     ratios = RatioMetrics.from_metrics((PASSES, SPEED))

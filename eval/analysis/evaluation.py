@@ -32,8 +32,10 @@ def evaluate(
         The results and the scores.
 
     Raises:
-        RunError: No question has an answer of every strategy.
+        RunError: No question has an answer of every strategy, or the answers are not rated yet.
     """
+    if task.needs_judge and plan.options.judge is None:
+        raise RunError("The answers are not rated yet. `judge` has them rated by a model.")
     table = build_score_table(plan, task, questions, stored.by_key)
     if not table.samples:
         raise RunError("No question has an answer of every strategy, so there is nothing to compare.")
@@ -94,10 +96,11 @@ def _collect_warnings(
     plan: RunPlan, arms: Sequence[ArmSummary], scopes: Sequence[ScopeResult], unreadable: Sequence[UnreadableLine]
 ) -> list[str]:
     warnings = [describe_unreadable(ANSWERS_NAME, unreadable)] if unreadable else []
+    lacking = "answer or no verdict" if plan.options.judge else "answer"
     for arm in arms:
         if arm.missing:
             warnings.append(
-                f"{arm.label}: {arm.missing} questions have no answer yet. They are left out for all strategies."
+                f"{arm.label}: {arm.missing} questions have no {lacking} yet. They are left out for all strategies."
             )
         if arm.empty:
             warnings.append(f"{arm.label}: {arm.empty} answers are empty. They are scored as empty answers.")

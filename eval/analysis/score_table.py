@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eval.core.answer_store import StoredAnswer
 from eval.core.metrics import Floats, Metric
 from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score
-from eval.runs.plan import RunPlan
+from eval.runs.plan import Arm, RunPlan
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,13 @@ class Sample:
 
     question: BenchmarkQuestion
     seed: int | None
+
+    @property
+    def joint_key(self) -> tuple[str, str, int | None]:
+        """A key that the samples which are scored together share: those of a group under a seed, or the one."""
+        question = self.question
+        name = f"id {question.id}" if question.group is None else f"group {question.group}"
+        return question.scope, name, self.seed
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class ScoreTable:
         samples: Samples that every arm has answered.
         answers: Answers by label, in the order of the samples.
         scores: Scores by label, in the order of the samples. Also those of the constant answers of the task, by name.
-        missing: Number of samples without an answer, by label.
+        missing: Number of samples without an answer, or without a verdict that the task needs, by label.
     """
 
     samples: list[Sample]
@@ -109,10 +116,12 @@ def build_score_table(
         The table, with the samples that every arm has answered.
     """
     samples = [Sample(question, seed) for seed in plan.effective_seeds for question in questions]
-    found = {
-        arm.label: [answers.get(plan.build_request(arm, sample.question, sample.seed).key) for sample in samples]
-        for arm in plan.arms
-    }
+
+    def find_answer(arm: Arm, sample: Sample) -> StoredAnswer | None:
+        answer = answers.get(plan.build_request(arm, sample.question, sample.seed).key)
+        return answer if answer and task.has_verdict(sample.question, answer.text) else None
+
+    found = {arm.label: [find_answer(arm, sample) for sample in samples] for arm in plan.arms}
     common = [index for index in range(len(samples)) if all(column[index] for column in found.values())]
     common_answers = {
         label: [answer for index in common if (answer := column[index])] for label, column in found.items()

@@ -54,6 +54,8 @@ The model's answer: {model_answer}
 Rate each from 1 (worst) to 5 (best): helpfulness, clarity, correctness, depth, engagement. Correctness is about
 agreement with the reference alone. Answer with five lines of exactly this form: <name>: <number>
 """
+HALLUCINATED_BELOW = 3
+"""MMHal-Bench counts answers with a lower rating as hallucinated."""
 ASPECTS = ("helpfulness", "clarity", "correctness", "depth", "engagement")
 
 JudgeFunction = Callable[[str], str]
@@ -109,14 +111,21 @@ class Judge:
         text = from_json(response.content)["choices"][0]["message"]["content"]
         if not isinstance(text, str):
             raise TypeError("the content of the response is not a string")
+        if not text.strip():
+            raise ValueError("the content of the response is empty")
         return text
+
+
+def hash_verdict(model: str, prompt: str) -> str:
+    """Compute the key of a verdict: the SHA-256 of judge and prompt."""
+    return hash_json({"judge": model, "prompt": prompt})
 
 
 def cache_verdicts(model: str, judge: JudgeFunction, store: AnswerStore) -> JudgeFunction:
     """Wrap a judge so that each verdict is stored at once and requested only once, because verdicts cost money."""
 
     def judge_once(prompt: str) -> str:
-        key = hash_json({"judge": model, "prompt": prompt})
+        key = hash_verdict(model, prompt)
         if key not in store:
             start = time.perf_counter()
             text = judge(prompt)
@@ -140,16 +149,16 @@ def score_mmhal(file: Path, judge: JudgeFunction, prompt: str = MMHAL) -> dict[s
     Returns:
         Mean rating from 0 to 6, share of answers rated below 3, and mean rating of each of the 8 question types.
     """
-    ratings = [_parse_ratings(verdict) for verdict in _request_verdicts(file, judge, prompt)]
-    scores = [found[0] if len(found) == 1 else 0 for found in ratings]
+    ratings = [parse_rating(verdict) for verdict in _request_verdicts(file, judge, prompt)]
+    scores = [rating or 0 for rating in ratings]
     by_type = [scores[offset::8] for offset in range(min(8, len(scores)))]
     return {
         "judged": True,
         "rating": _mean(scores),
-        "hallucination_rate": sum(score < 3 for score in scores) / len(scores),
+        "hallucination_rate": sum(score < HALLUCINATED_BELOW for score in scores) / len(scores),
         "rating_by_type": [_mean(each) for each in by_type],
         "n": len(scores),
-        "unparsed": sum(len(found) != 1 for found in ratings),
+        "unparsed": ratings.count(None),
     }
 
 
@@ -178,21 +187,32 @@ def score_vallu(file: Path, judge: JudgeFunction, prompt: str = VALLU) -> dict[s
 
 def _request_verdicts(file: Path, judge: JudgeFunction, prompt: str) -> list[str]:
     """Request a verdict for every row, in order. All prompts are built first, so that a bad row costs no request."""
-    prompts = [_fill_template(prompt, record) for record in read_records(file)]
+    prompts = [fill_template(prompt, record) for record in read_records(file)]
     console = Console(stderr=True)
     return [judge(each) for each in track(prompts, "judged", console=console, disable=not console.is_terminal)]
 
 
-def _fill_template(prompt: str, record: JsonRecord) -> str:
-    values: dict[str, Any] = record.value
-    for key in dict.fromkeys(re.findall(r"\{(\w+)\}", prompt)):
-        value = values[record.find_first_key(key)]
-        prompt = prompt.replace(f"{{{key}}}", ", ".join(value) if isinstance(value, list) else record.get_string(key))
-    return prompt
+def fill_template(prompt: str, record: JsonRecord) -> str:
+    """Replace the names in braces by the fields of a row. A field that is missing raises `InputError`."""
+
+    def get_field(name: re.Match[str]) -> str:
+        value: Any = record.value[record.find_first_key(name[1])]
+        return ", ".join(record.get_strings(name[1])) if isinstance(value, list) else record.get_string(name[1])
+
+    return re.sub(r"\{(\w+)\}", get_field, prompt)
 
 
-def _parse_ratings(verdict: str) -> list[int]:
-    return [rating for rating in range(7) if f"rating: {rating}" in verdict.lower()]
+def parse_rating(verdict: str) -> int | None:
+    """Parse a rating as the official script of MMHal-Bench does.
+
+    Args:
+        verdict: The verdict.
+
+    Returns:
+        The rating from 0 to 6. None if there is none or more than one, which counts as 0.
+    """
+    ratings = [rating for rating in range(7) if f"rating: {rating}" in verdict.lower()]
+    return ratings[0] if len(ratings) == 1 else None
 
 
 def _parse_aspects(verdict: str) -> dict[str, int]:

@@ -42,12 +42,40 @@ def _load_mmvp(data: Path, options: TaskOptions) -> BenchmarkTask:
     return MmvpTask(data, options)
 
 
+def _load_hallusionbench(data: Path, options: TaskOptions) -> BenchmarkTask:
+    from eval.benchmarks.hallusionbench.task import HallusionBenchTask
+
+    return HallusionBenchTask(data, options)
+
+
+def _load_amber(data: Path, options: TaskOptions) -> BenchmarkTask:
+    from eval.benchmarks.amber.task import AmberTask
+
+    return AmberTask(data, options)
+
+
+def _load_amber_generative(data: Path, options: TaskOptions) -> BenchmarkTask:
+    from eval.benchmarks.amber.task import AmberGenerativeTask
+
+    return AmberGenerativeTask(data, options)
+
+
+def _load_mmhal(data: Path, options: TaskOptions) -> BenchmarkTask:
+    from eval.benchmarks.mmhal import MmhalTask
+
+    return MmhalTask(data, options)
+
+
 LOADERS: dict[str, Callable[[Path, TaskOptions], BenchmarkTask]] = {
     "pope": _load_pope,
     "chair": _load_chair,
     "mme": _load_mme,
     "dash-b": _load_dash_b,
     "mmvp": _load_mmvp,
+    "hallusionbench": _load_hallusionbench,
+    "amber": _load_amber,
+    "amber-generative": _load_amber_generative,
+    "mmhal": _load_mmhal,
 }
 TASK_NAMES = tuple(LOADERS)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from eval.cli.data import build_pope, fetch_chair
-from eval.cli.finished_runs import compare, export, merge, report, rescore, track, verify
+from eval.cli.finished_runs import compare, export, judge, merge, report, rescore, track, verify
+from eval.cli.reproduce import reproduce
 from eval.cli.run import run
 from eval.cli.score import (
     score_amber,
@@ -41,7 +42,9 @@ build_group.command("pope")(build_pope)
 fetch_group.command("chair")(fetch_chair)
 
 app.command("run")(run)
+app.command("reproduce")(reproduce)
 app.command("verify")(verify)
+app.command("judge")(judge)
 app.command("rescore")(rescore)
 app.command("report")(report)
 app.command("compare")(compare)

@@ -1,4 +1,4 @@
-"""The commands that read finished runs: `verify`, `rescore`, `report`, `compare`, `track`, `merge` and `export`.
+"""The commands that read finished runs, from `verify` to `export`.
 
 Functions import their modules when they are called, so that `--help` does not load statistics and plots.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from eval.cli.summary import print_summary, resolve_labels, warn
+from eval.cli.summary import build_judge_settings, print_summary, resolve_labels, warn
 
 
 def verify(
@@ -27,6 +27,30 @@ def verify(
     if differences:
         raise typer.Exit(1)
     typer.echo(f"{folder}: files, images, answers and numbers are unchanged.")
+
+
+def judge(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run of mmhal.")],
+    judge_url: Annotated[str, typer.Option(help="Address of the judge: an OpenAI-compatible server, with /v1.")],
+    judge_model: Annotated[str, typer.Option(help="Model name of the judge.")],
+    judge_api_key: Annotated[
+        str | None, typer.Option(envvar="JUDGE_API_KEY", help="API key of the judge.", show_default=False)
+    ] = None,
+    judge_prompt: Annotated[
+        Path | None, typer.Option(help="File with another prompt of the judge. {names} are fields of a row.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
+    data: Annotated[str | None, typer.Option(help="Current data folder, if it has moved.")] = None,
+) -> None:
+    """Have the stored answers of a run rated by a judge model, without the server of the answers."""
+    from eval.benchmarks.llm_judge import Judge
+    from eval.workflows.judging import judge_run
+
+    model = Judge(judge_url, judge_model, judge_api_key)
+    settings = build_judge_settings(model, judge_prompt)
+    assert settings is not None
+    results = judge_run(folder, settings, model, concurrency, Console(stderr=True), data)
+    print_summary(results, folder / "report.html")
 
 
 def rescore(

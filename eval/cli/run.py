@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from eval.benchmarks.registry import TASK_NAMES
-from eval.cli.summary import print_summary, resolve_labels
+from eval.cli.summary import INCOMPLETE, build_judge_settings, print_summary, resolve_labels
 from eval.runs.stack_spec import parse_specs
+
+if TYPE_CHECKING:
+    from eval.benchmarks.llm_judge import Judge
+    from eval.runs.client import EvalClient
+    from eval.runs.preparation import RunOptions
+    from eval.workflows.run_workflow import RunOutcome
 
 
 def run(
@@ -47,6 +53,19 @@ def run(
     ] = False,
     variant: Annotated[str, typer.Option(help="Variant of CHAIR, as in `score chair`.")] = "original",
     synonyms: Annotated[Path | None, typer.Option(help="Table of synonyms. Default: our own.")] = None,
+    similarity: Annotated[
+        bool, typer.Option(help="amber-generative: treat similar words as equal, which needs spaCy's en_core_web_lg.")
+    ] = True,
+    judge_url: Annotated[
+        str | None, typer.Option(help="mmhal: address of the judge, with /v1. Without it, `judge` rates the answers.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="mmhal: model name of the judge.")] = None,
+    judge_api_key: Annotated[
+        str | None, typer.Option(envvar="JUDGE_API_KEY", help="API key of the judge.", show_default=False)
+    ] = None,
+    judge_prompt: Annotated[
+        Path | None, typer.Option(help="File with another prompt of the judge. {names} are fields of a row.")
+    ] = None,
     controls: Annotated[bool, typer.Option(help="Add matched controls of strategies with branches.")] = True,
     strategy_via: Annotated[
         Literal["body", "suffix"], typer.Option(help="Name the strategy in the body or in the model suffix.")
@@ -64,6 +83,7 @@ def run(
     retries: Annotated[int, typer.Option(min=0, help="Retries of a failed request, with growing pauses.")] = 5,
 ) -> None:
     """Compare strategies on the same questions, images and seeds."""
+    from eval.benchmarks.llm_judge import Judge
     from eval.benchmarks.registry import load_task
     from eval.core.dataset import resolve_data_folder
     from eval.core.task import TaskOptions
@@ -72,12 +92,17 @@ def run(
     from eval.runs.plan import Shard
     from eval.runs.preparation import RunOptions
     from eval.runs.request import SamplingSettings
-    from eval.workflows.run_workflow import parse_seeds, run_evaluation
+    from eval.workflows.run_workflow import parse_seeds
 
     if check and benchmark != "chair":
         raise EvaluationError(f"--check: {benchmark} has no labels for claims. Use it with chair.")
     if labels is not None and benchmark != "pope":
         raise EvaluationError(f"--labels: {benchmark} has no other labels. Use it with pope.")
+    if (judge_url is None) != (judge_model is None):
+        raise EvaluationError("--judge-url and --judge-model: give both, or none of them.")
+    judge = Judge(judge_url, judge_model, judge_api_key) if judge_url and judge_model else None
+    if benchmark != "mmhal" and (judge or judge_prompt):
+        raise EvaluationError(f"--judge-url, --judge-prompt: {benchmark} has no judge. Use them with mmhal.")
     task_options = TaskOptions(
         suffix=suffix,
         prompt=prompt,
@@ -86,6 +111,8 @@ def run(
         synonyms=synonyms,
         labels=resolve_labels(labels),
         allow_missing=allow_missing,
+        similarity=similarity,
+        judge=build_judge_settings(judge, judge_prompt),
     )
     task = load_task(benchmark, resolve_data_folder(data), task_options)
     options = RunOptions(
@@ -103,11 +130,38 @@ def run(
         check=check,
         yes_scores=logprobs and task.is_yes_no,
     )
-    console = Console(stderr=True)
     client = EvalClient(base_url, api_key, timeout, attempts=retries + 1, connections=concurrency)
+    outcome = run_to_end(options, client, out, concurrency, judge)
+    if outcome.results is None:
+        folder = outcome.directory.path
+        typer.echo(f"The answers are stored. Next: onlyseen-eval judge {folder} --judge-url URL --judge-model NAME")
+        raise typer.Exit(INCOMPLETE if outcome.failures else 0)
+    print_summary(outcome.results, outcome.directory.report_file)
+
+
+def run_to_end(
+    options: RunOptions, client: EvalClient, out: Path | None, concurrency: int, judge: Judge | None = None
+) -> RunOutcome:
+    """Execute a run. If it is interrupted, the process ends with the status of an interrupt.
+
+    Args:
+        options: The options of the run.
+        client: A client that is not open yet.
+        out: Folder of the run.
+        concurrency: Number of requests in flight.
+        judge: The judge that the options name.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        Exit: The run is interrupted.
+    """
+    from eval.workflows.run_workflow import run_evaluation
+
+    console = Console(stderr=True)
     try:
-        outcome = asyncio.run(run_evaluation(options, client, out, concurrency, console))
+        return asyncio.run(run_evaluation(options, client, out, concurrency, console, judge))
     except KeyboardInterrupt:
         console.print("Stopped. Stored answers are not lost. The same command continues.")
         raise typer.Exit(130) from None
-    print_summary(outcome.results, outcome.directory.report_file)

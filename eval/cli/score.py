@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from eval.benchmarks import hallusionbench, llm_judge
+from eval.benchmarks import llm_judge
 from eval.benchmarks.amber import answers as amber_answers
 from eval.benchmarks.amber import discriminative, generative
 from eval.benchmarks.chair import score as chair
 from eval.benchmarks.chair.breakdown import count_by_category, count_by_position
 from eval.benchmarks.chair.object_extraction import Variant
+from eval.benchmarks.hallusionbench import score as hallusionbench
 from eval.benchmarks.mme.score import score_results
 from eval.benchmarks.pope import score as pope
 from eval.benchmarks.pope.parsers import PARSERS, AnswerParser
@@ -159,7 +160,9 @@ def score_mme(
 
 
 def score_amber(
-    answers: Annotated[Path, typer.Option(help='Array of `{"id": ..., "response": ...}`.')],
+    answers: Annotated[
+        list[Path], typer.Option(help='Array of `{"id": ..., "response": ...}`. Give it twice for two files.')
+    ],
     annotations: Annotated[Path, typer.Option(help="annotations.json of AMBER.")],
     relation: Annotated[Path | None, typer.Option(help="relation.json of AMBER, for captions.")] = None,
     safe_words: Annotated[Path | None, typer.Option(help="safe_words.txt of AMBER, for captions.")] = None,
@@ -168,12 +171,13 @@ def score_amber(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """AMBER: yes/no questions, and captions if the answers contain any."""
+    """AMBER: yes/no questions, and captions if the answers contain any. Both together give the AMBER score."""
     loaded = amber_answers.read_answers(answers, annotations)
     result: dict[str, Mapping[str, object]] = {}
     if any(answer.type == amber_answers.GENERATIVE for answer in loaded):
         if relation is None or safe_words is None:
-            raise EvaluationError(f"{answers} contains captions, which need --relation and --safe-words of AMBER")
+            files = ", ".join(map(str, answers))
+            raise EvaluationError(f"{files}: there are captions, which need --relation and --safe-words of AMBER")
         vocabulary = generative.AmberVocabulary.load(relation, safe_words)
         are_similar = (lambda first, second: False) if no_similarity else generative.build_similarity_test()
         extract_nouns = generative.build_noun_extractor()
@@ -198,7 +202,10 @@ def score_hallusionbench(
 ) -> None:
     """HallusionBench without a judge: accuracy of questions, figures and pairs."""
     answers = hallusionbench.read_answers(results)
-    groups = {"all": answers, **{name: [each for each in answers if each.category == name] for name in ("VD", "VS")}}
+    groups = {
+        "all": answers,
+        **{name: [each for each in answers if each.question.category == name] for name in ("VD", "VS")},
+    }
     groups = {name: group for name, group in groups.items() if group}
     constants = {
         name: {

@@ -1,4 +1,4 @@
-"""What several commands print and read: the summary of a run, warnings, and the option `--labels`."""
+"""What several commands print and read: the summary of a run, warnings, and options of labels and judges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from eval.benchmarks.llm_judge import Judge
     from eval.core.results import Results
+    from eval.core.task import JudgeSettings
 
 INCOMPLETE = 3  # exit status if questions have no answer
 
@@ -22,6 +24,17 @@ def warn(text: str) -> None:
 def resolve_labels(labels: str | None) -> str | None:
     """Make a path absolute, because manifest.json stores it."""
     return labels if labels in {None, "repope"} else str(Path(str(labels)).expanduser().resolve())
+
+
+def build_judge_settings(judge: Judge | None, prompt: Path | None) -> JudgeSettings | None:
+    """Build the settings of a judge, with the prompt of a file, or with the prompt for MMHal-Bench."""
+    if judge is None:
+        return None
+    from eval.benchmarks.llm_judge import MMHAL
+    from eval.core.jsonl import read_lines
+    from eval.core.task import JudgeSettings
+
+    return JudgeSettings(model=judge.model, prompt="\n".join(read_lines(prompt)) if prompt else MMHAL)
 
 
 def print_summary(results: Results, report: Path) -> None:

@@ -278,12 +278,17 @@ class TableRow(BaseModel):
 
 
 class ExtraTable(BaseModel):
-    """Numbers beside the comparison, without intervals and tests."""
+    """Numbers beside the comparison, without intervals and tests.
+
+    Attributes:
+        decimals: Number of decimals of values that are not in percent.
+    """
 
     title: str
     headers: list[str] = Field(validation_alias=AliasChoices("headers", "heads"))
     rows: list[TableRow]
     percent: bool = True
+    decimals: int = 0
 
 
 class SignalResult(BaseModel):

@@ -18,6 +18,20 @@ CONSTANT_ANSWERS: Mapping[str, str] = {"all yes": "Yes", "all no": "No"}
 """Rows of the tables of yes/no questions, and the answer that each gives to every question."""
 
 
+class JudgeSettings(BaseModel):
+    """The judge model that rates answers.
+
+    Attributes:
+        model: Name of the model.
+        prompt: Template with the fields of a row in braces.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    prompt: str
+
+
 class TaskOptions(BaseModel):
     """Options that change the questions or the scores.
 
@@ -30,6 +44,8 @@ class TaskOptions(BaseModel):
         labels: File or folder with other labels for POPE's questions, or `repope` for the files of RePOPE in the data
             folder. None uses the labels of the question files.
         allow_missing: Accept other labels of questions that are not part of the run.
+        similarity: Treat words as equal in AMBER's captions if spaCy finds them similar, as in the official script.
+        judge: The judge of answers that another model rates. None if they are not rated yet.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +57,8 @@ class TaskOptions(BaseModel):
     synonyms: Path | None = None
     labels: str | None = None
     allow_missing: bool = False
+    similarity: bool = True
+    judge: JudgeSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +129,7 @@ class BenchmarkTask(Protocol):
         is_yes_no: Whether all questions are yes/no questions. Their `truth` has the `label` yes or no, and the detail
             of their scores has the answer as `parsed`: `yes`, `no` or another value.
         cluster: Name of the things that intervals resample, in the singular.
+        needs_judge: Whether another model rates the answers.
     """
 
     name: str
@@ -121,6 +140,7 @@ class BenchmarkTask(Protocol):
     joint_drop_warnings: tuple[tuple[str, str], ...]
     is_yes_no: bool = False
     cluster: str = "image"
+    needs_judge: bool = False
 
     @property
     def constant_answers(self) -> Mapping[str, str]:
@@ -146,6 +166,18 @@ class BenchmarkTask(Protocol):
     def check_scorable(self, questions: Sequence[BenchmarkQuestion]) -> None:
         """Raise `EvaluationError` if answers to these questions could not be scored."""
         return
+
+    def build_judge_prompt(self, question: BenchmarkQuestion, answer: str) -> str:
+        """Build the prompt of the judge about an answer, for a task that needs one."""
+        raise ValueError(f"{self.name} needs no judge")
+
+    def add_verdicts(self, verdicts: Mapping[str, str]) -> None:
+        """Add verdicts of judges, by the hash of judge and prompt."""
+        return
+
+    def has_verdict(self, question: BenchmarkQuestion, answer: str) -> bool:
+        """Return whether an answer can be scored: it has a verdict, or needs none."""
+        return True
 
     def build_tables(
         self, questions: Sequence[BenchmarkQuestion], answers: Mapping[str, Sequence[str]]

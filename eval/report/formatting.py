@@ -50,7 +50,7 @@ def format_table_value(value: float | None, table: ExtraTable) -> str:
     """Format a value of an extra table."""
     if value is None:
         return NO_VALUE
-    return f"{value * 100:.1f}" if table.percent else f"{value:.0f}"
+    return f"{value * 100:.1f}" if table.percent else f"{value:.{table.decimals}f}"
 
 
 def format_estimate(estimate: Estimate | None, *, sign: bool = False) -> str:
@@ -108,9 +108,9 @@ def format_significance(difference: Difference, column: MetricColumn) -> str:
     return ", ".join(filter(None, (format_p_value(difference), format_detectable(difference, column))))
 
 
-def describe_test(difference: Difference) -> str:
+def describe_test(difference: Difference, cluster: str) -> str:
     """Describe the test of a difference, for a tooltip."""
-    test = "exact McNemar" if difference.test == "mcnemar" else "permutation within images"
+    test = "exact McNemar" if difference.test == "mcnemar" else f"permutation within {cluster}s"
     parts = [f"{test}, p = {difference.p:.4f}" if difference.p is not None else test]
     if difference.p_holm is not None:
         parts.append(f"after Holm {difference.p_holm:.4f}")

@@ -19,6 +19,7 @@ from eval.core.answer_store import StoredAnswer
 from eval.core.results import Results
 from eval.core.task import Score
 from eval.report import formatting, plots
+from eval.report.statements import describe_outcome, describe_strategies
 from eval.runs.manifest import Manifest
 
 MAX_SIDE = 360  # pixels of a scaled image
@@ -38,6 +39,8 @@ def render_html(results: Results, manifest: Manifest, table: ScoreTable) -> str:
         primary_columns=[column for column in results.columns if column.primary],
         gallery=_build_gallery(table),
         fmt=formatting,
+        statements=describe_strategies(results),
+        outcome=describe_outcome(results),
         # matplotlib escapes the labels of these SVG files.
         difference_plot=Markup(plots.plot_differences(overall, results)),
         pareto_plot=Markup(plots.plot_pareto(overall, results)),

@@ -21,6 +21,7 @@ from eval.report.formatting import (
     list_bias_rows,
     list_split_rows,
 )
+from eval.report.statements import describe_outcome, describe_strategies
 from eval.runs.manifest import Manifest
 
 ESCAPED_PIPE = r"\|"
@@ -42,6 +43,8 @@ def render_markdown(results: Results, manifest: Manifest) -> str:
     decoding = "greedy" if results.greedy else f"temperature {manifest.plan.sampling.temperature:g}"
     seeds = "" if results.greedy else f", seeds {', '.join(map(str, results.seeds))}"
     lines = [f"# {results.title}: {results.model}", "", f"{decoding}{seeds}.", ""]
+    lines += [f"- `{strategy}`: {text}" for strategy, text in describe_strategies(results)]
+    lines += ["", describe_outcome(results), ""] if results.scopes else []
     lines += [EXPLANATION.format(cluster=results.cluster), ""]
     for scope in results.scopes:
         lines += [f"## {scope.scope}", "", f"{describe_size(scope, results)}.", ""]

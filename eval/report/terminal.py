@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
@@ -33,6 +35,7 @@ from eval.report.formatting import (
     list_bias_rows,
     list_split_rows,
 )
+from eval.report.statements import describe_outcome, describe_strategies
 
 LEGEND = (
     "The second number is the difference to plain: * p < 0.05, ** p < 0.01, *** p < 0.001, adjusted after Holm over "
@@ -43,7 +46,11 @@ COLOURS = {"better": "green", "worse": "red", "unclear": "default"}
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Print all tables, the comparisons with controls, and the warnings."""
+    """Print a sentence for each strategy, all tables, the comparisons with controls, and the warnings."""
+    for strategy, text in describe_strategies(results):
+        console.print(f"[bold]{escape(strategy)}[/bold]: {escape(text)}", highlight=False)
+    if outcome := describe_outcome(results):
+        console.print(escape(outcome), highlight=False)
     for scope in results.scopes:
         console.print(_build_metric_table(scope, results))
         console.print(_build_detectable_table(scope, results))
@@ -75,13 +82,18 @@ def _print_bias(scope: ScopeResult, results: Results, console: Console) -> None:
         ("Parts of the gain", SPLIT_HEADERS, list_split_rows(scope.bias, results, intervals=False), SPLIT_EXPLANATION),
     ):
         if rows:
-            table = Table(title=f"{title}, {scope.scope}", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-            for header in headers:
-                table.add_column(header, justify="left" if header in {"strategy", "metric"} else "right")
-            for row in rows:
-                table.add_row(*map(escape, row))
-            console.print(table)
+            print_plain_table(f"{title}, {scope.scope}", headers, rows, console)
             console.print(explanation, style="dim", highlight=False)
+
+
+def print_plain_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Print a table without lines. Numbers are aligned to the right."""
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for header in headers:
+        table.add_column(header, justify="left" if header in {"strategy", "metric", "scope", "row"} else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def _build_metric_table(scope: ScopeResult, results: Results) -> Table:

@@ -85,7 +85,7 @@ class Manifest(BaseModel):
 
 
 def collect_package_versions(
-    packages: Iterable[str] = ("numpy", "scipy", "statsmodels", "nltk", "onlyseen"),
+    packages: Iterable[str] = ("numpy", "scipy", "statsmodels", "nltk", "spacy", "en_core_web_lg", "onlyseen"),
 ) -> dict[str, str]:
     """Return the versions of Python and of the installed packages among `packages`."""
     versions = {"python": platform.python_version()}

@@ -161,7 +161,19 @@ class RunPlan(BaseModel):
                 yield self.build_request(arm, question, seed)
 
     def build_request(self, arm: Arm, question: BenchmarkQuestion, seed: int | None) -> EvalRequest:
-        """Build the request of one question under one arm and one seed of the run."""
+        """Build the request of one question under one arm and one seed of the run.
+
+        Args:
+            arm: The arm.
+            question: A question. One without an image is asked under plain decoding in every arm, because strategies
+                act on the image and refuse requests without one.
+            seed: The seed.
+
+        Returns:
+            The request.
+        """
+        if question.image is None:
+            arm = next((each for each in self.arms if each.spec.is_plain), arm)
         question_seed = None if seed is None else derive_seed(seed, question)
         return EvalRequest(
             question,

@@ -91,16 +91,37 @@ def write_mmvp(answers: Iterable[OfficialAnswer], file: Path) -> None:
     _write_jsonl(file, ({**each.row, "response": each.answer} for each in answers))
 
 
+def write_hallusionbench(answers: Iterable[OfficialAnswer], file: Path) -> None:
+    """Write the input of evaluation.py of HallusionBench."""
+    rows = [{**each.row, "model_prediction": each.answer} for each in answers]
+    _write_text(file, json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+def write_mmhal(answers: Iterable[OfficialAnswer], file: Path) -> None:
+    """Write the input of eval_gpt4.py of MMHal-Bench."""
+    _write_text(file, json.dumps([{**each.row, "model_answer": each.answer} for each in answers], indent=2))
+
+
 WRITERS: dict[str, Callable[[Sequence[OfficialAnswer], Path], None]] = {
     "pope": write_pope,
     "llava": write_llava,
     "chair": write_chair,
     "amber": write_amber,
+    "amber-generative": write_amber,
+    "mmhal": write_mmhal,
     "mme": write_mme,
     "dash-b": write_dash_b,
     "mmvp": write_mmvp,
+    "hallusionbench": write_hallusionbench,
 }
-SINGLE_FILES = {"dash-b": "answers.json", "mmvp": "answers.jsonl"}
+SINGLE_FILES = {
+    "dash-b": "answers.json",
+    "mmvp": "answers.jsonl",
+    "hallusionbench": "HallusionBench_result.json",
+    "amber": "answers.json",
+    "amber-generative": "answers.json",
+    "mmhal": "response.json",
+}
 """Names of files with the answers of all scopes."""
 
 

@@ -49,6 +49,7 @@ class FinishedRun:
         check_format(manifest, path)
         plan = manifest.plan.model_copy(update={"data": data}) if data else manifest.plan
         task = plan.load_task()
+        task.add_verdicts(directory.load_verdicts())
         return cls(directory, manifest, plan, task, plan.select_questions(task), load_answers(directory.answers_file))
 
     def get_arm(self, label: str) -> Arm:
@@ -71,3 +72,8 @@ class FinishedRun:
     def find_answer(self, arm: Arm, question: BenchmarkQuestion, seed: int | None) -> StoredAnswer | None:
         """Return the answer to a question under a strategy and a seed of the run, or None."""
         return self.stored.by_key.get(self.plan.build_request(arm, question, seed).key)
+
+    def find_scorable_answer(self, arm: Arm, question: BenchmarkQuestion, seed: int | None) -> StoredAnswer | None:
+        """Return the answer to a question, or None if it is missing or lacks a verdict that the task needs."""
+        answer = self.find_answer(arm, question, seed)
+        return answer if answer and self.task.has_verdict(question, answer.text) else None

@@ -41,10 +41,19 @@ def merge_shards(shards: Sequence[Path], out: Path, data: str | None = None, *, 
                 warn(describe_unreadable(file, stored.unreadable))
             for answer in stored.by_key.values():
                 store.add(answer)
+    _merge_verdicts(shards, directory)
     first = manifests[0]
     plan = first.plan.model_copy(update={"shard": Shard(), **({"data": data} if data else {})})
     task = plan.load_task()
     return directory.finalize(plan, task, plan.select_questions(task), first.server, first.strategy_via)
+
+
+def _merge_verdicts(shards: Sequence[Path], directory: RunDirectory) -> None:
+    files = [RunDirectory(shard).verdicts_file for shard in shards]
+    for file in filter(Path.is_file, files):
+        with AnswerStore(directory.verdicts_file) as store:
+            for verdict in load_answers(file).by_key.values():
+                store.add(verdict)
 
 
 def _check_shards(shards: Sequence[Path], manifests: Sequence[Manifest]) -> None:

@@ -18,7 +18,7 @@ from eval.workflows.finished_run import FinishedRun
 
 MIN_SHARED = 0.5  # share of the smaller run's questions
 MAX_NAMED = 3  # questions that an error names
-TASK_SETTINGS = ("parser", "variant")  # options that change the scores
+TASK_SETTINGS = ("parser", "variant", "similarity")  # options that change the scores
 
 Seed = int | None
 
@@ -73,6 +73,7 @@ def compare_runs(
     """
     runs = FinishedRun.load(first, data), FinishedRun.load(second, data)
     check_comparable(*runs)
+    runs[0].task.add_verdicts(runs[1].directory.load_verdicts())
     arms = pair_arms(*runs, strategies)
     shared = join_questions(*runs)
     table, lacking = build_paired_table(*runs, shared.pairs, arms)
@@ -111,6 +112,8 @@ def check_comparable(first: FinishedRun, second: FinishedRun) -> None:
         values = [getattr(run.plan.options, name) for run in (first, second)]
         if values[0] != values[1]:
             raise RunError(f"{folders[0]} has --{name} {values[0]}, {folders[1]} has --{name} {values[1]}.")
+    if first.plan.options.judge != second.plan.options.judge:
+        raise RunError(f"{folders[0]} and {folders[1]} were rated by other judges, or with other prompts.")
     if first.task.is_yes_no:  # The labels are in the questions, which are compared one by one.
         return
     files = first.manifest.files, second.manifest.files
@@ -235,15 +238,15 @@ def build_paired_table(
         samples += [Sample(question, number) for question, _ in questions]
         for pair in arms:
             columns.setdefault(pair.columns.first, []).extend(
-                first.find_answer(pair.first, question, seed) for question, _ in questions
+                first.find_scorable_answer(pair.first, question, seed) for question, _ in questions
             )
             columns.setdefault(pair.columns.second, []).extend(
-                second.find_answer(pair.second, question, other_seed) for _, question in questions
+                second.find_scorable_answer(pair.second, question, other_seed) for _, question in questions
             )
     unanswered = [any(column[index] is None for column in columns.values()) for index in range(len(samples))]
     # Questions that are scored together are left out together.
-    left_out = {_joint_key(sample) for sample, lacks in zip(samples, unanswered, strict=True) if lacks}
-    kept = [index for index, sample in enumerate(samples) if _joint_key(sample) not in left_out]
+    left_out = {sample.joint_key for sample, lacks in zip(samples, unanswered, strict=True) if lacks}
+    kept = [index for index, sample in enumerate(samples) if sample.joint_key not in left_out]
     answers = {label: [answer for index in kept if (answer := column[index])] for label, column in columns.items()}
     kept_samples = [samples[index] for index in kept]
     scores = {
@@ -251,11 +254,6 @@ def build_paired_table(
         for label, column in answers.items()
     }
     return ScoreTable(kept_samples, answers, scores, missing={}), len(samples) - len(kept)
-
-
-def _joint_key(sample: Sample) -> tuple[str, str, Seed]:
-    question = sample.question
-    return question.scope, f"id {question.id}" if question.group is None else f"group {question.group}", sample.seed
 
 
 def list_unequal_settings(first: FinishedRun, second: FinishedRun, arms: Sequence[ArmPair]) -> list[str]:

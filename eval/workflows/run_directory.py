@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from eval.analysis.evaluation import evaluate
-from eval.core.answer_store import ANSWERS_NAME, describe_error, load_answers
+from eval.core.answer_store import ANSWERS_NAME, StoredAnswer, describe_error, load_answers
 from eval.core.results import Results
 from eval.core.task import BenchmarkQuestion, BenchmarkTask
 from eval.errors import InputError, RunError
@@ -19,6 +20,7 @@ from eval.report.markdown import render_markdown
 from eval.runs.manifest import MANIFEST_NAME, Manifest
 from eval.runs.plan import RunPlan
 
+VERDICTS_NAME = "verdicts.jsonl"
 PLAN_NAME = "plan.json"  # written before the first request, while a manifest is written after the last one
 
 
@@ -44,6 +46,11 @@ class RunDirectory:
     def answers_file(self) -> Path:
         """The stored answers."""
         return self.path / ANSWERS_NAME
+
+    @property
+    def verdicts_file(self) -> Path:
+        """The stored verdicts of judges."""
+        return self.path / VERDICTS_NAME
 
     @property
     def results_file(self) -> Path:
@@ -88,6 +95,12 @@ class RunDirectory:
                 raise InputError(f"is not a {file.stem} of a run: {describe_error(error)}", file) from None
         return None
 
+    def load_verdicts(self) -> dict[str, str]:
+        """Load the verdicts of judges, by the hash of judge and prompt. A run without a judge has none."""
+        if not self.verdicts_file.is_file():
+            return {}
+        return {key: verdict.text for key, verdict in load_answers(self.verdicts_file).by_key.items()}
+
     def write_plan(self, plan: RunPlan) -> None:
         """Write the plan, so that the folder belongs to the task before there are results."""
         self.write_file(PLAN_NAME, plan.model_dump_json(indent=2))
@@ -101,15 +114,29 @@ class RunDirectory:
         strategy_via: str,
     ) -> Results:
         """Score the stored answers and write plan, manifest, results and reports."""
+        task.add_verdicts(self.load_verdicts())
         results, table = evaluate(plan, task, questions, load_answers(self.answers_file))
         answers = chain.from_iterable(table.answers.values())
-        manifest = Manifest.create(plan, task, questions, answers, server, strategy_via)
-        self.write_plan(plan)
-        self.write_file(MANIFEST_NAME, manifest.model_dump_json(indent=2))
+        manifest = self.write_manifest(plan, task, questions, answers, server, strategy_via)
         self.write_file("results.json", results.model_dump_json(indent=2))
         self.write_file("report.md", render_markdown(results, manifest))
         self.write_file("report.html", render_html(results, manifest, table))
         return results
+
+    def write_manifest(
+        self,
+        plan: RunPlan,
+        task: BenchmarkTask,
+        questions: list[BenchmarkQuestion],
+        answers: Iterable[StoredAnswer],
+        server: str,
+        strategy_via: str,
+    ) -> Manifest:
+        """Write plan and manifest of a run whose requests have been sent."""
+        manifest = Manifest.create(plan, task, questions, answers, server, strategy_via)
+        self.write_plan(plan)
+        self.write_file(MANIFEST_NAME, manifest.model_dump_json(indent=2))
+        return manifest
 
     def write_file(self, name: str, text: str) -> None:
         """Replace a file atomically: a reader sees the old or the new content.

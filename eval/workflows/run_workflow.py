@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from json import dumps
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from eval.benchmarks.llm_judge import JudgeFunction
 from eval.core.answer_store import AnswerStore, describe_unreadable
 from eval.core.dataset import check_images
 from eval.core.results import Results
@@ -20,22 +19,26 @@ from eval.runs.executor import FailedRequest, RunExecutor
 from eval.runs.plan import RunPlan
 from eval.runs.preparation import RunOptions, prepare_plan
 from eval.runs.progress import ProgressBars
+from eval.workflows.judging import print_failures, request_verdicts, write_failures
 from eval.workflows.run_directory import RunDirectory
-
-MAX_REASONS = 5  # failure reasons that are printed
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """The result of a run."""
+    """The result of a run. Without results, the answers must be rated by a judge first."""
 
     directory: RunDirectory
-    results: Results
+    results: Results | None
     failures: list[FailedRequest]
 
 
 async def run_evaluation(
-    options: RunOptions, client: EvalClient, out: Path | None, concurrency: int, console: Console
+    options: RunOptions,
+    client: EvalClient,
+    out: Path | None,
+    concurrency: int,
+    console: Console,
+    judge: JudgeFunction | None = None,
 ) -> RunOutcome:
     """Execute a run, or continue it if the folder has answers.
 
@@ -47,6 +50,7 @@ async def run_evaluation(
         out: Folder of the run. None uses a name made from task and model.
         concurrency: Number of requests in flight.
         console: Console for progress and failures.
+        judge: The judge that the options name.
 
     Returns:
         The folder, the results and the failed requests.
@@ -74,11 +78,17 @@ async def run_evaluation(
                 hint = f"{len(store)} answers are stored in {directory.answers_file}. The same command continues."
                 raise RunError(f"{error}\n{hint}") from error
             finally:
-                failures = [asdict(failure) for failure in executor.failures]
-                directory.write_file("failures.json", dumps(failures, indent=1))
-    _print_failures(executor.failures, console)
+                write_failures(directory, executor.failures)
+    print_failures(executor.failures, console)
+    failures = list(executor.failures)
+    if task.needs_judge:
+        if judge is None:
+            directory.write_manifest(plan, task, questions, [], client.base_url, strategy_via)
+            return RunOutcome(directory, None, failures)
+        failures += request_verdicts(plan, task, questions, directory, judge, concurrency, console)
+        write_failures(directory, failures)
     results = directory.finalize(plan, task, questions, client.base_url, strategy_via)
-    return RunOutcome(directory, results, executor.failures)
+    return RunOutcome(directory, results, failures)
 
 
 def _print_plan(
@@ -92,15 +102,6 @@ def _print_plan(
     )
     if plan.sampling.greedy and len(plan.seeds) > 1:
         console.print("Greedy answers do not depend on a seed, so each question is sent once.")
-
-
-def _print_failures(failures: Sequence[FailedRequest], console: Console) -> None:
-    if not failures:
-        return
-    console.print(f"[red]{len(failures)} questions have no answer[/red]. The same command sends them again.")
-    for reason, times in Counter(failure.reason for failure in failures).most_common(MAX_REASONS):
-        example = next(failure for failure in failures if failure.reason == reason)
-        console.print(f"  {times}x {reason} (first: {example.question}, {example.strategy})", markup=False)
 
 
 def _build_default_folder(plan: RunPlan) -> Path:

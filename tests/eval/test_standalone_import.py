@@ -10,7 +10,7 @@ import tomllib
 from tests.eval.cli_driver import ROOT
 from tests.test_architecture import list_imports, list_sources
 
-IMPORT_NAMES = {"pillow": "PIL"}  # packages with another import name
+IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}  # packages with another import name
 
 
 OPTIONAL = {"spacy"}  # for AMBER's captions; the error names it if it is missing

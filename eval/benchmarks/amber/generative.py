@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from eval.benchmarks.amber.answers import GENERATIVE, AmberAnswer
@@ -58,7 +58,7 @@ class AmberVocabulary:
                 raise InputError("must be a list of strings", relation, None, word)
         return cls(associated, frozenset(read_lines(safe_words)))
 
-    @property
+    @cached_property
     def all_words(self) -> frozenset[str]:
         """All objects and all words that name them."""
         return frozenset(self.associated).union(*self.associated.values())
@@ -83,6 +83,60 @@ class AmberVocabulary:
         return associated + [(word, index) for index, word in enumerate(objects)]
 
 
+@dataclass(frozen=True)
+class CaptionCounts:
+    """What a caption mentions.
+
+    Attributes:
+        nouns: Nouns of the vocabulary.
+        unsupported: Nouns that are neither safe nor in the image.
+        present: Annotated objects.
+        covered: Annotated objects that the caption mentions.
+        likely: Annotated likely hallucinations.
+        confirmed: Likely hallucinations that the caption mentions.
+    """
+
+    nouns: int
+    unsupported: int
+    present: int
+    covered: int
+    likely: int
+    confirmed: int
+
+
+def count_caption(
+    caption: AmberAnswer, vocabulary: AmberVocabulary, extract_nouns: NounExtractor, are_similar: SimilarityTest
+) -> CaptionCounts:
+    """Count what a caption mentions.
+
+    Args:
+        caption: The caption.
+        vocabulary: AMBER's vocabulary.
+        extract_nouns: Extracts nouns from a caption.
+        are_similar: Whether two words count as equal.
+
+    Returns:
+        The counts.
+    """
+    words = vocabulary.all_words
+    nouns = [noun for noun in extract_nouns(caption.response) if noun in words]
+    correct, hallucinated, unsupported = _match_nouns(
+        nouns,
+        vocabulary.expand(caption, "truth"),
+        vocabulary.expand(caption, "hallu"),
+        vocabulary.safe,
+        are_similar,
+    )
+    return CaptionCounts(
+        nouns=len(nouns),
+        unsupported=unsupported,
+        present=len(caption.annotation.get_strings("truth")),
+        covered=len(correct),
+        likely=len(caption.annotation.get_strings("hallu")),
+        confirmed=len(hallucinated),
+    )
+
+
 def score_captions(
     answers: Sequence[AmberAnswer],
     vocabulary: AmberVocabulary,
@@ -98,28 +152,32 @@ def score_captions(
         are_similar: Whether two words count as equal.
 
     Returns:
-        CHAIR, Cover, Hal and Cog in percent, rounded, with 0.001 added to every count as in the official script.
+        The numbers of `compute_official_scores`.
     """
     captions = [each for each in answers if each.type == GENERATIVE]
-    words = vocabulary.all_words
-    mentioned = wrong = present = covered = likely = confirmed = clean = 0
-    for caption in captions:
-        nouns = [noun for noun in extract_nouns(caption.response) if noun in words]
-        correct, hallucinated, unsupported = _match_nouns(
-            nouns,
-            vocabulary.expand(caption, "truth"),
-            vocabulary.expand(caption, "hallu"),
-            vocabulary.safe,
-            are_similar,
-        )
-        mentioned, wrong, clean = mentioned + len(nouns), wrong + unsupported, clean + (unsupported == 0)
-        present, covered = present + len(caption.annotation.get_strings("truth")), covered + len(correct)
-        likely, confirmed = likely + len(caption.annotation.get_strings("hallu")), confirmed + len(hallucinated)
+    return compute_official_scores([count_caption(each, vocabulary, extract_nouns, are_similar) for each in captions])
+
+
+def compute_official_scores(captions: Sequence[CaptionCounts]) -> dict[str, float]:
+    """Compute the numbers of the official script, which adds 0.001 to every count.
+
+    Args:
+        captions: The counts of the captions.
+
+    Returns:
+        CHAIR, Cover, Hal and Cog in percent, rounded.
+    """
+
+    def divide(part: str, whole: str) -> float:
+        sums = [float(sum(getattr(each, name) for each in captions)) for name in (part, whole)]
+        return round(sums[0] / (sums[1] + 0.001) * 100, 1)
+
+    clean = sum(each.unsupported == 0 for each in captions)
     return {
-        "chair": round(wrong / (mentioned + 0.001) * 100, 1),
-        "cover": round(covered / (present + 0.001) * 100, 1),
+        "chair": divide("unsupported", "nouns"),
+        "cover": divide("covered", "present"),
         "hal": round(100 - clean / (len(captions) + 0.001) * 100, 1),
-        "cog": round(confirmed / (likely + 0.001) * 100, 1),
+        "cog": divide("confirmed", "likely"),
         "n": len(captions),
     }
 

@@ -43,7 +43,7 @@ def write_answers(folder: Path, responses: Sequence[object]) -> Path:
 
 def load_answers_of(folder: Path, responses: dict[int, str]) -> list[AmberAnswer]:
     file = write_answers(folder, [{"id": number, "response": text} for number, text in responses.items()])
-    return read_answers(file, folder / "annotations.json")
+    return read_answers([file], folder / "annotations.json")
 
 
 def score_captions(folder: Path, responses: dict[int, str], similar: generative.SimilarityTest) -> dict[str, float]:
@@ -131,11 +131,11 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_invalid_answers_are_refused(files: Path, responses: dict[str, object], message: str) -> None:
     file = write_answers(files, [responses])
     with pytest.raises(InputError) as refused:
-        read_answers(file, files / "annotations.json")
+        read_answers([file], files / "annotations.json")
     assert str(refused.value) == f"{file}: {message}"
 
 
 def test_a_repeated_id_is_refused(files: Path) -> None:
     file = write_answers(files, [{"id": 3, "response": "No"}] * 2)
     with pytest.raises(InputError, match="3 is repeated"):
-        read_answers(file, files / "annotations.json")
+        read_answers([file], files / "annotations.json")

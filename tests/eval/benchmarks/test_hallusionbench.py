@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.benchmarks.hallusionbench import compute_scores, read_answers
+from eval.benchmarks.hallusionbench.score import compute_scores, read_answers
 from eval.errors import InputError
 from tests.eval.cli_driver import run_process
 

@@ -34,7 +34,7 @@ def test_written_answers_can_be_read(tmp_path: Path) -> None:
 def test_written_amber_answers_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "annotations.json").write_text(json.dumps([{"type": "relation", "truth": "no"}] * 2))
     WRITERS["amber"](ANSWERS, tmp_path / "amber.json")
-    assert [item.response for item in read_answers(tmp_path / "amber.json", tmp_path / "annotations.json")] == [
+    assert [item.response for item in read_answers([tmp_path / "amber.json"], tmp_path / "annotations.json")] == [
         answer.answer for answer in ANSWERS
     ]
 
