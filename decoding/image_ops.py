@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from decoding.outputs import RelevanceMap
-from decoding.prompt import Frame, ImageInput, Noise
+from decoding.prompt import Frame, ImageInput, Noise, limit_size
 
 BLUR = 0.02  # of the side of the matcher's input
 MAX_KEPT = 1 - 1e-5
@@ -148,6 +148,13 @@ def pad_to_square(image: ImageInput, side: int) -> ImageInput:
     canvas = Image.new("RGB", (side, side), PAD_COLOR)
     canvas.paste(shown, ((side - shown.width) // 2, (side - shown.height) // 2))
     return image.with_image(canvas)
+
+
+def limit_pixels(image: ImageInput) -> Image.Image:
+    """Return the visible image, scaled down to at most a megapixel, as a shifted copy is."""
+    shown = image.visible
+    size = limit_size(shown.size)
+    return shown if size == shown.size else shown.resize(size, reducing_gap=2.0)
 
 
 def draw_frame(image: ImageInput, box: Box, color: str) -> ImageInput:

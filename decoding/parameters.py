@@ -1,8 +1,9 @@
 """Parameters that several strategies share, with their bounds and descriptions."""
 
-from typing import Annotated
+import math
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import BaseModel, Field, model_validator
 
 from decoding.tensor_hooks import PER_ROW, TEXT_SIDE
 
@@ -16,3 +17,31 @@ FirstLayer = Annotated[int, Field(ge=0, le=1000, description="Number of the firs
 DescriptionTokens = Annotated[
     int, Field(ge=1, le=8192, description="Maximum length of a description, in tokens."), TEXT_SIDE
 ]
+FirstLayerShare = Annotated[float, Field(ge=0, le=1, description="First edited layer, as a share of the depth.")]
+LastLayerShare = Annotated[float, Field(ge=0, le=1, description="Last edited layer, as a share of the depth.")]
+
+
+class LayerRange(BaseModel):
+    """A range of layers, as shares of the depth, so that it fits models of any depth. Strategies set the defaults."""
+
+    first: FirstLayerShare
+    last: LastLayerShare
+
+    @model_validator(mode="after")
+    def check_order(self) -> Self:
+        """Refuse an empty range of layers.
+
+        Returns:
+            The strategy.
+
+        Raises:
+            ValueError: `first` is larger than `last`.
+        """
+        if self.first > self.last:
+            raise ValueError("`first` is larger than `last`")
+        return self
+
+    def select_layers(self, depth: int) -> range:
+        """Return the layers of the range in a model of `depth` layers."""
+        first, last = (min(math.floor(share * depth + 0.5), depth - 1) for share in (self.first, self.last))
+        return range(first, last + 1)

@@ -52,16 +52,27 @@ class EarlyExits:
 
 @dataclass(frozen=True, slots=True)
 class AttentionKeys:
-    """Keys that the newest token of each row attends to, in one layer."""
+    """Keys that the newest token of each row attends to, in one layer. Keys after the token are masked later."""
 
     image_token_index: Tensor  # [..., keys] index among the image tokens of the prompt; -1 for text
     layer: int
     layers: int
+    generated: Tensor | None = None  # [..., keys] true for tokens of the answer, the newest included; None: none is
 
     @property
     def is_image(self) -> Tensor:
         """[..., keys] true for image tokens."""
         return self.image_token_index >= 0
+
+    @property
+    def is_generated(self) -> Tensor:
+        """[..., keys] true for tokens of the answer."""
+        return torch.zeros_like(self.is_image) if self.generated is None else self.generated
+
+    def select_rows(self, rows: slice) -> AttentionKeys:
+        """Return the keys of some rows of a batch."""
+        generated = None if self.generated is None else self.generated[rows]
+        return AttentionKeys(self.image_token_index[rows], self.layer, self.layers, generated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +96,15 @@ class TensorHooks(BaseModel):
 
     Tensor hooks keep shape, dtype and device, do not modify their inputs, and keep -inf at -inf. `head_scales` and
     `edit_attention_scores` act on the main row only: `head_scales` at every position, prompt included;
-    `edit_attention_scores` on the query of the newest token.
+    `edit_attention_scores` on the query of the newest token, and with `edits_question` also on the prompt's after its
+    last image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: ClassVar[str]
     uncut: ClassVar[Mapping[str, Any]] = {}  # parameters with which `logits` rules no token out
+    # Whether `edit_attention_scores` also acts on the tokens of the prompt after its last image.
+    edits_question: ClassVar[bool] = False
 
     def without_cut(self) -> Self:
         """Return this strategy with `uncut`, for the probabilities of claims.
@@ -140,7 +154,16 @@ class TensorHooks(BaseModel):
         return None
 
     def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
-        """Edit the [..., heads, keys] scaled attention scores of the newest token, before mask and softmax."""
+        """Edit the [..., heads, keys] scaled attention scores of the newest token, before mask and softmax.
+
+        Args:
+            scores: [..., heads, keys] scores. With `edits_question`, `...` may be tokens of one prompt.
+            keys: The keys of the scores.
+            state: Result of this strategy's `update_state`, each [..., *shape].
+
+        Returns:
+            [..., heads, keys] scores.
+        """
         return scores
 
     def keep_image_tokens(self, state: Tensors) -> Tensor | None:

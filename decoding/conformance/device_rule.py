@@ -52,7 +52,9 @@ def run_hooks_on_device(strategy: Strategy) -> Problems:
             yield from call_on_device(strategy, "head_scales", step.state)
         state = copy_all_to_device(one.state)
         yield from call_on_device(strategy, "keep_image_tokens", state)
-        device_keys = AttentionKeys(copy_to_device(keys.image_token_index), keys.layer, keys.layers)
+        device_keys = AttentionKeys(
+            copy_to_device(keys.image_token_index), keys.layer, keys.layers, copy_to_device(keys.is_generated)
+        )
         yield from call_on_device(strategy, "edit_attention_scores", copy_to_device(scores), device_keys, state)
         for probe in probes:
             folded: Tensors = {}

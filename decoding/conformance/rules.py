@@ -274,7 +274,7 @@ def check_inputs_unchanged(strategy_class: type[Strategy]) -> Problems:
     for request in samples.requests:
         if isinstance(request, ProbeRequest) or (isinstance(request, GenerateRequest) and request.updates_state):
             calls += [("update_state", (step.state, activations)) for activations in draw_activations(request, seed=1)]
-    inputs = [*list_tensors(step), scores, keys.image_token_index]
+    inputs = [*list_tensors(step), scores, keys.image_token_index, keys.is_generated]
     before = [tensor.clone() for tensor in inputs]
     for hook, arguments in calls:
         call(strategy, hook, *arguments)
@@ -297,7 +297,9 @@ def check_batch(strategy_class: type[Strategy]) -> Problems:
         needed = [call(strategy, "needs_branches", step.raw) for step in steps]
         yield from compare_rows("needs_branches", call(strategy, "needs_branches", batch.raw), needed)
         attention = [draw_attention(dtype, seed) for seed in SEEDS]
-        keys = AttentionKeys(torch.stack([each.image_token_index for _, each in attention]), LAYERS - 1, LAYERS)
+        index = torch.stack([each.image_token_index for _, each in attention])
+        generated = torch.stack([each.is_generated for _, each in attention])
+        keys = AttentionKeys(index, LAYERS - 1, LAYERS, generated)
         scores = torch.stack([each for each, _ in attention])
         rows = zip(attention, steps, strict=True)
         edited = [call(strategy, "edit_attention_scores", *each, step.state) for each, step in rows]

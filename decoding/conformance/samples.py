@@ -131,7 +131,9 @@ def draw_attention(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[T
     random = torch.Generator().manual_seed(seed)
     scores = (3 * torch.randn(HEADS, KEYS, generator=random)).to(dtype)
     after = KEYS - IMAGE_TOKENS - 2
-    return scores, AttentionKeys(torch.tensor([-1, -1, *range(IMAGE_TOKENS), *[-1] * after]), LAYERS - 1, LAYERS)
+    index = torch.tensor([-1, -1, *range(IMAGE_TOKENS), *[-1] * after])
+    generated = torch.arange(KEYS) >= KEYS - after + 1
+    return scores, AttentionKeys(index, LAYERS - 1, LAYERS, generated)
 
 
 def batch_steps(steps: Sequence[Step]) -> Step:

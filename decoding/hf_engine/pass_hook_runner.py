@@ -14,12 +14,17 @@ from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.taps.attention import AttentionEdit, EditScores
-from decoding.pipeline.attention_hooks import batch_attention_stacks, edit_attention_scores
+from decoding.pipeline.attention_hooks import (
+    StatefulStack,
+    batch_attention_stacks,
+    edit_attention_scores,
+)
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.early_exits import EarlyLogits
 from decoding.requests import MAIN
 from decoding.tensor_hooks import AttentionKeys
 
+MAX_EDITED_TOKENS = 64  # of a prompt, in one call of the hooks
 PromptOffsets = Mapping[int, tuple[int, int]]  # row -> keys of the pass before and after those of the row's prompt
 
 
@@ -34,12 +39,13 @@ class EditGroup:
         self.index = to_row_index(rows, model.device)
         self.stack = batch_attention_stacks([request.attention_stack for request in requests])
 
-    def build_edit(self, newest: Mapping[int, int], offsets: PromptOffsets) -> AttentionEdit:
-        """Build the edit of one pass.
+    def build_edit(self, newest: Mapping[int, int], offsets: PromptOffsets, *, is_step: bool) -> AttentionEdit:
+        """Build the edit of the newest tokens of one pass.
 
         Args:
             newest: Row -> position in the pass of its newest token.
             offsets: Row -> keys of the pass before and after those of its prompt.
+            is_step: Whether the keys after the prompt are those of the answer. They are padding otherwise.
 
         Returns:
             The edit.
@@ -51,26 +57,69 @@ class EditGroup:
             ]
         )
         newest_positions = copy_numbers([newest[row] for row in self.rows], torch.long, self.device)
-        return AttentionEdit(self.index, newest_positions, self._build_edit_scores(image_token_index))
+        generated = None
+        if is_step:
+            num_keys = image_token_index.shape[1]
+            starts = copy_numbers([num_keys - offsets[row][1] for row in self.rows], torch.long, self.device)
+            generated = torch.arange(num_keys, device=self.device) >= starts[:, None]
+        keys = AttentionKeys(image_token_index, 0, self.num_layers, generated)
+        edit_scores = build_edit_scores(self.stack, self.requests, keys)
+        return AttentionEdit(self.index, newest_positions[:, None], edit_scores)
 
-    def _build_edit_scores(self, image_token_index: Tensor) -> EditScores:
-        """Build the function of one pass. A hook that fails, fails its own request.
 
-        Args:
-            image_token_index: [rows, keys], as in `AttentionKeys`.
+def build_question_edits(
+    model: Model, row: int, request: RequestState, length: int, offset: tuple[int, int]
+) -> list[AttentionEdit]:
+    """Build the edits of a prompt's tokens after its last image, without its newest token.
 
-        Returns:
-            Function of a layer and its scores, [rows, heads, keys] before and after.
-        """
+    Args:
+        model: The model.
+        row: Row of the prompt in the pass.
+        request: The request.
+        length: Length of the prompt.
+        offset: Keys of the pass before and after those of the prompt.
 
-        def edit_scores(layer: int, scores: Tensor) -> Tensor:
-            keys = AttentionKeys(image_token_index.to(scores.device), layer, self.num_layers)
-            edited, failures = edit_attention_scores(self.stack, keys, scores)
-            for number, error in failures.items():
-                self.requests[number].failure = error
-            return edited
+    Returns:
+        The edits, of at most `MAX_EDITED_TOKENS` tokens each.
+    """
+    edits = []
+    index = pad(request.image_token_index, offset, value=-1)
+    positions = range(request.question_start, length - 1)
+    for start in range(0, len(positions), MAX_EDITED_TOKENS):
+        tokens = positions[start : start + MAX_EDITED_TOKENS]
+        count = len(tokens)
+        stack = [
+            (strategy, {name: tensor.expand(count, *tensor.shape) for name, tensor in state.items()})
+            for strategy, state in request.question_stack
+        ]
+        keys = AttentionKeys(index.expand(count, -1), 0, model.num_layers)
+        edit_scores = build_edit_scores(stack, [request] * count, keys)
+        positions_tensor = copy_numbers(tokens, torch.long, model.device)[None]
+        edits.append(AttentionEdit(slice(row, row + 1), positions_tensor, edit_scores))
+    return edits
 
-        return edit_scores
+
+def build_edit_scores(stack: StatefulStack, requests: Sequence[RequestState], keys: AttentionKeys) -> EditScores:
+    """Build the function of one edit. A hook that fails, fails its own request.
+
+    Args:
+        stack: Strategies with their states, [n, *shape].
+        requests: Request of each token.
+        keys: Keys that the n tokens attend to. Their layer is replaced.
+
+    Returns:
+        Function of a layer and its scores, [n, heads, keys] before and after.
+    """
+
+    def edit_scores(layer: int, scores: Tensor) -> Tensor:
+        generated = None if keys.generated is None else keys.generated.to(scores.device)
+        own_keys = AttentionKeys(keys.image_token_index.to(scores.device), layer, keys.layers, generated)
+        edited, failures = edit_attention_scores(stack, own_keys, scores)
+        for number, error in failures.items():
+            requests[number].failure = error
+        return edited
+
+    return edit_scores
 
 
 class PassHookRunner:
@@ -108,7 +157,14 @@ class PassHookRunner:
         """
         newest = {row: length - 1 for row, length in enumerate(lengths)}
         offsets = {row: (0, max(lengths) - length) for row, length in enumerate(lengths)}
-        with self._apply(newest, offsets) as early_logits:
+        question_edits = [
+            edit
+            for row, request in self._main_rows.items()
+            if request.question_stack
+            for edit in build_question_edits(self.model, row, request, lengths[row], offsets[row])
+        ]
+        edits = [*question_edits, *(group.build_edit(newest, offsets, is_step=False) for group in self._edit_groups)]
+        with self._apply(newest, edits) as early_logits:
             yield early_logits
 
     @contextmanager
@@ -128,16 +184,16 @@ class PassHookRunner:
             for row, request in self._main_rows.items()
         }
         newest = dict.fromkeys(self._main_rows, 0)
-        with self._apply(newest, offsets, hidden_keys if self._kept_tokens else None) as early_logits:
+        edits = [group.build_edit(newest, offsets, is_step=True) for group in self._edit_groups]
+        with self._apply(newest, edits, hidden_keys if self._kept_tokens else None) as early_logits:
             yield
         for row, own_logits in early_logits.items():
             self._main_rows[row].early_logits = own_logits
 
     @contextmanager
     def _apply(
-        self, newest: Mapping[int, int], offsets: PromptOffsets, hidden_keys: Tensor | None = None
+        self, newest: Mapping[int, int], edits: Sequence[AttentionEdit], hidden_keys: Tensor | None = None
     ) -> Iterator[EarlyLogits]:
-        edits = [group.build_edit(newest, offsets) for group in self._edit_groups]
         with (
             self.model.attention_tap.edit(edits, hidden_keys),
             self.model.early_exit_tap.capture(self._exits, newest) as early_logits,

@@ -130,7 +130,7 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
             attention[row] = weights[row][:, positions.to(weights.device)].to(model.device)
 
     newest_positions = copy_numbers(newest, torch.long, model.device)
-    edit = AttentionEdit(slice(None), newest_positions, observe_weights=observe_attention)
+    edit = AttentionEdit(slice(None), newest_positions[:, None], observe_weights=observe_attention)
     edits = [edit] if "attention" in capture else []
     with capture_vision_attention(capture, model) as vision_attention, model.attention_tap.edit(edits):
         outputs = model.prefill_observed(prompts, observe_heads)

@@ -18,7 +18,12 @@ from decoding.hf_engine.model.model import Model, PrefillOutput
 from decoding.hf_engine.sampler import SamplerState
 from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.outputs import Token
-from decoding.pipeline.attention_hooks import compute_attention_batch_key, select_attention_stack
+from decoding.pipeline.attention_hooks import (
+    compute_attention_batch_key,
+    find_question_start,
+    select_attention_stack,
+    select_question_stack,
+)
 from decoding.pipeline.composition import attribute_errors, combine_head_scales, select_branch_names
 from decoding.pipeline.early_exits import find_early_exits
 from decoding.pipeline.grounding import compute_grounding, score_texts
@@ -104,6 +109,8 @@ class RequestState:
         head_scales: [layers, heads] of the main row.
         attention_stack: Strategies that edit attention scores of the main row, innermost first, with their states.
         attention_batch_key: Requests with equal keys share hook calls of their `attention_stack`.
+        question_stack: Strategies of `attention_stack` that also edit the prompt's tokens after its last image.
+        question_start: Position after the last image of the prompt.
         early_exits: Strategy name -> its early exits.
         early_logits: Strategy name -> [exits, vocab] at the current step.
         image_token_index: [prompt tokens] number of the image token; -1 at text.
@@ -150,9 +157,12 @@ class RequestState:
         self.head_scales = None if scales is None else scales.to(model.device, model.dtype)
         self.attention_stack = select_attention_stack(stack, self.hooks.states)
         self.attention_batch_key = compute_attention_batch_key(self.attention_stack)
+        self.question_stack = select_question_stack(self.attention_stack)
         self.early_exits = find_early_exits(stack, model.num_layers, model.has_tied_embeddings)
         self.early_logits: Mapping[str, Tensor] = {}
         self.image_token_index = index_image_tokens(main_ids == model.image_token_id)
+        is_image = inputs[MAIN].ids == model.image_token_id  # on the CPU, so that nothing waits for a device
+        self.question_start = find_question_start(is_image) if self.question_stack else len(is_image)
         self.kept_tokens = collect_kept_tokens(source, inputs, self.hooks.states, model)
         self.first_tokens = model.encoder.find_first_tokens(source.scored_texts)
         self.sampler_state = SamplerState(

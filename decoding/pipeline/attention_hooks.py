@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,6 +30,24 @@ def select_attention_stack(stack: Sequence[TensorHooks], states: Mapping[str, Te
         for strategy in reversed(stack)
         if "edit_attention_scores" in strategy.list_hooks()
     ]
+
+
+def select_question_stack(stack: StatefulStack) -> StatefulStack:
+    """Select the strategies that also edit the attention of the prompt's tokens after its last image."""
+    return [(strategy, state) for strategy, state in stack if strategy.edits_question]
+
+
+def find_question_start(is_image: Tensor) -> int:
+    """Return the position after the last image token of a prompt.
+
+    Args:
+        is_image: [prompt] true at image tokens, on the CPU.
+
+    Returns:
+        The position; the length of a prompt without images.
+    """
+    places = is_image.nonzero()
+    return int(places.max()) + 1 if len(places) else len(is_image)
 
 
 def compute_attention_batch_key(stack: StatefulStack) -> object:
@@ -77,9 +94,7 @@ def edit_attention_scores(stack: StatefulStack, keys: AttentionKeys, scores: Ten
         row = slice(number, number + 1)
         states = [{name: tensor[row] for name, tensor in state.items()} for _, state in stack]
         own_stack = [(strategy, state) for (strategy, _), state in zip(stack, states, strict=True)]
-        own = apply_attention_hooks(
-            own_stack, replace(keys, image_token_index=keys.image_token_index[row]), scores[row]
-        )
+        own = apply_attention_hooks(own_stack, keys.select_rows(row), scores[row])
         edited = torch.cat([edited[:number], own, edited[number + 1 :]])
 
     failures = isolate_failures(range(len(scores)), call)

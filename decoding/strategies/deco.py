@@ -1,18 +1,17 @@
 """Dynamic correction decoding: add the logits of the earlier layer that is surest of a candidate."""
 
-import math
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from decoding.logits_ops import add, mask_logits, top_k_mask, top_p_mask
-from decoding.parameters import EarlyLayer, Normed
+from decoding.parameters import EarlyLayer, LayerRange, Normed
 from decoding.requests import GenerateRequest
 from decoding.strategy import EarlyExits, Step, Strategy
 
 
-class DeCo(Strategy):
+class DeCo(LayerRange, Strategy):
     """z_f = z + alpha p* z_l* for the candidates, -inf elsewhere; p* = p_l*(c*) = max over layers l and candidates c.
 
     Models tend to recognise an object a few layers before the end, where later layers suppress it. z_l, [vocab], is the
@@ -42,27 +41,12 @@ class DeCo(Strategy):
     last: Annotated[float, Field(ge=0, le=1, description="Last early layer, as a share of the depth.")] = 28 / 32
     normed: Normed = True
 
-    @model_validator(mode="after")
-    def check_order(self) -> Self:
-        """Refuse an empty range of layers.
-
-        Returns:
-            The strategy.
-
-        Raises:
-            ValueError: `first` is larger than `last`.
-        """
-        if self.first > self.last:
-            raise ValueError("`first` is larger than `last`")
-        return self
-
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
         request.prompt.require_images(self.name)
         return request
 
     def early_exit_layers(self, layers: int, tied: bool) -> EarlyExits:
-        first, last = (min(math.floor(share * layers + 0.5), layers - 1) for share in (self.first, self.last))
-        return EarlyExits(tuple(range(first, last + 1)), self.normed)
+        return EarlyExits(tuple(self.select_layers(layers)), self.normed)
 
     def logits(self, step: Step) -> Tensor:
         assert step.early_logits is not None, "the strategy selects early layers"

@@ -5,6 +5,9 @@ weights. That is a temperature and a plausibility cut. `truncate` is the cut alo
 temperature. A gain over both comes from the branch.
 
 A strategy that also acts on the main row stays in its control, with its branches off and the cut around it.
+
+A strategy that derives its rule from the model's own description has a second control: `describe`, which puts the same
+description into the prompt and has no rule. A gain over it comes from the rule, not from the additional text.
 """
 
 from __future__ import annotations
@@ -30,8 +33,12 @@ Values = Mapping[str, JsonValue]
 # Default for other strategies: a contrast whose weights add up to 1, with the cut `beta` if it has that parameter.
 CONTROL_PARAMS: Mapping[str, Callable[[Values], ControlParams]] = {
     "agla": lambda values: ControlParams(1 + _to_float(values["alpha"]), _to_float(values["beta"])),
+    "ritual": lambda values: ControlParams(1 + _to_float(values["alpha"]), _to_float(values["beta"])),
     "code": lambda values: ControlParams(),  # Its cut grows with the disagreement of its branches.
 }
+
+# Strategies whose rule reads a description. Their names are also those of the styles of `describe`.
+DESCRIBING: frozenset[str] = frozenset({"code", "vdgd"})
 
 # Parameters that turn off the branches and the cut of a strategy that also amplifies attention.
 BRANCHES_OFF: Mapping[str, Values] = {"pai": {"gamma": 1.0}}
@@ -49,15 +56,19 @@ def build_controls(spec: StackSpec, catalog: StrategyCatalog, *, greedy: bool) -
         greedy: Whether decoding is greedy.
 
     Returns:
-        The controls, without duplicates. Empty for a stack without branches.
+        The controls, without duplicates. Empty for a stack without branches and descriptions.
     """
     controls: list[StackSpec] = []
+    available = {entry.name for entry in catalog.data} - set(spec.stack)
     for name in spec.stack:
         values = spec.parameters.get(name, {})
+        if name in DESCRIBING and "describe" in available:
+            described = _build_description_values(name, values, catalog)
+            controls.append(spec.replace_strategy(name, {"describe": described}))
         remaining = _turn_branches_off(name, values)
         if catalog.count_branches(name) and remaining != {name: values}:
             params = ControlParams() if greedy else _build_control_params(name, values)
-            for cut in _cut_strategies(spec, params, catalog):
+            for cut in _cut_strategies(params, available):
                 controls.append(spec.replace_strategy(name, {**cut, **remaining}))
     return list({control.label: control for control in controls}.values())
 
@@ -74,11 +85,21 @@ def _turn_branches_off(name: str, values: Values) -> dict[str, Values]:
     return {name: {**values, **BRANCHES_OFF[name]}} if name in BRANCHES_OFF else {}
 
 
-def _cut_strategies(spec: StackSpec, params: ControlParams, catalog: StrategyCatalog) -> list[dict[str, Values]]:
+def _build_description_values(name: str, values: Values, catalog: StrategyCatalog) -> Values:
+    """Return the parameters with which `describe` asks for the description of a strategy."""
+    copied: dict[str, JsonValue] = {"style": name}
+    for parameter in ("description_tokens", "description_prompt"):
+        default = catalog.find(name).defaults.get(parameter)
+        # The style has the default of the prompt. The length has a default of its own.
+        if parameter in values and (parameter == "description_tokens" or values[parameter] != default):
+            copied[parameter] = values[parameter]
+    return copied
+
+
+def _cut_strategies(params: ControlParams, available: set[str]) -> list[dict[str, Values]]:
     """Return the strategies that replace the branches, one mapping for each control."""
     if params == ControlParams():
         return [{}]
-    available = {entry.name for entry in catalog.data} - set(spec.stack)
     cuts: list[dict[str, Values]] = []
     if params.beta and "truncate" in available:
         cuts.append({"truncate": {"beta": params.beta}})

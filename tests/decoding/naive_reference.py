@@ -1,8 +1,9 @@
-"""Slow reference of model internals: attention score by score, and models that are cut off after a layer."""
+"""Slow reference: attention score by score, models that are cut off after a layer, and rules token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +12,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-Change = Callable[[int, int, Tensor], None]  # layer, head, [tokens, tokens] scores, which it edits in place
+from decoding.strategies.deco import DeCo
+from decoding.strategies.hgai import HGAI
+from decoding.strategies.iat import IAT
+from decoding.strategies.nolan import NoLan
+from decoding.strategies.vaf import VAF
+from decoding.strategies.vdgd import VDGD
+
+Change = Callable[[int, Tensor], None]  # layer, [heads, tokens, tokens] scores, which it edits in place
 
 current: list[Change] = []
 
@@ -21,18 +29,15 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Compute attention of one prompt head by head, all queries against all keys, in float64."""
     heads, shared = query.shape[1], query.shape[1] // key.shape[1]
-    outputs = []
-    for head in range(heads):
-        one, other, seen = (
-            tensor.double() for tensor in (query[0, head], key[0, head // shared], value[0, head // shared])
-        )
-        scores = one @ other.T * scaling
-        for change in current:
-            change(int(module.layer_idx), head, scores)  # type: ignore[arg-type]
-        if mask is not None:
-            scores = scores + mask[0, 0]
-        outputs.append((scores.softmax(-1) @ seen).to(query.dtype))
-    return torch.stack(outputs, dim=1)[None], None
+    scores = torch.stack(
+        [query[0, head].double() @ key[0, head // shared].double().T * scaling for head in range(heads)]
+    )
+    for change in current:
+        change(int(module.layer_idx), scores)  # type: ignore[arg-type]
+    if mask is not None:
+        scores = scores + mask[0, 0]
+    outputs = [scores[head].softmax(-1) @ value[0, head // shared].double() for head in range(heads)]
+    return torch.stack(outputs, dim=1)[None].to(query.dtype), None
 
 
 AttentionInterface.register("naive", attention)
@@ -77,9 +82,58 @@ def raise_image_scores(visual: Tensor, alpha: float | Tensor, first_layer: int, 
     """
     places = visual.nonzero().flatten()
 
-    def change(layer: int, head: int, scores: Tensor) -> None:
-        for row in scores[len(visual) - 1 :] if layer >= first_layer else ():
-            row[places] += (1.0 if heads is None else heads[layer, head]) * alpha * row[places].abs()
+    def change(layer: int, scores: Tensor) -> None:
+        for head, own in enumerate(scores if layer >= first_layer else ()):
+            for row in own[len(visual) - 1 :]:
+                row[places] += (1.0 if heads is None else heads[layer, head]) * alpha * row[places].abs()
+
+    return change
+
+
+def raise_mean_scores(visual: Tensor, hgai: HGAI, depth: int) -> Change:
+    """Raise scores of image tokens as HGAI does, in the last row of the prompt and the rows of the answer."""
+    first, last = math.floor(hgai.first * depth + 0.5), math.floor(hgai.last * depth + 0.5)
+
+    def change(layer: int, scores: Tensor) -> None:
+        if first <= layer <= last:
+            for row in range(len(visual) - 1, scores.shape[1]):
+                for token in visual.nonzero().flatten().tolist():
+                    sizes = [abs(float(own[row, token])) for own in scores]
+                    scores[:, row, token] += hgai.alpha * sum(sizes) / len(sizes)
+
+    return change
+
+
+def scale_scores(visual: Tensor, vaf: VAF, depth: int) -> Change:
+    """Scale scores as VAF does, in every row after the image."""
+    first, last = math.floor(vaf.first * depth + 0.5), math.floor(vaf.last * depth + 0.5)
+    places = visual.nonzero().flatten().tolist()
+
+    def change(layer: int, scores: Tensor) -> None:
+        for row in range(places[-1] + 1, scores.shape[1]) if first <= layer <= last else ():
+            scores[:, row, places] *= vaf.enhance
+            scores[:, row, : places[0]] *= vaf.suppress
+
+    return change
+
+
+def raise_answer_scores(length: int, iat: IAT, depth: int) -> Change:
+    """Raise scores of the answer's own tokens as IAT does, in its rows.
+
+    Args:
+        length: Tokens of the prompt.
+        iat: The strategy.
+        depth: Layers of the model.
+
+    Returns:
+        The change.
+    """
+    first, last = math.floor(iat.first * depth + 0.5), math.floor(iat.last * depth + 0.5)
+
+    def change(layer: int, scores: Tensor) -> None:
+        for row in range(length, scores.shape[1]) if first <= layer <= last else ():
+            for token in range(length, row + 1):
+                scores[:, row, token] += iat.alpha * scores[:, row, token].abs()
 
     return change
 
@@ -87,8 +141,8 @@ def raise_image_scores(visual: Tensor, alpha: float | Tensor, first_layer: int, 
 def mask_keys(columns: dict[int, list[int]]) -> Change:
     """Mask keys: layer -> tokens that no query attends to there."""
 
-    def change(layer: int, head: int, scores: Tensor) -> None:
-        scores[:, columns.get(layer, [])] = torch.finfo(torch.float32).min
+    def change(layer: int, scores: Tensor) -> None:
+        scores[:, :, columns.get(layer, [])] = torch.finfo(torch.float32).min
 
     return change
 
@@ -114,3 +168,58 @@ def deco_candidates(z: Tensor, top_p: float, top_k: int) -> list[int]:
         found.append(token)
         held += p[token]
     return found
+
+
+def plausible(z: Tensor, beta: float) -> Tensor:
+    p = z.softmax(-1)
+    return p >= beta * p.max()
+
+
+def nolan_rule(scores: Tensor, z: Tensor, blind: Tensor, nolan: NoLan) -> Tensor:
+    """Contrast by a weight between one and two times the scale."""
+    seen, unseen = z.softmax(-1).tolist(), blind.softmax(-1).tolist()
+    there = sum(p * math.log(p / q) for p, q in zip(seen, unseen, strict=True))
+    back = sum(q * math.log(q / p) for p, q in zip(seen, unseen, strict=True))
+    weight = nolan.scale * (math.tanh(2 / (there + back)) + 1) if nolan.adaptive else nolan.scale
+    return (1 + weight) * scores - weight * blind
+
+
+def vdgd_rule(scores: Tensor, z: Tensor, description: list[Tensor], vdgd: VDGD) -> Tensor:
+    """Compute minus the divergence of each candidate's one-hot distribution from those of the description."""
+    p = (z / vdgd.temperature).softmax(-1).tolist()
+    held, candidates = 0.0, set()
+    for token in sorted(range(len(p)), key=lambda token: -p[token]):
+        if held < vdgd.top_p:
+            candidates.add(token)
+        held += p[token]
+    out = torch.full_like(scores, -math.inf)
+    for token in candidates:
+        if scores[token] > -math.inf:
+            one_hot = torch.zeros_like(z)
+            one_hot[token] = 1
+            divergences = [float(torch.xlogy(one_hot, one_hot).sub(one_hot * log).sum()) for log in description]
+            out[token] = -(min(divergences) if vdgd.reduction == "min" else sum(divergences) / len(divergences))
+    return out
+
+
+def deco_rule(scores: Tensor, z: Tensor, early: dict[int, Tensor], deco: DeCo) -> Tensor:
+    """Add the layer of the most probable pair of layer and candidate, by that probability."""
+    chosen = deco_candidates(z, deco.top_p, deco.top_k)
+    sure, depth = max((float(logits.softmax(-1)[token]), depth) for depth, logits in early.items() for token in chosen)
+    out = torch.full_like(scores, -math.inf)
+    for token in chosen:
+        out[token] = scores[token] + deco.alpha * sure * early[depth][token]
+    return out
+
+
+def penalize(
+    scores: Tensor, prompt: Sequence[int], answer: Sequence[int], penalties: tuple[float, float, float]
+) -> Tensor:
+    """Penalize tokens of the prompt and the answer, each time a token occurs in the answer, and that it occurs."""
+    repetition, frequency, presence = penalties
+    scores = scores.clone()
+    for token in {*prompt, *answer}:
+        scores[token] = scores[token] / repetition if scores[token] > 0 else scores[token] * repetition
+        count = list(answer).count(token)
+        scores[token] -= frequency * count + presence * (count > 0)
+    return scores

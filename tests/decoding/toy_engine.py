@@ -49,8 +49,9 @@ class ToyEngine(RecordingEngine):
         values = 3 * torch.randn(LAYERS, HEADS, KEYS, WIDTH, generator=random)
         image_keys = IMAGE_KEYS if prompt.images else 0
         images = torch.tensor([*range(image_keys), *[-1] * (KEYS - image_keys)])
+        generated = torch.arange(KEYS) >= max(KEYS - len(tokens), IMAGE_KEYS)
         for strategy in reversed(stack):
-            keys = (AttentionKeys(images, layer, LAYERS) for layer in range(LAYERS))
+            keys = (AttentionKeys(images, layer, LAYERS, generated) for layer in range(LAYERS))
             state = states.get(strategy.name, {})
             scores = torch.stack(
                 [strategy.edit_attention_scores(*row, state) for row in zip(scores, keys, strict=True)]

@@ -1,8 +1,8 @@
-"""Edit attention scores of the newest token of single rows, through transformers' `AttentionInterface`.
+"""Edit attention scores of single tokens of single rows, through transformers' `AttentionInterface`.
 
-The pass itself runs `sdpa`, prompts included. Only the query row of an edit is computed a second time, score by score,
-and replaces the output of `sdpa`. So every edit of that row can be expressed, without a matrix of queries times keys.
-Passes without an edit run the model's own attention.
+The pass itself runs `sdpa`, prompts included. Only the query rows of an edit are computed a second time, score by
+score, and replace the output of `sdpa`. So every edit of these rows can be expressed, without a matrix of queries times
+keys. Passes without an edit run the model's own attention.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION_NAME = "onlyseen"
-EditScores = Callable[[int, Tensor], Tensor]  # layer, [rows, heads, keys] scores -> the same, edited
-ObserveWeights = Callable[[int, Tensor], None]  # layer, [rows, heads, keys] attention weights of the newest token
+EditScores = Callable[[int, Tensor], Tensor]  # layer, [rows * tokens, heads, keys] scores -> the same, edited
+ObserveWeights = Callable[[int, Tensor], None]  # layer, [rows * tokens, heads, keys] attention weights
 
 
 def keep_scores(_: int, scores: Tensor) -> Tensor:
@@ -33,13 +33,13 @@ class AttentionEdit:
 
     Attributes:
         rows: [n] rows of the pass.
-        newest: [n] position in the pass of each row's newest token.
+        tokens: [n, m] positions in the pass of each row's tokens.
         edit_scores: Function of the scores before mask and softmax.
         observe_weights: Function that receives the weights after softmax.
     """
 
     rows: slice | Tensor
-    newest: Tensor
+    tokens: Tensor
     edit_scores: EditScores = keep_scores
     observe_weights: ObserveWeights | None = None
 
@@ -103,17 +103,18 @@ class AttentionTap:
         """
         device = output.device
         for edit in self._edits:
-            home = edit.newest.device  # the first device of a model that is split over several
+            home = edit.tokens.device  # the first device of a model that is split over several
             rows = edit.rows if isinstance(edit.rows, slice) else edit.rows.to(device)
-            newest = edit.newest.to(device)
-            queries = inputs.query[rows].take_along_dim(newest[:, None, None, None], 2)  # [n, heads, 1, head_dim]
-            scores = multiply_by_head(queries, inputs.key[rows].mT)[:, :, 0] * inputs.scaling
-            scores = edit.edit_scores(layer, scores.to(home)).to(device)
-            weights = inputs.mask_scores(scores, rows, newest).softmax(-1, dtype=torch.float32).to(output.dtype)
+            tokens = edit.tokens.to(device)
+            queries = inputs.query[rows].take_along_dim(tokens[:, None, :, None], 2)  # [n, heads, m, head_dim]
+            scores = multiply_by_head(queries, inputs.key[rows].mT).transpose(1, 2) * inputs.scaling
+            edited_scores = edit.edit_scores(layer, scores.flatten(0, 1).to(home)).to(device).view_as(scores)
+            masked = inputs.mask_scores(edited_scores, rows, tokens)
+            weights = masked.softmax(-1, dtype=torch.float32).to(output.dtype)  # [n, m, heads, keys]
             if edit.observe_weights is not None:
-                edit.observe_weights(layer, weights.to(home))
-            edited = multiply_by_head(weights[:, :, None], inputs.value[rows])[:, :, 0]  # [n, heads, head_dim]
-            output[torch.arange(len(output), device=device)[rows], newest] = edited
+                edit.observe_weights(layer, weights.flatten(0, 1).to(home))
+            edited = multiply_by_head(weights.transpose(1, 2), inputs.value[rows]).transpose(1, 2)
+            output[torch.arange(len(output), device=device)[rows][:, None], tokens] = edited
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,24 +135,24 @@ class AttentionInputs:
     mask: Tensor | None
     scaling: float
 
-    def mask_scores(self, scores: Tensor, rows: slice | Tensor, newest: Tensor) -> Tensor:
-        """Mask the scores of the newest tokens. Without a mask, a token sees itself and those before it.
+    def mask_scores(self, scores: Tensor, rows: slice | Tensor, tokens: Tensor) -> Tensor:
+        """Mask the scores of some tokens. Without a mask, a token sees itself and those before it.
 
         Args:
-            scores: [n, heads, keys].
+            scores: [n, m, heads, keys].
             rows: [n] rows of the pass.
-            newest: [n] positions of the tokens.
+            tokens: [n, m] positions of the tokens.
 
         Returns:
-            [n, heads, keys].
+            [n, m, heads, keys].
         """
         if self.mask is None:
             if self.query.shape[2] == 1:
                 return scores
-            is_later = torch.arange(scores.shape[-1], device=scores.device) > newest[:, None]
-            return scores.masked_fill(is_later[:, None], -torch.inf)
+            is_later = torch.arange(scores.shape[-1], device=scores.device) > tokens[..., None]
+            return scores.masked_fill(is_later[:, :, None], -torch.inf)
         masks = self.mask.expand(len(self.query), -1, -1, -1)[rows]
-        mask = masks.take_along_dim(newest[:, None, None, None], 2)[:, :, 0]
+        mask = masks.take_along_dim(tokens[:, None, :, None], 2).transpose(1, 2)
         return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
 
 

@@ -15,6 +15,7 @@ from decoding.pipeline.attention_hooks import (
     compute_attention_batch_key,
     edit_attention_scores,
     select_attention_stack,
+    select_question_stack,
 )
 from decoding.pipeline.composition import copy_numbers
 from decoding.tensor_hooks import AttentionKeys
@@ -34,6 +35,8 @@ class EditedRequest:
     batch_key: object  # requests with equal keys share hook calls
     stack: StatefulStack  # with states of *shape
     image_token_index: Tensor  # [prompt], as in `AttentionKeys`
+    question_stack: StatefulStack  # strategies that also edit the prompt from `question_start` on
+    question_start: int  # position after the last image; the length of a prompt that none of them edits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +48,7 @@ class EditedTokens:
     tokens: Tensor  # [n] numbers among the tokens of the step
     positions: Tensor  # [n] positions in prompt and answer
     image_token_index: Tensor  # [n, keys]
+    generated: Tensor  # [n, keys] true for tokens of the answer
     stack: StatefulStack  # with states of [n, *shape]
 
 
@@ -67,7 +71,10 @@ class GangAttentionEdits:
         return not self._edited
 
     def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
-        """Find the tokens of the step whose attention is edited: the last one of each prompt, and the answer's.
+        """Find the tokens of the step whose attention is edited.
+
+        These are the last one of each prompt, and the answer's. Strategies with `edits_question` also edit the prompt
+        after its last image.
 
         Args:
             rows: Rows of the step.
@@ -75,7 +82,7 @@ class GangAttentionEdits:
         """
         self._failures = {}
         self._requests = {key: self._requests[key] for key in rows.request_ids if key in self._requests}
-        groups: dict[object, list[tuple[EditedRequest, int, int]]] = defaultdict(list)
+        groups: dict[tuple[bool, object], list[tuple[EditedRequest, int, int]]] = defaultdict(list)
         for row, member in rows.members.items():
             if not edits_attention(member):
                 continue
@@ -85,12 +92,15 @@ class GangAttentionEdits:
                 record_failure(token_info, rows.request_ids[row], error, "edits_not_built")
                 continue
             prompt_length = int(rows.num_tokens[row] - rows.num_generated_tokens[row])
-            first = max(prompt_length - 1 - int(rows.num_computed_tokens[row]), 0)
+            num_computed = int(rows.num_computed_tokens[row])
+            newest = max(prompt_length - 1 - num_computed, 0)
             count = int(rows.token_starts[row + 1] - rows.token_starts[row])
-            groups[request.batch_key] += [(request, row, offset) for offset in range(first, count)]
+            groups[False, request.batch_key] += [(request, row, offset) for offset in range(newest, count)]
+            question = range(max(request.question_start - num_computed, 0), min(newest, count))
+            groups[True, request.batch_key] += [(request, row, offset) for offset in question]
         self._edited = [
-            self._build_edited_tokens(tokens[start : start + MAX_EDITED_TOKENS], rows)
-            for tokens in groups.values()
+            self._build_edited_tokens(tokens[start : start + MAX_EDITED_TOKENS], rows, is_question=is_question)
+            for (is_question, _), tokens in groups.items()
             for start in range(0, len(tokens), MAX_EDITED_TOKENS)
         ]
 
@@ -131,7 +141,8 @@ class GangAttentionEdits:
         Returns:
             The edited scores of the own heads.
         """
-        keys, shards = AttentionKeys(tokens.image_token_index, layer, self.context.num_layers), self.context.shards
+        shards = self.context.shards
+        keys = AttentionKeys(tokens.image_token_index, layer, self.context.num_layers, tokens.generated)
         edited, failures = edit_attention_scores(tokens.stack, keys, shards.gather(scores, 1))
         self._failures |= {tokens.requests[number].request_id: error for number, error in failures.items()}
         return shards.select_own(edited, 1)
@@ -141,27 +152,37 @@ class GangAttentionEdits:
         if request is None:
             context = self.context
             stack = select_attention_stack(build_stack(member.stack), context.states.get_all(member.states))
-            index = context.find_image_tokens(request_id).index.to(context.device, non_blocking=True)
-            request = EditedRequest(request_id, compute_attention_batch_key(stack), stack, index)
+            image_tokens = context.find_image_tokens(request_id)
+            question_stack = select_question_stack(stack)
+            start = image_tokens.end if question_stack else len(image_tokens.index)
+            index = image_tokens.index.to(context.device, non_blocking=True)
+            key = compute_attention_batch_key(stack)
+            request = EditedRequest(request_id, key, stack, index, question_stack, start)
             self._requests[request_id] = request
         return request
 
-    def _build_edited_tokens(self, tokens: Sequence[tuple[EditedRequest, int, int]], rows: StepRows) -> EditedTokens:
+    def _build_edited_tokens(
+        self, tokens: Sequence[tuple[EditedRequest, int, int]], rows: StepRows, *, is_question: bool
+    ) -> EditedTokens:
         """Describe tokens, given as request, row and offset among the tokens of the row in this step."""
         requests = [request for request, _, _ in tokens]
         positions = [int(rows.num_computed_tokens[row]) + offset for _, row, offset in tokens]
         length = max(positions) + 1
         index = torch.stack([fit_length(request.image_token_index, length) for request in requests])
-        stack = batch_attention_stacks([request.stack for request in requests])
-        rows_index, tokens_index, positions_index = (
+        stack = batch_attention_stacks(
+            [request.question_stack if is_question else request.stack for request in requests]
+        )
+        rows_index, tokens_index, positions_index, prompt_lengths = (
             copy_numbers(numbers, torch.long, self.context.device)
             for numbers in (
                 [row for _, row, _ in tokens],
                 [int(rows.token_starts[row]) + offset for _, row, offset in tokens],
                 positions,
+                [len(request.image_token_index) for request in requests],
             )
         )
-        return EditedTokens(requests, rows_index, tokens_index, positions_index, index, stack)
+        generated = torch.arange(length, device=self.context.device) >= prompt_lengths[:, None]
+        return EditedTokens(requests, rows_index, tokens_index, positions_index, index, generated, stack)
 
 
 def edits_attention(member: Member) -> bool:

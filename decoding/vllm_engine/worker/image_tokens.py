@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decoding.pipeline.attention_hooks import find_question_start
 from decoding.pipeline.kept_tokens import index_image_tokens
 
 
@@ -19,10 +20,12 @@ class ImageTokens:
     Attributes:
         index: [prompt] index from 0 on; -1 for text.
         count: Number of image tokens.
+        end: Position after the last of them; the length of a prompt without images.
     """
 
     index: Tensor
     count: int
+    end: int
 
     def compute_positions(self) -> Tensor:
         """Return the [count] positions of the image tokens."""
@@ -48,4 +51,4 @@ def find_image_tokens(request: Any) -> ImageTokens:
         place = feature.mm_position
         own = slice(place.offset, place.offset + place.length)
         is_image[own] = True if place.is_embed is None else place.is_embed
-    return ImageTokens(index_image_tokens(is_image), int(is_image.sum()))
+    return ImageTokens(index_image_tokens(is_image), int(is_image.sum()), find_question_start(is_image))

@@ -23,6 +23,7 @@ DESCRIBE = "Please describe this image in detail."
 
 
 SMALL: dict[str, dict[str, Any]] = {
+    "describe": {"description_tokens": 12},
     "vdgd": {"description_tokens": 12},
     "code": {"description_tokens": 12},
     "mvp": {"description_tokens": 4, "path_tokens": 4},

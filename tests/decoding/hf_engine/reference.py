@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +21,24 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from decoding.image_ops import interpolate
 from decoding.outputs import RelevanceMap
 from decoding.prompt import ImageInput, Prompt
+from decoding.requests import GenerateRequest
 from decoding.strategies.agla import AGLA
 from decoding.strategies.avisc import AvisC
+from decoding.strategies.damro import DAMRO
 from decoding.strategies.deco import DeCo
+from decoding.strategies.describe import Describe
 from decoding.strategies.dola import DoLa
+from decoding.strategies.hgai import HGAI
+from decoding.strategies.iat import IAT
+from decoding.strategies.nolan import NoLan
 from decoding.strategies.pai import PAI
 from decoding.strategies.paint import PAINT
+from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.sid import SID
+from decoding.strategies.sira import SIRA
 from decoding.strategies.truncate import Truncate
+from decoding.strategies.vaf import VAF
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategies.vhr import VHR
@@ -36,13 +46,21 @@ from decoding.strategy import Strategy
 from tests.decoding.naive_reference import (
     Change,
     cut_layers,
-    deco_candidates,
+    deco_rule,
     edit_attention,
     mask_keys,
     most_divergent_layer,
+    nolan_rule,
+    penalize,
+    plausible,
+    raise_answer_scores,
     raise_image_scores,
+    raise_mean_scores,
+    scale_scores,
+    vdgd_rule,
 )
 
+STIC_PROMPT, STIC_QUESTION = "Detail the composition and subjects within the frame.", "Image description:\n{}\n\n{}"
 Factors = Mapping[tuple[int, int], float]  # (layer, head) -> what its output is multiplied by
 
 
@@ -120,13 +138,35 @@ class Reference:
                     branch_prompts["pai"] = self.encode(prompt.without_images())
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     changes.append(raise_image_scores(visual, strategy.alpha, strategy.first_layer))
-                case SID() | AvisC():
+                case HGAI():
+                    visual = self.encode(prompt).ids == self.model.config.image_token_id
+                    changes.append(raise_mean_scores(visual, strategy, len(self.layers)))
+                case IAT():
+                    changes.append(raise_answer_scores(len(self.encode(prompt).ids), strategy, len(self.layers)))
+                case VAF():
+                    visual = self.encode(prompt).ids == self.model.config.image_token_id
+                    changes.append(scale_scores(visual, strategy, len(self.layers)))
+                case NoLan():
+                    branch_prompts["nolan"] = self.encode(prompt.without_images())
+                case RITUAL(transformation="horizontal_flip"):
+                    branch_prompts["ritual"] = self.encode(prompt.map_images(flip))
+                case RITUAL():
+                    branch_prompts["ritual"] = self.encode(
+                        strategy.prepare(GenerateRequest(prompt)).branches["transformed"]
+                    )
+                case SID() | AvisC() | SIRA() | DAMRO():
                     branch_prompts[strategy.name] = self.encode(prompt)
                     branch_changes[strategy.name] = mask_keys(self.hidden_tokens(self.encode(prompt), strategy))
                 case PAINT():
                     changes.append(self.paint_change(prompt, strategy))
                 case VDGD():
-                    prompt, description = self.describe(stack[depth + 1 :], prompt, strategy)
+                    prompt, description = self.describe(
+                        stack[depth + 1 :], prompt, strategy, strategy.description_prompt
+                    )
+                case Describe(style="stic"):
+                    prompt, _ = self.describe(stack[depth + 1 :], prompt, strategy, STIC_PROMPT, STIC_QUESTION)
+                case Describe(style="vdgd"):
+                    prompt, _ = self.describe(stack[depth + 1 :], prompt, strategy, VDGD().description_prompt)
         main, decoded = self.encode(prompt), Decoded(list(prefix))
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         while len(decoded.tokens) < length:
@@ -320,13 +360,20 @@ class Reference:
         return raise_image_scores(encoded.ids == self.model.config.image_token_id, louder_by, paint.first_layer, heads)
 
     @torch.no_grad()
-    def hidden_tokens(self, encoded: EncodedPrompt, strategy: SID | AvisC) -> dict[int, list[int]]:
+    def hidden_tokens(self, encoded: EncodedPrompt, strategy: SID | AvisC | SIRA | DAMRO) -> dict[int, list[int]]:
         """Compute layer -> tokens that the branch does not see, from the attention that the model returns."""
+        image_tokens = (encoded.ids == self.model.config.image_token_id).nonzero().flatten().tolist()
+        if isinstance(strategy, SIRA):
+            first = math.floor(strategy.boundary * len(self.layers) + 0.5)
+            return dict.fromkeys(range(first, len(self.layers)), image_tokens)
+        if isinstance(strategy, DAMRO):
+            kept = rank_patches(self.model.model.vision_tower, encoded.pixels)[: strategy.kept]
+            dropped = [place for number, place in enumerate(image_tokens) if number not in kept]
+            return dict.fromkeys(range(len(self.layers)), dropped)
         config = self.decoder.config
         own, config._attn_implementation = config._attn_implementation, "eager"
         out = self.model(input_ids=encoded.ids[None], pixel_values=encoded.pixels, output_attentions=True)
         config._attn_implementation = own
-        image_tokens = (encoded.ids == self.model.config.image_token_id).nonzero().flatten().tolist()
         attention = np.stack(
             [layer[0, :, -1, image_tokens].mean(0).numpy() for layer in out.attentions]
         )  # [layers, tokens]
@@ -345,13 +392,19 @@ class Reference:
         dropped = [place for number, place in enumerate(image_tokens) if number not in kept]
         return dict.fromkeys(range(first, len(self.layers)), dropped)
 
-    def describe(self, inner: Sequence[Strategy], prompt: Prompt, vdgd: VDGD) -> tuple[Prompt, list[Tensor]]:
+    def describe(
+        self,
+        inner: Sequence[Strategy],
+        prompt: Prompt,
+        strategy: VDGD | Describe,
+        description_prompt: str,
+        grounded: str = "The input image is described as follows: {} {}",
+    ) -> tuple[Prompt, list[Tensor]]:
         question = prompt.question
-        description_prompt = prompt.with_question(vdgd.description_prompt.replace("{question}", question))
-        decoded = self.decode(inner, description_prompt, vdgd.description_tokens, ends=True)
+        asked = prompt.with_question(description_prompt.replace("{question}", question))
+        decoded = self.decode(inner, asked, strategy.description_tokens, ends=True)
         text = self.processor.tokenizer.decode(decoded.tokens, skip_special_tokens=True).strip()
-        grounded = f"The input image is described as follows: {text} {question}"
-        return prompt.with_question(grounded), [raw.log_softmax(-1) for raw in decoded.raw]
+        return prompt.with_question(grounded.format(text, question)), [raw.log_softmax(-1) for raw in decoded.raw]
 
 
 def apply_rule(
@@ -370,9 +423,15 @@ def apply_rule(
         case VCD():
             contrasted = (1 + strategy.alpha) * scores - strategy.alpha * branches["vcd"]
             return contrasted.where(plausible(z, strategy.beta), -math.inf)
+        case RITUAL():
+            return (scores + strategy.alpha * branches["ritual"]).where(plausible(z, strategy.beta), -math.inf)
+        case NoLan():
+            return nolan_rule(scores, z, branches["nolan"], strategy)
+        case SIRA():
+            return (1 + strategy.alpha) * scores - strategy.alpha * branches["sira"]
         case AGLA():
             return (scores + strategy.alpha * branches["agla"]).where(plausible(z, strategy.beta), -math.inf)
-        case SID() | AvisC():
+        case SID() | AvisC() | DAMRO():
             contrasted = (1 + strategy.alpha) * scores - strategy.alpha * branches[strategy.name]
             return contrasted.where(plausible(z, strategy.beta), -math.inf)
         case PAI(gamma=1.0):
@@ -392,47 +451,17 @@ def apply_rule(
             return scores
 
 
-def plausible(z: Tensor, beta: float) -> Tensor:
-    p = z.softmax(-1)
-    return p >= beta * p.max()
+def flip(image: ImageInput) -> ImageInput:
+    """Exchange left and right."""
+    return image.with_image(Image.fromarray(np.array(image.visible)[:, ::-1]))
 
 
-def vdgd_rule(scores: Tensor, z: Tensor, description: list[Tensor], vdgd: VDGD) -> Tensor:
-    """Compute minus the divergence of each candidate's one-hot distribution from those of the description."""
-    p = (z / vdgd.temperature).softmax(-1).tolist()
-    held, candidates = 0.0, set()
-    for token in sorted(range(len(p)), key=lambda token: -p[token]):
-        if held < vdgd.top_p:
-            candidates.add(token)
-        held += p[token]
-    out = torch.full_like(scores, -math.inf)
-    for token in candidates:
-        if scores[token] > -math.inf:
-            one_hot = torch.zeros_like(z)
-            one_hot[token] = 1
-            divergences = [float(torch.xlogy(one_hot, one_hot).sub(one_hot * log).sum()) for log in description]
-            out[token] = -(min(divergences) if vdgd.reduction == "min" else sum(divergences) / len(divergences))
-    return out
-
-
-def deco_rule(scores: Tensor, z: Tensor, early: dict[int, Tensor], deco: DeCo) -> Tensor:
-    """Add the layer of the most probable pair of layer and candidate, by that probability."""
-    chosen = deco_candidates(z, deco.top_p, deco.top_k)
-    sure, depth = max((float(logits.softmax(-1)[token]), depth) for depth, logits in early.items() for token in chosen)
-    out = torch.full_like(scores, -math.inf)
-    for token in chosen:
-        out[token] = scores[token] + deco.alpha * sure * early[depth][token]
-    return out
-
-
-def penalize(
-    scores: Tensor, prompt: Sequence[int], answer: Sequence[int], penalties: tuple[float, float, float]
-) -> Tensor:
-    """Penalize tokens of the prompt and the answer, each time a token occurs in the answer, and that it occurs."""
-    repetition, frequency, presence = penalties
-    scores = scores.clone()
-    for token in {*prompt, *answer}:
-        scores[token] = scores[token] / repetition if scores[token] > 0 else scores[token] * repetition
-        count = list(answer).count(token)
-        scores[token] -= frequency * count + presence * (count > 0)
-    return scores
+@torch.no_grad()
+def rank_patches(tower: Any, pixels: Tensor | None) -> list[int]:
+    """Rank patches by query times key of the last layer but one, heads not separated, as DAMRO's code does."""
+    hidden = tower(pixels, output_hidden_states=True).hidden_states
+    layer = tower.encoder.layers[len(hidden) - 3]
+    normed = layer.layer_norm1(hidden[len(hidden) - 3])[0]
+    scores = layer.self_attn.k_proj(normed) @ layer.self_attn.q_proj(normed)[0]
+    order: list[int] = scores[1:].argsort(descending=True).tolist()
+    return order

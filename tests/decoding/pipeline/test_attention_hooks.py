@@ -14,8 +14,11 @@ from decoding.pipeline.attention_hooks import (
     batch_attention_stacks,
     compute_attention_batch_key,
     edit_attention_scores,
+    find_question_start,
     select_attention_stack,
+    select_question_stack,
 )
+from decoding.strategies.vaf import VAF
 from decoding.strategy import AttentionKeys, Step, Strategy, Tensors
 
 ROWS, HEADS, KEYS = 3, 2, 4
@@ -95,3 +98,23 @@ def test_requests_with_the_same_edits_share_calls() -> None:
     batched = batch_attention_stacks(stacks[:2])
     assert [strategy for strategy, _ in batched] == [Doubles(), fails]
     assert batched[1][1]["bonus"].tolist() == [1.0, 2.0]
+
+
+def test_failing_row_keeps_the_marks_of_the_answer() -> None:
+    class MarksAnswer(FailsAtImageKeys):
+        def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
+            return super().edit_attention_scores(scores, keys, state) + keys.is_generated[:, None]
+
+    scores, generated = torch.zeros(ROWS, HEADS, KEYS), INDEX == 1
+    stack: StatefulStack = [(MarksAnswer(), {"bonus": torch.zeros(ROWS)})]
+    edited, failures = edit_attention_scores(stack, AttentionKeys(INDEX, 0, 1, generated), scores)
+    assert list(failures) == [0]
+    assert torch.equal(edited[1:, 0], generated[1:].float())
+    assert not AttentionKeys(INDEX, 0, 1).is_generated.any()
+
+
+def test_question_begins_after_the_last_image() -> None:
+    indices = [-1, 0, 1, -1, 2, -1, -1], [0], [-1, -1]
+    assert [find_question_start(torch.tensor(index) >= 0) for index in indices] == [5, 1, 2]
+    stack: StatefulStack = [(Doubles(), {}), (VAF(), {})]
+    assert [strategy.name for strategy, _ in select_question_stack(stack)] == ["vaf"]

@@ -43,6 +43,23 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
             {"probed prompts": 1},
             extra_rows=1,
         ),
+        "ritual": DryRun(frozenset({"logits", "branches"}), ("transformed",), {}),
+        "nolan": DryRun(frozenset({"logits", "branches"}), ("blind",), {}),
+        "iat": DryRun(frozenset({"edit_attention_scores"}), (), {}),
+        "vaf": DryRun(frozenset({"edit_attention_scores"}), (), {}),
+        "hgai": DryRun(frozenset({"edit_attention_scores"}), (), {}),
+        "sira": DryRun(
+            frozenset({"logits", "branches", "keep_image_tokens", "probe", "attention"}),
+            ("late",),
+            {"probed prompts": 1},
+            extra_rows=1,
+        ),
+        "damro": DryRun(
+            frozenset({"logits", "branches", "keep_image_tokens", "probe", "vision_attention"}),
+            ("outlier",),
+            {"probed prompts": 1},
+            extra_rows=1,
+        ),
         "paint": DryRun(
             frozenset({"edit_attention_scores", "probe", "vision_attention"}), (), {"probed prompts": 1}, extra_rows=1
         ),
@@ -52,6 +69,7 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
         "agla": DryRun(frozenset({"logits", "branches", "relevance"}), ("local",), {"relevance maps": 1}),
         "vhr": DryRun(frozenset({"head_scales", "probe"}), (), {"probed prompts": 2}, extra_rows=2),
         "vdgd": DryRun(frozenset({"logits", "update_state"}), (), {"answers": 1}, extra_rows=1),
+        "describe": DryRun(frozenset(), (), {"answers": 1}, extra_rows=1),
         "code": DryRun(frozenset({"logits", "branches"}), ("description",), {"answers": 1}, extra_rows=1),
         "mvp": DryRun(
             frozenset({"logprobs", "forced_token_ids"}), (), {"answers": 3 + 3 + 9}, extra_rows=9, votes=True

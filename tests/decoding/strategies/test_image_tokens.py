@@ -1,10 +1,13 @@
-"""Image tokens that SID and AvisC keep in their branches."""
+"""Image tokens that SID, AvisC, SIRA and DAMRO keep in their branches."""
 
+import pytest
 import torch
 from torch import Tensor
 
 from decoding.strategies.avisc import AvisC
+from decoding.strategies.damro import DAMRO
 from decoding.strategies.sid import SID
+from decoding.strategies.sira import SIRA
 from decoding.strategy import Activations, Strategy, Tensors
 
 
@@ -43,3 +46,34 @@ def test_avisc_keeps_blind_tokens_of_the_attending_layers() -> None:
     assert AvisC(deviations=3).select_blind_tokens(layers).tolist() == [False] * 4
     kept = AvisC().keep_image_tokens({"attention": layers})
     assert kept.tolist() == [[True, False, False, False]] * 2
+
+
+@pytest.mark.parametrize(("boundary", "layers"), [(0.0, 0), (0.5, 2), (0.6, 2), (0.7, 3), (1.0, 4)])
+def test_sira_keeps_all_tokens_in_the_first_layers(boundary: float, layers: int) -> None:
+    strategy = SIRA(boundary=boundary)
+    kept = strategy.keep_image_tokens(fold_layers(strategy, [[0.2, 0.3, 0.5]] * 4))
+    assert kept.tolist() == [[True] * 3] * layers + [[False] * 3] * (4 - layers)
+
+
+def test_damro_ranks_patches_over_the_full_width() -> None:
+    """Two heads of width 2. The full width has the order 2, 3, 1, 4; the mean over heads has 1, 3, 2, 4."""
+    query, keys = torch.tensor([2.0, 0, 0, 2]), torch.tensor([[0.0, 0, 0, 0], [3, 0, 0, -1.5], [1.2, 0, 0, 1.2]])
+    keys = torch.cat([keys, torch.tensor([[0.0, 0, 0, 2], [1, 0, 0, 0.3]])])
+    scores = (query.view(2, 1, 2) * keys.view(5, 2, 2).transpose(0, 1)).sum(-1) / 2**0.5  # [heads, keys]
+    late = scores.softmax(-1)[None, :, 1:]
+    torch.testing.assert_close(late.log().sum(1), torch.tensor([[-5.495009, -4.222217, -4.787902, -5.777852]]))
+    attention = torch.stack([late.flip(-1), late, late.flip(-1)])  # only the last layer but one counts
+    full_width = keys[1:] @ query
+    for kept in (1, 2, 3):
+        expected = torch.zeros(4, dtype=torch.bool).scatter(0, full_width.topk(kept).indices, True)
+        assert DAMRO(kept=kept).select_outliers(attention).tolist() == [expected.tolist()]
+
+
+def test_damro_keeps_tokens_of_each_image_in_all_layers() -> None:
+    attention = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.4, 0.1, 0.2, 0.3]])[None, :, None].repeat(2, 1, 1, 1)
+    activations = Activations(layer=0, layers=3, vision_attention={"with_image": attention})
+    strategy = DAMRO(kept=1)
+    kept = strategy.keep_image_tokens(strategy.update_state({}, activations))
+    assert kept.tolist() == [[False, True, False, False, True, False, False, False]] * 3
+    everything = DAMRO(kept=10)
+    assert everything.keep_image_tokens(everything.update_state({}, activations)).all()

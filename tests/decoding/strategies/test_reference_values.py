@@ -7,15 +7,22 @@ from torch import Tensor
 from decoding.strategies.agla import AGLA
 from decoding.strategies.avisc import AvisC
 from decoding.strategies.code import CODE
+from decoding.strategies.damro import DAMRO
 from decoding.strategies.deco import DeCo
 from decoding.strategies.dola import DoLa
+from decoding.strategies.hgai import HGAI
+from decoding.strategies.iat import IAT
 from decoding.strategies.icd import ICD
 from decoding.strategies.m3id import M3ID
+from decoding.strategies.nolan import NoLan
 from decoding.strategies.pai import PAI
 from decoding.strategies.plain import Plain
+from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.sid import SID
+from decoding.strategies.sira import SIRA
 from decoding.strategies.truncate import Truncate
+from decoding.strategies.vaf import VAF
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
@@ -27,7 +34,7 @@ DESCRIPTION = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.3, 0.3, 0.2, 0.2]]).log()  
 
 
 def step(other: Tensor = OTHER, state: Tensors | None = None, position: int = 0) -> Step:
-    names = ("noisy", "local", "disturbed", "blind", "description", "least")
+    names = ("noisy", "local", "disturbed", "blind", "description", "least", "transformed", "late", "outlier")
     return Step(Z, Z, dict.fromkeys(names, other), state or {}, torch.tensor([position]), early_logits=other[None])
 
 
@@ -49,6 +56,12 @@ def fold_description(strategy: VDGD, description: Tensor = DESCRIPTION) -> Tenso
         (AvisC(alpha=1, beta=0.1), [3.0, 1.4, -0.2, OUT], [0.8047, 0.1625, 0.0328, 0]),
         (CODE(exponent=0.7), [2.5955, 1.4404, OUT, OUT], [0.7604, 0.2396, 0, 0]),
         (CODE(exponent=0.2), [2.2231, OUT, OUT, OUT], [1, 0, 0, 0]),
+        (NoLan(), [3.599998, 1.34, -0.32, -0.200001], [0.872172, 0.091012, 0.017305, 0.019511]),
+        (NoLan(scale=1, adaptive=False), [3.0, 1.4, -0.2, -0.5], [0.785635, 0.158617, 0.032024, 0.023724]),
+        (SIRA(), [2.5, 1.45, -0.1, -0.75], [0.683534, 0.239194, 0.050768, 0.026503]),
+        (DAMRO(), [4.0, 1.3, -0.4, OUT], [0.92637, 0.062257, 0.011373, 0]),
+        (DAMRO(alpha=0.5), [2.5, 1.45, -0.1, OUT], [0.702143, 0.245706, 0.052151, 0]),
+        (RITUAL(), [5.0, 6.3, 0.6, OUT], [0.213603, 0.783774, 0.002622, 0]),
         (DeCo(alpha=0.6), [2.3260, 2.0216, 0.0652, OUT], [0.5429, 0.4005, 0.0566, 0]),
         (Truncate(beta=0.5), [2.0, 1.5, OUT, OUT], [0.6225, 0.3775, 0, 0]),
         (Truncate(beta=0.1), [2.0, 1.5, 0.0, OUT], [0.5741, 0.3482, 0.0777, 0]),
@@ -90,6 +103,43 @@ def test_pai_raises_image_scores_by_their_size() -> None:
     torch.testing.assert_close(after, torch.tensor([[2.4, 2.0, -0.8, -1.0]]))
 
 
+def test_hgai_raises_image_scores_by_the_mean_over_heads() -> None:
+    scores = torch.tensor([[1.0, 2.0, -1.0, 0.5, 0.3], [0.2, -0.4, -3.0, 1.5, 0.8]])
+    images = torch.tensor([-1, 0, 1, 2, -1])
+    for layer in (4, 19):
+        assert HGAI().edit_attention_scores(scores, AttentionKeys(images, layer, 32), {}) is scores
+    for layer in (5, 18):
+        after = HGAI().edit_attention_scores(scores, AttentionKeys(images, layer, 32), {})
+        torch.testing.assert_close(after, torch.tensor([[1.0, 2.6, 0.0, 1.0, 0.3], [0.2, 0.2, -2.0, 2.0, 0.8]]))
+    thirteen = HGAI(first=0.125, last=0.45)  # the paper's numbers in 40 layers
+    assert list(thirteen.select_layers(40)) == list(range(5, 19))
+
+
+def test_iat_raises_scores_of_the_answer() -> None:
+    scores, text = torch.tensor([[0.5, 1.0, -0.5, 0.2]]), torch.full((4,), -1)
+    answer = torch.tensor([False, False, True, True])
+    for layer in (4, 18):
+        assert IAT().edit_attention_scores(scores, AttentionKeys(text, layer, 32, answer), {}) is scores
+    for layer in (5, 17):
+        after = IAT().edit_attention_scores(scores, AttentionKeys(text, layer, 32, answer), {})
+        torch.testing.assert_close(after, torch.tensor([[0.5, 1.0, -0.1, 0.36]]))
+    without = IAT().edit_attention_scores(scores, AttentionKeys(text, 5, 32), {})  # the last token of the prompt
+    assert torch.equal(without, scores)
+
+
+def test_vaf_scales_scores_of_image_and_instruction() -> None:
+    scores = torch.tensor([[1.0, 2.0, -1.0, 0.5, 0.3], [0.2, -0.4, -3.0, 1.5, 0.8]])
+    images = torch.tensor([-1, 0, 1, 2, -1])
+    for layer in (8, 15):
+        assert VAF().edit_attention_scores(scores, AttentionKeys(images, layer, 32), {}) is scores
+    for layer in (9, 14):
+        after = VAF().edit_attention_scores(scores, AttentionKeys(images, layer, 32), {})
+        expected = [[0.95, 2.3, -1.15, 0.575, 0.3], [0.19, -0.46, -3.45, 1.725, 0.8]]
+        torch.testing.assert_close(after, torch.tensor(expected))
+    text = VAF().edit_attention_scores(scores, AttentionKeys(torch.full((5,), -1), 9, 32), {})
+    assert torch.equal(text, scores)  # without an image nothing stands before it
+
+
 def test_dola_subtracts_the_most_divergent_layer() -> None:
     nearer = Z + torch.tensor([0.1, 0.0, 0.0, 0.0])
     for early in (torch.stack([OTHER, nearer]), torch.stack([nearer, OTHER])):
@@ -128,8 +178,13 @@ def test_equal_branches_cancel_or_sharpen() -> None:
     assert torch.equal(VCD(alpha=1.7, beta=0).logits(same), Z)
     assert torch.equal(ICD(alpha=1.7, beta=0).logits(same), Z)
     assert torch.equal(M3ID(beta=0).logits(same), Z)
+    assert torch.equal(NoLan().logits(same), Z)
+    assert torch.equal(SIRA().logits(same), Z)
     assert torch.equal(CODE().logits(same), Z)
     assert torch.equal(PAI(beta=0).logits(same), Z)
     assert torch.equal(DoLa(beta=0).logits(same), torch.zeros(4))
     torch.testing.assert_close(AGLA(alpha=2, beta=0).logits(same), 3 * Z)
+    torch.testing.assert_close(
+        RITUAL(beta=0.1).logits(same).softmax(-1)[:3], torch.tensor([0.880537, 0.119168, 0.000295])
+    )
     assert torch.equal(AGLA(alpha=2, beta=0.5).logits(same), Sharpen(scale=3, beta=0.5).logits(same))

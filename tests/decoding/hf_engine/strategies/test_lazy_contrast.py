@@ -21,7 +21,7 @@ from tests.decoding.hf_engine.harness import build_stack, exact_length, make_pro
 
 LENGTH = 24
 BETA = 0.3  # some steps of the test models have one plausible token, and some have more
-CONTRASTS = ("agla", "avisc", "icd", "m3id", "pai", "sid", "vcd")
+CONTRASTS = ("agla", "avisc", "damro", "icd", "m3id", "pai", "ritual", "sid", "vcd")
 STACKS = (*CONTRASTS, "agla+vcd", "avisc+sid", "m3id+vhr", "pai+vdgd", "vdgd+vcd", "code+icd", "vcd+truncate")
 SAMPLINGS = {
     "greedy": exact_length(LENGTH, top_logprobs=5),

@@ -122,7 +122,7 @@ class ToyStep:
 
 def build_tap(device: torch.device, window: int = 0, states: StateStore | None = None) -> tuple[GangAttentionTap, Any]:
     layer = SimpleNamespace(impl=FlashAttentionImpl(window))
-    image_tokens = ImageTokens(torch.tensor(IMAGE), 3)
+    image_tokens = ImageTokens(torch.tensor(IMAGE), 3, 4)
     context = AttentionContext(1, states or StateStore(1 << 20), lambda _: image_tokens, device, HeadShards())
     return GangAttentionTap([layer], context), layer
 

@@ -5,6 +5,9 @@ The tests of parity, pressure, cache isolation, families and compiled models cov
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import structlog
 import torch
@@ -31,7 +34,29 @@ from tests.decoding.vllm_engine.worker.harness import (
 EDITED = Member("edited", MAIN, 1, stack=build_specs("pai", pai={"alpha": 2.0, "gamma": 1.0, "first_layer": 0}))
 
 
-def attend(step: ToyStep, row: int, token: int, position: int, window: int = 0) -> Tensor:
+ANSWER = Member("answer", MAIN, 1, stack=build_specs("iat", iat={"alpha": 2.0, "first": 0.0}))
+QUESTION = Member("question", MAIN, 1, stack=build_specs("vaf", vaf={"enhance": 2.0, "suppress": 0.5, "first": 0.0}))
+BOTH = Member("both", MAIN, 1, stack=QUESTION.stack + EDITED.stack)
+Factor = Callable[[int, float], float]  # key and its score -> factor of the score
+
+
+def raise_image(key: int, score: float) -> float:
+    return 1.0 + math.copysign(2.0, score) * (key < PROMPT and IMAGE[key] >= 0)
+
+
+def raise_answer(key: int, score: float) -> float:
+    return 1.0 + math.copysign(2.0, score) * (key >= PROMPT)
+
+
+def scale_image(key: int, _: float) -> float:
+    return 1.0 if key >= PROMPT or key > max(IMAGE.index(2), 0) else 2.0 if IMAGE[key] >= 0 else 0.5
+
+
+def raise_and_scale(key: int, score: float) -> float:
+    return raise_image(key, score) * scale_image(key, score)
+
+
+def attend(step: ToyStep, row: int, token: int, position: int, window: int = 0, factor: Factor = raise_image) -> Tensor:
     """Compute the edited attention of one token by hand, head by head. Return [heads, head_dim]."""
     blocks = step.cache[step.block_table[row]]  # [blocks, kv heads, block, 2 * head_dim]
     first = max(0, position - window + 1) if window else 0
@@ -39,9 +64,8 @@ def attend(step: ToyStep, row: int, token: int, position: int, window: int = 0) 
     for head in range(HEADS):
         keys, values = blocks[:, head * KV_HEADS // HEADS].flatten(0, 1)[: position + 1].split(HEAD_DIM, -1)
         scores = keys @ step.query[token, head] * HEAD_DIM**-0.5
-        for key in range(min(PROMPT, position + 1)):
-            if IMAGE[key] >= 0:
-                scores[key] += 2.0 * scores[key].abs()
+        for key in range(position + 1):
+            scores[key] *= factor(key, float(scores[key]))
         outputs.append(scores[first:].softmax(-1) @ values[first:])
     return torch.stack(outputs)
 
@@ -67,6 +91,37 @@ def test_chunk_before_the_end_of_a_prompt_is_not_edited() -> None:
     tap, layer = build_tap(torch.device("cpu"))
     step.run(tap, layer)
     assert not step.output.any()
+
+
+def test_tokens_of_the_answer_are_marked() -> None:
+    """The first row ends its prompt, the second one decodes, and the last one recomputes after a preemption."""
+    torch.manual_seed(0)
+    members = (ANSWER, ANSWER, OTHER, ANSWER)
+    step = ToyStep(build_step(*members, computed=[4, 8, 7, 3], lengths=[2, 1, 1, 6]), torch.device("cpu"))
+    tap, layer = build_tap(torch.device("cpu"))
+    assert step.run(tap, layer) == {}
+    for row, token, position in ((0, 1, 5), (1, 2, 8), (3, 6, 5), (3, 7, 6), (3, 9, 8)):
+        expected = attend(step, row, token, position, factor=raise_answer)
+        torch.testing.assert_close(step.output[token], expected)
+
+
+@pytest.mark.parametrize(("member", "factor"), [(QUESTION, scale_image), (BOTH, raise_and_scale)])
+def test_question_is_edited_where_a_strategy_edits_it(member: Member, factor: Factor) -> None:
+    """The image ends at position 3. Each row runs another part of its prompt, and of its answer."""
+    torch.manual_seed(0)
+    computed, lengths = [0, 0, 4, 2, 8], [4, 6, 1, 5, 1]
+    step = ToyStep(build_step(*[member] * 5, computed=computed, lengths=lengths), torch.device("cpu"))
+    tap, layer = build_tap(torch.device("cpu"))
+    assert step.run(tap, layer) == {}
+    token = 0
+    for row, (start, count) in enumerate(zip(computed, lengths, strict=True)):
+        for position in range(start, start + count):
+            if position < 4:
+                assert not step.output[token].any()
+            else:  # PAI edits from the last token of the prompt on
+                own = scale_image if position < PROMPT - 1 else factor
+                torch.testing.assert_close(step.output[token], attend(step, row, token, position, factor=own))
+            token += 1
 
 
 @pytest.mark.parametrize("is_shape", [True, False])
@@ -103,7 +158,8 @@ def test_blocks_of_other_requests_do_not_change_an_edit() -> None:
 
 def test_edits_do_not_wait_for_the_device() -> None:
     with simulate_device(), torch.no_grad():
-        step = ToyStep(build_step(EDITED, OTHER, EDITED, computed=[4, 7, 3], lengths=[2, 1, 6]), DEVICE)
+        rows = build_step(EDITED, OTHER, BOTH, ANSWER, computed=[4, 7, 3, 6], lengths=[2, 1, 6, 1])
+        step = ToyStep(rows, DEVICE)
         tap, layer = build_tap(DEVICE)
         assert step.run(tap, layer) == {}
         assert step.output.device == DEVICE
