@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from decoding.engine import EngineSettings
 
-# Rows of the model's maximum length that the KV cache holds by default. With the embedded model, one request must take less
-# than 300 MB, with its images and its answers.
+# Rows of the model's maximum length that the KV cache holds by default. With the embedded model, one request must take
+# less than 300 MB, with its images and its answers.
 DEFAULT_CONTEXTS = 7
 
 
