@@ -57,11 +57,12 @@ class ServerUnavailable(ServerError):
     Args:
         problem: The problem in words.
         retry_after: Seconds to wait before the next attempt, from the Retry-After header.
+        status: The HTTP status, None without a response.
     """
 
-    def __init__(self, problem: str, retry_after: float = 0.0) -> None:
+    def __init__(self, problem: str, retry_after: float = 0.0, status: int | None = None) -> None:
         super().__init__(problem)
-        self.retry_after = retry_after
+        self.retry_after, self.status = retry_after, status
 
 
 class InvalidResponse(ServerUnavailable):

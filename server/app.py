@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -54,6 +54,9 @@ BATCH_PARSERS = {
     "/v1/completions": completions.parse_body,
     "/v1/responses": responses.parse_body,
 }
+
+# Callers in this process need no keys, have no address, and share no folder.
+LOCAL_SETTINGS = {"data_dir": None, "allowed_hosts": "*", "api_keys": None, "api_keys_file": None}
 
 
 def create_app(
@@ -148,6 +151,34 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await runner.close()
         await service.close()
         await store.close()
+
+
+@asynccontextmanager
+async def open_local_app(arguments: Sequence[str]) -> AsyncIterator[FastAPI]:
+    """Run a complete server without a socket, for callers in this process.
+
+    Args:
+        arguments: Settings as command-line arguments. API keys and the folder of batches are ignored.
+
+    Yields:
+        The application, whose engine is ready.
+
+    Raises:
+        RuntimeError: A setting is wrong, or the engine does not start.
+    """
+    try:
+        settings = Settings.load(arguments)
+    except SystemExit as error:
+        raise RuntimeError(f"The settings of the engine are wrong: {' '.join(arguments)}") from error
+    app = create_app(settings.model_copy(update=LOCAL_SETTINGS))
+    service: Service = app.state.service
+    startup_finished = asyncio.Event()
+    service.on_startup_finished = lambda _: startup_finished.set()
+    async with lifespan(app):
+        await startup_finished.wait()
+        if service.startup_error is not None:
+            raise RuntimeError(f"The engine did not start: {service.startup_error}")
+        yield app
 
 
 async def start_service(service: Service, runner: BatchRunner) -> None:

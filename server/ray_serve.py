@@ -191,7 +191,10 @@ class Proxy:
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(SINGLE_SERVER_PATHS):
-            raise Unsupported("Files and batches belong to one server. Ray Serve runs several.")
+            raise Unsupported(
+                "Files and batches belong to one server. Ray Serve runs several. "
+                "For many pictures, run `onlyseen-batch run` against this address."
+            )
         forwarded = {name: scope[name] for name in FORWARDED_SCOPE_KEYS} | {"headers": list(scope["headers"])}
         forwarded |= {"client": scope.get("client"), "server": scope.get("server")}
         if scope["path"] == "/metrics":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,6 +102,16 @@ class BenchmarkQuestion:
     def image_hash(self) -> str | None:
         """The SHA-256 of the image file, None without one."""
         return hash_file(self.image) if self.image else None
+
+    def read_image(self) -> tuple[str, bytes] | None:
+        """Read the image.
+
+        Returns:
+            Its media type and its bytes, None without an image.
+        """
+        if self.image is None:
+            return None
+        return mimetypes.guess_type(self.image.name)[0] or "image/png", self.image.read_bytes()
 
 
 @dataclass(frozen=True, slots=True)

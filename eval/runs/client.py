@@ -39,6 +39,7 @@ class EvalClient:
         attempts: Attempts of one request.
         retry_pause: Seconds before the second attempt. The pause doubles, with jitter.
         connections: Maximum number of connections.
+        transport: Replaces the network, for an application in this process.
     """
 
     base_url: str
@@ -47,6 +48,7 @@ class EvalClient:
     attempts: int = 6
     retry_pause: float = 0.5
     connections: int = 8
+    transport: httpx.AsyncBaseTransport | None = None
     http: httpx.AsyncClient = field(init=False)
 
     async def __aenter__(self) -> Self:
@@ -58,6 +60,7 @@ class EvalClient:
             headers=headers,
             timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout)),
             limits=httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections),
+            transport=self.transport,
         )
         return self
 
@@ -168,7 +171,8 @@ class EvalClient:
             raise ServerUnavailable(f"no connection to {self.base_url} ({reason}). Is the server running?") from None
         if response.status_code in RETRIED_STATUSES or response.status_code >= 500:
             problem = f"the server fails with status {response.status_code}: {_format_error_message(response)}"
-            raise ServerUnavailable(problem, _parse_retry_after(response.headers.get("retry-after")))
+            retry_after = _parse_retry_after(response.headers.get("retry-after"))
+            raise ServerUnavailable(problem, retry_after, response.status_code)
         if not response.is_success:
             raise RequestRejected(response.status_code, _format_error_message(response))
         try:
@@ -334,7 +338,8 @@ def parse_answer(
         raise InvalidResponse(f"the completion has finish_reason {choice.finish_reason!r}")
     if not choice.message.content.strip() and not tokens:
         raise InvalidResponse("the answer is empty, and no token was generated for it")
-    if request.check and (completion.onlyseen is None or completion.onlyseen.claims is None or not choice.logprobs):
+    has_claims = completion.onlyseen is not None and completion.onlyseen.claims is not None
+    if request.check and not (has_claims and (choice.logprobs or not request.token_scores)):
         raise InvalidResponse("the claims of the answer were not checked: receipt.claims or logprobs are missing")
     if strategy_via != "none":
         _check_receipt(completion.onlyseen, request)

@@ -46,7 +46,7 @@ async def prepare_plan(client: EvalClient, options: RunOptions) -> tuple[RunPlan
         ServerError: A server, model, strategy or parameter is missing, or the server cannot check claims.
     """
     models = await client.list_models()
-    model = _select_model(list(models), options.model)
+    model = select_model(list(models), options.model)
     catalog = await client.fetch_catalog()
     if options.check and catalog is None:
         raise ServerError(f"--check needs a server with /v1/strategies, and {client.base_url} has none.")
@@ -69,7 +69,19 @@ async def prepare_plan(client: EvalClient, options: RunOptions) -> tuple[RunPlan
     return plan, options.strategy_via if catalog else "none"
 
 
-def _select_model(models: list[str], requested: str | None) -> str:
+def select_model(models: list[str], requested: str | None) -> str:
+    """Select the model of a run.
+
+    Args:
+        models: The models of the server, with strategy suffixes or without.
+        requested: The value of --model.
+
+    Returns:
+        The requested model, or the only one.
+
+    Raises:
+        ServerError: The server does not have the requested model, or has several and none is requested.
+    """
     base_models = [name for name in models if name.rpartition(":")[0] not in models]  # without strategy suffixes
     if requested is None:
         if len(base_models) != 1:

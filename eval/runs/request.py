@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import mimetypes
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -46,7 +45,8 @@ class EvalRequest:
         model: Name of the model.
         seed: Seed, None under greedy decoding.
         weights: Fingerprint of the weights, if the server reports one.
-        check: Have the claims of the answer checked, and get grounding and log-probability of each token.
+        check: Have the claims of the answer checked.
+        token_scores: With `check`, get grounding and log-probability of each token, too.
         yes_score: Get the log-probabilities of yes and no. Answer and key do not depend on this.
     """
 
@@ -59,6 +59,7 @@ class EvalRequest:
     weights: str | None = None
     check: bool = False
     yes_score: bool = False
+    token_scores: bool = True
 
     @cached_property
     def key(self) -> str:
@@ -94,16 +95,21 @@ class EvalRequest:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         if self.check:
             options = body.get("decoding")
-            body["decoding"] = {**(options if isinstance(options, dict) else {}), "check": True, "grounding": True}
+            body["decoding"] = {
+                **(options if isinstance(options, dict) else {}),
+                "check": True,
+                **({"grounding": True} if self.token_scores else {}),
+            }
         return body
 
     @property
     def _content(self) -> JsonValue:
         text: JsonValue = {"type": "text", "text": self.question.prompt}
-        if self.question.image is None:
+        image = self.question.read_image()
+        if image is None:
             return [text]
-        media_type = mimetypes.guess_type(self.question.image.name)[0] or "image/png"
-        data = base64.b64encode(self.question.image.read_bytes()).decode()
+        media_type, content = image
+        data = base64.b64encode(content).decode()
         return [
             {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}},
             text,

@@ -13,7 +13,7 @@ from tests.test_architecture import list_imports, list_sources
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}  # packages with another import name
 
 
-OPTIONAL = {"spacy"}  # for AMBER's captions; the error names it if it is missing
+OPTIONAL = {"spacy", "pyarrow", "ray"}  # AMBER's captions, parquet, engines; the error names it if it is missing
 
 
 INDIRECT = {"markupsafe", "pydantic_core"}  # dependencies of jinja2 and of pydantic

@@ -1,0 +1,1 @@
+"""The command `onlyseen-batch`: captions of whole data sets, each exactly once."""

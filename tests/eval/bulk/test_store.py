@@ -1,0 +1,128 @@
+"""Rows stand exactly once, wherever the process ends."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from eval.bulk import store as store_module
+from eval.bulk.items import BulkItem, JobSettings
+from eval.bulk.rows import BulkRow, build_error_row, build_schema, write_part
+from eval.bulk.store import RowStore, StoredJob, list_parts
+from eval.errors import RunError
+from eval.runs.stack_spec import parse_spec
+from tests.eval.bulk.pictures import draw, read_rows
+
+SETTINGS = JobSettings(model="m")
+JOB = StoredJob(settings=SETTINGS, row_format="jsonl")
+
+
+def make_rows(first: int, count: int) -> list[BulkRow]:
+    items = [
+        BulkItem(id=str(number), scope="", image=None, prompt="p", content=draw(number))
+        for number in range(first, first + count)
+    ]
+    return [build_error_row(item, SETTINGS, "none") for item in items]
+
+
+def keys_of(rows: list[BulkRow]) -> list[str]:
+    return sorted(row.key for row in rows)
+
+
+def test_row_is_stored_once(tmp_path: Path) -> None:
+    rows = make_rows(0, 5)
+    with RowStore(tmp_path, JOB, part_rows=2) as store:
+        assert store.add(rows[:3]) == rows[:3]
+        assert store.add(rows) == rows[3:]
+        assert len(list_parts(tmp_path)) == 2
+        assert store.find_missing(keys_of(make_rows(4, 3))) == {row.key for row in make_rows(5, 2)}
+        store.finish()
+        assert store.totals.rows == store.totals.failures == 5
+    with RowStore(tmp_path, JOB) as store:
+        assert store.totals.rows == 5
+        assert store.add(rows) == []
+        store.finish()
+    assert [row["key"] for row in read_rows(tmp_path)] == keys_of(rows)
+
+
+@pytest.mark.parametrize("after_write", [False, True])
+def test_full_disk_neither_loses_nor_doubles_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_write: bool
+) -> None:
+    """The process ends before a part is written, or between the part and the transaction that removes its rows."""
+
+    def fail(rows: list[BulkRow], file: Path, row_format: store_module.RowFormat) -> None:
+        if after_write:
+            write_part(rows, file, row_format)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    rows = make_rows(0, 7)
+    with monkeypatch.context() as patch, RowStore(tmp_path, JOB, part_rows=4) as store:
+        patch.setattr(store_module, "write_part", fail)
+        with pytest.raises(RunError, match="No space left on device"):
+            store.add(rows)
+    with RowStore(tmp_path, JOB, part_rows=3) as store:
+        assert store.find_missing(keys_of(rows)) == set()
+        store.finish()
+    assert [row["key"] for row in read_rows(tmp_path)] == keys_of(rows)
+
+
+def test_full_state_file_keeps_the_rows_before(tmp_path: Path) -> None:
+    rows, more = make_rows(0, 3), make_rows(3, 1000)
+    with RowStore(tmp_path, JOB) as store:
+        store.add(rows)
+        pages = store._open.execute("PRAGMA page_count").fetchone()[0]
+        store._open.execute(f"PRAGMA max_page_count={pages + 2}")
+        with pytest.raises(RunError, match="full"):
+            store.add(more)
+        assert store.totals.rows == 3
+    with RowStore(tmp_path, JOB) as store:
+        assert store.find_missing(keys_of([*rows, *more])) == {row.key for row in more}
+        store.add(more)
+        store.finish()
+    assert [row["key"] for row in read_rows(tmp_path)] == keys_of([*rows, *more])
+
+
+def test_incomplete_file_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    incomplete = tmp_path / "rows" / ".part-000000.jsonl.incomplete"
+    incomplete.write_text("half")
+    with RowStore(tmp_path, JOB):
+        assert not incomplete.exists()
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    with RowStore(tmp_path, JOB):
+        pass
+    other = JOB.model_copy(update={"settings": JobSettings(model="m", spec=parse_spec("agla:alpha=1"))})
+    with pytest.raises(RunError, match='another "spec"'), RowStore(tmp_path, other):
+        pass
+    with pytest.raises(RunError, match='another "row_format"'), RowStore(tmp_path, StoredJob(settings=SETTINGS)):
+        pass
+
+
+def test_second_process_is_refused(tmp_path: Path) -> None:
+    with RowStore(tmp_path, JOB), pytest.raises(RunError, match="another job is writing"), RowStore(tmp_path, JOB):
+        pass
+
+
+def test_closed_store_has_no_open_files(tmp_path: Path) -> None:
+    store = RowStore(tmp_path, JOB)
+    with store:
+        connection = store._open
+    with pytest.raises(sqlite3.ProgrammingError):
+        connection.execute("SELECT 1")
+    with pytest.raises(RunError, match="not open"):
+        store.add(make_rows(0, 1))
+
+
+def test_parts_have_the_types_of_the_schema(tmp_path: Path) -> None:
+    """A part whose rows are all errors has the types of other parts, so that readers can join them."""
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    write_part(make_rows(0, 2), tmp_path / "part-000000.parquet", "parquet")
+    assert parquet.read_schema(tmp_path / "part-000000.parquet").equals(build_schema())
