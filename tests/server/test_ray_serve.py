@@ -128,6 +128,8 @@ async def test_proxy_answers_like_one_server(client: httpx.AsyncClient) -> None:
     assert response.headers.get_list("x-request-id") == ["mine"]
     for path, code in [("/v1/models/other", "model_not_found"), ("/v1/files", "unsupported"), ("/nothing", None)]:
         assert (await client.get(path)).json()["error"]["code"] == code
+    refusal = (await client.post("/v1/batches", json={})).json()["error"]["message"]
+    assert "onlyseen-batch run" in refusal
     large = await client.post("/v1/chat/completions", content=b" " * 20_000_001)
     assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sqlite3
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from eval.bulk.store import RowStore, StoredJob, list_parts
 from eval.errors import RunError
 from eval.runs.stack_spec import parse_spec
 from tests.eval.bulk.pictures import draw, read_rows
+from tests.eval.cli_driver import ROOT
 
 SETTINGS = JobSettings(model="m")
 JOB = StoredJob(settings=SETTINGS, row_format="jsonl")
@@ -126,3 +128,10 @@ def test_parts_have_the_types_of_the_schema(tmp_path: Path) -> None:
 
     write_part(make_rows(0, 2), tmp_path / "part-000000.parquet", "parquet")
     assert parquet.read_schema(tmp_path / "part-000000.parquet").equals(build_schema())
+
+
+def test_page_of_the_documentation_has_all_columns() -> None:
+    page = (ROOT / "docs" / "batch.md").read_text()
+    _, _, table = page.partition("| column | type | content |")
+    first_cells = [line.split("|")[1] for line in table.splitlines()[2:] if line.startswith("|")]
+    assert [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)] == list(BulkRow.model_fields)
