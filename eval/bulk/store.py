@@ -127,7 +127,7 @@ class RowStore:
         with self._convert_errors(), self._mutex:
             for start in range(0, len(keys), MAX_QUERY_KEYS):
                 some = [bytes.fromhex(key) for key in keys[start : start + MAX_QUERY_KEYS]]
-                query = f"SELECT key FROM done WHERE key IN ({','.join('?' * len(some))})"  # nosec B608
+                query = f"SELECT key FROM done WHERE key IN ({','.join('?' * len(some))})"
                 missing -= {key.hex() for (key,) in self._open.execute(query, some)}
         return missing
 
