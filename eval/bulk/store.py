@@ -30,7 +30,6 @@ CREATE TABLE IF NOT EXISTS done (key BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pending (number INTEGER PRIMARY KEY, row TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-MAX_QUERY_KEYS = 500
 
 
 class StoredJob(BaseModel, extra="forbid"):
@@ -123,13 +122,9 @@ class RowStore:
 
     def find_missing(self, keys: Sequence[str]) -> set[str]:
         """Return the keys that have no row yet."""
-        missing = set(keys)
+        query = "SELECT 1 FROM done WHERE key = ?"
         with self._convert_errors(), self._mutex:
-            for start in range(0, len(keys), MAX_QUERY_KEYS):
-                some = [bytes.fromhex(key) for key in keys[start : start + MAX_QUERY_KEYS]]
-                query = f"SELECT key FROM done WHERE key IN ({','.join('?' * len(some))})"  # nosec B608
-                missing -= {key.hex() for (key,) in self._open.execute(query, some)}
-        return missing
+            return {key for key in keys if not self._open.execute(query, [bytes.fromhex(key)]).fetchone()}
 
     def iterate_keys(self) -> Iterator[bytes]:
         """Iterate over the keys of all rows, in order."""
