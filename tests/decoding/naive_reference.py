@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from decoding.strategies.attention.hgai import HGAI
+from decoding.strategies.attention.iat import IAT
+from decoding.strategies.attention.vaf import VAF
 from decoding.strategies.deco import DeCo
-from decoding.strategies.hgai import HGAI
-from decoding.strategies.iat import IAT
 from decoding.strategies.nolan import NoLan
-from decoding.strategies.vaf import VAF
 from decoding.strategies.vdgd import VDGD
 
 Change = Callable[[int, Tensor], None]  # layer, [heads, tokens, tokens] scores, which it edits in place

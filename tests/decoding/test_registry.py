@@ -11,8 +11,8 @@ from decoding import registry
 from decoding.errors import BadRequest
 from decoding.registry import GROUP, build, format_stack, list_strategies
 from decoding.strategies.agla import AGLA
+from decoding.strategies.attention.vhr import VHR
 from decoding.strategies.plain import Plain
-from decoding.strategies.vhr import VHR
 from decoding.strategy import Strategy
 
 PUBLISHED = {"plain", "truncate", "sharpen", "vcd", "agla", "vhr", "vdgd"}
@@ -106,7 +106,7 @@ def test_invalid_stack_is_refused_by_field(names: str, parameters: dict[str, Any
 
 def test_strategy_of_another_package_is_found(installed: list[EntryPoint]) -> None:
     installed += [
-        entry_point("vhr", "decoding.strategies.vhr:VHR"),
+        entry_point("vhr", "decoding.strategies.attention.vhr:VHR"),
         entry_point("agla", "decoding.strategies.agla:AGLA"),
         entry_point("agla", "decoding.strategies.agla:AGLA", group="some.other.group"),
     ]
@@ -124,7 +124,7 @@ def test_name_of_two_packages_is_refused(installed: list[EntryPoint]) -> None:
     installed += [
         entry_point("plain", "decoding.strategies.plain:Plain", "onlyseen"),
         entry_point("plain", f"{__name__}:Impostor", "impostor"),
-        entry_point("vhr", "decoding.strategies.vhr:VHR", "onlyseen"),
+        entry_point("vhr", "decoding.strategies.attention.vhr:VHR", "onlyseen"),
     ]
     assert list(list_strategies()) == ["vhr"]
     with pytest.raises(BadRequest, match="of package 'impostor' and 'onlyseen' cannot be loaded: several classes"):
@@ -146,7 +146,10 @@ def test_name_of_two_packages_is_refused(installed: list[EntryPoint]) -> None:
 def test_broken_entry_point_is_skipped_and_named(
     installed: list[EntryPoint], name: str, value: str, reason: str
 ) -> None:
-    installed += [entry_point(name, value, "broken-package"), entry_point("vhr", "decoding.strategies.vhr:VHR")]
+    installed += [
+        entry_point(name, value, "broken-package"),
+        entry_point("vhr", "decoding.strategies.attention.vhr:VHR"),
+    ]
     with capture_logs() as logs:
         assert list(list_strategies()) == ["vhr"]
     (event,) = logs

@@ -23,25 +23,25 @@ from decoding.outputs import RelevanceMap
 from decoding.prompt import ImageInput, Prompt
 from decoding.requests import GenerateRequest
 from decoding.strategies.agla import AGLA
-from decoding.strategies.avisc import AvisC
-from decoding.strategies.damro import DAMRO
+from decoding.strategies.attention.hgai import HGAI
+from decoding.strategies.attention.iat import IAT
+from decoding.strategies.attention.pai import PAI
+from decoding.strategies.attention.paint import PAINT
+from decoding.strategies.attention.vaf import VAF
+from decoding.strategies.attention.vhr import VHR
 from decoding.strategies.deco import DeCo
 from decoding.strategies.describe import Describe
 from decoding.strategies.dola import DoLa
-from decoding.strategies.hgai import HGAI
-from decoding.strategies.iat import IAT
+from decoding.strategies.image_tokens.avisc import AvisC
+from decoding.strategies.image_tokens.damro import DAMRO
+from decoding.strategies.image_tokens.sid import SID
+from decoding.strategies.image_tokens.sira import SIRA
 from decoding.strategies.nolan import NoLan
-from decoding.strategies.pai import PAI
-from decoding.strategies.paint import PAINT
 from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
-from decoding.strategies.sid import SID
-from decoding.strategies.sira import SIRA
 from decoding.strategies.truncate import Truncate
-from decoding.strategies.vaf import VAF
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
-from decoding.strategies.vhr import VHR
 from decoding.strategy import Strategy
 from tests.decoding.naive_reference import (
     Change,

@@ -18,8 +18,8 @@ from decoding.hf_engine.taps.head import HeadObserver
 from decoding.outputs import StateHandle
 from decoding.pipeline.runner import collect_answer
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt
+from decoding.strategies.attention.vhr import VHR
 from decoding.strategies.vdgd import VDGD
-from decoding.strategies.vhr import VHR
 from decoding.text.prompt_encoder import ModelInputs
 from tests.decoding.failing_strategy import FailingStrategy
 from tests.decoding.hf_engine.harness import build_stack, exact_length, make_prompt, pause_worker, wait_until

@@ -18,7 +18,7 @@ from decoding.pipeline.attention_hooks import (
     select_attention_stack,
     select_question_stack,
 )
-from decoding.strategies.vaf import VAF
+from decoding.strategies.attention.vaf import VAF
 from decoding.strategy import AttentionKeys, Step, Strategy, Tensors
 
 ROWS, HEADS, KEYS = 3, 2, 4

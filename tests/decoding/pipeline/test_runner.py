@@ -14,11 +14,11 @@ from decoding.outputs import Answer, StateHandle
 from decoding.pipeline.runner import GROUNDING, StrategyRunner, collect_answer
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
 from decoding.strategies.agla import AGLA
+from decoding.strategies.attention.vhr import VHR
 from decoding.strategies.mvp import MVP
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategies.verify import Verify
-from decoding.strategies.vhr import VHR
 from decoding.strategy import Program, Strategy
 from tests.decoding.fakes import RecordingEngine, make_request, random_image
 

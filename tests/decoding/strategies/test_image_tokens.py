@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoding.strategies.avisc import AvisC
-from decoding.strategies.damro import DAMRO
-from decoding.strategies.sid import SID
-from decoding.strategies.sira import SIRA
+from decoding.strategies.image_tokens.avisc import AvisC
+from decoding.strategies.image_tokens.damro import DAMRO
+from decoding.strategies.image_tokens.sid import SID
+from decoding.strategies.image_tokens.sira import SIRA
 from decoding.strategy import Activations, Strategy, Tensors
 
 

@@ -10,9 +10,9 @@ import pytest
 from decoding.outputs import Answer, FinishInfo, Token, TokenLogprob, Usage
 from decoding.requests import GenerateRequest
 from decoding.strategies.agla import AGLA
+from decoding.strategies.attention.vhr import VHR
 from decoding.strategies.mvp import MVP, extract_vote
 from decoding.strategies.plain import Plain
-from decoding.strategies.vhr import VHR
 from decoding.strategies.zoomeye import ZoomEye
 from tests.decoding.fakes import make_request
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from decoding.strategies.paint import PAINT
+from decoding.strategies.attention.paint import PAINT
 from decoding.strategy import Activations, AttentionKeys
 
 

@@ -5,24 +5,24 @@ import torch
 from torch import Tensor
 
 from decoding.strategies.agla import AGLA
-from decoding.strategies.avisc import AvisC
+from decoding.strategies.attention.hgai import HGAI
+from decoding.strategies.attention.iat import IAT
+from decoding.strategies.attention.pai import PAI
+from decoding.strategies.attention.vaf import VAF
 from decoding.strategies.code import CODE
-from decoding.strategies.damro import DAMRO
 from decoding.strategies.deco import DeCo
 from decoding.strategies.dola import DoLa
-from decoding.strategies.hgai import HGAI
-from decoding.strategies.iat import IAT
 from decoding.strategies.icd import ICD
+from decoding.strategies.image_tokens.avisc import AvisC
+from decoding.strategies.image_tokens.damro import DAMRO
+from decoding.strategies.image_tokens.sid import SID
+from decoding.strategies.image_tokens.sira import SIRA
 from decoding.strategies.m3id import M3ID
 from decoding.strategies.nolan import NoLan
-from decoding.strategies.pai import PAI
 from decoding.strategies.plain import Plain
 from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
-from decoding.strategies.sid import SID
-from decoding.strategies.sira import SIRA
 from decoding.strategies.truncate import Truncate
-from decoding.strategies.vaf import VAF
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors

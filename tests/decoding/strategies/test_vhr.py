@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from decoding.requests import GenerateRequest, ProbeRequest, StateHandle
-from decoding.strategies.vhr import VHR
+from decoding.strategies.attention.vhr import VHR
 from decoding.strategy import Activations, Tensors
 from tests.decoding.fakes import make_request
 

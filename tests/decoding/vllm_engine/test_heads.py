@@ -10,7 +10,7 @@ import pytest
 from decoding.errors import BadRequest, EngineFailed
 from decoding.pipeline.runner import collect_answer
 from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt, StateHandle
-from decoding.strategies.vhr import VHR
+from decoding.strategies.attention.vhr import VHR
 from tests.decoding.hf_engine.harness import FakeMatcher, build_stack, exact_length, run_strategies
 from tests.decoding.vllm_engine.conftest import EMBEDDED, start_engine
 from tests.decoding.vllm_engine.scenes import compute_first_logprobs, generate_all, get_token_ids, load_prompts

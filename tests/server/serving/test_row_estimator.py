@@ -13,10 +13,10 @@ from decoding.pipeline import dry_run
 from decoding.pipeline.dry_run import DryRun
 from decoding.requests import GenerateRequest
 from decoding.strategies.agla import AGLA
+from decoding.strategies.attention.vhr import VHR
 from decoding.strategies.mvp import MVP
 from decoding.strategies.vcd import VCD
 from decoding.strategies.verify import Verify
-from decoding.strategies.vhr import VHR
 from decoding.strategies.zoomeye import ZoomEye
 from decoding.strategy import Program, Strategy
 from server.serving import row_estimator

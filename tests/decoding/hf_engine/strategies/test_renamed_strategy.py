@@ -6,12 +6,12 @@ import pytest
 
 from decoding.hf_engine.engine import HFEngine
 from decoding.outputs import Answer
+from decoding.strategies.attention.vhr import VHR
 from decoding.strategies.dola import DoLa
+from decoding.strategies.image_tokens.sid import SID
 from decoding.strategies.m3id import M3ID
-from decoding.strategies.sid import SID
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
-from decoding.strategies.vhr import VHR
 from decoding.strategy import Strategy
 from tests.decoding.hf_engine.harness import exact_length, make_prompt, run_strategies
 

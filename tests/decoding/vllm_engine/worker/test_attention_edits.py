@@ -15,7 +15,7 @@ from torch import Tensor
 
 from decoding.conformance.simulated_device import DEVICE, simulate_device
 from decoding.requests import MAIN
-from decoding.strategies.pai import PAI
+from decoding.strategies.attention.pai import PAI
 from decoding.tensor_hooks import AttentionKeys
 from decoding.vllm_engine.member import Member
 from tests.decoding.vllm_engine.worker.harness import (

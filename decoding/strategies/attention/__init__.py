@@ -1,0 +1,1 @@
+"""Strategies that act on the attention of the main row."""

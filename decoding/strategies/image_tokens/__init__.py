@@ -1,0 +1,1 @@
+"""Strategies whose branch sees a part of the image tokens."""
