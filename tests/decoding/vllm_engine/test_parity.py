@@ -33,7 +33,9 @@ async def test_strategy_equals_the_transformers_engine(names: str, roomy_engine:
         if "lazy" in names:  # here lazy branches run at every step
             assert passes == 2 * TOKENS >= other_passes
         else:  # the transformers engine can continue from the pass of a probe
-            assert passes - other_passes in ((0, 1) if {"avisc", "damro", "sid", "sira"} & set(re.split(r"\W+", names)) else (0,))
+            assert passes - other_passes in (
+                (0, 1) if {"avisc", "damro", "sid", "sira"} & set(re.split(r"\W+", names)) else (0,)
+            )
         assert each.finish.usage.prompt_tokens == other.finish.usage.prompt_tokens
 
 
