@@ -14,7 +14,7 @@ from decoding.pipeline.composition import combine_head_scales
 from decoding.tensor_hooks import Tensors
 from decoding.vllm_engine.member import Member, ProbeSpec, build_stack
 from decoding.vllm_engine.worker import head_projection
-from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
+from decoding.vllm_engine.worker.attention.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.forward_context import disable_compiled_code
 from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.probe_capture import ProbeCapture, find_probes

@@ -16,7 +16,7 @@ import structlog
 from torch import Tensor
 
 from decoding.vllm_engine.member import Member
-from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
+from decoding.vllm_engine.worker.attention.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.head_tap import GangHeadTap

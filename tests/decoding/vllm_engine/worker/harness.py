@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from decoding.requests import MAIN
 from decoding.vllm_engine.member import Member, StrategySpec
-from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
+from decoding.vllm_engine.worker.attention.attention_tap import GangAttentionTap
+from decoding.vllm_engine.worker.attention.second_attention import AttentionContext
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap, TappedLayer
 from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.image_tokens import ImageTokens
-from decoding.vllm_engine.worker.second_attention import AttentionContext
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
 from tests.decoding.hf_engine.harness import build_stack

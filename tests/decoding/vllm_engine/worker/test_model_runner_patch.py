@@ -16,8 +16,9 @@ from decoding.requests import MAIN, GenerateRequest
 from decoding.vllm_engine.engine import VllmEngine
 from decoding.vllm_engine.member import Member, ProbeSpec, StrategySpec
 from decoding.vllm_engine.settings import VllmSettings
-from decoding.vllm_engine.worker import attention_tap, early_exit_tap, head_projection
-from decoding.vllm_engine.worker.attention_tap import GangAttentionTap
+from decoding.vllm_engine.worker import early_exit_tap, head_projection
+from decoding.vllm_engine.worker.attention import attention_tap
+from decoding.vllm_engine.worker.attention.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.head_tap import GangHeadTap

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.vllm_engine.worker.paged_attention import (
+from decoding.vllm_engine.worker.attention.paged_attention import (
     CPU_IMPL,
     build_mask,
     check_attention,

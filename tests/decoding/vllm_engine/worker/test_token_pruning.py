@@ -13,7 +13,7 @@ from decoding.conformance.simulated_device import DEVICE, simulate_device
 from decoding.registry import load_registry
 from decoding.strategy import Strategy, Tensors
 from decoding.vllm_engine.member import Member, PruningSpec, StrategySpec
-from decoding.vllm_engine.worker import token_pruning
+from decoding.vllm_engine.worker.attention import token_pruning
 from decoding.vllm_engine.worker.state_store import StateStore
 from tests.decoding.vllm_engine.worker.harness import (
     CPU,

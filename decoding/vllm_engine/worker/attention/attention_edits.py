@@ -20,8 +20,8 @@ from decoding.pipeline.attention_hooks import (
 from decoding.pipeline.composition import copy_numbers
 from decoding.tensor_hooks import AttentionKeys
 from decoding.vllm_engine.member import Member, build_stack
-from decoding.vllm_engine.worker.paged_attention import AttentionCall
-from decoding.vllm_engine.worker.second_attention import AttentionContext
+from decoding.vllm_engine.worker.attention.paged_attention import AttentionCall
+from decoding.vllm_engine.worker.attention.second_attention import AttentionContext
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
 
 MAX_EDITED_TOKENS = 32  # edited in one call, which copies the keys and values that each token sees

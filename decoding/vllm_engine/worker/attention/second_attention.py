@@ -7,9 +7,9 @@ from typing import Protocol
 
 import torch
 
+from decoding.vllm_engine.worker.attention.paged_attention import AttentionCall
 from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.image_tokens import FindImageTokens
-from decoding.vllm_engine.worker.paged_attention import AttentionCall
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_tap import StepTap
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from decoding.pipeline.composition import copy_numbers
-from decoding.vllm_engine.worker.paged_attention import AttentionCall
+from decoding.vllm_engine.worker.attention.paged_attention import AttentionCall
+from decoding.vllm_engine.worker.attention.second_attention import AttentionContext
 from decoding.vllm_engine.worker.probe_capture import find_probes
-from decoding.vllm_engine.worker.second_attention import AttentionContext
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
 
 

@@ -12,17 +12,17 @@ from typing import Any
 
 from torch import Tensor
 
-from decoding.vllm_engine.worker.attention_capture import GangAttentionCapture
-from decoding.vllm_engine.worker.attention_edits import GangAttentionEdits
+from decoding.vllm_engine.worker.attention.attention_capture import GangAttentionCapture
+from decoding.vllm_engine.worker.attention.attention_edits import GangAttentionEdits
+from decoding.vllm_engine.worker.attention.paged_attention import AttentionCall, check_attention
+from decoding.vllm_engine.worker.attention.second_attention import AttentionContext, SecondAttention
+from decoding.vllm_engine.worker.attention.token_pruning import GangTokenPruning
 from decoding.vllm_engine.worker.attention_layers import has_attention
 from decoding.vllm_engine.worker.forward_context import disable_cuda_graphs
 from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.image_tokens import find_image_tokens
-from decoding.vllm_engine.worker.paged_attention import AttentionCall, check_attention
-from decoding.vllm_engine.worker.second_attention import AttentionContext, SecondAttention
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo
-from decoding.vllm_engine.worker.token_pruning import GangTokenPruning
 
 
 class GangAttentionTap:

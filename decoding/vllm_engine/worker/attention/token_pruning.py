@@ -15,8 +15,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.kept_tokens import find_kept_tokens
 from decoding.vllm_engine.member import Member
-from decoding.vllm_engine.worker.paged_attention import AttentionCall
-from decoding.vllm_engine.worker.second_attention import AttentionContext
+from decoding.vllm_engine.worker.attention.paged_attention import AttentionCall
+from decoding.vllm_engine.worker.attention.second_attention import AttentionContext
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
 
 MAX_QUERIES = 256  # tokens of a row in one call, which bounds its mask
