@@ -69,7 +69,7 @@ def cluster() -> Iterator[Cluster]:
         with log, subprocess.Popen([SERVE, "run", file], env=environment, stdout=log, stderr=log) as handle:
             try:
                 url = f"http://127.0.0.1:{port}"
-                wait_until_ready(url)
+                wait_until_ready(url, 300)  # another test may run a cluster at the same time
                 wait_for_both_replicas(url)
                 yield Cluster(handle, url, Path(folder, "data"))
             finally:

@@ -77,8 +77,9 @@ def expected(either: HFEngine) -> list[list[int]]:
 
 @pytest.mark.parametrize("names", NEWCOMERS)
 async def test_joining_a_running_batch_changes_no_answer(
-    names: str, either: HFEngine, expected: list[list[int]]
+    names: str, either: HFEngine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(either.worker.batch.cache, "max_slots", 1 << 20)  # the newcomer joins at once
     # The random model confirms nothing, so `verify` with its threshold would generate again longer than any companion.
     parameters = {"verify": {"threshold": 0.0}} if names == "verify" else {}
     stack = build_stack(names, **parameters)
