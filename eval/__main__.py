@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 from eval.cli.app import app
-from eval.errors import EvaluationError
+from eval.entry_point import run_app
 
 
 def main() -> None:
-    """Run the command line and print expected errors as one line."""
-    try:
-        app(prog_name="onlyseen-eval")
-    except EvaluationError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:  # An output file cannot be written.
-        if error.filename is None:
-            raise
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+    """Run the command line."""
+    run_app(app, "onlyseen-eval")
 
 
 if __name__ == "__main__":
