@@ -31,7 +31,7 @@ install-vllm: .venv-vllm/installed
 	touch $@
 
 test-vllm: install-vllm
-	.venv-vllm/bin/pytest --maxfail 10 $(VLLM_TESTS)
+	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest --numprocesses 2 --dist loadfile --maxfail 10 $(VLLM_TESTS)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""The tokens equal those of the transformers engine and of a naive reference that recomputes everything."""
+"""The tokens equal those of the transformers engine."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.decoding.hf_engine.harness import FakeMatcher, build_stack
-from tests.decoding.vllm_engine.conftest import EMBEDDED
+from tests.decoding.hf_engine.harness import build_stack
 from tests.decoding.vllm_engine.scenes import STACKS, generate_all, get_token_ids, load_prompts
 
 PROMPTS = 24
 TOKENS = 24
-UNKNOWN = ("icd", "m3id", "code", "dola, late and raw")  # not in the reference
-NAIVE_TOKENS = 12  # each costs a pass over the whole prompt for every branch
 
 
 @pytest.mark.parametrize("names", STACKS)
@@ -51,19 +48,3 @@ async def test_requests_with_different_parameters_equal_the_transformers_engine(
     expected = [await generate_all(hf_engine, [each], TOKENS) for each in requests]
     actual = await generate_all(roomy_engine, requests, TOKENS)
     assert [get_token_ids(each) for each in actual] == [get_token_ids(each) for (each,) in expected]
-
-
-@pytest.fixture(scope="module")
-def reference() -> Any:
-    from tests.decoding.hf_engine.reference import Reference
-
-    return Reference(EMBEDDED, FakeMatcher().relevance)
-
-
-@pytest.mark.parametrize("names", [name for name in STACKS if name not in UNKNOWN])
-async def test_strategy_equals_the_naive_reference(names: str, roomy_engine: Any, reference: Any) -> None:
-    """The strategies that the reference knows cover branches with other images and with other texts."""
-    scenes = load_prompts(PROMPTS)
-    actual = await generate_all(roomy_engine, [(STACKS[names], prompt) for prompt in scenes], NAIVE_TOKENS)
-    for each, prompt in zip(actual, scenes, strict=True):
-        assert get_token_ids(each) == reference.decode(STACKS[names], prompt, NAIVE_TOKENS).tokens

@@ -11,8 +11,11 @@ from decoding.vllm_engine.core.log_filters import DUMP_LOGGER, has_no_requests
 dump_input = pytest.importorskip("vllm.logging_utils.dump_input")
 
 
-def test_the_dump_of_a_failed_step_has_no_requests(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_dump_of_a_failed_step_has_no_requests(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logger = logging.getLogger(DUMP_LOGGER)
+    monkeypatch.setattr(logger, "filters", [])  # an engine of another test may have added the filter
     output: Any = SimpleNamespace(sampling_params="a secret")
     config: Any = "the config"
     logger.addHandler(caplog.handler)
@@ -23,7 +26,6 @@ def test_the_dump_of_a_failed_step_has_no_requests(caplog: pytest.LogCaptureFixt
         logger.addFilter(has_no_requests)
         dump_input.dump_engine_exception(config, output, None)
     finally:
-        logger.removeFilter(has_no_requests)
         logger.removeHandler(caplog.handler)
     assert "the config" in caplog.text
     assert "a secret" not in caplog.text
