@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,17 @@ class JobProcess:
             time.sleep(0.05)
 
     def kill_engine(self) -> None:
-        """Kill one of the engines."""
-        children = psutil.Process(self.handle.pid).children(recursive=True)
-        next(each for each in children if "EngineWorker" in " ".join(each.cmdline())).kill()
+        """Kill one of the engines, as soon as one runs a batch."""
+        while not self._kill_busy_engine():
+            time.sleep(0.05)
+
+    def _kill_busy_engine(self) -> bool:
+        for child in psutil.Process(self.handle.pid).children(recursive=True):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                if "EngineWorker" in " ".join(child.cmdline()):
+                    child.kill()
+                    return True
+        return False
 
     def kill_driver(self) -> None:
         """Kill the driver, and what it has left of the cluster."""

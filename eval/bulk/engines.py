@@ -11,8 +11,8 @@ import importlib
 import math
 import pkgutil
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -22,12 +22,13 @@ import httpx
 import numpy as np
 from rich.console import Console
 
+from eval.bulk.crash_record import MAX_CRASHES, CrashRecord
 from eval.bulk.executor import require_few_failures
 from eval.bulk.inputs import PICTURE_SUFFIXES, InputOptions, iterate_file, list_files
 from eval.bulk.items import BulkItem, JobSettings
 from eval.bulk.job import JobOptions, finish_job
 from eval.bulk.progress import JobProgress, JobSummary
-from eval.bulk.rows import BulkRow
+from eval.bulk.rows import BulkRow, build_error_row
 from eval.bulk.servers import ServerPool
 from eval.bulk.store import RowStore
 from eval.errors import EvaluationError, RunError
@@ -40,7 +41,8 @@ ENGINE_APP = "server.app:open_local_app"
 PICTURES_PER_SHARE = 256  # picture files that one task reads
 BATCHES_PER_ENGINE = 2  # while the last answers of a batch run, those of the next begin
 READER_CPUS = 0.25  # other than that of an engine, so that Ray Data keeps reading apart from it
-TASK_RETRIES = 8  # of a batch whose engine dies
+TASK_RETRIES = 8  # of a batch whose engine dies for other reasons than an item
+ENGINE_DIED = "the engine died {count} times while it ran this item, the last times without any other item"
 KEY_BYTES = 16  # bytes of a key that tasks compare
 
 
@@ -136,12 +138,15 @@ def _iterate_rows(options: JobOptions, engines: EngineOptions, store: RowStore) 
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    crashes = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CrashRecord).remote()
     shares = [{"files": share} for share in split_shares(options.inputs)]
     done = np.array([key[:KEY_BYTES] for key in store.iterate_keys()], dtype=f"S{KEY_BYTES}")
     reader = ShareReader(options.read, ray.put(done), options.concurrency)
     dataset = ray.data.from_items(shares, override_num_blocks=len(shares)).map_batches(
         reader, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS
     )
+    # A block is the task of one engine. Without this, all records of a file would be one block.
+    dataset = dataset.repartition(target_num_rows_per_block=options.concurrency)
     dataset = dataset.map_batches(
         EngineWorker,
         batch_size=options.concurrency,
@@ -152,11 +157,11 @@ def _iterate_rows(options: JobOptions, engines: EngineOptions, store: RowStore) 
             max_tasks_in_flight_per_actor=2 * BATCHES_PER_ENGINE,
             enable_true_multi_threading=True,
         ),
-        fn_constructor_args=(options, engines.arguments),
+        fn_constructor_args=(options, engines.arguments, crashes),
         num_cpus=engines.cpus,
         num_gpus=engines.gpus or None,
         max_restarts=-1,
-        max_task_retries=TASK_RETRIES,
+        max_task_retries=TASK_RETRIES + MAX_CRASHES * options.concurrency,
     )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield [BulkRow.model_validate_json(row) for row in batch["row"].to_pylist()]
@@ -237,16 +242,20 @@ def to_table(items: Sequence[BulkItem]) -> pyarrow.Table:
 class EngineWorker:
     """An engine with its server, in an actor of Ray Data. It answers the items of a batch at the same time."""
 
-    def __init__(self, options: JobOptions, arguments: tuple[str, ...]) -> None:
+    def __init__(self, options: JobOptions, arguments: tuple[str, ...], crashes: Any) -> None:
         """Start the engine.
 
         Args:
             options: The options of the job.
             arguments: Settings of the engine.
+            crashes: Handle of the job's `CrashRecord`.
         """
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._stack = AsyncExitStack()
+        self._crashes = crashes
+        self._batches = asyncio.Semaphore(BATCHES_PER_ENGINE)
+        self._alone = asyncio.Lock()  # otherwise two batches could wait for each other's half of the semaphore
         self._pool: ServerPool = self._run(self._open(options, arguments))
 
     def __call__(self, batch: pyarrow.Table) -> dict[str, list[str]]:
@@ -261,11 +270,39 @@ class EngineWorker:
         client.transport = httpx.ASGITransport(app)
         await self._stack.enter_async_context(client)
         plan = await options.prepare([client], arguments)
+        self._settings = plan.settings
         slots = options.concurrency * BATCHES_PER_ENGINE
         return ServerPool([client], plan, slots, options.retries, options.patience)
 
     async def _get_rows(self, items: Sequence[BulkItem]) -> list[BulkRow]:
-        return await asyncio.gather(*map(self._pool.get_row, items))
+        """Get the rows of a batch. Items that ran when an engine died run alone in the engine."""
+        batch = {item.key: item for item in items}
+        counts = dict(zip(batch, await self._crashes.count.remote([*batch]), strict=True))
+        fresh = [key for key in batch if not counts[key]]
+        async with self._batches:
+            await self._crashes.start.remote(fresh)
+            rows = await asyncio.gather(*(self._get_row(batch[key]) for key in fresh))
+        for key, count in counts.items():
+            if count >= MAX_CRASHES:
+                rows.append(build_error_row(batch[key], self._settings, ENGINE_DIED.format(count=count)))
+            elif count:
+                async with self._run_alone():
+                    await self._crashes.start.remote([key])
+                    rows.append(await self._get_row(batch[key]))
+        return rows
+
+    @asynccontextmanager
+    async def _run_alone(self) -> AsyncIterator[None]:
+        """Wait until no other item runs, and let none start."""
+        async with self._alone, AsyncExitStack() as stack:
+            for _ in range(BATCHES_PER_ENGINE):
+                await stack.enter_async_context(self._batches)
+            yield
+
+    async def _get_row(self, item: BulkItem) -> BulkRow:
+        row = await self._pool.get_row(item)
+        await self._crashes.finish.remote(item.key)
+        return row
 
     def _run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -10,13 +10,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from eval.bulk.cli import app
@@ -27,6 +28,22 @@ from tests.server.harness import EMBEDDED_DIR
 from tests.server.harness import url as url  # a fixture
 
 PICTURES = 24
+FATAL_WIDTH = 77
+FATAL_STRATEGY = f"""
+import os
+
+from onlyseen import Strategy
+
+
+class Fatal(Strategy):
+    name = "fatal"
+    paper = "none"
+
+    def prepare(self, request):
+        if any(image.size[0] == {FATAL_WIDTH} for image in request.prompt.images):
+            os._exit(1)
+        return request
+"""
 
 __all__ = ["url"]  # a fixture
 
@@ -66,20 +83,32 @@ def count_rows(out: Path) -> int:
 
 def find_workers(job: subprocess.Popen[bytes]) -> list[psutil.Process]:
     children = psutil.Process(job.pid).children(recursive=True)
-    return [each for each in children if "EngineWorker" in " ".join(each.cmdline())]
+    workers = []
+    for child in children:
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if "EngineWorker" in " ".join(child.cmdline()):
+                workers.append(child)
+    return workers
+
+
+def build_environment(folder: str, *packages: Path) -> dict[str, str]:
+    """Build the environment of a job with a Ray cluster in a folder, and packages that are not installed."""
+    settings = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "ONLYSEEN_DEVICE": "cpu"}
+    return os.environ | settings | {"PYTHONPATH": os.pathsep.join(map(str, [*packages, ROOT]))}
 
 
 def run_and_kill_worker(command: list[str], out: Path, folder: str) -> subprocess.Popen[bytes]:
     """Run a job, and kill an engine when the first rows are stored."""
-    environment = os.environ | {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "ONLYSEEN_DEVICE": "cpu"}
+    environment = build_environment(folder)
     with open(f"{folder}/log", "wb") as log, subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log) as job:
         deadline = time.monotonic() + 300
         while count_rows(out) < 3 and job.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert job.poll() is None, Path(folder, "log").read_text()
-        workers = find_workers(job)
-        assert workers
+        while not (workers := find_workers(job)):  # Ray names a process after its task while one runs
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         workers[0].kill()
         job.wait(300)
     assert job.returncode == 0, Path(folder, "log").read_text()
@@ -113,6 +142,32 @@ def test_killed_engine_loses_and_doubles_no_row(
     served_rows, served_probabilities = split_rows(tmp_path / "served")
     assert rows == served_rows
     assert probabilities == pytest.approx(served_probabilities, abs=1e-3)
+
+
+def write_fatal_strategy(folder: Path) -> Path:
+    """Write a package with a strategy that ends the engine's process for pictures of some width."""
+    metadata = folder / "fatal-1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fatal\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[onlyseen.strategies]\nfatal = fatal:Fatal\n")
+    (folder / "fatal.py").write_text(FATAL_STRATEGY)
+    return folder
+
+
+def test_a_picture_that_kills_every_engine_is_a_row_with_an_error(tmp_path: Path, ray_folder: str) -> None:
+    pytest.importorskip("pyarrow")
+    pictures = write_pictures(tmp_path / "in", 4)
+    for name, width in (("fatal.png", FATAL_WIDTH), ("good.png", FATAL_WIDTH + 1)):
+        Image.new("RGB", (width, 40), "red").save(pictures / name)
+    arguments = ["run", str(pictures), "--out", str(tmp_path / "out"), "--format", "jsonl", "--prompt", "Describe."]
+    arguments += ["--strategy", "fatal", "--max-tokens", "5", "--engines", "1", "--concurrency", "4"]
+    environment = build_environment(ray_folder, write_fatal_strategy(tmp_path / "package"))
+    job = subprocess.run([sys.executable, "-m", "eval.bulk", *arguments], cwd=ROOT, env=environment, timeout=300)
+    assert job.returncode == 0
+    rows = {row["id"]: row for row in read_rows(tmp_path / "out")}
+    assert len(rows) == 6
+    assert [name for name, row in rows.items() if row["error"] is not None] == ["fatal.png"]
+    assert "the engine died 3 times" in rows["fatal.png"]["error"]
 
 
 def test_shares_have_many_pictures_or_one_other_file(tmp_path: Path) -> None:
