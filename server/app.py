@@ -31,6 +31,7 @@ from server.middleware.pacing import PacingMiddleware
 from server.middleware.request_body import RequestBodyMiddleware
 from server.middleware.response_body import ResponseBodyMiddleware
 from server.observability import tracing
+from server.observability.refusals import report_router_error
 from server.routes import (
     batches,
     chat_completions,
@@ -84,7 +85,7 @@ def create_app(
             Middleware(RequestIdMiddleware),
             Middleware(PacingMiddleware, quick_paths=HEALTH_PATHS),
             Middleware(SecurityHeadersMiddleware),
-            Middleware(ErrorMiddleware),
+            Middleware(ErrorMiddleware, metrics=service.metrics),
             Middleware(HeadAsGetMiddleware),
             create_body_middleware(settings),
             Middleware(HostMiddleware, hosts=select_allowed_hosts(settings)),
@@ -188,9 +189,13 @@ async def start_service(service: Service, runner: BatchRunner) -> None:
         runner.start()
 
 
-async def handle_router_error(_: Request, error: Exception) -> Response:
+async def handle_router_error(request: Request, error: Exception) -> Response:
     """Convert errors of FastAPI's router to OpenAI's error body."""
+    status, param, headers = 400, None, None
     if isinstance(error, HTTPException):
-        return JSONResponse(build_router_error(error.status_code).model_dump(), error.status_code, error.headers)
-    param = str(error.errors()[0]["loc"][-1]) if isinstance(error, RequestValidationError) else None
-    return JSONResponse(build_router_error(400, param).model_dump(), 400)
+        status, headers = error.status_code, error.headers
+    elif isinstance(error, RequestValidationError):
+        param = str(error.errors()[0]["loc"][-1])
+    body = build_router_error(status, param)
+    report_router_error(status, body.error, request.app.state.service.metrics)
+    return JSONResponse(body.model_dump(), status, headers)

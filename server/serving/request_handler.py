@@ -26,6 +26,8 @@ from server.media.image_memory import ImageLease
 from server.media.image_ref import ImageRef
 from server.media.images import ImageLoader
 from server.middleware.body_budget import BodyBuffer
+from server.observability.metrics import Metrics
+from server.observability.refusals import report_error
 from server.schemas.base import parse_json
 from server.schemas.normalized_request import JsonObjectFormat, NormalizedRequest, TextFormat
 from server.service import LARGE_BODY_BYTES, Service
@@ -181,7 +183,7 @@ async def estimate_rows(
 
 async def build_stream_response(parsed: ParsedRequest, admission: Admission) -> Response:
     generation = await start_generation(parsed, admission.service, admission)
-    return GenerationStreamResponse(generation, parsed)
+    return GenerationStreamResponse(generation, parsed, admission.service.metrics)
 
 
 async def start_generation(
@@ -353,8 +355,8 @@ async def compile_response_format(
 class GenerationStreamResponse(EventSourceResponse):
     """Sends a generation as server-sent events, and closes it when the client disconnects or has read all of it."""
 
-    def __init__(self, generation: Generation, parsed: ParsedRequest) -> None:
-        events = stream_events(generation, parsed)
+    def __init__(self, generation: Generation, parsed: ParsedRequest, metrics: Metrics) -> None:
+        events = stream_events(generation, parsed, metrics)
         super().__init__(events, ping=PING_INTERVAL, sep="\n", send_timeout=SEND_TIMEOUT)
         self._generation = generation
 
@@ -366,7 +368,9 @@ class GenerationStreamResponse(EventSourceResponse):
                 await self._generation.close()
 
 
-async def stream_events(generation: Generation, parsed: ParsedRequest) -> AsyncGenerator[ServerSentEvent, None]:
+async def stream_events(
+    generation: Generation, parsed: ParsedRequest, metrics: Metrics
+) -> AsyncGenerator[ServerSentEvent, None]:
     """Yield the formatter's events. A failure becomes the last event, since the status has been sent."""
     try:
         with parsed.request.rename_error_params():
@@ -374,7 +378,5 @@ async def stream_events(generation: Generation, parsed: ParsedRequest) -> AsyncG
                 yield event
     except Exception as error:
         response = build_error_response(error)
-        is_server_error = response.spec.status == 500
-        write_log = log.error if is_server_error else log.warning
-        write_log("stream_failed", code=response.body.error.code, exc_info=error if is_server_error else None)
+        report_error(error, response, metrics, prefix="stream")
         yield parsed.formatter.format_error(response)
