@@ -19,6 +19,7 @@ from server.batch.runner import BatchRunner
 from server.batch.store import BatchStore
 from server.errors import build_router_error
 from server.middleware.auth import ApiKeyMiddleware, ApiKeys
+from server.middleware.cors import create_cors_middleware
 from server.middleware.host import HostMiddleware, select_allowed_hosts
 from server.middleware.http import (
     HEALTH_PATHS,
@@ -57,7 +58,7 @@ BATCH_PARSERS = {
 }
 
 # Callers in this process need no keys, have no address, and share no folder.
-LOCAL_SETTINGS = {"data_dir": None, "allowed_hosts": "*", "api_keys": None, "api_keys_file": None}
+LOCAL_SETTINGS = {"data_dir": None, "allowed_hosts": "*", "cors_origins": "", "api_keys": None, "api_keys_file": None}
 
 
 def create_app(
@@ -85,6 +86,7 @@ def create_app(
             Middleware(RequestIdMiddleware),
             Middleware(PacingMiddleware, quick_paths=HEALTH_PATHS),
             Middleware(SecurityHeadersMiddleware),
+            *create_cors_middleware(settings, service.metrics),
             Middleware(ErrorMiddleware, metrics=service.metrics),
             Middleware(HeadAsGetMiddleware),
             create_body_middleware(settings),

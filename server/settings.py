@@ -20,7 +20,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from server.host_names import check_allowed_host
+from server.host_names import EVERY_ORIGIN, check_allowed_host, check_origin
 
 PREFIX = "ONLYSEEN_"
 EMBEDDED_DIR = Path(__file__).resolve().parents[1] / "embedded"
@@ -149,6 +149,13 @@ class Settings(BaseSettings):
             "loopback"
         ),
     ] = ""
+    cors_origins: Annotated[
+        str,
+        Field(
+            description="comma-separated origins, such as https://example.org, whose pages may use the server from a "
+            "browser; *: every origin, which needs API keys"
+        ),
+    ] = ""
     max_images: Annotated[int, Field(ge=0, description="maximum number of images in a request")] = 16
     image_hosts: Annotated[
         str,
@@ -228,6 +235,13 @@ class Settings(BaseSettings):
             check_allowed_host(host)
         return hosts
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_cors_origins(cls, origins: str) -> str:
+        for origin in split_list(origins):
+            check_origin(origin)
+        return origins
+
     @field_validator("image_hosts")
     @classmethod
     def _check_image_hosts(cls, hosts: str) -> str:
@@ -242,6 +256,8 @@ class Settings(BaseSettings):
         has_key_source = self.api_keys is not None or self.api_keys_file is not None
         if has_key_source and not self.load_api_keys():
             raise ValueError("api_keys: there is no key in the list; omit the setting for a server without keys")
+        if EVERY_ORIGIN in self.list_cors_origins() and not has_key_source:
+            raise ValueError("cors_origins: '*' needs api_keys, because every page could use the server; list origins")
         if self.rate_limit is None:
             return self
         if not has_key_source:
@@ -337,6 +353,10 @@ class Settings(BaseSettings):
 
     def list_allowed_hosts(self) -> list[str]:
         return split_list(self.allowed_hosts)
+
+    def list_cors_origins(self) -> list[str]:
+        """Return the origins whose pages may use the server, in the form in which browsers send them."""
+        return [origin.lower() for origin in split_list(self.cors_origins)]
 
     def list_image_hosts(self) -> list[str]:
         return split_list(self.image_hosts)

@@ -116,7 +116,7 @@ OwnerDep = Annotated[str, Depends(get_owner)]
 
 
 async def refuse_other_sites(request: Request, owner: OwnerDep) -> None:
-    """Refuse a request that a page of another site has sent, on a server without keys.
+    """Refuse a request that a page of another site has sent, on a server without keys, unless its origin is listed.
 
     A browser sends requests with a form or without a body to any server, without a preflight. It sends a key only after
     one. It sends Sec-Fetch-Site only with HTTPS and to loopback addresses, but Origin with each of these requests.
@@ -124,7 +124,8 @@ async def refuse_other_sites(request: Request, owner: OwnerDep) -> None:
     Raises:
         Forbidden: The browser has sent the request for a page of another site.
     """
-    if owner:
+    settings: Settings = request.app.state.service.settings
+    if owner or request.headers.get("origin") in settings.list_cors_origins():
         return
     site = request.headers.get("sec-fetch-site")
     if site == "cross-site" or (site is None and has_other_origin(request)):
