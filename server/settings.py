@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from server.host_names import EVERY_ORIGIN, check_allowed_host, check_origin
+from server.process_setup import check_certificate
 
 PREFIX = "ONLYSEEN_"
 EMBEDDED_DIR = Path(__file__).resolve().parents[1] / "embedded"
@@ -29,7 +30,10 @@ HUB_ID_PATTERN = r"\w[\w.-]*(/\w[\w.-]*)?"
 
 
 class Settings(BaseSettings):
-    """Serve a vision-language model over the OpenAI API, with hallucination mitigation chosen per request."""
+    """Serve a vision-language model over the OpenAI API, with hallucination mitigation chosen per request.
+
+    `--version` prints the version.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -101,6 +105,15 @@ class Settings(BaseSettings):
     ] = None
     api_keys_file: Annotated[
         Path | None, Field(description="file with further API keys, one a line; # starts a comment line")
+    ] = None
+    ssl_certfile: Annotated[
+        Path | None, Field(description="file with the TLS certificate and its chain; the server then speaks HTTPS only")
+    ] = None
+    ssl_keyfile: Annotated[
+        Path | None, Field(description="file with the private key of the certificate; default: the certificate's file")
+    ] = None
+    ssl_keyfile_password: Annotated[
+        SecretStr | None, Field(description="password of the private key; set it in the environment, not as a flag")
     ] = None
     metrics_key: Annotated[
         SecretStr | None,
@@ -271,6 +284,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_tls(self) -> Settings:
+        if self.ssl_certfile is not None:
+            check_certificate(self.ssl_certfile, self.ssl_keyfile, self.ssl_password)
+        elif self.ssl_keyfile is not None or self.ssl_keyfile_password is not None:
+            raise ValueError("ssl_certfile: a private key needs a certificate; set ssl_certfile too")
+        return self
+
+    @model_validator(mode="after")
     def _check_body_memory(self) -> Settings:
         if self.max_buffered_mb < self.max_body_mb:
             raise ValueError("max_buffered_mb: must hold at least one body of max_body_mb")
@@ -293,6 +314,11 @@ class Settings(BaseSettings):
     def cache_bytes(self) -> int | None:
         """Size of the KV cache; None: the engine's default."""
         return None if self.cache_gb is None else int(self.cache_gb * (1 << 30))
+
+    @property
+    def ssl_password(self) -> str | None:
+        """Password of the private key of the TLS certificate."""
+        return None if self.ssl_keyfile_password is None else self.ssl_keyfile_password.get_secret_value()
 
     @classmethod
     def load(cls, arguments: Sequence[str] = ()) -> Settings:
