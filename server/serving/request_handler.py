@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from decoding.engine import Engine
-from decoding.errors import BadRequest, Unsupported
+from decoding.errors import BadRequest, StrategyFailed, Unsupported
 from decoding.prompt import Message, Prompt
 from decoding.requests import GenerateRequest
 from decoding.sampling_params import Grammar
@@ -236,7 +236,7 @@ async def prepare_generation(
     lease = service.image_loader.memory.lease(request.cache_salt)
     resources.callback(lease.release)
     strategies = stack if check is None else (check, *stack)
-    num_copies = sum(strategy.count_image_copies() for strategy in strategies)
+    num_copies = count_image_copies(strategies)
     prompts = await build_prompts(request, service.image_loader, settings.max_images, lease, num_copies)
     sizes = [image.size for prompt in prompts for image in prompt.images]
     if sizes:
@@ -269,6 +269,25 @@ async def prepare_generation(
         row_estimator=service.row_estimator,
         work_limiter=service.work_limiter,
     )
+
+
+def count_image_copies(strategies: Sequence[Strategy]) -> int:
+    """Count the copies of each image that strategies keep.
+
+    Returns:
+        The copies of all strategies together.
+
+    Raises:
+        StrategyFailed: A strategy raised an exception.
+    """
+    total = 0
+    for strategy in strategies:
+        try:
+            total += strategy.count_image_copies()
+        except Exception as error:
+            problem = f"failed in `count_image_copies`: {type(error).__name__}"
+            raise StrategyFailed(strategy.name, problem) from error
+    return total
 
 
 async def build_prompts(
