@@ -73,6 +73,9 @@ class Settings(BaseSettings):
         str | None,
         Field(description="folder or hub id of the image-text matcher (AGLA); the embedded model has its own"),
     ] = None
+    chat_template: Annotated[
+        Path | None, Field(description="file with a Jinja chat template, in place of the checkpoint's")
+    ] = None
     quantization: Annotated[
         Literal["4bit", "8bit"] | None, Field(description="hf: quantization of the weights with bitsandbytes")
     ] = None
@@ -240,6 +243,13 @@ class Settings(BaseSettings):
         if source is not None and not Path(source).is_dir() and not re.fullmatch(HUB_ID_PATTERN, source):
             raise ValueError(f"there is no folder {source}, and a hub id has the form OWNER/NAME")
         return source
+
+    @field_validator("chat_template")
+    @classmethod
+    def _check_chat_template(cls, file: Path | None) -> Path | None:
+        if file is not None and not file.is_file():
+            raise ValueError(f"there is no file {file}")
+        return file
 
     @field_validator("allowed_hosts")
     @classmethod
