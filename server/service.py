@@ -97,7 +97,7 @@ class Service:
             self.startup_error = error
             # The message of such an error is for the operator, and a traceback would only hide it.
             is_explained = isinstance(error, OnlySeenError) and not isinstance(error, EngineFailed)
-            log.error("engine_start_failed", exc_info=None if is_explained else error)
+            log.error("engine_start_failed", reason=str(error), exc_info=None if is_explained else error)
         self.on_startup_finished(self)
 
     async def close(self) -> None:

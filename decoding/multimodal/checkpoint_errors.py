@@ -22,9 +22,28 @@ from decoding.errors import Unsupported
 AGAIN = "Download the checkpoint again, with all its files."
 USUAL_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json or processor_config.json")
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "cannot allocate memory")
+DEVICE_TEXTS = (
+    "not compiled with cuda",
+    "no nvidia driver",
+    "no cuda gpus",
+    "invalid device ordinal",
+    "expected one of cpu",
+    "invalid device string",
+    "needs to be a device name",
+)
 MISMATCH_TEXTS = ("size mismatch", "mismatched")
 MAX_REASON = 300  # characters of a library's text
-LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, MemoryError)
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,  # of torch without CUDA
+    SafetensorError,
+    MemoryError,
+)
 
 
 @contextmanager
@@ -56,6 +75,11 @@ def describe_error(source: str, part: str, error: BaseException) -> str:
         return (
             f"The {part} of {source} do not fit into memory. Use a smaller model, --dtype bfloat16, --quantization "
             "4bit or a device with more memory, and stop other programs that use it."
+        )
+    if any(each in text for each in DEVICE_TEXTS):
+        reason = " ".join(str(error).split())[:MAX_REASON]
+        return (
+            f"The device of --device cannot be used ({reason}). Use --device cpu, or auto, which selects a usable GPU."
         )
     if any(each in text for each in MISMATCH_TEXTS):
         return f"The weights of {source} do not fit its config.json. {AGAIN}"

@@ -138,7 +138,7 @@ def read_tensors(file: Path) -> Iterator[tuple[str, list[int]]]:
     yield from described
 
 
-def require_memory(source: str, weight_bytes: int, device: torch.device) -> None:
+def require_memory(source: str, weight_bytes: int, device: str) -> None:
     """Refuse weights that cannot fit into the memory of a device, before they are loaded.
 
     Args:
@@ -152,18 +152,21 @@ def require_memory(source: str, weight_bytes: int, device: torch.device) -> None
     available = get_available_memory(device)
     if available is None or weight_bytes <= available:
         return
-    options = "--quantization 4bit" if device.type == "cuda" else "--dtype bfloat16"
+    options = "--dtype bfloat16" if device == "cpu" else "--quantization 4bit"
     raise Unsupported(
-        f"The weights of {source} take {weight_bytes / 1e9:.1f} GB, and {device.type} has {available / 1e9:.1f} GB of "
+        f"The weights of {source} take {weight_bytes / 1e9:.1f} GB, and {device} has {available / 1e9:.1f} GB of "
         f"memory available. Use a smaller model, {options} or a device with more memory, and stop other programs that "
         "use it."
     )
 
 
-def get_available_memory(device: torch.device) -> int | None:
+def get_available_memory(device: str) -> int | None:
     """Return the bytes that a device can still hold, swap and the limit of a container included; None if unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device != "cpu":
+        try:
+            return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else None
+        except (RuntimeError, AssertionError, ValueError):  # the device cannot be used; loading fails with the reason
+            return None
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         available = sum(int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))

@@ -34,7 +34,7 @@ def load_network(settings: HFSettings) -> Any:
     if (folder := find_weight_folder(settings.model)) is not None:
         counts = read_weight_counts(folder)
         if not is_split and settings.quantization is None:
-            require_memory(settings.model, counts.compute_bytes(dtype), torch.device(device))
+            require_memory(settings.model, counts.compute_bytes(dtype), device)
     quantization_config = build_quantization_config(settings.quantization)
     with explain_checkpoint_errors(settings.model, "weights"):
         network = AutoModelForImageTextToText.from_pretrained(

@@ -154,12 +154,11 @@ def test_weights_larger_than_the_memory_are_refused_before_they_are_loaded(
 
 
 def test_available_memory_is_known_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    available = weight_files.get_available_memory(cpu)
+    available = weight_files.get_available_memory("cpu")
     assert available is None or available > 1 << 26
     monkeypatch.setattr(weight_files, "read_container_limit", lambda: 1000)
-    assert weight_files.get_available_memory(cpu) in (None, 1000)
-    require_memory("some/model", 10, cpu)
+    assert weight_files.get_available_memory("cpu") in (None, 1000)
+    require_memory("some/model", 10, "cpu")
     assert WeightCounts(10, 3).compute_bytes(torch.float16) == 23
 
 
@@ -179,3 +178,9 @@ def test_available_memory_is_known_on_linux(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nearest_family(model_type: str, nearest: str | None) -> None:
     assert model_type in FAMILIES or find_nearest_family(model_type) == nearest
     assert set(RELATIVES.values()) <= set(FAMILIES)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_device_that_cannot_be_used_is_explained(device: str, tiny: Path) -> None:
+    with pytest.raises(Unsupported, match=r"--device cannot be used \(.+ --device cpu, or auto"):
+        Model(HFSettings(str(tiny), device=device))
