@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("onlyseen.server")
 
 MAX_LOGGED_PARAM = 200  # characters
+MAX_SUFFIX = 2000  # characters at the end of a message that are searched for the end of a quotation
 LIBRARY_CODES = ("invalid_schema",)  # their messages end with the text of a library, which can repeat the request
 OPENING_QUOTE = re.compile(r"(?<!\w)['\"`]")
 CLOSING_QUOTE = re.compile(r"['\"`](?!\w)")
@@ -73,5 +74,6 @@ def hide_content(error: BaseException, detail: ErrorDetail) -> str:
     opening = OPENING_QUOTE.search(message)
     if opening is None:
         return message
-    end = max((closing.end() for closing in CLOSING_QUOTE.finditer(message, opening.end())), default=len(message))
+    start = max(opening.end(), len(message) - MAX_SUFFIX)  # a text of the client can have millions of marks
+    end = max((closing.end() for closing in CLOSING_QUOTE.finditer(message, start)), default=len(message))
     return f"{message[: opening.start()]}{OMITTED}{message[end:]}"

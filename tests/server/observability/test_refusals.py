@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ import structlog
 from structlog.typing import EventDict
 
 from decoding.errors import BadRequest
+from decoding.outputs import ClaimAction
 from decoding.strategies.verify import Verify
 from server.errors import build_error_response
 from server.middleware.http import HEALTH_PATHS
 from server.observability import metrics, refusals
 from server.observability.logs import configure_logging
 from server.observability.refusals import MAX_LOGGED_PARAM, hide_content, report_error
+from server.schemas.response import ClaimEntry
 from tests.server.conftest import FakeServer, StartServer, chat_request, image_messages
 from tests.server.fakes import FakeEngine
 from tests.server.observability.test_metrics import read_metrics
@@ -205,6 +208,26 @@ def test_line_of_a_refusal_is_one_line_of_bounded_length(monkeypatch: pytest.Mon
 def test_quoted_text_is_omitted(message: str, shown: str) -> None:
     error = BadRequest(message)
     assert hide_content(error, build_error_response(error).body.error) == shown
+
+
+@pytest.mark.parametrize(("end", "shown"), [("'.", "Unknown '…'."), ("x" * 5000, "Unknown '…'")])
+def test_millions_of_quotation_marks_take_no_time(end: str, shown: str) -> None:
+    error = BadRequest("Unknown '" + "' '" * 1_000_000 + end)
+    detail = build_error_response(error).body.error
+    started_at = time.thread_time()
+    assert hide_content(error, detail) == shown
+    assert time.thread_time() - started_at < 0.05
+
+
+@pytest.mark.parametrize(
+    ("probability", "action", "failed"),
+    [(0.89, None, True), (0.9, None, False), (0.1, "kept", False), (0.95, "replaced", True), (0.1, "dropped", True)],
+)
+def test_claim_has_failed_if_verify_acts_or_a_check_does_not_confirm_it(
+    probability: float, action: ClaimAction | None, failed: bool
+) -> None:
+    claim = ClaimEntry(text="cat", start=0, end=3, question="?", probability=probability, action=action)
+    assert metrics.has_failed(claim) == failed
 
 
 def test_text_of_a_library_is_omitted() -> None:
