@@ -19,7 +19,7 @@ MAX_SUFFIX = 2000  # characters at the end of a message that are searched for th
 LIBRARY_CODES = ("invalid_schema",)  # their messages end with the text of a library, which can repeat the request
 OPENING_QUOTE = re.compile(r"(?<!\w)['\"`]")
 CLOSING_QUOTE = re.compile(r"['\"`](?!\w)")
-OMITTED = "'…'"
+OMITTED = "'...'"
 
 
 def report_error(

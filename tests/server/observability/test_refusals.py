@@ -153,7 +153,7 @@ async def test_refusals_after_the_start_are_counted_and_logged(
         assert (await server.chat(stream=True)).status_code == 200
     (entry,) = select_refusals(log_entries)
     assert entry["event"] == ("batch_line_refused" if is_batch else "stream_refused")
-    assert (entry["code"], entry["message"]) == ("late", "'…' fails.")
+    assert (entry["code"], entry["message"]) == ("late", "'...' fails.")
     assert (await read_metrics(server))['error_responses_total{code="late",status="400"}'] == 1
 
 
@@ -199,10 +199,10 @@ def test_line_of_a_refusal_is_one_line_of_bounded_length(monkeypatch: pytest.Mon
     ("message", "shown"),
     [
         ("The model's context is full.", "The model's context is full."),
-        ("Unknown strategy 'a'. Known: b.", "Unknown strategy '…'. Known: b."),
-        ("Unknown 'a' b' c 'd'. Known: e.", "Unknown '…'. Known: e."),
-        ('The Host header names "it\'s".', "The Host header names '…'."),
-        ("Unknown 'a", "Unknown '…'"),
+        ("Unknown strategy 'a'. Known: b.", "Unknown strategy '...'. Known: b."),
+        ("Unknown 'a' b' c 'd'. Known: e.", "Unknown '...'. Known: e."),
+        ('The Host header names "it\'s".', "The Host header names '...'."),
+        ("Unknown 'a", "Unknown '...'"),
     ],
 )
 def test_quoted_text_is_omitted(message: str, shown: str) -> None:
@@ -210,7 +210,7 @@ def test_quoted_text_is_omitted(message: str, shown: str) -> None:
     assert hide_content(error, build_error_response(error).body.error) == shown
 
 
-@pytest.mark.parametrize(("end", "shown"), [("'.", "Unknown '…'."), ("x" * 5000, "Unknown '…'")])
+@pytest.mark.parametrize(("end", "shown"), [("'.", "Unknown '...'."), ("x" * 5000, "Unknown '...'")])
 def test_millions_of_quotation_marks_take_no_time(end: str, shown: str) -> None:
     error = BadRequest("Unknown '" + "' '" * 1_000_000 + end)
     detail = build_error_response(error).body.error
@@ -233,7 +233,7 @@ def test_claim_has_failed_if_verify_acts_or_a_check_does_not_confirm_it(
 def test_text_of_a_library_is_omitted() -> None:
     error = BadRequest(f"The processor fails: {SECRET}")
     error.__cause__ = ValueError(SECRET)
-    assert hide_content(error, build_error_response(error).body.error) == "The processor fails: '…'"
+    assert hide_content(error, build_error_response(error).body.error) == "The processor fails: '...'"
 
 
 async def test_changed_steps_and_claims_are_counted(start_server: StartServer) -> None:
