@@ -32,6 +32,10 @@ Result = TypeVar("Result")
 
 NOT_LOADED = "The model is still being loaded."
 STOPPED = "The engine has stopped."
+FAILED_WARM_UP = (
+    "The model is loaded, and fails on a small request. The log has the reason. If the memory is full, lower "
+    "--cache-gb or --max-rows, or use a smaller model."
+)
 WARM_UP_TOKENS = 3
 GRAMMAR_THREADS = 2  # as many as the server compiles at a time
 
@@ -136,13 +140,20 @@ class BaseEngine(ABC):
     # Life cycle
 
     async def start(self) -> None:
-        """Load the model and the matcher, and warm them up."""
+        """Load the model and the matcher, and warm them up.
+
+        Raises:
+            EngineFailed: The model fails on its first request.
+        """
         try:
             device = await self._load_model()
             self.status = EngineStatus.RUNNING
             if self.settings.matcher:
                 await self.matcher_service.load(self.settings.matcher, device)
-            await self._warm_up()
+            try:
+                await self._warm_up()
+            except EngineFailed as error:
+                raise EngineFailed(f"{FAILED_WARM_UP} {error.message}") from error
         except BaseException:
             self.status = EngineStatus.STOPPED
             await self._stop_model()

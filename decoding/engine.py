@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from decoding.outputs import RelevanceMap, StateHandle, Token, Usage
@@ -37,6 +38,7 @@ class EngineSettings:
     model: str
     matcher: str | None = None  # image-text matcher; None: strategies that need relevance maps are refused
     name: str | None = None  # the model's name in the API; None: the last part of `model`
+    chat_template: Path | None = None  # file with a Jinja template; None: the checkpoint's
     max_rows: int = 64  # prompts and branches that run at once
     max_waiting: int = 256  # rows in the queue; beyond them requests are refused
 

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from decoding.errors import MAX_SHOWN_NAME, BadRequest
+from decoding.errors import MAX_SHOWN_NAME, BadRequest, StrategyFailed
 from decoding.strategy import Strategy
 from decoding.text.json_size import is_larger
 
@@ -183,6 +183,7 @@ def parse_parameters(strategy_class: type[Strategy], parameters: Any) -> Strateg
 
     Raises:
         BadRequest: A parameter is unknown or out of bounds, or the parameters are too large.
+        StrategyFailed: A validator of the strategy raised another exception than pydantic expects.
     """
     if is_larger(parameters, MAX_PARAMETERS_SIZE):
         param = f"decoding.{strategy_class.name}"
@@ -194,11 +195,20 @@ def parse_parameters(strategy_class: type[Strategy], parameters: Any) -> Strateg
         first = error.errors(include_url=False, include_input=False)[0]
         param = ".".join(["decoding", strategy_class.name, *(str(step)[:MAX_SHOWN_NAME] for step in first["loc"])])
         raise BadRequest(f"{param}: {first['msg']}.", param=param) from None
+    except Exception as error:  # of a validator
+        raise StrategyFailed(strategy_class.name, f"failed on its parameters: {type(error).__name__}") from error
 
 
 def find_incompatibility(outer: str, inner: str) -> str | None:
-    """Return the reason why `outer` cannot stand outside `inner`, or None."""
-    return list_strategies()[inner].incompatible_with(list_strategies()[outer])
+    """Return the reason why `outer` cannot stand outside `inner`, or None. The inner strategy decides.
+
+    Raises:
+        StrategyFailed: The inner strategy raised an exception.
+    """
+    try:
+        return list_strategies()[inner].incompatible_with(list_strategies()[outer])
+    except Exception as error:
+        raise StrategyFailed(inner, f"failed in `incompatible_with`: {type(error).__name__}") from error
 
 
 def format_stack(stack: tuple[Strategy, ...]) -> str:

@@ -12,7 +12,9 @@ COPY server server
 COPY decoding decoding
 COPY eval eval
 COPY embedded embedded
-RUN pip install --no-cache-dir --editable '.[otel]'
+# Extras of pyproject.toml. KubeRay needs ray as well.
+ARG EXTRAS=otel
+RUN pip install --no-cache-dir --editable ".[${EXTRAS}]"
 
 # Weights are mounted at /models. The server downloads nothing unless the container runs with HF_HUB_OFFLINE=0.
 ENV HF_HUB_OFFLINE=1 HF_HOME=/models ONLYSEEN_HOST=0.0.0.0 PYTHONUNBUFFERED=1

@@ -17,7 +17,9 @@ COPY server server
 COPY decoding decoding
 COPY eval eval
 COPY embedded embedded
-RUN pip install --no-cache-dir --editable '.[vllm,otel]'
+# Extras of pyproject.toml. KubeRay needs ray as well.
+ARG EXTRAS=vllm,otel
+RUN pip install --no-cache-dir --editable ".[${EXTRAS}]"
 
 ENV HF_HUB_OFFLINE=1 HF_HOME=/models ONLYSEEN_HOST=0.0.0.0 ONLYSEEN_ENGINE=vllm PYTHONUNBUFFERED=1
 USER 1000

@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from server.process_setup import freeze_heap, raise_file_limit
+from server.process_setup import build_ssl_options, freeze_heap, raise_file_limit
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ KEEP_ALIVE = 75  # idle seconds; longer than those of clients and proxies, so th
 
 def main() -> None:
     """Load the settings and serve. A bad setting ends the process with one line."""
+    if "--version" in sys.argv[1:]:
+        print(f"OnlySeen {version('onlyseen')}")
+        return
     try:
         settings = Settings.load(sys.argv[1:])
     except ValidationError as error:
@@ -57,13 +61,16 @@ def serve(settings: Settings) -> None:
     server, socket = DrainingServer(config, service), config.bind_socket()
     socket.listen(config.backlog)  # connections that come before the server runs wait instead of being refused
     host, port = socket.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if settings.ssl_certfile is None else "https"
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def report_startup(service: Service) -> None:
         freeze_heap()
         if service.startup_error is None:
             strategy = "agla" if settings.matcher_source else "vcd"
-            print(format_banner(url, settings.name, strategy, is_embedded=settings.is_embedded), flush=True)
+            has_keys = bool(settings.load_api_keys())
+            banner = format_banner(url, settings.name, strategy, is_embedded=settings.is_embedded, needs_key=has_keys)
+            print(banner, flush=True)
         else:
             server.should_exit = True
 
@@ -100,6 +107,7 @@ def create_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_level="warning",
         timeout_graceful_shutdown=settings.shutdown_timeout,
         timeout_keep_alive=KEEP_ALIVE,
+        **build_ssl_options(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_password),
     )
 
 

@@ -19,6 +19,7 @@ from server.batch.runner import BatchRunner
 from server.batch.store import BatchStore
 from server.errors import build_router_error
 from server.middleware.auth import ApiKeyMiddleware, ApiKeys
+from server.middleware.cors import create_cors_middleware
 from server.middleware.host import HostMiddleware, select_allowed_hosts
 from server.middleware.http import (
     HEALTH_PATHS,
@@ -31,6 +32,7 @@ from server.middleware.pacing import PacingMiddleware
 from server.middleware.request_body import RequestBodyMiddleware
 from server.middleware.response_body import ResponseBodyMiddleware
 from server.observability import tracing
+from server.observability.refusals import report_router_error
 from server.routes import (
     batches,
     chat_completions,
@@ -56,7 +58,7 @@ BATCH_PARSERS = {
 }
 
 # Callers in this process need no keys, have no address, and share no folder.
-LOCAL_SETTINGS = {"data_dir": None, "allowed_hosts": "*", "api_keys": None, "api_keys_file": None}
+LOCAL_SETTINGS = {"data_dir": None, "allowed_hosts": "*", "cors_origins": "", "api_keys": None, "api_keys_file": None}
 
 
 def create_app(
@@ -84,7 +86,8 @@ def create_app(
             Middleware(RequestIdMiddleware),
             Middleware(PacingMiddleware, quick_paths=HEALTH_PATHS),
             Middleware(SecurityHeadersMiddleware),
-            Middleware(ErrorMiddleware),
+            *create_cors_middleware(settings, service.metrics),
+            Middleware(ErrorMiddleware, metrics=service.metrics),
             Middleware(HeadAsGetMiddleware),
             create_body_middleware(settings),
             Middleware(HostMiddleware, hosts=select_allowed_hosts(settings)),
@@ -188,9 +191,13 @@ async def start_service(service: Service, runner: BatchRunner) -> None:
         runner.start()
 
 
-async def handle_router_error(_: Request, error: Exception) -> Response:
+async def handle_router_error(request: Request, error: Exception) -> Response:
     """Convert errors of FastAPI's router to OpenAI's error body."""
+    status, param, headers = 400, None, None
     if isinstance(error, HTTPException):
-        return JSONResponse(build_router_error(error.status_code).model_dump(), error.status_code, error.headers)
-    param = str(error.errors()[0]["loc"][-1]) if isinstance(error, RequestValidationError) else None
-    return JSONResponse(build_router_error(400, param).model_dump(), 400)
+        status, headers = error.status_code, error.headers
+    elif isinstance(error, RequestValidationError):
+        param = str(error.errors()[0]["loc"][-1])
+    body = build_router_error(status, param)
+    report_router_error(status, body.error, request.app.state.service.metrics)
+    return JSONResponse(body.model_dump(), status, headers)

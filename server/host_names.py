@@ -7,7 +7,12 @@ import socket
 from ipaddress import IPv6Address, ip_address
 
 EVERY_HOST = "*"
+EVERY_ORIGIN = "*"
+DEFAULT_PORTS = {"http": 80, "https": 443}
 HOST_PATTERN = re.compile(r"(?:\[([^\[\]@/]*)\]|([^\[\]:@/]*))(?::\d*)?", re.ASCII)
+ORIGIN_PATTERN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[\w.-]+)(:(?P<port>\d{1,5}))?", re.ASCII
+)
 NAME_PATTERN = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 
 
@@ -56,6 +61,24 @@ def check_allowed_host(host: str) -> None:
         raise ValueError(
             f"'{host}' is no name of a host; give it without a scheme, port or path, or '*' for every name"
         )
+
+
+def check_origin(origin: str) -> None:
+    """Check an entry of the list of origins.
+
+    Args:
+        origin: The entry.
+
+    Raises:
+        ValueError: No browser sends it, because it is neither an origin nor "*".
+    """
+    if origin == EVERY_ORIGIN:
+        return
+    match = ORIGIN_PATTERN.fullmatch(origin.lower())
+    if match is None:
+        raise ValueError(f"'{origin}' is no origin; it has the form SCHEME://HOST or SCHEME://HOST:PORT, or is '*'")
+    if match["port"] and int(match["port"]) == DEFAULT_PORTS.get(match["scheme"]):
+        raise ValueError(f"'{origin}': browsers leave out port {match['port']} with {match['scheme']}, so leave it out")
 
 
 def has_loopback_address(host: str) -> bool:

@@ -29,6 +29,7 @@ from starlette.types import Message, Receive, Scope, Send
 from decoding.errors import Overloaded, Unsupported
 from server.app import create_app, create_body_middleware, lifespan
 from server.errors import ServiceUnavailable, build_error_response
+from server.middleware.cors import create_cors_middleware
 from server.middleware.http import ErrorMiddleware
 from server.observability import logs
 from server.observability.metrics import merge_metrics_pages
@@ -52,7 +53,8 @@ FORWARDED_SCOPE_KEYS = (
     "query_string",
     "root_path",
 )
-REPLICA_SETTINGS = {"data_dir": None, "allowed_hosts": "*"}  # replicas share no folder, and have no address
+# Replicas share no folder, and have no address. The proxy answers preflights.
+REPLICA_SETTINGS = {"data_dir": None, "allowed_hosts": "*", "cors_origins": ""}
 SINGLE_SERVER_PATHS = ("/v1/files", "/v1/batches")
 
 
@@ -184,7 +186,11 @@ class Proxy:
         logs.configure_logging()
         self._replicas = replicas
         self._request_handler = replicas.options(method_name="handle_request", stream=True)
-        self._middleware = [Middleware(ErrorMiddleware), create_body_middleware(settings)]
+        self._middleware = [
+            *create_cors_middleware(settings),
+            Middleware(ErrorMiddleware),
+            create_body_middleware(settings),
+        ]
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return Starlette(routes=[Mount("/", self._forward)], middleware=self._middleware)

@@ -16,6 +16,7 @@ import structlog
 from fastapi import Depends, Request
 
 from decoding.engine import Engine
+from decoding.errors import EngineFailed, OnlySeenError
 from server.errors import ServiceUnavailable
 from server.fair_queue import FairQueue
 from server.media.image_memory import ImageMemory
@@ -94,7 +95,9 @@ class Service:
             log.info("server_ready", model=self.settings.name, seconds=round(time.perf_counter() - start, 1))
         except Exception as error:
             self.startup_error = error
-            log.error("engine_start_failed", exc_info=error)
+            # The message of such an error is for the operator, and a traceback would only hide it.
+            is_explained = isinstance(error, OnlySeenError) and not isinstance(error, EngineFailed)
+            log.error("engine_start_failed", reason=str(error), exc_info=None if is_explained else error)
         self.on_startup_finished(self)
 
     async def close(self) -> None:

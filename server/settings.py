@@ -20,7 +20,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from server.host_names import check_allowed_host
+from server.host_names import EVERY_ORIGIN, check_allowed_host, check_origin
+from server.process_setup import check_certificate
 
 PREFIX = "ONLYSEEN_"
 EMBEDDED_DIR = Path(__file__).resolve().parents[1] / "embedded"
@@ -29,7 +30,10 @@ HUB_ID_PATTERN = r"\w[\w.-]*(/\w[\w.-]*)?"
 
 
 class Settings(BaseSettings):
-    """Serve a vision-language model over the OpenAI API, with hallucination mitigation chosen per request."""
+    """Serve a vision-language model over the OpenAI API, with hallucination mitigation chosen per request.
+
+    `--version` prints the version.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -69,6 +73,9 @@ class Settings(BaseSettings):
         str | None,
         Field(description="folder or hub id of the image-text matcher (AGLA); the embedded model has its own"),
     ] = None
+    chat_template: Annotated[
+        Path | None, Field(description="file with a Jinja chat template, in place of the checkpoint's")
+    ] = None
     quantization: Annotated[
         Literal["4bit", "8bit"] | None, Field(description="hf: quantization of the weights with bitsandbytes")
     ] = None
@@ -101,6 +108,15 @@ class Settings(BaseSettings):
     ] = None
     api_keys_file: Annotated[
         Path | None, Field(description="file with further API keys, one a line; # starts a comment line")
+    ] = None
+    ssl_certfile: Annotated[
+        Path | None, Field(description="file with the TLS certificate and its chain; the server then speaks HTTPS only")
+    ] = None
+    ssl_keyfile: Annotated[
+        Path | None, Field(description="file with the private key of the certificate; default: the certificate's file")
+    ] = None
+    ssl_keyfile_password: Annotated[
+        SecretStr | None, Field(description="password of the private key; set it in the environment, not as a flag")
     ] = None
     metrics_key: Annotated[
         SecretStr | None,
@@ -147,6 +163,13 @@ class Settings(BaseSettings):
             description="comma-separated names without ports that the Host header of requests may have, beside IP "
             "addresses and localhost; *: every name, which is the default with API keys and on an address that is not "
             "loopback"
+        ),
+    ] = ""
+    cors_origins: Annotated[
+        str,
+        Field(
+            description="comma-separated origins, such as https://example.org, whose pages may use the server from a "
+            "browser; *: every origin, which needs API keys"
         ),
     ] = ""
     max_images: Annotated[int, Field(ge=0, description="maximum number of images in a request")] = 16
@@ -221,12 +244,26 @@ class Settings(BaseSettings):
             raise ValueError(f"there is no folder {source}, and a hub id has the form OWNER/NAME")
         return source
 
+    @field_validator("chat_template")
+    @classmethod
+    def _check_chat_template(cls, file: Path | None) -> Path | None:
+        if file is not None and not file.is_file():
+            raise ValueError(f"there is no file {file}")
+        return file
+
     @field_validator("allowed_hosts")
     @classmethod
     def _check_allowed_hosts(cls, hosts: str) -> str:
         for host in split_list(hosts):
             check_allowed_host(host)
         return hosts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_cors_origins(cls, origins: str) -> str:
+        for origin in split_list(origins):
+            check_origin(origin)
+        return origins
 
     @field_validator("image_hosts")
     @classmethod
@@ -242,6 +279,8 @@ class Settings(BaseSettings):
         has_key_source = self.api_keys is not None or self.api_keys_file is not None
         if has_key_source and not self.load_api_keys():
             raise ValueError("api_keys: there is no key in the list; omit the setting for a server without keys")
+        if EVERY_ORIGIN in self.list_cors_origins() and not has_key_source:
+            raise ValueError("cors_origins: '*' needs api_keys, because every page could use the server; list origins")
         if self.rate_limit is None:
             return self
         if not has_key_source:
@@ -252,6 +291,14 @@ class Settings(BaseSettings):
             parse(self.rate_limit)
         except ValueError:
             raise ValueError("rate_limit: must have a form such as '60/minute' or '5 per second'") from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Settings:
+        if self.ssl_certfile is not None:
+            check_certificate(self.ssl_certfile, self.ssl_keyfile, self.ssl_password)
+        elif self.ssl_keyfile is not None or self.ssl_keyfile_password is not None:
+            raise ValueError("ssl_certfile: a private key needs a certificate; set ssl_certfile too")
         return self
 
     @model_validator(mode="after")
@@ -277,6 +324,11 @@ class Settings(BaseSettings):
     def cache_bytes(self) -> int | None:
         """Size of the KV cache; None: the engine's default."""
         return None if self.cache_gb is None else int(self.cache_gb * (1 << 30))
+
+    @property
+    def ssl_password(self) -> str | None:
+        """Password of the private key of the TLS certificate."""
+        return None if self.ssl_keyfile_password is None else self.ssl_keyfile_password.get_secret_value()
 
     @classmethod
     def load(cls, arguments: Sequence[str] = ()) -> Settings:
@@ -337,6 +389,10 @@ class Settings(BaseSettings):
 
     def list_allowed_hosts(self) -> list[str]:
         return split_list(self.allowed_hosts)
+
+    def list_cors_origins(self) -> list[str]:
+        """Return the origins whose pages may use the server, in the form in which browsers send them."""
+        return [origin.lower() for origin in split_list(self.cors_origins)]
 
     def list_image_hosts(self) -> list[str]:
         return split_list(self.image_hosts)

@@ -50,10 +50,13 @@ class DockerImage:
                 destination.parent.mkdir(parents=True, exist_ok=True)
                 (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, destination)
         venv.create(self.folder / "venv", with_pip=True)
+        defaults = dict(line.split("=", 1) for line in self._instructions("ARG"))
         for line in self._instructions("RUN"):
             if "pip install" in line:
                 command = re.sub(r"^.* -m venv /venv && ", "", line).replace("/tmp/", f"{self.folder}/")
-                subprocess.run(["sh", "-ec", command], cwd=app, env=self.environment() | OFFLINE_PIP, check=True)
+                subprocess.run(
+                    ["sh", "-ec", command], cwd=app, env=self.environment() | defaults | OFFLINE_PIP, check=True
+                )
 
     def start(self, *options: str, **settings: str) -> subprocess.Popen[str]:
         """Start the entry point with further options and environment variables."""

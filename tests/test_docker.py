@@ -77,7 +77,43 @@ def test_each_server_has_a_data_volume_of_its_own() -> None:
         for volume in COMPOSE["services"][name]["volumes"]
         if volume.endswith(":/data")
     ]
-    assert sorted(volumes) == sorted(COMPOSE["volumes"]) == ["cpu-data", "gpu-data"]
+    assert sorted(volumes) == ["cpu-data", "gpu-data"]
+    assert set(COMPOSE["volumes"]) == {*volumes, "prometheus-data"}
+
+
+class LoadingServer(BaseHTTPRequestHandler):
+    """Is alive but not ready, until `is_ready` is set."""
+
+    is_ready: ClassVar[bool] = False
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" or self.is_ready else 503)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_compose_waits_until_the_model_is_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert COMPOSE["services"]["nginx"]["depends_on"][name]["condition"] == "service_healthy"
+    kind, *command = COMPOSE["services"][name]["healthcheck"]["test"]
+    assert kind == "CMD"
+    with ThreadingHTTPServer(("127.0.0.1", 0), LoadingServer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        parts = [sys.executable, *(part.replace("8000", str(server.server_port)) for part in command[1:])]
+        codes = [subprocess.run(parts, capture_output=True).returncode]
+        monkeypatch.setattr(LoadingServer, "is_ready", True)
+        codes.append(subprocess.run(parts, capture_output=True).returncode)
+        server.shutdown()
+    assert codes == [1, 0]
+
+
+def test_cpu_profile_installs_the_cpu_build_of_torch() -> None:
+    build = COMPOSE["services"]["cpu"]["build"]
+    dockerfile = (ROOT / build["dockerfile"]).read_text()
+    for argument, value in build["args"].items():
+        assert f"ARG {argument}=" in dockerfile
+        assert value.endswith("/whl/cpu")
 
 
 class Backend(BaseHTTPRequestHandler):

@@ -27,6 +27,7 @@ PLUGIN_FILES = (
     "brief_strategy.py",
     "pyproject.toml",
 )
+TEXTS = {".py", ".md", ".sh", ".html", ".yml", ".yaml", ".toml", ".j2", ".Dockerfile"}
 MAX_WALK = 20  # files from the route to the token
 MAX_WORDS = 20  # of a sentence, on average over a page
 
@@ -153,3 +154,14 @@ def split_sentences(markdown: str) -> list[str]:
 def test_sentences_are_short_on_average(page: Path) -> None:
     lengths = [len(re.findall(r"\S*\w\S*", sentence)) for sentence in split_sentences(page.read_text())]
     assert sum(lengths) / len(lengths) <= MAX_WORDS
+
+
+def test_no_text_installs_a_distribution_of_the_index_under_our_name() -> None:
+    """The index can have a distribution of this name that is not ours. Extras are installed from the folder."""
+    folders = ("server", "decoding", "eval", "embedded", "onlyseen", "bench", "docs", "docker", "install", "examples")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in TEXTS]
+    for file in (*files, *ROOT.glob("*.md"), ROOT / "Makefile"):
+        for line in re.findall(r"\b(?:pipx?|uv|uvx|poetry)\b.*\b(?:install|add|run)\b.*", file.read_text()):
+            assert not re.search(r"""[\s"'`]onlyseen(?:[\[=<>~\s"'`]|$)""", line.partition("install")[2]), (
+                f"{file}: {line}"
+            )

@@ -14,13 +14,14 @@ CONFIG = Path(__file__).parents[2] / "docker" / "nginx.conf"
 
 
 @contextlib.contextmanager
-def run_nginx(program: str, ports: Sequence[int], directives: str = "") -> Iterator[str]:
+def run_nginx(program: str, ports: Sequence[int], directives: str = "", listen: str = "") -> Iterator[str]:
     """Run nginx on a free port.
 
     Args:
         program: The program.
         ports: Ports of the servers.
         directives: Directives that are added to the section `http`.
+        listen: Parameters of `listen` after the port.
 
     Yields:
         The URL of nginx.
@@ -34,7 +35,7 @@ def run_nginx(program: str, ports: Sequence[int], directives: str = "") -> Itera
             port = free_socket.getsockname()[1]
         upstreams = "".join(rf"server 127.0.0.1:{server}\g<options>;\n" for server in ports)
         text = re.sub(r"server server:8000(?P<options>.*);", upstreams, CONFIG.read_text())
-        text = text.replace(" /tmp/", f" {folder}/").replace("listen 8080", f"listen 127.0.0.1:{port}")
+        text = text.replace(" /tmp/", f" {folder}/").replace("listen 8080", f"listen 127.0.0.1:{port} {listen}")
         file = Path(folder) / "nginx.conf"
         file.write_text(text.replace("http {", f"http {{ {directives}", 1))
         Path(folder).chmod(0o755)  # its workers are another user

@@ -15,6 +15,8 @@ from transformers import AutoTokenizer, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from decoding.errors import Unsupported
+from decoding.multimodal.checkpoint_errors import explain_checkpoint_errors
+from decoding.multimodal.weight_files import find_weight_folder, read_weight_counts
 from decoding.outputs import RelevanceMap
 from decoding.prompt import ImageInput
 from decoding.requests import RelevanceRequest
@@ -42,8 +44,9 @@ class Matcher:
         model = load_weights(source, torch.float32 if device == "cpu" else torch.bfloat16)
         self.model = model.to(device).eval().requires_grad_(False)
         # The PIL version resizes as the official code does, whether or not torchvision is installed.
-        self.image_processor = BlipImageProcessorPil.from_pretrained(source)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        with explain_checkpoint_errors(source, "processor"):
+            self.image_processor = BlipImageProcessorPil.from_pretrained(source)
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.block = model.config.text_config.num_hidden_layers // 2 if block is None else block
         self.encode_token = find_encode_token(self.tokenizer, model.config.text_config.vocab_size)
         self._cache: OrderedDict[RelevanceKey, RelevanceMap] = OrderedDict()
@@ -176,17 +179,17 @@ def load_weights(source: str, dtype: torch.dtype) -> Any:
         Unsupported: The weights cannot be loaded.
     """
     try:
-        return BlipForImageTextRetrieval.from_pretrained(
-            source,
-            dtype=dtype,
-            attn_implementation="eager",  # only eager attention returns its probabilities
-            use_safetensors=True,
-        )
-    except OSError as error:
-        message = (
-            "The image-text matcher cannot be loaded. Its weights must be in safetensors files (model.safetensors)."
-        )
-        raise Unsupported(message) from error
+        if (folder := find_weight_folder(source)) is not None:
+            read_weight_counts(folder)
+        with explain_checkpoint_errors(source, "weights"):
+            return BlipForImageTextRetrieval.from_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation="eager",  # only eager attention returns its probabilities
+                use_safetensors=True,
+            )
+    except Unsupported as error:
+        raise Unsupported(f"The image-text matcher cannot be loaded. {error.message}") from error
 
 
 def normalize_caption(text: str) -> str:

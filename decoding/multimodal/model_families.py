@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
@@ -64,6 +66,65 @@ FAMILIES = MappingProxyType(
 )
 
 
+# Families of the same makers or of the same design, by the beginning of the model type. Spelling decides among others.
+RELATIVES = MappingProxyType(
+    {
+        "qwen": "qwen3_vl",
+        "glm": "qwen2_5_vl",
+        "paligemma": "gemma3",
+        "gemma": "gemma3",
+        "blip": "instructblip",
+        "idefics": "idefics3",
+        "mistral": "llava",
+        "pixtral": "llava",
+        "mllama": "llava_next",
+        "llama": "llava_next",
+        "vipllava": "llava",
+        "aya_vision": "llava_next",
+        "cohere": "llava_next",
+        "minicpm": "internvl",
+    }
+)
+
+
+def require_family(config: Mapping[str, Any], source: str) -> None:
+    """Check the family of a checkpoint by its config.json, before transformers reads it.
+
+    Args:
+        config: The content of config.json.
+        source: Folder or hub id of the checkpoint.
+
+    Raises:
+        Unsupported: The family is unknown.
+    """
+    model_type = str(config.get("model_type", ""))
+    if model_type in FAMILIES:
+        return
+    supported = ", ".join(FAMILIES)
+    if not model_type:
+        raise Unsupported(
+            f"The config.json of {source} names no model_type, so it is no model of transformers. Supported model "
+            f"types: {supported}.",
+            param="model",
+        )
+    nearest = find_nearest_family(model_type)
+    hint = f" The nearest supported family is '{nearest}': serve a checkpoint of it instead." if nearest else ""
+    kind = "" if any("vision" in name for name in config) else " It seems to be a language model without images."
+    raise Unsupported(
+        f"Model type '{model_type}' of {source} is not supported.{kind}{hint} Supported model types: {supported}.",
+        param="model",
+    )
+
+
+def find_nearest_family(model_type: str) -> str | None:
+    """Find the supported family that is most like a model type; None if there is none."""
+    close = get_close_matches(model_type, FAMILIES, n=1, cutoff=0.8)
+    if close:
+        return close[0]
+    relatives = (family for start, family in RELATIVES.items() if model_type.startswith(start))
+    return next(relatives, None) or next(iter(get_close_matches(model_type, FAMILIES, n=1, cutoff=0.6)), None)
+
+
 def get_family(config: Any) -> ModelFamily:
     """Look up the family of a transformers config.
 
@@ -73,9 +134,7 @@ def get_family(config: Any) -> ModelFamily:
     Raises:
         Unsupported: The family is unknown, or its language model is an encoder-decoder.
     """
-    if config.model_type not in FAMILIES:
-        supported = ", ".join(FAMILIES)
-        raise Unsupported(f"Model type '{config.model_type}' is not supported. Supported: {supported}.", param="model")
+    require_family({"model_type": config.model_type, "vision_config": None}, "the checkpoint")
     text_config = config.get_text_config()
     if text_config.is_encoder_decoder:
         raise Unsupported(

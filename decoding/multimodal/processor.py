@@ -7,6 +7,7 @@ from typing import Any
 import transformers
 
 from decoding.errors import Unsupported
+from decoding.multimodal.checkpoint_errors import explain_checkpoint_errors
 from decoding.multimodal.image_processor import process_in_strips
 from decoding.multimodal.image_processor_cache import cache_results
 from decoding.multimodal.model_families import ModelFamily
@@ -23,16 +24,15 @@ def load_processor(model: str, family: ModelFamily) -> Any:
         A processor of transformers, without a video processor.
 
     Raises:
-        Unsupported: The processor needs a package that is not installed, or has no chat template.
+        Unsupported: The processor cannot be loaded, or needs a package that is not installed.
     """
     processor_class = family.processor_class
     loader = transformers.AutoProcessor if processor_class is None else without_video_processor(processor_class)
     try:
-        processor = loader.from_pretrained(model)
+        with explain_checkpoint_errors(model, "processor"):
+            processor = loader.from_pretrained(model)
     except ImportError as error:
         raise Unsupported(f"The model's processor needs a package that is not installed: {error}") from error
-    if family.has_chat_template and get_chat_template(processor) is None:
-        raise Unsupported("The checkpoint has no chat template, so this model accepts no messages.")
     process_in_strips(processor.image_processor)
     cache_results(processor.image_processor)
     return processor

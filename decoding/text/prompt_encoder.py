@@ -137,7 +137,7 @@ class PromptEncoder:
             )
         self._check_length(self.image_sizes.count_tokens([image.size for image in images]) or 0)
         try:
-            processed = self._process(self._render(prompt), images)
+            processed = self._process(self.render(prompt), images)
         except (TemplateError, ValueError) as error:
             raise BadRequest(f"The model's processor rejects the messages: {error}", param="messages") from error
         names = set(processed) - {"input_ids", "attention_mask"} if images else self.family.per_token
@@ -236,7 +236,7 @@ class PromptEncoder:
         """The placeholder of an image in the text that the processor reads."""
         return str(self.processor.image_token)
 
-    def _render(self, prompt: Prompt) -> str:
+    def render(self, prompt: Prompt) -> str:
         """Render the conversation as one text, with a placeholder for each image.
 
         Returns:

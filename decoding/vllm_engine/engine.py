@@ -129,7 +129,9 @@ class VllmEngine(BaseEngine):
     async def _load_model(self) -> str:
         settings = self.settings
         loop = asyncio.get_running_loop()
-        checkpoint = await loop.run_in_executor(self._encode_thread, Checkpoint, settings.model, settings.context)
+        checkpoint = await loop.run_in_executor(
+            self._encode_thread, Checkpoint, settings.model, settings.context, settings.chat_template
+        )
         self._checkpoint = checkpoint
         self._grammars = checkpoint.grammars
         self._client = await VllmClient.open(settings, checkpoint.max_model_len)

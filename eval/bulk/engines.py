@@ -84,7 +84,7 @@ def run_with_engines(options: JobOptions, engines: EngineOptions, console: Conso
         ray = importlib.import_module("ray")
         importlib.import_module("ray.data")  # needs pyarrow
     except ImportError:
-        raise EvaluationError('--engines needs Ray: pip install "onlyseen[batch,ray]".') from None
+        raise EvaluationError("--engines needs Ray: pip install '.[batch,ray]' in the folder of OnlySeen.") from None
     if options.limit is not None:
         raise EvaluationError("--limit does not work with --engines, whose tasks read the inputs side by side.")
     total = options.check_inputs()

@@ -271,7 +271,7 @@ def import_parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise InputError('needs pyarrow: pip install "onlyseen[batch]"', "parquet") from None
+        raise InputError("needs pyarrow: pip install '.[batch]' in the folder of OnlySeen", "parquet") from None
     return pyarrow.parquet
 
 

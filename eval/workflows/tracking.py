@@ -56,8 +56,10 @@ def track_run(path: Path, tracker: str, project: str, location: str | None = Non
     try:
         package = importlib.import_module(tracker)
     except ImportError as error:
-        hint = f"pip install 'onlyseen[{tracker}]'"
-        raise EvaluationError(f"--to {tracker}: the package cannot be imported ({error}). Use {hint}.") from None
+        hint = f"pip install '.[{tracker}]'"
+        raise EvaluationError(
+            f"--to {tracker}: the package cannot be imported ({error}). Use {hint} in the folder of OnlySeen."
+        ) from None
     return TRACKERS[tracker](package, run, project, location)
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from pydantic_core import from_json
 
 from decoding.errors import BadRequest
-from server.errors import BodyTooLarge, build_error_response
+from server.errors import BodyTooLarge, ErrorResponse
 from server.schemas.base import StrictModel, parse_json, validate
 from server.schemas.json_bounds import check_json_bounds
 
@@ -152,9 +152,8 @@ def format_answer(line: BatchLine, body: bytes) -> bytes:
     return format_result(line, 200, orjson.Fragment(body))
 
 
-def format_error(line: BatchLine | RefusedLine, error: BaseException) -> bytes:
+def format_error(line: BatchLine | RefusedLine, error_response: ErrorResponse) -> bytes:
     """Format the output line of a failed request."""
-    error_response = build_error_response(error)
     return format_result(line, error_response.spec.status, error_response.body.model_dump())
 
 

@@ -28,8 +28,9 @@ from server.batch.progress import STORE_ERRORS, BatchProgress
 from server.batch.results import ResultFiles
 from server.batch.slices import SLICE_SECONDS, run_in_slices
 from server.batch.store import UNFINISHED_STATUSES, BatchStore
-from server.errors import ServiceUnavailable
+from server.errors import ServiceUnavailable, build_error_response
 from server.fair_queue import FairQueue
+from server.observability.refusals import report_error
 from server.service import Service
 from server.serving.request_handler import BodyParser, generate_batch_json
 from server.threads import run_to_end
@@ -199,7 +200,7 @@ class BatchLineWorkers:
     async def _run_line(self, line: BatchLine | RefusedLine) -> tuple[bytes, bool]:
         """Return the result of a line, and whether it is an answer."""
         if isinstance(line, RefusedLine):
-            return format_error(line, line.error), False
+            return self._format_error(line, line.error), False
         while True:
             try:
                 parse_body = self._parsers[self.latest.endpoint]
@@ -218,11 +219,17 @@ class BatchLineWorkers:
             except EngineFailed as error:
                 if not self._service.is_alive:
                     raise BatchInterrupted from None
-                return format_error(line, error), False
+                return self._format_error(line, error), False
             except Exception as error:
-                return format_error(line, error), False
+                return self._format_error(line, error), False
             await asyncio.sleep(RETRY_DELAY)
             await self._check_batch()
+
+    def _format_error(self, line: BatchLine | RefusedLine, error: BaseException) -> bytes:
+        """Format the output line of a failed request, and report its error."""
+        error_response = build_error_response(error)
+        report_error(error, error_response, self._service.metrics, prefix="batch_line")
+        return format_error(line, error_response)
 
     async def _check_batch(self) -> None:
         """Look whether the batch was cancelled, because the line may have waited for long."""

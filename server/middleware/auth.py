@@ -20,6 +20,7 @@ from server.middleware.request_body import drain_body
 from server.settings import Settings
 
 METRICS_PATH = "/metrics"
+UNLIMITED_PATHS = (METRICS_PATH, "/v1/models", "/v1/strategies")  # monitors and clients read them at any time
 METRICS_FORBIDDEN = (
     "The metrics count the requests of several API keys. They need the key of --metrics-key, which is not set."
 )
@@ -53,7 +54,7 @@ class ApiKeys:
         return bool(self._hashes) or (path == METRICS_PATH and self._metrics_hash is not None)
 
     def authenticate(self, authorization: bytes, path: str) -> str:
-        """Check the Authorization header of a request, and count the request.
+        """Check the Authorization header of a request, and count the request unless its path has no rate limit.
 
         Args:
             authorization: Value of the header.
@@ -77,7 +78,7 @@ class ApiKeys:
         if metrics_hash is None:
             if path == METRICS_PATH and len(self._hashes) > 1:
                 raise Forbidden(METRICS_FORBIDDEN)
-            if self._rate_limiter is not None:
+            if self._rate_limiter is not None and path not in UNLIMITED_PATHS and not path.startswith("/v1/models/"):
                 self._rate_limiter.count(key_hash.hex())
         return key_hash.hex()
 
@@ -116,7 +117,7 @@ OwnerDep = Annotated[str, Depends(get_owner)]
 
 
 async def refuse_other_sites(request: Request, owner: OwnerDep) -> None:
-    """Refuse a request that a page of another site has sent, on a server without keys.
+    """Refuse a request that a page of another site has sent, on a server without keys, unless its origin is listed.
 
     A browser sends requests with a form or without a body to any server, without a preflight. It sends a key only after
     one. It sends Sec-Fetch-Site only with HTTPS and to loopback addresses, but Origin with each of these requests.
@@ -124,7 +125,8 @@ async def refuse_other_sites(request: Request, owner: OwnerDep) -> None:
     Raises:
         Forbidden: The browser has sent the request for a page of another site.
     """
-    if owner:
+    settings: Settings = request.app.state.service.settings
+    if owner or request.headers.get("origin") in settings.list_cors_origins():
         return
     site = request.headers.get("sec-fetch-site")
     if site == "cross-site" or (site is None and has_other_origin(request)):

@@ -12,7 +12,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import CLIENT_CLOSED_REQUEST, StoreFailed, build_error_response
+from server.errors import CLIENT_CLOSED_REQUEST, build_error_response
+from server.observability.metrics import Metrics
+from server.observability.refusals import report_error
 
 log = structlog.get_logger("onlyseen.server")
 
@@ -55,10 +57,17 @@ class RequestIdMiddleware:
 
 
 class ErrorMiddleware:
-    """Turns every exception of the application into OpenAI's error body."""
+    """Turns every exception of the application into OpenAI's error body, and reports it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics | None = None) -> None:
+        """Create the middleware.
+
+        Args:
+            app: The next application.
+            metrics: Count the errors; None: they are only logged.
+        """
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,8 +87,8 @@ class ErrorMiddleware:
                 await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
         except Exception as error:
             error_response = build_error_response(error)
-            if error_response.spec.status == 500 or isinstance(error, StoreFailed):
-                log.error("request_failed", code=error_response.body.error.code, exc_info=error)
+            if error_response.spec.status == 500 or scope["path"] not in HEALTH_PATHS:
+                report_error(error, error_response, self.metrics)
             if has_started:
                 raise
             free_frames(error)

@@ -21,8 +21,10 @@ from decoding.errors import OnlySeenError
 
 if TYPE_CHECKING:
     from server.media.images import ImageCache
-    from server.schemas.response import Receipt
+    from server.schemas.response import ClaimEntry, Receipt
 
+CONFIRMED = 0.9  # probability of a claim that does not count as failed; the default threshold of `verify`
+MAX_CODE_LABELS = 64  # the server has fewer codes; a plugin could add some
 MAX_STRATEGY_LABELS = 64  # stacks are composed by clients and must not create series without bound
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # seconds
 REFRESH_TIMEOUT = 2.0  # seconds; a busy engine answers between two steps
@@ -36,6 +38,7 @@ class Metrics:
         self._page: asyncio.Task[bytes] | None = None  # the page that is being built
         self._page_limiter = anyio.CapacityLimiter(1)
         self._labels: set[str] = set()
+        self._codes: set[str] = set()
         self.waiting = self._add_gauge("num_requests_waiting", "Requests that wait for their first token.")
         self.running = self._add_gauge("num_requests_running", "Requests between their first token and their last.")
         self.time_to_first_token = self._add_histogram(
@@ -50,6 +53,20 @@ class Metrics:
         self.prompt_tokens = self._add_counter("prompt_tokens", "Prompt tokens of finished requests.")
         self.generation_tokens = self._add_counter("generation_tokens", "Generated tokens of finished requests.")
         self.forward_passes = self._add_counter("forward_passes", "Rows run through the model for finished requests.")
+        self.changed_steps = self._add_counter(
+            "changed_steps", "Steps of finished requests whose likeliest token the strategy changed."
+        )
+        self.claims = self._add_counter("claims_checked", "Claims of finished requests that were checked.")
+        self.failed_claims = self._add_counter(
+            "claims_failed",
+            f"Checked claims that verify replaced or dropped, or that a check gave a probability below {CONFIRMED}.",
+        )
+        self.errors = Counter(
+            "onlyseen_error_responses",
+            "Error responses by status and code, with those of streams and of lines of batches.",
+            ["status", "code"],
+            registry=self.registry,
+        )
         self.responses = Counter(
             "onlyseen_http_responses", "HTTP responses by status.", ["status"], registry=self.registry
         )
@@ -96,6 +113,18 @@ class Metrics:
             self._labels.add(strategy)
         return RequestMetrics(self, strategy if strategy in self._labels else "other")
 
+    def count_error(self, status: int, code: str) -> None:
+        """Count an error response.
+
+        Args:
+            status: HTTP status.
+            code: Code of the error body, or its type if it has none. After the first `MAX_CODE_LABELS` codes, further
+                ones share the label `other`.
+        """
+        if len(self._codes) < MAX_CODE_LABELS:
+            self._codes.add(code)
+        self.errors.labels(str(status), code if code in self._codes else "other").inc()
+
     def _add_gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"onlyseen_{name}", text, ["strategy"], registry=self.registry)
 
@@ -140,6 +169,11 @@ class RequestMetrics:
         self._metrics.prompt_tokens.labels(self._label).inc(prompt_tokens)
         self._metrics.generation_tokens.labels(self._label).inc(receipt.steps)
         self._metrics.forward_passes.labels(self._label).inc(receipt.forward_passes)
+        if receipt.changed_steps is not None:
+            self._metrics.changed_steps.labels(self._label).inc(receipt.changed_steps)
+        if receipt.claims is not None:
+            self._metrics.claims.labels(self._label).inc(len(receipt.claims))
+            self._metrics.failed_claims.labels(self._label).inc(sum(map(has_failed, receipt.claims)))
 
     def finish(self) -> None:
         """Count the request no longer as waiting or running. Further calls do nothing."""
@@ -147,6 +181,11 @@ class RequestMetrics:
             self._is_finished = True
             gauge = self._metrics.waiting if self._last_token is None else self._metrics.running
             gauge.labels(self._label).dec()
+
+
+def has_failed(claim: ClaimEntry) -> bool:
+    """Return whether `verify` has acted on a claim, or a check has not confirmed it."""
+    return claim.probability < CONFIRMED if claim.action is None else claim.action != "kept"
 
 
 class EngineCounters(Collector):

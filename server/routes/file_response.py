@@ -8,6 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import build_router_error
 from server.middleware.http import HEAD_KEY
+from server.observability.refusals import report_router_error
 
 
 class FileContentResponse(FileResponse):
@@ -24,7 +25,9 @@ class FileContentResponse(FileResponse):
             if message["type"] == "http.response.start" and message["status"] in (400, 416):
                 status, size = message["status"], Headers(raw=message["headers"]).get("content-range")
                 headers = None if size is None else {"content-range": size}
-                refusal = JSONResponse(build_router_error(status, "Range").model_dump(), status, headers)
+                body = build_router_error(status, "Range")
+                report_router_error(status, body.error, scope["app"].state.service.metrics)
+                refusal = JSONResponse(body.model_dump(), status, headers)
             if refusal is None:
                 await send(message)
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from decoding.engine import Engine
-from decoding.errors import BadRequest, Unsupported
+from decoding.errors import BadRequest, StrategyFailed, Unsupported
 from decoding.prompt import Message, Prompt
 from decoding.requests import GenerateRequest
 from decoding.sampling_params import Grammar
@@ -26,6 +26,8 @@ from server.media.image_memory import ImageLease
 from server.media.image_ref import ImageRef
 from server.media.images import ImageLoader
 from server.middleware.body_budget import BodyBuffer
+from server.observability.metrics import Metrics
+from server.observability.refusals import report_error
 from server.schemas.base import parse_json
 from server.schemas.normalized_request import JsonObjectFormat, NormalizedRequest, TextFormat
 from server.service import LARGE_BODY_BYTES, Service
@@ -181,7 +183,7 @@ async def estimate_rows(
 
 async def build_stream_response(parsed: ParsedRequest, admission: Admission) -> Response:
     generation = await start_generation(parsed, admission.service, admission)
-    return GenerationStreamResponse(generation, parsed)
+    return GenerationStreamResponse(generation, parsed, admission.service.metrics)
 
 
 async def start_generation(
@@ -234,7 +236,7 @@ async def prepare_generation(
     lease = service.image_loader.memory.lease(request.cache_salt)
     resources.callback(lease.release)
     strategies = stack if check is None else (check, *stack)
-    num_copies = sum(strategy.count_image_copies() for strategy in strategies)
+    num_copies = count_image_copies(strategies)
     prompts = await build_prompts(request, service.image_loader, settings.max_images, lease, num_copies)
     sizes = [image.size for prompt in prompts for image in prompt.images]
     if sizes:
@@ -267,6 +269,25 @@ async def prepare_generation(
         row_estimator=service.row_estimator,
         work_limiter=service.work_limiter,
     )
+
+
+def count_image_copies(strategies: Sequence[Strategy]) -> int:
+    """Count the copies of each image that strategies keep.
+
+    Returns:
+        The copies of all strategies together.
+
+    Raises:
+        StrategyFailed: A strategy raised an exception.
+    """
+    total = 0
+    for strategy in strategies:
+        try:
+            total += strategy.count_image_copies()
+        except Exception as error:
+            problem = f"failed in `count_image_copies`: {type(error).__name__}"
+            raise StrategyFailed(strategy.name, problem) from error
+    return total
 
 
 async def build_prompts(
@@ -353,8 +374,8 @@ async def compile_response_format(
 class GenerationStreamResponse(EventSourceResponse):
     """Sends a generation as server-sent events, and closes it when the client disconnects or has read all of it."""
 
-    def __init__(self, generation: Generation, parsed: ParsedRequest) -> None:
-        events = stream_events(generation, parsed)
+    def __init__(self, generation: Generation, parsed: ParsedRequest, metrics: Metrics) -> None:
+        events = stream_events(generation, parsed, metrics)
         super().__init__(events, ping=PING_INTERVAL, sep="\n", send_timeout=SEND_TIMEOUT)
         self._generation = generation
 
@@ -366,7 +387,9 @@ class GenerationStreamResponse(EventSourceResponse):
                 await self._generation.close()
 
 
-async def stream_events(generation: Generation, parsed: ParsedRequest) -> AsyncGenerator[ServerSentEvent, None]:
+async def stream_events(
+    generation: Generation, parsed: ParsedRequest, metrics: Metrics
+) -> AsyncGenerator[ServerSentEvent, None]:
     """Yield the formatter's events. A failure becomes the last event, since the status has been sent."""
     try:
         with parsed.request.rename_error_params():
@@ -374,7 +397,5 @@ async def stream_events(generation: Generation, parsed: ParsedRequest) -> AsyncG
                 yield event
     except Exception as error:
         response = build_error_response(error)
-        is_server_error = response.spec.status == 500
-        write_log = log.error if is_server_error else log.warning
-        write_log("stream_failed", code=response.body.error.code, exc_info=error if is_server_error else None)
+        report_error(error, response, metrics, prefix="stream")
         yield parsed.formatter.format_error(response)

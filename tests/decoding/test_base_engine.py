@@ -113,6 +113,22 @@ async def test_an_engine_that_does_not_run_names_its_status(engine: EngineWithou
         pass
 
 
+async def test_model_that_fails_on_its_first_request_says_so(
+    engine: EngineWithoutModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def load() -> str:
+        return "cpu"
+
+    async def fail() -> None:
+        raise EngineFailed("The engine failed on this request.")
+
+    monkeypatch.setattr(engine, "_load_model", load)
+    monkeypatch.setattr(engine, "_warm_up", fail)
+    with pytest.raises(EngineFailed, match="lower --cache-gb"):
+        await engine.start()
+    await engine.close()
+
+
 def test_requests_that_the_engine_cannot_run_are_refused_before_they_wait(engine: EngineWithoutModel) -> None:
     request = GenerateRequest(PROMPT)
     refused = {

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import field_validator
 from structlog.testing import capture_logs
 
 from decoding import registry
-from decoding.errors import BadRequest
+from decoding.errors import BadRequest, StrategyFailed
 from decoding.registry import GROUP, build, format_stack, list_strategies
 from decoding.strategies.agla import AGLA
 from decoding.strategies.attention.vhr import VHR
@@ -160,6 +161,43 @@ def test_broken_entry_point_is_skipped_and_named(
     assert refused.value.param == "decoding.strategy"
     assert refused.value.message.startswith(f"Strategy '{name}' of package 'broken-package' cannot be loaded: ")
     assert reason in refused.value.message
+    assert build("vhr", {}) == (VHR(),)
+
+
+class Faulty(Strategy):
+    """Fails outside of its hooks."""
+
+    name = "faulty"
+    paper = "none"
+    alpha: float = 1.0
+
+    @field_validator("alpha")
+    @classmethod
+    def _check_alpha(cls, alpha: float) -> float:
+        return 1 / alpha
+
+    @classmethod
+    def incompatible_with(cls, outer: type[Strategy]) -> str | None:
+        raise KeyError("/some/path")
+
+
+@pytest.mark.parametrize(
+    ("names", "parameters", "problem"),
+    [
+        ("faulty", {"faulty": {"alpha": 0}}, "failed on its parameters: ZeroDivisionError"),
+        ("vhr+faulty", {}, "failed in `incompatible_with`: KeyError"),
+    ],
+)
+def test_exception_of_a_strategy_names_it(
+    installed: list[EntryPoint], names: str, parameters: dict[str, Any], problem: str
+) -> None:
+    installed += [
+        entry_point("faulty", f"{__name__}:Faulty", "faulty-package"),
+        entry_point("vhr", "decoding.strategies.attention.vhr:VHR"),
+    ]
+    with pytest.raises(StrategyFailed) as failed:
+        build(names, parameters)
+    assert failed.value.message == f"Strategy 'faulty' {problem}."
     assert build("vhr", {}) == (VHR(),)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import SecretStr, ValidationError
 from decoding.errors import Unsupported
 from server.engine_factory import create_engine
 from server.settings import EMBEDDED_NAME, Settings
-from server.startup_banner import format_curl_example
+from server.startup_banner import format_banner, format_curl_example
 
 HELP = """
 import sys
@@ -111,6 +112,18 @@ def test_help_imports_no_heavy_library() -> None:
     process = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
     assert "--strategy" in process.stdout
     assert process.stdout.rstrip().endswith("set()")
+
+
+def test_version_is_printed_without_a_server() -> None:
+    process = subprocess.run([sys.executable, "-m", "server", "--version"], capture_output=True, text=True, check=True)
+    assert process.stdout == f"OnlySeen {version('onlyseen')}\n"
+
+
+def test_banner_of_a_server_with_keys_sends_one() -> None:
+    for needs_key in (False, True):
+        banner = format_banner("https://box:1", "tiny", "vcd", is_embedded=False, needs_key=needs_key)
+        assert "curl https://box:1/v1/chat/completions" in banner
+        assert ('-H "Authorization: Bearer $API_KEY"' in banner) == needs_key
 
 
 def test_invalid_setting_exits_with_one_line() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, DynamicCache
+from transformers import DynamicCache
 
 from decoding.hf_engine.cpu.packed_linear import pack_linears
 from decoding.hf_engine.cpu.step_threads import choose_step_threads
@@ -24,9 +24,11 @@ from decoding.hf_engine.taps.early_exit import EarlyExitTap
 from decoding.hf_engine.taps.head import HeadObserver, HeadTap, LayerScales
 from decoding.hf_engine.taps.token_pruning import TokenPruningTap
 from decoding.hf_engine.taps.vision_attention import VisionAttentionTap
+from decoding.multimodal.config import load_config
 from decoding.multimodal.model_families import ModelFamily, get_family, get_max_model_len
 from decoding.multimodal.processor import get_eos_token_ids, load_processor
 from decoding.pipeline.composition import copy_numbers
+from decoding.text.chat_template import use_chat_template
 from decoding.text.prompt_encoder import ModelInputs, PromptEncoder
 
 GPU_SHARE = 0.8  # of the memory that the weights leave; passes need the rest
@@ -49,10 +51,11 @@ class Model:
     """A model with its processor and taps. Only `encoder` may run outside of the engine's worker thread."""
 
     def __init__(self, settings: HFSettings) -> None:
-        config = AutoConfig.from_pretrained(settings.model)
+        config = load_config(settings.model)
         self.family = get_family(config)
         self.max_model_len: int = get_max_model_len(config)
         self.encoder = PromptEncoder(load_processor(settings.model, self.family), self.max_model_len, self.family)
+        use_chat_template(self.encoder, settings.chat_template)
         self.network = load_network(settings)
         self.base_model = get_base_model(self.network)
         self.decoder = getattr_path(self.network, self.family.decoder_path)

@@ -11,20 +11,39 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from decoding.errors import Unsupported
 from decoding.hf_engine.settings import HFSettings
+from decoding.multimodal.checkpoint_errors import explain_checkpoint_errors
+from decoding.multimodal.weight_files import find_weight_folder, read_weight_counts, require_memory
 
 
 def load_network(settings: HFSettings) -> Any:
-    """Load the network of `settings.model`. With the device "auto" it is split over several GPUs if there are any."""
+    """Load the network of `settings.model`. With the device "auto" it is split over several GPUs if there are any.
+
+    Args:
+        settings: Settings of the engine.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        Unsupported: The weights are missing, damaged, or too large for the memory.
+    """  # noqa: DOC502 - its functions raise it
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     is_split = settings.device == "auto" and torch.cuda.device_count() > 1
     default_dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    network = AutoModelForImageTextToText.from_pretrained(
-        settings.model,
-        dtype=default_dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
-        device_map="auto" if is_split else device,
-        use_safetensors=True,
-        quantization_config=build_quantization_config(settings.quantization),
-    )
+    dtype = default_dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    if (folder := find_weight_folder(settings.model)) is not None:
+        counts = read_weight_counts(folder)
+        if not is_split and settings.quantization is None:
+            require_memory(settings.model, counts.compute_bytes(dtype), device)
+    quantization_config = build_quantization_config(settings.quantization)
+    with explain_checkpoint_errors(settings.model, "weights"):
+        network = AutoModelForImageTextToText.from_pretrained(
+            settings.model,
+            dtype=dtype,
+            device_map="auto" if is_split else device,
+            use_safetensors=True,
+            quantization_config=quantization_config,
+        )
     return network.eval()
 
 

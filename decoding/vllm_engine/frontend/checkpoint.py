@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from decoding.errors import Unsupported
+from decoding.multimodal.config import load_config
 from decoding.multimodal.model_families import get_family, get_max_model_len
 from decoding.multimodal.processor import get_eos_token_ids, load_processor
+from decoding.multimodal.weight_files import find_weight_folder, read_weight_counts
+from decoding.text.chat_template import use_chat_template
 from decoding.text.detokenizer import TokenText
 from decoding.text.grammar_mask import GrammarCompiler
 from decoding.text.prompt_encoder import PromptEncoder
@@ -22,17 +27,18 @@ REFUSAL_REASONS = {
 class Checkpoint:
     """Encoder, tokenizer and limits of a model that vLLM runs."""
 
-    def __init__(self, model: str, max_model_len: int | None) -> None:
+    def __init__(self, model: str, max_model_len: int | None, chat_template: Path | None = None) -> None:
         """Read a checkpoint.
 
         Args:
             model: Folder or hub id.
             max_model_len: Most tokens of prompt and answer together. None: as many as the model takes.
+            chat_template: File with a Jinja template. None: the checkpoint's.
 
         Raises:
-            Unsupported: This engine does not serve the model's family.
+            Unsupported: This engine does not serve the model's family, or its files are damaged.
         """
-        config = AutoConfig.from_pretrained(model)
+        config = load_config(model)
         family = get_family(config)
         if config.model_type not in SERVED_FAMILIES:
             reason = REFUSAL_REASONS.get(config.model_type, "it was not tested there")
@@ -40,9 +46,12 @@ class Checkpoint:
                 f"Model type '{config.model_type}' is not served by the vLLM engine: {reason}. It runs "
                 f"{', '.join(SERVED_FAMILIES)}; for others start with --engine hf."
             )
+        if (folder := find_weight_folder(model)) is not None:
+            read_weight_counts(folder)
         limit = get_max_model_len(config)
         self.max_model_len = min(limit, max_model_len or limit)
         self.encoder = PromptEncoder(load_processor(model, family), self.max_model_len, family)
+        use_chat_template(self.encoder, chat_template)
         self.tokenizer = self.encoder.tokenizer
         self.token_text = TokenText(self.tokenizer)
         self.eos_token_ids = get_eos_token_ids(load_generation_config(model), self.tokenizer)

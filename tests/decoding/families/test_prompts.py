@@ -14,6 +14,7 @@ from decoding.errors import BadRequest, Unsupported
 from decoding.multimodal.model_families import get_family, get_max_model_len
 from decoding.multimodal.processor import load_processor
 from decoding.requests import Message, Prompt
+from decoding.text.chat_template import use_chat_template
 from decoding.text.prompt_encoder import PromptEncoder
 from tests.decoding.families.checkpoints import CHECKPOINTS
 from tests.decoding.families.prompts import BLIND, ONE, TWO, draw_image
@@ -157,7 +158,7 @@ def test_checkpoint_without_template_is_unsupported(own_copy: Checkpoint) -> Non
     folder = own_copy("llava")
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(Unsupported, match="no chat template"):
-        build_encoder(folder)
+        use_chat_template(build_encoder(folder), None)
 
 
 def test_smolvlm_encoding_equals_its_own_processor(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +187,7 @@ def make_config(model_type: str, **text: Any) -> Any:
 
 
 def test_unknown_family_is_unsupported() -> None:
-    with pytest.raises(Unsupported, match=r"'blip-2' is not supported\. Supported: llava, "):
+    with pytest.raises(Unsupported, match=r"'blip-2' of the checkpoint .*'instructblip'.* types: llava, "):
         get_family(make_config("blip-2"))
 
 

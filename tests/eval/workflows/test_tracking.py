@@ -112,7 +112,7 @@ def test_a_missing_package_is_named_with_its_extra(out: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "wandb", None)
     result = invoke("track", out, "--to", "wandb")
     assert result.exit_code == 1
-    assert "pip install 'onlyseen[wandb]'" in output_of(result)
+    assert "pip install '.[wandb]'" in output_of(result)
 
 
 def test_a_folder_without_results_is_refused(out: Path) -> None:

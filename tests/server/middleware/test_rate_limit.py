@@ -14,13 +14,22 @@ from tests.server.middleware.test_auth import KEYS, bearer
 
 async def test_rate_limit_counts_per_key(start_server: StartServer) -> None:
     server = await start_server(api_keys=KEYS, rate_limit="2/minute")
-    responses = [await server.http.get("/v1/models", headers=bearer("first-key")) for _ in range(3)]
+    responses = [await server.http.get("/version", headers=bearer("first-key")) for _ in range(3)]
     assert [response.status_code for response in responses] == [200, 200, 429]
     error = responses[-1].json()["error"]
     assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
     assert 1 <= int(responses[-1].headers["retry-after"]) <= 61
-    assert (await server.http.get("/v1/models", headers=bearer("second-key"))).status_code == 200
-    assert (await server.http.get("/health")).status_code == 200
+    assert (await server.http.get("/version", headers=bearer("second-key"))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/metrics", "/v1/models", "/v1/models/tiny:blind", "/v1/strategies"]
+)
+async def test_rate_limit_leaves_probes_metrics_and_listings_alone(start_server: StartServer, path: str) -> None:
+    server = await start_server(api_keys="first-key", rate_limit="2/minute")
+    paths = ["/version", path, path, path, "/version", path, "/version"]
+    responses = [await server.http.get(each, headers=bearer("first-key")) for each in paths]
+    assert [response.status_code for response in responses] == [200] * 6 + [429]
 
 
 async def test_rate_limit_ignores_changes_of_the_clock(
@@ -28,11 +37,11 @@ async def test_rate_limit_ignores_changes_of_the_clock(
 ) -> None:
     server = await start_server(api_keys=KEYS, rate_limit="2/minute")
     for _ in range(2):
-        assert (await server.http.get("/v1/models", headers=bearer("first-key"))).status_code == 200
+        assert (await server.http.get("/version", headers=bearer("first-key"))).status_code == 200
     now = time.time()
     for shift in (-172_800, 172_800):
         monkeypatch.setattr(time, "time", lambda shift=shift: now + shift)
-        refused = await server.http.get("/v1/models", headers=bearer("first-key"))
+        refused = await server.http.get("/version", headers=bearer("first-key"))
         assert refused.status_code == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 60
 

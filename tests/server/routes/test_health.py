@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+from structlog.typing import EventDict
+
+from decoding.errors import StrategyFailed, Unsupported
 from tests.server.conftest import FakeServer, StartServer
 from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
 
@@ -32,3 +36,20 @@ async def test_engine_that_cannot_run_default_strategy_does_not_start(start_serv
     server = await start_server(FakeEngine(capabilities=ALL_CAPABILITIES - {"branches"}), strategy="blind")
     assert "branches" in str(server.app.state.service.startup_error)
     assert (await server.http.get("/health")).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("error", "has_traceback"),
+    [(Unsupported("There is no model."), False), (StrategyFailed("vhr", "failed"), True), (ValueError("a"), True)],
+)
+async def test_explained_failure_of_the_start_is_logged_without_a_traceback(
+    start_server: StartServer, log_entries: list[EventDict], error: Exception, has_traceback: bool
+) -> None:
+    class Unstartable(FakeEngine):
+        async def start(self) -> None:
+            raise error
+
+    server = await start_server(Unstartable())
+    assert server.app.state.service.startup_error is error
+    (entry,) = [entry for entry in log_entries if entry["event"] == "engine_start_failed"]
+    assert entry["exc_info"] is (error if has_traceback else None)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from decoding.strategy import Strategy
 from tests.server.conftest import FakeServer, image_messages
+from tests.server.fakes import Blind
 
 
 async def test_grounding_is_unsupported(server: FakeServer) -> None:
@@ -50,3 +52,16 @@ async def test_receipt_counts_extra_requests_once_for_all_choices(server: FakeSe
     assert len(three["choices"]) == 3
     assert one["onlyseen"]["forward_passes"] == three["onlyseen"]["forward_passes"] == 2 * 5
     assert one["onlyseen"]["steps"] == three["onlyseen"]["steps"]
+
+
+async def test_failing_estimate_of_copies_names_the_strategy(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Strategy) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Blind, "count_image_copies", fail)
+    response = await server.chat(model="tiny:blind", messages=image_messages())
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_failed")
+    assert "'blind' failed in `count_image_copies`: ZeroDivisionError" in response.json()["error"]["message"]
+    assert (await server.chat(messages=image_messages())).status_code == 200
