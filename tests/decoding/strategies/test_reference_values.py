@@ -8,6 +8,7 @@ from decoding.strategies.agla import AGLA
 from decoding.strategies.attention.hgai import HGAI
 from decoding.strategies.attention.iat import IAT
 from decoding.strategies.attention.pai import PAI
+from decoding.strategies.attention.spin import SPIN
 from decoding.strategies.attention.vaf import VAF
 from decoding.strategies.code import CODE
 from decoding.strategies.deco import DeCo
@@ -138,6 +139,19 @@ def test_vaf_scales_scores_of_image_and_instruction() -> None:
         torch.testing.assert_close(after, torch.tensor(expected))
     text = VAF().edit_attention_scores(scores, AttentionKeys(torch.full((5,), -1), 9, 32), {})
     assert torch.equal(text, scores)  # without an image nothing stands before it
+
+
+def test_spin_weakens_the_heads_that_look_at_the_image_least() -> None:
+    """The sums over the image are .5, -3, 1 and -.1."""
+    scores = torch.tensor([[0.5, 1.0, -0.5, 0.2], [0.1, -1.0, -2.0, 0.3], [0.0, 0.4, 0.6, -0.1], [1.0, -0.2, 0.1, 0.4]])
+    keys = AttentionKeys(torch.tensor([-1, 0, 1, -1]), 5, 32)
+    gates = SPIN(kept=0.5).gate_heads(scores, keys, {})
+    assert gates is not None
+    assert torch.equal(gates, torch.tensor([1.0, 0.08, 1.0, 0.08]))
+    assert SPIN(kept=0.5, first=0.25).gate_heads(scores, keys, {}) is None
+    least = SPIN(kept=0.95, suppress=0).gate_heads(scores, keys, {})  # three of four heads
+    assert least is not None
+    assert least.tolist() == [1, 0, 1, 1]
 
 
 def test_dola_subtracts_the_most_divergent_layer() -> None:

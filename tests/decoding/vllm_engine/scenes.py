@@ -48,6 +48,8 @@ STACKS = {
     "iat": build_stack("iat"),
     "vaf": build_stack("vaf"),
     "vaf, strong": build_stack("vaf", vaf={"enhance": 2.0, "suppress": 0.5, "first": 0.0, "last": 1.0}),
+    "spin": build_stack("spin"),
+    "spin, strong": build_stack("spin", spin={"kept": 0.5, "suppress": 0.0}),
     "nolan": build_stack("nolan"),
     "ritual": build_stack("ritual"),
     "sira": build_stack("sira"),
