@@ -170,12 +170,15 @@ def mask_keys(columns: dict[int, list[int]]) -> Change:
     return change
 
 
-def most_divergent_layer(z: Tensor, early: dict[int, Tensor]) -> int:
-    """Return the layer with the greatest Jensen-Shannon divergence from the last one."""
+def most_divergent_layer(z: Tensor, early: dict[int, Tensor], *, is_official: bool = False) -> int:
+    """Return the layer with the greatest Jensen-Shannon divergence from the last one, or DoLa's official distance."""
 
     def divergence(depth: int) -> float:
         p, q = z.double().softmax(-1), early[depth].double().softmax(-1)
         middle = (p + q) / 2
+        if is_official:
+            each = zip(p.tolist(), q.tolist(), middle.tolist(), strict=True)
+            return sum(m * (math.log(m / a) + math.log(m / b)) / 2 for a, b, m in each)
         return float(((p * (p / middle).log()).nansum() + (q * (q / middle).log()).nansum()) / 2)
 
     return max(early, key=divergence)

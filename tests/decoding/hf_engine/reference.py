@@ -397,7 +397,12 @@ class Reference:
                     aware_layers.append(layer)
                 held += shares[layer]
             mean = attention[aware_layers].mean(0)
-            kept, first = np.flatnonzero(mean >= mean.mean() + strategy.deviations * mean.std()), 0
+            kept, first = (
+                np.flatnonzero(
+                    mean >= mean.mean() + strategy.deviations * mean.std(ddof=int(strategy.deviation == "sample"))
+                ),
+                0,
+            )
         dropped = [place for number, place in enumerate(image_tokens) if number not in kept]
         return dict.fromkeys(range(first, len(self.layers)), dropped)
 
@@ -450,7 +455,7 @@ def apply_rule(
             guided = strategy.gamma * (with_image - without_image) + without_image
             return guided.where(plausible(z, strategy.beta), -math.inf)
         case DoLa():
-            premature = early[most_divergent_layer(z, early)]
+            premature = early[most_divergent_layer(z, early, is_official=strategy.divergence == "official")]
             return (scores.log_softmax(-1) - premature.log_softmax(-1)).where(plausible(z, strategy.beta), -math.inf)
         case DeCo():
             return deco_rule(scores, z, early, strategy)

@@ -27,6 +27,7 @@ from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
+from tests.decoding.naive_reference import most_divergent_layer
 
 OUT = -torch.inf
 Z = torch.tensor([2.0, 1.5, 0.0, -1.0])
@@ -159,6 +160,20 @@ def test_dola_subtracts_the_most_divergent_layer() -> None:
     for early in (torch.stack([OTHER, nearer]), torch.stack([nearer, OTHER])):
         step_with_layers = Step(Z, Z, {}, {}, torch.tensor([0]), early)
         torch.testing.assert_close(DoLa(beta=0).logits(step_with_layers), Z - OTHER)
+
+
+def test_dola_by_the_official_distance() -> None:
+    """It weighs tokens that one layer finds unlikely more, and chooses another layer in many random steps."""
+    random, differences = torch.Generator().manual_seed(0), 0
+    for _ in range(100):
+        z, *early = (3 * torch.randn(5, 6, generator=random, dtype=torch.float64)).unbind()
+        step_with_layers = Step(z, z, {}, {}, torch.tensor([0]), torch.stack(early))
+        numbered = dict(enumerate(early))
+        layer, usual = (most_divergent_layer(z, numbered, is_official=official) for official in (True, False))
+        official = DoLa(divergence="official", beta=0)
+        torch.testing.assert_close(official.logits(step_with_layers), z - early[layer])
+        differences += layer != usual
+    assert differences > 5
 
 
 def test_deco_adds_the_surest_layer() -> None:

@@ -33,6 +33,7 @@ STACKS = {
     "agla": build_stack("agla"),
     "agla+vcd": build_stack("agla+vcd"),
     "dola": build_stack("dola"),
+    "dola, official distance": build_stack("dola", dola={"divergence": "official"}),
     "dola, late and raw": build_stack("dola", dola={"bucket": "high", "normed": False}),
     "deco": build_stack("deco"),
     "deco+vcd": build_stack("deco+vcd"),
