@@ -31,6 +31,7 @@ class DeCo(LayerRange, Strategy):
 
     name = "deco"
     paper = "arXiv:2410.11779"
+    official_code = "zjunlp/Deco, licence not checked"
     neutral = {"alpha": 0, "top_p": 1, "top_k": 0}
 
     alpha: EarlyLayer = 0.6

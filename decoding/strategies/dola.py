@@ -38,6 +38,7 @@ class DoLa(Strategy):
 
     name = "dola"
     paper = "arXiv:2309.03883"
+    official_code = "voidism/DoLa, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
     uncut = {"beta": 0.0}
 

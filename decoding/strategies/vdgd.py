@@ -43,6 +43,7 @@ class VDGD(Strategy):
 
     name = "vdgd"
     paper = "arXiv:2405.15683"
+    official_code = "Sreyan88/VDGD, licence not checked"
     neutral = {"truncation": "plausibility", "beta": 1}
 
     reduction: Annotated[

@@ -34,6 +34,7 @@ class SPIN(LayerRange, Strategy):
 
     name = "spin"
     paper = "arXiv:2505.16411"
+    official_code = "YUECHE77/SPIN, MIT"
     neutral = {"suppress": 1}
 
     kept: Annotated[float, Field(ge=0, le=1, description="Share of the heads of a layer that keep their output.")] = (

@@ -35,6 +35,7 @@ class AvisC(PlausibleContrast):
 
     name = "avisc"
     paper = "arXiv:2405.17820"
+    official_code = "sangminwoo/AvisC, MIT"
     neutral = {"alpha": 0, "beta": 0}
 
     alpha: Contrast = 1.0

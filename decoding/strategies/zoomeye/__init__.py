@@ -55,6 +55,7 @@ class ZoomEye(Strategy):
 
     name = "zoomeye"
     paper = "arXiv:2411.16044"
+    official_code = "om-ai-lab/ZoomEye, licence not checked"
     neutral = {"depth": 0}
 
     family: Annotated[
