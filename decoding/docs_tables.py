@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import textwrap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -10,6 +14,7 @@ from decoding import registry
 from decoding.engine import Capability
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
+from decoding.multimodal.model_families import FAMILIES
 from decoding.pipeline.dry_run import DryRun, dry_run
 from decoding.registry import find_incompatibility, list_strategies
 from decoding.strategy import Step, Strategy
@@ -17,6 +22,22 @@ from decoding.vllm_engine.engine import VllmEngine
 from decoding.vllm_engine.settings import VllmSettings
 
 NONE = "none"
+RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
+DEVIATIONS = re.compile(r"^(?:Deviations|Choices where)[^\n]*:?\n(?:(?!\n).+\n?)*", re.MULTILINE)
+VENUE = re.compile(r"\b(?:CVPR|ECCV|ICLR|NeurIPS|EMNLP|COLING|ACL Findings|ACL) 20\d\d")
+# Title, section of results.md, kind of the row and column of the figure.
+EFFECTS = (
+    ("captions, CHAIR_i", "chair-greedy", "plain", 2),
+    ("sampled captions, CHAIR_i", "chair-sampled", "control", 2),
+    ("POPE, accuracy", "pope-greedy", "plain", 1),
+    ("sampled POPE, accuracy", "pope-sampled", "control", 1),
+    ("sampled captions, CHAIR_i", "chair-sampled", "as control", 2),
+    ("sampled POPE, accuracy", "pope-sampled", "as control", 1),
+    ("captions with the present weights, CHAIR_i", "verify", "plain", 1),
+    ("captions with the present weights, CHAIR_i", "fresh-greedy", "plain", 2),
+    ("captions with the present weights, recall", "fresh-greedy", "plain", 3),
+    ("sampled captions with the present weights, CHAIR_i", "fresh-sampled", "control", 2),
+)
 
 
 def build_summary_table() -> str:
@@ -28,21 +49,124 @@ def build_summary_table() -> str:
 
 
 def build_full_table() -> str:
-    """Build the table of docs/strategies.md."""
+    """Build the table of docs/strategies.md with the methods, their costs, and their measured effects."""
     head = (
         "strategy",
-        "paper",
-        "branches",
+        "method",
+        "venue, paper",
+        "hooks",
+        "rows per step",
         "extra requests",
-        "greedy",
-        "sampling",
-        "streaming",
         "engines",
-        "composes with",
+        "families",
+        "official code, licence",
+        "deviations",
+        "measured effect",
     )
+    results = RESULTS.read_text()
+    rows = [build_full_row(name, strategy_class, results) for name, strategy_class in list_strategies().items()]
+    return format_table(head, rows)
+
+
+def build_full_row(name: str, strategy_class: type[Strategy], results: str) -> tuple[str, ...]:
+    """Build a row of `build_full_table`."""
+    run, code = dry_run(strategy_class()), strategy_class.official_code
+    repository, _, licence = code.partition(", ")
+    return (
+        f"`{name}`",
+        registry.get_summary(strategy_class),
+        describe_venue(strategy_class),
+        format_names(sorted(strategy_class.list_hooks() - {"needs_branches"})),
+        count_rows(strategy_class, run),
+        describe_extra_requests(run),
+        "; ".join(describe_support(title, run, able) for title, able in collect_engine_capabilities().items()),
+        describe_families(run),
+        f"[{repository}](https://github.com/{repository}), {licence}" if licence else code,
+        f"[{len(list_deviations(strategy_class)[1])}](#deviations-of-{name})"
+        if has_deviations(strategy_class)
+        else NONE,
+        "<br>".join(list_effects(name, results)) or ("the baseline" if name == "plain" else "not measured"),
+    )
+
+
+def build_usage_table() -> str:
+    """Build the table of docs/strategies.md with the behaviour of the strategies in requests."""
+    head = ("strategy", "branches", "greedy", "sampling", "streaming", "composes with")
     return format_table(
-        head, [build_full_row(name, strategy_class) for name, strategy_class in list_strategies().items()]
+        head, [build_usage_row(name, strategy_class) for name, strategy_class in list_strategies().items()]
     )
+
+
+def build_usage_row(name: str, strategy_class: type[Strategy]) -> tuple[str, ...]:
+    """Build a row of `build_usage_table`."""
+    run = dry_run(strategy_class())
+    return (
+        f"`{name}`",
+        format_names(list(run.branches)) + (", can be lazy" if can_be_lazy(strategy_class) else ""),
+        "changed" if changes_greedy(strategy_class(), run) else "as `plain`",
+        "a vote, with seeds of its own" if run.votes else "yes",
+        "one piece" if run.votes else "sentence by sentence" if run.reads_drafts else "token by token",
+        describe_composition(name),
+    )
+
+
+def build_deviations() -> str:
+    """Build the lists of deviations from the docstrings."""
+    sections = []
+    for name, strategy_class in list_strategies().items():
+        if has_deviations(strategy_class):
+            introduction, deviations = list_deviations(strategy_class)
+            items = "\n".join(textwrap.fill(each, 120, subsequent_indent="  ") for each in deviations)
+            sections.append(f"### Deviations of `{name}`\n\n{textwrap.fill(introduction, 120)}\n\n{items}")
+    return "\n\n".join(["", *sections, ""]).removesuffix("\n").removeprefix("\n")
+
+
+def has_deviations(strategy_class: type[Strategy]) -> bool:
+    """Return whether the docstring lists deviations from the paper or the official code."""
+    return DEVIATIONS.search(inspect.getdoc(strategy_class) or "") is not None
+
+
+def list_deviations(strategy_class: type[Strategy]) -> tuple[str, list[str]]:
+    """Return the sentence before the deviations of a docstring, and the deviations, each as an item of a list."""
+    found = DEVIATIONS.search(inspect.getdoc(strategy_class) or "")
+    if found is None:
+        return "", []
+    introduction, *deviations = re.split(r"\n(?=- )", found[0])
+    return " ".join(introduction.split()), [" ".join(each.split()) for each in deviations]
+
+
+def describe_venue(strategy_class: type[Strategy]) -> str:
+    """Describe where the paper appeared, from the docstring, as in "CVPR 2024, arXiv:2311.16922"."""
+    source = (inspect.getdoc(strategy_class) or "").partition("Source:")[2].partition("\n\n")[0]
+    venue = VENUE.search(source)
+    return f"{venue[0]}, {strategy_class.paper}" if venue and strategy_class.paper != NONE else strategy_class.paper
+
+
+def describe_families(run: DryRun) -> str:
+    """Describe the model families of a strategy, by their model types."""
+    if "vision_attention" in run.needs:
+        return format_names([name for name, family in FAMILIES.items() if family.vision_tower_path])
+    if "keep_image_tokens" in run.needs:
+        pruned = format_names([name for name, family in FAMILIES.items() if family.supports_token_pruning])
+        return f"transformers: {pruned}; vLLM: all"
+    return "all"
+
+
+def list_effects(name: str, results: str) -> list[str]:
+    """List the measured effects of a strategy: differences from plain decoding, and from its matched controls."""
+    rows = {
+        "plain": rf"^\| `{name}` \|.*$",
+        "control": rf"^\| `{name}` - (`[^|]+`) \|.*$",
+        "as control": rf"^\| `{name}` \(control\) \|.*$",
+    }
+    effects = []
+    for title, section, kind, column in EFFECTS:
+        table = results.partition(f"<!-- {section} -->")[2].partition(f"<!-- /{section} -->")[0]
+        found = list(re.finditer(rows[kind], table, re.MULTILINE)) if name != "plain" else []
+        for row in found if kind == "control" else found[:1]:
+            difference = row[0].split(" | ")[column].rpartition("<br>")[2]
+            effects.append(f"{title}: {difference}, against {row[1] if kind == 'control' else '`plain`'}")
+    return effects
 
 
 def format_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -53,25 +177,14 @@ def format_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def build_summary_row(name: str, strategy_class: type[Strategy]) -> tuple[str, ...]:
     """Build a row of `build_summary_table`."""
     run = dry_run(strategy_class())
-    most = 1 + len(run.branches)
-    rows = f"1 to {most}" if strategy_class().has_lazy_branches() else str(most)
+    rows = count_rows(strategy_class, run)
     return f"`{name}`", registry.get_summary(strategy_class), strategy_class.paper, rows, describe_extra_requests(run)
 
 
-def build_full_row(name: str, strategy_class: type[Strategy]) -> tuple[str, ...]:
-    """Build a row of `build_full_table`."""
-    run = dry_run(strategy_class())
-    return (
-        f"`{name}`",
-        strategy_class.paper,
-        format_names(list(run.branches)) + (", can be lazy" if can_be_lazy(strategy_class) else ""),
-        describe_extra_requests(run),
-        "changed" if changes_greedy(strategy_class(), run) else "as `plain`",
-        "a vote, with seeds of its own" if run.votes else "yes",
-        "one piece" if run.votes else "sentence by sentence" if run.reads_drafts else "token by token",
-        "; ".join(describe_support(title, run, able) for title, able in collect_engine_capabilities().items()),
-        describe_composition(name),
-    )
+def count_rows(strategy_class: type[Strategy], run: DryRun) -> str:
+    """Count the rows per step, as in "2", or in "1 to 2" where branches can be left out."""
+    most = 1 + len(run.branches)
+    return f"1 to {most}" if strategy_class().has_lazy_branches() else str(most)
 
 
 def can_be_lazy(strategy_class: type[Strategy]) -> bool:

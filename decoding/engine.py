@@ -14,6 +14,7 @@ Capability = Literal[
     "logits",
     "head_scales",
     "edit_attention_scores",
+    "gate_heads",
     "keep_image_tokens",
     "early_exit_layers",
     "probe",

@@ -126,6 +126,13 @@ class Box:
             min(self.bottom + dy, within.bottom),
         )
 
+    def widen(self, least: int, factor: float, within: Box) -> Box:
+        """Widen each side to `least` pixels, and then scale, about the center. A side of `within` cuts the box."""
+        width, height = (int(max(length, least) * factor) for length in self.size)
+        left = max((self.left + self.right) // 2 - width // 2, within.left)
+        top = max((self.top + self.bottom) // 2 - height // 2, within.top)
+        return Box(left, top, min(left + width, within.right), min(top + height, within.bottom))
+
 
 def crop(image: ImageInput, box: Box) -> ImageInput:
     """Return a part of an image."""

@@ -157,6 +157,18 @@ def js_divergence(one: Tensor, other: Tensor) -> Tensor:
     return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
 
 
+def mean_kl_divergence(one: Tensor, other: Tensor) -> Tensor:
+    """Compute (KL(m || p) + KL(m || q)) / 2, in nats, of two [..., vocab] logits, with the mean m of p and q, as [...].
+
+    Returns:
+        The divergence. Tokens that are ruled out in either count nothing.
+    """
+    log_p, log_q = (logits.log_softmax(dim=-1, dtype=torch.float32) for logits in (one, other))
+    mean = (log_p.exp() + log_q.exp()) / 2
+    terms = torch.xlogy(mean, mean) - mean * (log_p + log_q) / 2
+    return torch.where((log_p > -torch.inf) & (log_q > -torch.inf), terms, 0.0).sum(dim=-1)
+
+
 def entropy(p: Tensor) -> Tensor:
     """Compute the entropy, in nats, of [..., vocab] probabilities, as [...]."""
     terms: Tensor = torch.special.entr(p)

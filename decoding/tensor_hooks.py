@@ -25,9 +25,11 @@ TENSOR_HOOKS = (
     "needs_branches",
     "head_scales",
     "edit_attention_scores",
+    "gate_heads",
     "keep_image_tokens",
     "early_exit_layers",
 )
+ATTENTION_HOOKS = frozenset({"edit_attention_scores", "gate_heads"})  # act on the attention of single tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +96,15 @@ class Activations:
 class TensorHooks(BaseModel):
     """Tensor hooks and the parameters that they read. Engines use a strategy through this class.
 
-    Tensor hooks keep shape, dtype and device, do not modify their inputs, and keep -inf at -inf. `head_scales` and
-    `edit_attention_scores` act on the main row only: `head_scales` at every position, prompt included;
-    `edit_attention_scores` on the query of the newest token, and with `edits_question` also on the prompt's after its
-    last image.
+    Tensor hooks keep shape, dtype and device, do not modify their inputs, and keep -inf at -inf. `head_scales`,
+    `edit_attention_scores` and `gate_heads` act on the main row only: `head_scales` at every position, prompt included;
+    the other two on the query of the newest token, and with `edits_question` also on the prompt's after its last image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: ClassVar[str]
     uncut: ClassVar[Mapping[str, Any]] = {}  # parameters with which `logits` rules no token out
-    # Whether `edit_attention_scores` also acts on the tokens of the prompt after its last image.
+    # Whether `edit_attention_scores` and `gate_heads` also act on the tokens of the prompt after its last image.
     edits_question: ClassVar[bool] = False
 
     def without_cut(self) -> Self:
@@ -166,6 +167,19 @@ class TensorHooks(BaseModel):
         """
         return scores
 
+    def gate_heads(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor | None:
+        """Return factors of the newest token's head outputs, from its scaled attention scores before mask and softmax.
+
+        Args:
+            scores: [..., heads, keys] scores, edited by the strategies inside this one, and not by its own edit.
+            keys: The keys of the scores.
+            state: Result of this strategy's `update_state`, each [..., *shape].
+
+        Returns:
+            [..., heads] factors of the outputs before the output projection, or None for all 1.
+        """
+        return None
+
     def keep_image_tokens(self, state: Tensors) -> Tensor | None:
         """Return [layers, image tokens] true where the strategy's branches keep a token, or None for everywhere.
 
@@ -199,6 +213,11 @@ class TensorHooks(BaseModel):
     def find_marked_fields(cls, mark: str) -> set[str]:
         """Return the names of the parameters with the mark `PER_ROW` or `TEXT_SIDE`."""
         return {name for name, parameter in cls.model_fields.items() if mark in parameter.metadata}
+
+    @classmethod
+    def acts_on_attention(cls) -> bool:
+        """Return whether this class edits the attention of single tokens."""
+        return bool(ATTENTION_HOOKS & cls.list_hooks())
 
     @classmethod
     @cache

@@ -55,7 +55,8 @@ def run_hooks_on_device(strategy: Strategy) -> Problems:
         device_keys = AttentionKeys(
             copy_to_device(keys.image_token_index), keys.layer, keys.layers, copy_to_device(keys.is_generated)
         )
-        yield from call_on_device(strategy, "edit_attention_scores", copy_to_device(scores), device_keys, state)
+        for hook in ("edit_attention_scores", "gate_heads"):
+            yield from call_on_device(strategy, hook, copy_to_device(scores), device_keys, state)
         for probe in probes:
             folded: Tensors = {}
             for activations in map(copy_activations_to_device, probe):

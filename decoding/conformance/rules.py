@@ -36,6 +36,7 @@ from decoding.pipeline.dry_run import QUESTION, build_fake_reply, create_blank_i
 from decoding.pipeline.program import ProgramResult, StrategyProgram, start_program
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt
 from decoding.strategy import PER_ROW, TEXT_SIDE, AttentionKeys, Strategy
+from decoding.tensor_hooks import ATTENTION_HOOKS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SEEDS = range(4)
@@ -229,11 +230,10 @@ def check_layout_kept(strategy_class: type[Strategy]) -> Problems:
         if scales is not None and scales.shape != (LAYERS, HEADS):
             yield f"`head_scales` returned {list(scales.shape)} instead of [layers, heads], {[LAYERS, HEADS]}"
         scores, keys = draw_attention(dtype)
-        edited = call(strategy, "edit_attention_scores", scores, keys, step.state)
-        if (edited.shape, edited.dtype, edited.device) != (scores.shape, dtype, scores.device):
-            yield f"`edit_attention_scores` returned {edited.dtype} {list(edited.shape)} instead of " + (
-                f"{dtype} {list(scores.shape)}"
-            )
+        for hook, like in (("edit_attention_scores", scores), ("gate_heads", scores[..., 0])):
+            found = call(strategy, hook, scores, keys, step.state)
+            if found is not None and (found.shape, found.dtype, found.device) != (like.shape, dtype, like.device):
+                yield f"`{hook}` returned {found.dtype} {list(found.shape)} instead of {dtype} {list(like.shape)}"
 
 
 def check_values(strategy_class: type[Strategy]) -> Problems:
@@ -253,9 +253,10 @@ def check_values(strategy_class: type[Strategy]) -> Problems:
                 scales = call(strategy, "head_scales", step.state)
                 if scales is not None and not scales.isfinite().all():
                     yield f"`head_scales` returned values that are not finite {case}"
-                edited = call(strategy, "edit_attention_scores", *draw_attention(dtype, seed), step.state)
-                if not edited.isfinite().all():
-                    yield f"`edit_attention_scores` returned values that are not finite {case}"
+                for hook in sorted(ATTENTION_HOOKS):
+                    found = call(strategy, hook, *draw_attention(dtype, seed), step.state)
+                    if found is not None and not found.isfinite().all():
+                        yield f"`{hook}` returned values that are not finite {case}"
 
 
 def check_inputs_unchanged(strategy_class: type[Strategy]) -> Problems:
@@ -270,6 +271,7 @@ def check_inputs_unchanged(strategy_class: type[Strategy]) -> Problems:
         ("head_scales", (step.state,)),
         ("keep_image_tokens", (step.state,)),
         ("edit_attention_scores", (scores, keys, step.state)),
+        ("gate_heads", (scores, keys, step.state)),
     ]
     for request in samples.requests:
         if isinstance(request, ProbeRequest) or (isinstance(request, GenerateRequest) and request.updates_state):
@@ -301,10 +303,10 @@ def check_batch(strategy_class: type[Strategy]) -> Problems:
         generated = torch.stack([each.is_generated for _, each in attention])
         keys = AttentionKeys(index, LAYERS - 1, LAYERS, generated)
         scores = torch.stack([each for each, _ in attention])
-        rows = zip(attention, steps, strict=True)
-        edited = [call(strategy, "edit_attention_scores", *each, step.state) for each, step in rows]
-        hook = "edit_attention_scores"
-        yield from compare_rows(hook, call(strategy, hook, scores, keys, batch.state), edited)
+        for hook in sorted(ATTENTION_HOOKS):
+            alone = [call(strategy, hook, *each, step.state) for each, step in zip(attention, steps, strict=True)]
+            if alone[0] is not None:
+                yield from compare_rows(hook, call(strategy, hook, scores, keys, batch.state), alone)
 
 
 def compare_rows(hook: str, batch: Tensor, rows: list[Tensor]) -> Problems:
@@ -330,6 +332,7 @@ def check_marks(strategy_class: type[Strategy]) -> Problems:
         (without, "head_scales", (step.state,)),
         (without, "keep_image_tokens", (step.state,)),
         (without, "edit_attention_scores", (scores, keys, step.state)),
+        (without, "gate_heads", (scores, keys, step.state)),
     ]
     for strategy, hook, arguments in calls:
         expected = call(strategy_class(), hook, *arguments)
@@ -459,6 +462,9 @@ def check_neutral(strategy_class: type[Strategy]) -> Problems:
         scores, keys = draw_attention(dtype)
         if not torch.equal(call(strategy, "edit_attention_scores", scores, keys, step.state), scores):
             yield f"`edit_attention_scores` changes scores with neutral parameters ({dtype})"
+        gates = call(strategy, "gate_heads", scores, keys, step.state)
+        if gates is not None and not torch.equal(gates, torch.ones_like(gates)):
+            yield f"`gate_heads` scales heads with neutral parameters ({dtype})"
 
 
 def check_uncut(strategy_class: type[Strategy]) -> Problems:

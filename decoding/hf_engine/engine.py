@@ -159,7 +159,7 @@ class HFEngine(BaseEngine):
 
     def _can_prefill_answer(self, request: GenerateRequest) -> bool:
         """Return whether no strategy edits attention: it edits that of a token when the token is the newest."""
-        return not any("edit_attention_scores" in strategy.list_hooks() for strategy in request.stack)
+        return not any(strategy.acts_on_attention() for strategy in request.stack)
 
     def _build_request(
         self, request: GenerateRequest, states: Mapping[str, StoredStrategyState], answer_start: AnswerStart

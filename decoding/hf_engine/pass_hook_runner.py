@@ -17,7 +17,7 @@ from decoding.hf_engine.taps.attention import AttentionEdit, EditScores
 from decoding.pipeline.attention_hooks import (
     StatefulStack,
     batch_attention_stacks,
-    edit_attention_scores,
+    edit_attention,
 )
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.early_exits import EarlyLogits
@@ -29,7 +29,7 @@ PromptOffsets = Mapping[int, tuple[int, int]]  # row -> keys of the pass before 
 
 
 class EditGroup:
-    """Main rows whose attention one call of the `edit_attention_scores` hooks edits: requests with equal batch keys."""
+    """Main rows whose attention one call of the hooks edits: requests with equal batch keys."""
 
     def __init__(self, model: Model, rows: Sequence[int], requests: Sequence[RequestState]) -> None:
         self.rows = rows
@@ -108,16 +108,17 @@ def build_edit_scores(stack: StatefulStack, requests: Sequence[RequestState], ke
         keys: Keys that the n tokens attend to. Their layer is replaced.
 
     Returns:
-        Function of a layer and its scores, [n, heads, keys] before and after.
+        Function of a layer and its scores, [n, heads, keys] before and after. It also returns [n, heads] factors of the
+        head outputs, or None for all 1.
     """
 
-    def edit_scores(layer: int, scores: Tensor) -> Tensor:
+    def edit_scores(layer: int, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         generated = None if keys.generated is None else keys.generated.to(scores.device)
         own_keys = AttentionKeys(keys.image_token_index.to(scores.device), layer, keys.layers, generated)
-        edited, failures = edit_attention_scores(stack, own_keys, scores)
+        edited, gates, failures = edit_attention(stack, own_keys, scores)
         for number, error in failures.items():
             requests[number].failure = error
-        return edited
+        return edited, gates
 
     return edit_scores
 

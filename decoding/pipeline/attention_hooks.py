@@ -1,4 +1,4 @@
-"""Apply the `edit_attention_scores` hooks of a stack of strategies, inner strategies first."""
+"""Apply the `edit_attention_scores` and `gate_heads` hooks of a stack of strategies, inner strategies first."""
 
 from __future__ import annotations
 
@@ -25,11 +25,7 @@ def select_attention_stack(stack: Sequence[TensorHooks], states: Mapping[str, Te
     Returns:
         The strategies with their states, innermost first.
     """
-    return [
-        (strategy, states.get(strategy.name, {}))
-        for strategy in reversed(stack)
-        if "edit_attention_scores" in strategy.list_hooks()
-    ]
+    return [(strategy, states.get(strategy.name, {})) for strategy in reversed(stack) if strategy.acts_on_attention()]
 
 
 def select_question_stack(stack: StatefulStack) -> StatefulStack:
@@ -51,7 +47,7 @@ def find_question_start(is_image: Tensor) -> int:
 
 
 def compute_attention_batch_key(stack: StatefulStack) -> object:
-    """Return a key that is equal for requests which share calls of `edit_attention_scores`.
+    """Return a key that is equal for requests which share calls of the hooks.
 
     Args:
         stack: Result of `select_attention_stack`.
@@ -72,8 +68,8 @@ def batch_attention_stacks(stacks: Sequence[StatefulStack]) -> StatefulStack:
     ]
 
 
-def edit_attention_scores(stack: StatefulStack, keys: AttentionKeys, scores: Tensor) -> tuple[Tensor, Failures]:
-    """Edit the scores of one layer. A hook that fails, fails its own row.
+def edit_attention(stack: StatefulStack, keys: AttentionKeys, scores: Tensor) -> tuple[Tensor, Tensor | None, Failures]:
+    """Edit the scores of one layer, and gate its heads. A hook that fails, fails its own row.
 
     Args:
         stack: Strategies of rows with equal batch keys.
@@ -81,27 +77,32 @@ def edit_attention_scores(stack: StatefulStack, keys: AttentionKeys, scores: Ten
         scores: [rows, heads, keys].
 
     Returns:
-        [rows, heads, keys] scores, unchanged in rows that fail, and number of a row -> exception.
+        [rows, heads, keys] scores, [rows, heads] factors of the head outputs or None for all 1, and number of a row ->
+        exception. Rows that fail keep their scores, and their factors are 1.
     """
-    edited = scores
+    edited, gates = scores, None
+    if any("gate_heads" in strategy.list_hooks() for strategy, _ in stack):
+        gates = torch.ones_like(scores[..., 0])
 
     def call(numbers: Sequence[int]) -> None:
-        nonlocal edited
+        nonlocal edited, gates
         if len(numbers) == len(scores):
-            edited = apply_attention_hooks(stack, keys, scores)
+            edited, gates = apply_attention_hooks(stack, keys, scores)
             return
         (number,) = numbers
         row = slice(number, number + 1)
         states = [{name: tensor[row] for name, tensor in state.items()} for _, state in stack]
         own_stack = [(strategy, state) for (strategy, _), state in zip(stack, states, strict=True)]
-        own = apply_attention_hooks(own_stack, keys.select_rows(row), scores[row])
+        own, own_gates = apply_attention_hooks(own_stack, keys.select_rows(row), scores[row])
         edited = torch.cat([edited[:number], own, edited[number + 1 :]])
+        if gates is not None and own_gates is not None:
+            gates = torch.cat([gates[:number], own_gates, gates[number + 1 :]])
 
     failures = isolate_failures(range(len(scores)), call)
-    return edited, failures
+    return edited, gates, failures
 
 
-def apply_attention_hooks(stack: StatefulStack, keys: AttentionKeys, scores: Tensor) -> Tensor:
+def apply_attention_hooks(stack: StatefulStack, keys: AttentionKeys, scores: Tensor) -> tuple[Tensor, Tensor | None]:
     """Apply the hooks to all rows.
 
     Args:
@@ -110,10 +111,16 @@ def apply_attention_hooks(stack: StatefulStack, keys: AttentionKeys, scores: Ten
         scores: [rows, heads, keys].
 
     Returns:
-        [rows, heads, keys]. `StrategyFailed` names a strategy whose hook raises or does not keep the layout.
+        [rows, heads, keys] scores, and [rows, heads] factors of the head outputs, or None for all 1. `StrategyFailed`
+        names a strategy whose hook raises or does not keep the layout.
     """
+    gates: Tensor | None = None
     for strategy, state in stack:
         with attribute_errors(strategy):
+            own_gates = strategy.gate_heads(scores, keys, state)
             edited = strategy.edit_attention_scores(scores, keys, state)
+        if own_gates is not None:
+            own_gates = check_layout(strategy, own_gates, scores[..., 0], "gate_heads")
+            gates = own_gates if gates is None else gates * own_gates
         scores = check_layout(strategy, edited, scores, "edit_attention_scores")
-    return scores
+    return scores, gates

@@ -85,7 +85,8 @@ def check_layout(strategy: TensorHooks, after: Tensor, before: Tensor, hook: str
     Args:
         strategy: The strategy whose hook returned `after`.
         after: Scores after the hook. The shape of `before` is expected.
-        before: Scores before the hook: [..., vocab] of `logits`, [rows, heads, keys] of `edit_attention_scores`.
+        before: A tensor of the expected layout: the scores before the hook, [..., vocab] of `logits` or
+            [rows, heads, keys] of `edit_attention_scores`, or any [rows, heads] for `gate_heads`.
         hook: Name of the hook.
 
     Returns:

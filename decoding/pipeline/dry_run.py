@@ -21,7 +21,7 @@ QUESTION = "Is there a cat in the image?"
 IMAGE_SIZE = 512  # pixels a side
 MAX_REQUESTS = 10_000
 CAPABILITY_HOOKS: frozenset[Capability] = frozenset(
-    {"logits", "head_scales", "edit_attention_scores", "keep_image_tokens", "early_exit_layers"}
+    {"logits", "head_scales", "edit_attention_scores", "gate_heads", "keep_image_tokens", "early_exit_layers"}
 )
 
 

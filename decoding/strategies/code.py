@@ -38,6 +38,7 @@ class CODE(Strategy):
 
     name = "code"
     paper = "arXiv:2406.01920"
+    official_code = "IVY-LVLM/CODE, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
     uncut = {"beta": 0.0}
 

@@ -22,16 +22,16 @@ class DeCo(LayerRange, Strategy):
     Layers go from `first` to `last`, as shares of the depth. The defaults give the paper's 20 ... 28 of 32 (LLaVA-1.5).
     Its 15 ... 24 for InstructBLIP are 0.46875 and 0.75.
 
-    Source: Wang et al., ICLR 2025, arXiv:2410.11779.
+    Source: Wang et al., ICLR 2025, arXiv:2410.11779. alpha is that of the code. A table of its README has 0.5.
 
     Deviations from the official code:
-    - alpha is 0.6, as in the code. A table of its README has 0.5.
     - Batches and all kinds of sampling are corrected too.
     - `normed` false, which skips the final norm, is an addition.
     """
 
     name = "deco"
     paper = "arXiv:2410.11779"
+    official_code = "zjunlp/Deco, licence not checked"
     neutral = {"alpha": 0, "top_p": 1, "top_k": 0}
 
     alpha: EarlyLayer = 0.6

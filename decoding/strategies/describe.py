@@ -47,6 +47,7 @@ class Describe(Strategy):
 
     name = "describe"
     paper = "arXiv:2405.19716"
+    official_code = "yihedeng9/STIC, licence not checked"
     neutral = {"description_tokens": 0}
 
     style: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from decoding.logits_ops import js_divergence, mask_logits, plausibility_mask, subtract
+from decoding.logits_ops import js_divergence, mask_logits, mean_kl_divergence, plausibility_mask, subtract
 from decoding.parameters import EarlyLayer, Normed, Plausibility
 from decoding.requests import GenerateRequest
 from decoding.strategy import EarlyExits, Step, Strategy
@@ -24,9 +24,11 @@ class DoLa(Strategy):
 
     Source: Chuang et al., ICLR 2024, arXiv:2309.03883.
 
-    Deviations from the official code, because of which published numbers are not comparable:
-    - The divergence is the Jensen-Shannon divergence of the paper. The code computes KL(m || p) with the mean m of the
-      two distributions. Both choose the same layer in 152 of 200 random steps.
+    Deviations from the official code, because of which published numbers are not comparable. `divergence` "official",
+    `normed` false and a repetition penalty of 1.2 in the request give the code's rule:
+    - The divergence is the Jensen-Shannon divergence of the paper. The code has its arguments the other way round,
+      (KL(m || p) + KL(m || p_j)) / 2 with the mean m of the two distributions. Both choose the same layer in 152 of 200
+      random steps. `divergence` "official" is that of the code.
     - Early states go through the final norm first, as the last one does. `normed` false takes the raw state, as the
       code does. The choice changes answers.
     - z is log p. The difference is one number per row, and alpha, 1 in the paper, can turn the contrast off.
@@ -36,6 +38,7 @@ class DoLa(Strategy):
 
     name = "dola"
     paper = "arXiv:2309.03883"
+    official_code = "voidism/DoLa, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
     uncut = {"beta": 0.0}
 
@@ -44,6 +47,10 @@ class DoLa(Strategy):
         tuple[Annotated[int, Field(ge=0, le=1000)], ...] | None,
         Field(min_length=1, max_length=64, description="Candidates, as numbers of layers passed, instead of a bucket."),
     ] = None
+    divergence: Annotated[
+        Literal["jensen-shannon", "official"],
+        Field(description="Distance of a layer from the last one, that of the paper or of the official code."),
+    ] = "jensen-shannon"
     alpha: EarlyLayer = 1.0
     beta: Plausibility = 0.1
     normed: Normed = True
@@ -64,6 +71,7 @@ class DoLa(Strategy):
 
     def logits(self, step: Step) -> Tensor:
         assert step.early_logits is not None, "the strategy selects early layers"
-        candidate = js_divergence(step.raw[..., None, :], step.early_logits).argmax(dim=-1)  # [...]
+        diverge = js_divergence if self.divergence == "jensen-shannon" else mean_kl_divergence
+        candidate = diverge(step.raw[..., None, :], step.early_logits).argmax(dim=-1)  # [...]
         early = step.early_logits.take_along_dim(candidate[..., None, None], dim=-2)[..., 0, :]
         return mask_logits(subtract(step.scores, early, self.alpha), plausibility_mask(step.raw, self.beta))

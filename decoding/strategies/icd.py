@@ -40,6 +40,7 @@ class ICD(PlausibleContrast):
 
     name = "icd"
     paper = "arXiv:2403.18715"
+    official_code = "p1k0pan/ICD, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
 
     alpha: Contrast = 1.0

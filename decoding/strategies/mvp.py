@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import replace
 from itertools import accumulate
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -41,14 +41,16 @@ class MVP(Strategy):
     Deviations from the official code:
     - Words are found in the tokens of the path itself, in any case and before any punctuation. The code decodes all
       paths' tokens together and splits at blanks, which misplaces the probabilities and does not find "yes,".
-    - `least` also drops first tokens that are Yes or No themselves. The code keeps those.
-    - A path without an answer contributes nothing. The code counts it for Yes. Paths continue from ids, not from text.
+    - `least` also drops first tokens that are Yes or No themselves. The code keeps those, as `keeps_answers` does.
+    - A path without an answer contributes nothing. The code counts its q for Yes, as `unanswered` "yes" does. Paths
+      continue from ids, not from text.
     - c is measured before the temperature, as all log-probabilities of this project. The code measures it after.
     - The prompts of the first two views have other words. The request's own seed is added to `seed`.
     """
 
     name = "mvp"
     paper = "arXiv:2408.17150"
+    official_code = "GasolSun36/MVP, licence not checked"
     neutral = {"bottom_up": 0, "top_down": 0, "regular": 0}
 
     bottom_up: Annotated[float, Field(ge=0, le=1, description="Weight of the view from the details; 0 skips it.")] = 0.4
@@ -61,6 +63,13 @@ class MVP(Strategy):
     description_tokens: DescriptionTokens = 512
     path_tokens: Annotated[int, Field(ge=1, le=8192, description="Longest path, after its first token.")] = 50
     lower_case: Annotated[bool, Field(description="Put the question in lower case, as the official code does.")] = True
+    keeps_answers: Annotated[
+        bool, Field(description="Count first tokens that are Yes or No below `least` too, as the official code does.")
+    ] = False
+    unanswered: Annotated[
+        Literal["none", "yes"],
+        Field(description="Answer for which a path without an answer votes; the official code has yes."),
+    ] = "none"
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of descriptions and paths.")] = 336
 
     @classmethod
@@ -89,9 +98,9 @@ class MVP(Strategy):
         for weight, view, start in zip(weights.values(), views, starts, strict=True):
             for token in start.tokens[0].top if start.tokens else ():
                 q = math.exp(token.logprob)
-                if q >= self.least and (word := find_answer(token.text)):
+                if (word := find_answer(token.text)) and (self.keeps_answers or q >= self.least):
                     votes[word] += weight * q
-                elif q >= self.least:
+                elif word is None and q >= self.least:
                     sampling = replace(continuation, seed=seed + len(paths), forced_token_ids=(token.id,))
                     paths.append((weight * q, GenerateRequest(view, sampling)))
         ends: list[Answer] = yield [path for _, path in paths]
@@ -99,6 +108,8 @@ class MVP(Strategy):
             if conclusion is not None:
                 word, certainty = conclusion
                 votes[word] += worth * certainty
+            elif self.unanswered == "yes":
+                votes["Yes"] += worth
         if not any(votes.values()):
             return request
         return Answer.from_votes(

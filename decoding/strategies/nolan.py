@@ -35,6 +35,7 @@ class NoLan(Strategy):
 
     name = "nolan"
     paper = "arXiv:2602.22144"
+    official_code = "lingfengren/NoLan, Apache-2.0"
     neutral = {"scale": 0}
 
     scale: Annotated[

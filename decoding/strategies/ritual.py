@@ -56,6 +56,7 @@ class RITUAL(PlausibleContrast):
 
     name = "ritual"
     paper = "arXiv:2405.17821"
+    official_code = "sangminwoo/RITUAL, MIT"
     neutral = {"alpha": 0, "beta": 0}
 
     alpha: Annotated[

@@ -30,6 +30,7 @@ class VCD(PlausibleContrast):
 
     name = "vcd"
     paper = "arXiv:2311.16922"
+    official_code = "DAMO-NLP-SG/VCD, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
 
     alpha: Contrast = 1.0

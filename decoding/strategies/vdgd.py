@@ -34,7 +34,8 @@ class VDGD(Strategy):
     Deviations from the official code:
     - The code divides the divergence by the size of the vocabulary, through the reduction `batchmean`. This leaves a
       nearly uniform choice within S. `official_scale` restores it.
-    - The code always samples. Here the request's temperature applies, and its default of 0 is greedy.
+    - The code always samples. Here the request's temperature applies, and its default of 0 is greedy. A temperature of
+      1 with `official_scale` samples as the code does.
     - The description has at most 512 tokens, not 1024, to leave room for the answer. Its prompt has other words with
       the same content. The optional contrast with a text-only model is left out.
     - The plausible set by `beta` is in the paper. The code has only the nucleus.
@@ -42,6 +43,7 @@ class VDGD(Strategy):
 
     name = "vdgd"
     paper = "arXiv:2405.15683"
+    official_code = "Sreyan88/VDGD, licence not checked"
     neutral = {"truncation": "plausibility", "beta": 1}
 
     reduction: Annotated[

@@ -106,6 +106,7 @@ class VllmEngine(BaseEngine):
             "head_scales",
             "early_exit_layers",
             "edit_attention_scores",
+            "gate_heads",
             "attention",
             "keep_image_tokens",
             "vision_attention",
@@ -288,7 +289,7 @@ class VllmEngine(BaseEngine):
         sampling = request.sampling
         if sampling.grammar is not None:  # vLLM begins it after the prompt
             return False
-        if any("edit_attention_scores" in strategy.list_hooks() for strategy in request.stack):
+        if any(strategy.acts_on_attention() for strategy in request.stack):
             return False
         return sampling.repetition_penalty == 1 and not (sampling.presence_penalty or sampling.frequency_penalty)
 

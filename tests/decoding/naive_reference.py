@@ -14,6 +14,7 @@ from transformers.masking_utils import eager_mask
 
 from decoding.strategies.attention.hgai import HGAI
 from decoding.strategies.attention.iat import IAT
+from decoding.strategies.attention.spin import SPIN
 from decoding.strategies.attention.vaf import VAF
 from decoding.strategies.deco import DeCo
 from decoding.strategies.nolan import NoLan
@@ -21,7 +22,10 @@ from decoding.strategies.vdgd import VDGD
 
 Change = Callable[[int, Tensor], None]  # layer, [heads, tokens, tokens] scores, which it edits in place
 
+Gate = Callable[[int, Tensor, list[Tensor]], None]  # layer, scores, outputs of heads, which it edits in place
+
 current: list[Change] = []
+current_gates: list[Gate] = []
 
 
 def attention(
@@ -32,11 +36,14 @@ def attention(
     scores = torch.stack(
         [query[0, head].double() @ key[0, head // shared].double().T * scaling for head in range(heads)]
     )
+    own = scores.clone()
     for change in current:
         change(int(module.layer_idx), scores)  # type: ignore[arg-type]
     if mask is not None:
         scores = scores + mask[0, 0]
     outputs = [scores[head].softmax(-1) @ value[0, head // shared].double() for head in range(heads)]
+    for gate in current_gates:
+        gate(int(module.layer_idx), own, outputs)  # type: ignore[arg-type]
     return torch.stack(outputs, dim=1)[None].to(query.dtype), None
 
 
@@ -45,15 +52,17 @@ AttentionMaskInterface.register("naive", eager_mask)
 
 
 @contextmanager
-def edit_attention(decoder: Any, *changes: Change) -> Iterator[None]:
-    """Apply each change to the decoder's attention scores, in turn."""
+def edit_attention(decoder: Any, *changes: Change, gates: Sequence[Gate] = ()) -> Iterator[None]:
+    """Apply each change to the decoder's attention scores, in turn, and each gate to its heads by the first scores."""
     own = decoder.config._attn_implementation
     decoder.config._attn_implementation = "naive"
     current.extend(changes)
+    current_gates.extend(gates)
     try:
         yield
     finally:
         current.clear()
+        current_gates.clear()
         decoder.config._attn_implementation = own
 
 
@@ -138,6 +147,20 @@ def raise_answer_scores(length: int, iat: IAT, depth: int) -> Change:
     return change
 
 
+def weaken_heads(visual: Tensor, spin: SPIN, depth: int) -> Gate:
+    """Weaken heads as SPIN does, in the last row of the prompt and the rows of the answer."""
+    first, last = math.floor(spin.first * depth + 0.5), math.floor(spin.last * depth + 0.5)
+
+    def gate(layer: int, scores: Tensor, outputs: list[Tensor]) -> None:
+        for row in range(len(visual) - 1, scores.shape[1]) if first <= layer <= last else ():
+            gazes = [sum(own[row, visual.nonzero().flatten()].tolist()) for own in scores]
+            order = sorted(range(len(gazes)), key=lambda head: -gazes[head])
+            for head in order[int(spin.kept * len(gazes)) :]:
+                outputs[head][row] *= spin.suppress
+
+    return gate
+
+
 def mask_keys(columns: dict[int, list[int]]) -> Change:
     """Mask keys: layer -> tokens that no query attends to there."""
 
@@ -147,12 +170,15 @@ def mask_keys(columns: dict[int, list[int]]) -> Change:
     return change
 
 
-def most_divergent_layer(z: Tensor, early: dict[int, Tensor]) -> int:
-    """Return the layer with the greatest Jensen-Shannon divergence from the last one."""
+def most_divergent_layer(z: Tensor, early: dict[int, Tensor], *, is_official: bool = False) -> int:
+    """Return the layer with the greatest Jensen-Shannon divergence from the last one, or DoLa's official distance."""
 
     def divergence(depth: int) -> float:
         p, q = z.double().softmax(-1), early[depth].double().softmax(-1)
         middle = (p + q) / 2
+        if is_official:
+            each = zip(p.tolist(), q.tolist(), middle.tolist(), strict=True)
+            return sum(m * (math.log(m / a) + math.log(m / b)) / 2 for a, b, m in each)
         return float(((p * (p / middle).log()).nansum() + (q * (q / middle).log()).nansum()) / 2)
 
     return max(early, key=divergence)

@@ -10,6 +10,7 @@ from decoding.logits_ops import (
     add,
     contrast,
     mask_logits,
+    mean_kl_divergence,
     plausibility_mask,
     scale,
     subtract,
@@ -137,3 +138,12 @@ def test_weight_per_row_equals_a_number(dtype: torch.dtype) -> None:
     for mixture in (contrast, add, subtract, lambda z, _, weight: scale(z, weight)):
         rows = [mixture(*row) for row in zip(one, other, weights, strict=True)]
         assert torch.equal(mixture(one, other, column), torch.stack(rows))
+
+
+def test_mean_kl_divergence_leaves_out_tokens_that_are_ruled_out() -> None:
+    """Between (.5, .5) and (.9, .1): the mean is (.7, .3)."""
+    one, other = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log()
+    expected = sum(m * (math.log(m / p) + math.log(m / q)) / 2 for m, p, q in ((0.7, 0.5, 0.9), (0.3, 0.5, 0.1)))
+    assert mean_kl_divergence(one, other) == pytest.approx(expected)
+    without = torch.tensor([OUT, *one]), torch.tensor([2.0, *other])
+    assert mean_kl_divergence(*without).isfinite()

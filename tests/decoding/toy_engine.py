@@ -50,12 +50,13 @@ class ToyEngine(RecordingEngine):
         image_keys = IMAGE_KEYS if prompt.images else 0
         images = torch.tensor([*range(image_keys), *[-1] * (KEYS - image_keys)])
         generated = torch.arange(KEYS) >= max(KEYS - len(tokens), IMAGE_KEYS)
+        keys = [AttentionKeys(images, layer, LAYERS, generated) for layer in range(LAYERS)]
         for strategy in reversed(stack):
-            keys = (AttentionKeys(images, layer, LAYERS, generated) for layer in range(LAYERS))
-            state = states.get(strategy.name, {})
-            scores = torch.stack(
-                [strategy.edit_attention_scores(*row, state) for row in zip(scores, keys, strict=True)]
-            )
+            rows, state = list(zip(scores, keys, strict=True)), states.get(strategy.name, {})
+            for number, row in enumerate(rows):
+                if (gates := strategy.gate_heads(*row, state)) is not None:
+                    values[number] *= gates[:, None, None]
+            scores = torch.stack([strategy.edit_attention_scores(*row, state) for row in rows])
         if kept is not None:
             scores[..., :image_keys] = scores[..., :image_keys].masked_fill(~kept[:, None, :image_keys], -torch.inf)
         return torch.einsum("lhk,lhkd->lhd", scores.softmax(-1), values)

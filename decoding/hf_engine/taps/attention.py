@@ -19,12 +19,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION_NAME = "onlyseen"
-EditScores = Callable[[int, Tensor], Tensor]  # layer, [rows * tokens, heads, keys] scores -> the same, edited
+# Layer, [rows * tokens, heads, keys] scores -> the same, edited, and [rows * tokens, heads] factors of the outputs.
+EditScores = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
 ObserveWeights = Callable[[int, Tensor], None]  # layer, [rows * tokens, heads, keys] attention weights
 
 
-def keep_scores(_: int, scores: Tensor) -> Tensor:
-    return scores
+def keep_scores(_: int, scores: Tensor) -> tuple[Tensor, None]:
+    return scores, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class AttentionEdit:
     Attributes:
         rows: [n] rows of the pass.
         tokens: [n, m] positions in the pass of each row's tokens.
-        edit_scores: Function of the scores before mask and softmax.
+        edit_scores: Function of the scores before mask and softmax. It also returns factors of the head outputs.
         observe_weights: Function that receives the weights after softmax.
     """
 
@@ -108,12 +109,14 @@ class AttentionTap:
             tokens = edit.tokens.to(device)
             queries = inputs.query[rows].take_along_dim(tokens[:, None, :, None], 2)  # [n, heads, m, head_dim]
             scores = multiply_by_head(queries, inputs.key[rows].mT).transpose(1, 2) * inputs.scaling
-            edited_scores = edit.edit_scores(layer, scores.flatten(0, 1).to(home)).to(device).view_as(scores)
-            masked = inputs.mask_scores(edited_scores, rows, tokens)
+            edited_scores, gates = edit.edit_scores(layer, scores.flatten(0, 1).to(home))
+            masked = inputs.mask_scores(edited_scores.to(device).view_as(scores), rows, tokens)
             weights = masked.softmax(-1, dtype=torch.float32).to(output.dtype)  # [n, m, heads, keys]
             if edit.observe_weights is not None:
                 edit.observe_weights(layer, weights.flatten(0, 1).to(home))
             edited = multiply_by_head(weights.transpose(1, 2), inputs.value[rows]).transpose(1, 2)
+            if gates is not None:
+                edited = edited * gates.to(device).view(*scores.shape[:-1], 1)
             output[torch.arange(len(output), device=device)[rows][:, None], tokens] = edited
 
 

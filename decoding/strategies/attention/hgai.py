@@ -34,6 +34,7 @@ class HGAI(LayerRange, Strategy):
 
     name = "hgai"
     paper = "arXiv:2411.16724"
+    official_code = "ZhangqiJiang07/middle_layers_indicating_hallucinations, no licence"
     neutral = {"alpha": 0}
 
     alpha: Annotated[

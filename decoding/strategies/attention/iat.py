@@ -30,6 +30,7 @@ class IAT(LayerRange, Strategy):
 
     name = "iat"
     paper = "arXiv:2603.04908"
+    official_code = "XianguiKang/AdaIAT, no licence"
     neutral = {"alpha": 0}
 
     alpha: Annotated[

@@ -37,6 +37,7 @@ class PAI(PlausibleContrast):
 
     name = "pai"
     paper = "arXiv:2407.21771"
+    official_code = "LALBJ/PAI, MIT"
     neutral = {"alpha": 0, "gamma": 1}
 
     alpha: Annotated[

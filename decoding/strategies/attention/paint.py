@@ -42,6 +42,7 @@ class PAINT(Strategy):
 
     name = "paint"
     paper = "arXiv:2501.12206"
+    official_code = "hasanar1f/PAINT, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
 
     alpha: Annotated[float, Field(ge=0, le=10, description="Increase of the attention scores of local patches.")] = 0.7

@@ -32,6 +32,7 @@ class VAF(LayerRange, Strategy):
 
     name = "vaf"
     paper = "arXiv:2503.13107"
+    official_code = "ustc-hyin/ClearSight, no licence of its own"
     neutral = {"enhance": 1, "suppress": 1}
     edits_question = True
 

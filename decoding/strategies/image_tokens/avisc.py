@@ -1,6 +1,6 @@
 """Attentional vision calibration: subtract logits computed with the image tokens that draw attention in any case."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -29,11 +29,13 @@ class AvisC(PlausibleContrast):
     Deviations from the official code:
     - Tokens that are not blind are dropped. The code leaves them in place with their embeddings masked.
     - The standard deviation is that of a population. The code computes that of a sample, which divides by one less.
+      `deviation` "sample" does so.
     - The code has fixed positions of the image tokens for two families. Here they are those of the prompt.
     """
 
     name = "avisc"
     paper = "arXiv:2405.17820"
+    official_code = "sangminwoo/AvisC, MIT"
     neutral = {"alpha": 0, "beta": 0}
 
     alpha: Contrast = 1.0
@@ -43,6 +45,10 @@ class AvisC(PlausibleContrast):
     deviations: Annotated[
         float, Field(ge=0, le=100, description="Standard deviations above the mean from which a token is blind.")
     ] = 1.0
+    deviation: Annotated[
+        Literal["population", "sample"],
+        Field(description="Kind of the standard deviation; the official code has that of a sample."),
+    ] = "population"
 
     def run(self, request: GenerateRequest) -> Program:
         request.prompt.require_images(self.name)
@@ -65,7 +71,7 @@ class AvisC(PlausibleContrast):
         is_needed = (ordered.cumsum(dim=0) - ordered < self.gamma).float()
         weights = torch.zeros_like(is_needed).scatter(0, layers, is_needed)  # a mask as an index would make a GPU wait
         mean = (weights[:, None] * attention).sum(dim=0) / weights.sum()
-        return mean >= mean.mean() + self.deviations * mean.std(correction=0)
+        return mean >= mean.mean() + self.deviations * mean.std(correction=int(self.deviation == "sample"))
 
     def contrast(self, step: Step) -> Tensor:
         return contrast(step.scores, step.branches["blind"], self.alpha)

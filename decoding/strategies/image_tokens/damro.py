@@ -37,6 +37,7 @@ class DAMRO(PlausibleContrast):
 
     name = "damro"
     paper = "arXiv:2410.04514"
+    official_code = "coder-gx/DAMRO, MIT in its README"
     neutral = {"alpha": 0, "beta": 0}
 
     alpha: Contrast = 2.0

@@ -28,9 +28,10 @@ class SID(PlausibleContrast):
     Source: Huo et al., ICLR 2025, arXiv:2408.02032.
 
     Deviations from the official code:
-    - alpha is 1. The code's effective alpha is 0.5, to which its sampler falls back.
+    - alpha is 1, as its author states. The code's effective alpha is 0.5, to which its sampler falls back. So `alpha`
+      0.5 gives the strength of the code.
     - With its option `--sample-greedy`, the code takes the argmax of the contrasted logits without the plausibility
-      cut.
+      cut. `beta` 0 at temperature 0 does so.
     - The code masks tokens instead of dropping them, saves no computation, and chooses anew at every token. Its
       dropping variant is reported not to work with a cache. Here the choice is made once, at the end of the prompt.
     - `kept` is a share, about a tenth as in the paper. The code has numbers, of 576: 100 for POPE, 50 for captions.
@@ -39,6 +40,7 @@ class SID(PlausibleContrast):
 
     name = "sid"
     paper = "arXiv:2408.02032"
+    official_code = "huofushuo/SID, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
 
     alpha: Contrast = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from itertools import chain, repeat
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from decoding.image_ops import Box
 from decoding.requests import Answer, GenerateRequest
 from decoding.strategies.zoomeye.crop_tree import FAMILIES, CropTree, build_answerable_question, compute_confidence
 from decoding.strategies.zoomeye.cues import find_cues, is_all_cue, singularize
+from decoding.strategies.zoomeye.official_search import search_as_official
 from decoding.strategy import Effect, Program, Strategy
 
 ALL_CUE_DEPTH = 2  # to which a cue of type 2 is searched for
@@ -39,14 +41,12 @@ class ZoomEye(Strategy):
 
     Deviations from the official code:
     - The search ends elsewhere in 57 of 387 random searches. The code stops when its queue is empty; this lowers the
-      threshold to the family's lowest.
-    - Where the code's threshold drops three times, this goes on by the last drop.
-    - With several cues, the code takes the deepest node and this the surest one. They differ in 8 of 387 random
-      searches.
-    - For cues of type 2, the code compares c_e with the whole subtree and this with direct children only. They differ
-      in 22 of 400 random trees.
+      threshold to the family's lowest. With several cues, the code takes the deepest node and this the surest one,
+      which differ in 8 of 387. For cues of type 2, the code compares c_e with the whole subtree and this with direct
+      children only, which differ in 22 of 400 random trees. `search` "official" does as the code in all of this.
     - The view of a small part: the code widens it with its real surroundings. This pads it with grey, which fills 32 to
-      71 % of the view.
+      71 % of the view. `view` "surroundings" does as the code. It leaves out the layout of the code for two distant
+      parts, which stand side by side there, and the lines of the frame inside the crop.
     - The children's c_e and c_l run in one batch. Yes counts with and without a space before it.
     - A question whether an object exists names its cue. For others the model is prompted with six examples, the image
       before them. A reply of another form names nothing. Pronouns come from a word list, not from spaCy.
@@ -55,6 +55,7 @@ class ZoomEye(Strategy):
 
     name = "zoomeye"
     paper = "arXiv:2411.16044"
+    official_code = "om-ai-lab/ZoomEye, licence not checked"
     neutral = {"depth": 0}
 
     family: Annotated[
@@ -67,20 +68,33 @@ class ZoomEye(Strategy):
     ] = None
     depth: Annotated[int, Field(ge=0, le=5, description="Maximum levels below the whole image; 0 does not search.")] = 5
     visits: Annotated[int, Field(ge=1, le=100, description="Nodes per level, after which the threshold drops.")] = 3
+    search: Annotated[
+        Literal["persistent", "official"],
+        Field(description="Lower the threshold when no node is left to visit, or end the search as the official code."),
+    ] = "persistent"
+    view: Annotated[
+        Literal["padded", "surroundings"],
+        Field(description="Fill the view of a small part with grey, or with its surroundings as the official code."),
+    ] = "padded"
     cues: Annotated[
         str | None, Field(min_length=1, max_length=4096, description="Objects to look for, separated by commas.")
     ] = None
 
     @classmethod
     def incompatible_with(cls, outer: type[Strategy]) -> str | None:
-        if "update_state" in outer.list_hooks() and {"head_scales", "edit_attention_scores"} & outer.list_hooks():
+        if (
+            "update_state" in outer.list_hooks()
+            and {"head_scales", "edit_attention_scores", "gate_heads"} & outer.list_hooks()
+        ):
             return f"its measurements of the whole image would act on the crop that {cls.name} finds"
         return None
 
     def run(self, request: GenerateRequest) -> Program:
         (image,) = request.prompt.require_images(self.name, most=1)
         thresholds = FAMILIES[self.family]
-        tree = CropTree(request.prompt, image, thresholds, self.side or thresholds.side, self.depth)
+        side, is_official = self.side or thresholds.side, self.search == "official"
+        widens = self.view == "surroundings"
+        tree = CropTree(request.prompt, image, thresholds, side, self.depth, widens=widens, is_official=is_official)
         if tree.depth == 0:
             return request
         cues = yield from find_cues(request.prompt, self.cues)
@@ -89,9 +103,10 @@ class ZoomEye(Strategy):
             f"What is the appearance of the {singularize(cue)}?" if is_thorough else request.prompt.question
             for cue in cues
         ]
-        if thresholds.shows_whole and len(cues) > 1:
+        single = [goal for cue, goal in zip(cues, goals, strict=True) if not is_all_cue(cue)]
+        if thresholds.shows_whole and len(cues) > 1 and single:
             answers: list[Answer] = yield [
-                tree.build_request(tree.root, build_answerable_question(goal)) for goal in goals
+                tree.build_request(tree.root, build_answerable_question(goal)) for goal in single
             ]
             if max(map(compute_confidence, answers)) >= thresholds.upper:
                 return request
@@ -99,9 +114,13 @@ class ZoomEye(Strategy):
         for cue, goal in zip(cues, goals, strict=True):
             if is_all_cue(cue):
                 found += yield from self.find_all(tree, singularize(cue))
+            elif is_official:
+                priorities = partial(self.compute_priorities, tree, cue)
+                visits = self.visits * tree.depth
+                found += yield from search_as_official(tree, goal, visits, priorities, is_thorough=is_thorough)
             else:
                 found += yield from self.find_one(tree, cue, goal, is_thorough)
-        return request.replace(prompt=tree.build_view(Box.around(found))) if found else request
+        return request.replace(prompt=tree.build_view(*found)) if found else request
 
     def find_one(self, tree: CropTree, cue: str, goal: str, is_thorough: bool) -> Search:
         """Find the node that answers `goal`, if there is one. A thorough search reaches a leaf before it ends."""

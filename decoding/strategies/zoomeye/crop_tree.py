@@ -17,6 +17,7 @@ LATENT = (
 )
 ANSWERABLE = "Could you answer the question `{}` based on the available visual information? Answer Yes or No."
 MAX_GROUP_PIXELS = 8_000_000  # pixels of boxes from which no more are judged at once
+VIEW_SCALE = 1.2  # of a crop beside the whole image
 MIN_EXISTENCE = 0.6  # c_e from which a part holds one of the objects of a type-2 cue
 
 
@@ -49,15 +50,27 @@ class CropTree:
         thresholds: Settings of the model's family.
         side: Size in pixels up to which a box is not cut.
         max_depth: Maximum levels below the whole image.
+        widens: Whether the view of a small box has its surroundings in the image, and not grey.
+        is_official: Whether a part that holds an object is compared with its whole subtree, as in the official code.
     """
 
     def __init__(
-        self, prompt: Prompt, image: ImageInput, thresholds: FamilyThresholds, side: int, max_depth: int
+        self,
+        prompt: Prompt,
+        image: ImageInput,
+        thresholds: FamilyThresholds,
+        side: int,
+        max_depth: int,
+        *,
+        widens: bool = False,
+        is_official: bool = False,
     ) -> None:
         self.prompt = prompt
         self.image = image
         self.thresholds = thresholds
         self.side = side
+        self.widens = widens
+        self.is_official = is_official
         self.root = Box.from_image(image)
         self.color = "blue" if "red rectangle" in prompt.question.lower() else "red"
         self.depth, box = 0, self.root
@@ -77,24 +90,41 @@ class CropTree:
         return nodes
 
     def find_holders(self, existence: Mapping[Box, float], box: Box, levels: int, depth: int = 0) -> list[Box]:
-        """Select, at or below `box`, the parts with enough c_e and no less than that of their own children."""
+        """Select, at or below `box`, the parts with enough c_e and no less than that of their own children.
+
+        With `is_official`, no less than that of all parts below them.
+
+        Returns:
+            The parts.
+        """
         parts = self.list_parts(box, depth) if depth < levels else ()
-        if existence[box] >= max([MIN_EXISTENCE, *(existence[part] for part in parts)]):
+        below = self.list_below(box, levels, depth) if self.is_official else parts
+        if existence[box] >= max([MIN_EXISTENCE, *(existence[part] for part in below)]):
             return [box]
         return [found for part in parts for found in self.find_holders(existence, part, levels, depth + 1)]
+
+    def list_below(self, box: Box, levels: int, depth: int) -> list[Box]:
+        """List the parts below a node down to a number of levels."""
+        parts = self.list_parts(box, depth) if depth < levels else ()
+        return [*parts, *(below for part in parts for below in self.list_below(part, levels, depth + 1))]
 
     def compute_priority(self, depth: int, existence: float, latent: float) -> float:
         """Compute w c_e + (1 - w) c_l of a node."""
         weight = self.thresholds.base + (1 - self.thresholds.base) * (depth / self.depth) ** 2
         return weight * existence + (1 - weight) * latent
 
-    def build_view(self, box: Box) -> Prompt:
-        """Return the prompt with the view of a box in place of the image."""
+    def build_view(self, *boxes: Box) -> Prompt:
+        """Return the prompt with the view of the least box around some boxes in place of the image."""
+        box, side = Box.around(boxes), self.side
         if box == self.root:
             return self.prompt
+        if self.widens:
+            factor, side = VIEW_SCALE if self.thresholds.shows_whole else 1.0, 1
+            box = Box.around([each.widen(self.side, factor, within=self.root) for each in boxes])
         if not self.thresholds.shows_whole:
-            return self.prompt.map_images(lambda _: pad_to_square(crop(self.image, box), self.side))
-        view = (draw_frame(self.image, box, self.color), crop(self.image, box.expand(1.2, within=self.root)))
+            return self.prompt.map_images(lambda _: pad_to_square(crop(self.image, box), side))
+        shown = box if self.widens else box.expand(VIEW_SCALE, within=self.root)
+        view = (draw_frame(self.image, box, self.color), crop(self.image, shown))
         return self.prompt.map_images(lambda _: view)
 
     def group(self, boxes: Sequence[Box]) -> Iterator[list[Box]]:

@@ -96,7 +96,7 @@ def build_members(
     members = {name: main if name == MAIN else Member(gang, name, size, pruning=prunings.get(name)) for name in prompts}
     salt = request.cache_salt
     main_salt = build_cache_salt(salt, request.stack, request.states)
-    if any("edit_attention_scores" in strategy.list_hooks() for strategy in request.stack):
+    if any(strategy.acts_on_attention() for strategy in request.stack):
         # Keys and values of edited tokens depend on where the prompt ends. No other request reads them.
         main_salt = json.dumps([main_salt, gang])
     # Keys and values of a branch without some image tokens are those of no other prompt.

@@ -116,7 +116,7 @@ def install_taps(runner: Any, hooks: StepHookRunner, shards: HeadShards) -> None
         attention_tap = GangAttentionTap.from_runner(runner, hooks.states, shards)
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(
-            ("edit_attention_scores", "attention", "keep_image_tokens"),
+            ("edit_attention_scores", "gate_heads", "attention", "keep_image_tokens"),
             f"vLLM's attention of this model cannot be computed a second time: {reason}",
         )
     try:

@@ -27,6 +27,7 @@ from decoding.strategies.attention.hgai import HGAI
 from decoding.strategies.attention.iat import IAT
 from decoding.strategies.attention.pai import PAI
 from decoding.strategies.attention.paint import PAINT
+from decoding.strategies.attention.spin import SPIN
 from decoding.strategies.attention.vaf import VAF
 from decoding.strategies.attention.vhr import VHR
 from decoding.strategies.deco import DeCo
@@ -45,6 +46,7 @@ from decoding.strategies.vdgd import VDGD
 from decoding.strategy import Strategy
 from tests.decoding.naive_reference import (
     Change,
+    Gate,
     cut_layers,
     deco_rule,
     edit_attention,
@@ -58,6 +60,7 @@ from tests.decoding.naive_reference import (
     raise_mean_scores,
     scale_scores,
     vdgd_rule,
+    weaken_heads,
 )
 
 STIC_PROMPT, STIC_QUESTION = "Detail the composition and subjects within the frame.", "Image description:\n{}\n\n{}"
@@ -123,6 +126,7 @@ class Reference:
         branch_prompts: dict[str, EncodedPrompt] = {}
         description: list[Tensor] = []  # log P_j, [vocab] each
         changes: list[Change] = []
+        gates: list[Gate] = []
         branch_changes: dict[str, Change] = {}  # in a branch
         for depth, strategy in enumerate(stack):
             match strategy:
@@ -143,6 +147,9 @@ class Reference:
                     changes.append(raise_mean_scores(visual, strategy, len(self.layers)))
                 case IAT():
                     changes.append(raise_answer_scores(len(self.encode(prompt).ids), strategy, len(self.layers)))
+                case SPIN():
+                    visual = self.encode(prompt).ids == self.model.config.image_token_id
+                    gates.append(weaken_heads(visual, strategy, len(self.layers)))
                 case VAF():
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     changes.append(scale_scores(visual, strategy, len(self.layers)))
@@ -170,7 +177,7 @@ class Reference:
         main, decoded = self.encode(prompt), Decoded(list(prefix))
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         while len(decoded.tokens) < length:
-            z = self.logits(main, decoded.tokens, factors, changes=changes).clone()
+            z = self.logits(main, decoded.tokens, factors, changes=changes, gates=gates).clone()
             for sequence in ruled_out:
                 if decoded.tokens[len(decoded.tokens) - len(sequence) + 1 :] == list(sequence[:-1]):
                     z[sequence[-1]] = -torch.inf
@@ -185,7 +192,7 @@ class Reference:
             scores = z
             for strategy in reversed(stack):
                 early = {
-                    depth: self.logits(main, decoded.tokens, factors, changes=changes, depth=depth)
+                    depth: self.logits(main, decoded.tokens, factors, changes=changes, gates=gates, depth=depth)
                     for depth in self.exit_depths(strategy)
                 }
                 scores = apply_rule(strategy, scores, z, branches, early, description)
@@ -228,6 +235,7 @@ class Reference:
         heads: list[Tensor] | None = None,
         changes: Sequence[Change] = (),
         depth: int | None = None,
+        gates: Sequence[Gate] = (),
     ) -> Tensor:
         """Compute the logits after a prompt and an answer so far.
 
@@ -238,12 +246,13 @@ class Reference:
             heads: List that receives each layer's head outputs at the last position.
             changes: Edits of the attention.
             depth: Number of layers after which the model ends; None for all.
+            gates: Edits of the outputs of attention heads.
 
         Returns:
             [vocab], float64.
         """
         ids = torch.cat([encoded.ids, torch.tensor(tokens, dtype=torch.long)])[None]
-        inside = edit_attention(self.decoder, *changes) if changes else nullcontext()
+        inside = edit_attention(self.decoder, *changes, gates=gates) if changes or gates else nullcontext()
         with self.edit_heads(factors, [] if heads is None else heads), inside, cut_layers(self.decoder, depth):
             out = self.model(input_ids=ids, pixel_values=encoded.pixels, use_cache=False)
         return out.logits[0, -1].double()
@@ -388,7 +397,12 @@ class Reference:
                     aware_layers.append(layer)
                 held += shares[layer]
             mean = attention[aware_layers].mean(0)
-            kept, first = np.flatnonzero(mean >= mean.mean() + strategy.deviations * mean.std()), 0
+            kept, first = (
+                np.flatnonzero(
+                    mean >= mean.mean() + strategy.deviations * mean.std(ddof=int(strategy.deviation == "sample"))
+                ),
+                0,
+            )
         dropped = [place for number, place in enumerate(image_tokens) if number not in kept]
         return dict.fromkeys(range(first, len(self.layers)), dropped)
 
@@ -441,7 +455,7 @@ def apply_rule(
             guided = strategy.gamma * (with_image - without_image) + without_image
             return guided.where(plausible(z, strategy.beta), -math.inf)
         case DoLa():
-            premature = early[most_divergent_layer(z, early)]
+            premature = early[most_divergent_layer(z, early, is_official=strategy.divergence == "official")]
             return (scores.log_softmax(-1) - premature.log_softmax(-1)).where(plausible(z, strategy.beta), -math.inf)
         case DeCo():
             return deco_rule(scores, z, early, strategy)

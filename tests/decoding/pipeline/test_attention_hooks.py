@@ -13,7 +13,7 @@ from decoding.pipeline.attention_hooks import (
     StatefulStack,
     batch_attention_stacks,
     compute_attention_batch_key,
-    edit_attention_scores,
+    edit_attention,
     find_question_start,
     select_attention_stack,
     select_question_stack,
@@ -58,11 +58,50 @@ class Doubles(Strategy):
         return scores * 2
 
 
+class Gates(Strategy):
+    """Scales each head by the sum of its scores. Fails where a score is negative."""
+
+    name: ClassVar[str] = "gates"
+    paper: ClassVar[str] = "none"
+    shape: bool = False
+
+    def gate_heads(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
+        if (scores < 0).any():
+            if self.shape:
+                return scores
+            raise ZeroDivisionError
+        return scores.sum(-1)
+
+
+def test_gates_multiply_and_read_the_scores_of_inner_strategies() -> None:
+    scores = torch.rand(ROWS, HEADS, KEYS)
+    stack: StatefulStack = [(Gates(), {}), (Doubles(), {}), (Gates(), {})]
+    edited, gates, failures = edit_attention(stack, AttentionKeys(INDEX, 0, 1), scores)
+    assert not failures
+    assert torch.equal(edited, scores * 2)
+    assert gates is not None
+    torch.testing.assert_close(gates, 2 * scores.sum(-1) ** 2)
+
+
+@pytest.mark.parametrize("shape", [False, True])
+def test_failing_row_is_not_gated_and_the_others_are(shape: bool) -> None:
+    scores = torch.rand(ROWS, HEADS, KEYS)
+    scores[1] *= -1
+    edited, gates, failures = edit_attention([(Gates(shape=shape), {})], AttentionKeys(INDEX, 0, 1), scores)
+    assert list(failures) == [1]
+    assert str(failures[1]).startswith("Strategy 'gates' " + ("returned" if shape else "failed: ZeroDivisionError"))
+    assert torch.equal(edited, scores)
+    assert gates is not None
+    assert torch.equal(gates[1], torch.ones(HEADS))
+    assert torch.equal(gates[::2], scores[::2].sum(-1))
+
+
 @pytest.mark.parametrize("shape", [False, True])
 def test_failing_row_keeps_its_scores_and_the_others_are_edited(shape: bool) -> None:
     scores, bonus = torch.randn(ROWS, HEADS, KEYS), torch.arange(1.0, ROWS + 1)
     stack: StatefulStack = [(Doubles(), {}), (FailsAtImageKeys(shape=shape), {"bonus": bonus})]
-    edited, failures = edit_attention_scores(stack, AttentionKeys(INDEX, 0, 1), scores)
+    edited, gates, failures = edit_attention(stack, AttentionKeys(INDEX, 0, 1), scores)
+    assert gates is None
     assert list(failures) == [0]
     assert isinstance(failures[0], StrategyFailed)
     assert failures[0].message.startswith("Strategy 'raises' " + ("returned" if shape else "failed: ZeroDivisionError"))
@@ -74,7 +113,7 @@ def test_failing_row_keeps_its_scores_and_the_others_are_edited(shape: bool) -> 
 def test_result_that_is_no_tensor_names_the_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Doubles, "edit_attention_scores", lambda *_: None)
     scores = torch.randn(1, HEADS, KEYS)
-    edited, failures = edit_attention_scores([(Doubles(), {})], AttentionKeys(INDEX[:1], 0, 1), scores)
+    edited, _, failures = edit_attention([(Doubles(), {})], AttentionKeys(INDEX[:1], 0, 1), scores)
     assert torch.equal(edited, scores)
     assert "returned NoneType from `edit_attention_scores` instead of a tensor" in str(failures[0])
 
@@ -107,7 +146,7 @@ def test_failing_row_keeps_the_marks_of_the_answer() -> None:
 
     scores, generated = torch.zeros(ROWS, HEADS, KEYS), INDEX == 1
     stack: StatefulStack = [(MarksAnswer(), {"bonus": torch.zeros(ROWS)})]
-    edited, failures = edit_attention_scores(stack, AttentionKeys(INDEX, 0, 1, generated), scores)
+    edited, _, failures = edit_attention(stack, AttentionKeys(INDEX, 0, 1, generated), scores)
     assert list(failures) == [0]
     assert torch.equal(edited[1:, 0], generated[1:].float())
     assert not AttentionKeys(INDEX, 0, 1).is_generated.any()

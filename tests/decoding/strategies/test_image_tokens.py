@@ -1,5 +1,7 @@
 """Image tokens that SID, AvisC, SIRA and DAMRO keep in their branches."""
 
+import statistics
+
 import pytest
 import torch
 from torch import Tensor
@@ -46,6 +48,16 @@ def test_avisc_keeps_blind_tokens_of_the_attending_layers() -> None:
     assert AvisC(deviations=3).select_blind_tokens(layers).tolist() == [False] * 4
     kept = AvisC().keep_image_tokens({"attention": layers})
     assert kept.tolist() == [[True, False, False, False]] * 2
+
+
+def test_avisc_with_the_deviation_of_a_sample() -> None:
+    """The mean is .3. Deviations of .2 and .2309 put the bound at .5 and .5309."""
+    layers = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.5]])
+    assert statistics.stdev([0.1, 0.1, 0.5, 0.5]) == pytest.approx(0.2309, abs=1e-4)
+    for deviations, population, sample in ((0.99, True, False), (0.86, True, True), (1.01, False, False)):
+        for deviation, is_kept in (("population", population), ("sample", sample)):
+            strategy = AvisC.model_validate({"deviation": deviation, "deviations": deviations})
+            assert strategy.select_blind_tokens(layers).tolist() == [False, False, is_kept, is_kept]
 
 
 @pytest.mark.parametrize(("boundary", "layers"), [(0.0, 0), (0.5, 2), (0.6, 2), (0.7, 3), (1.0, 4)])

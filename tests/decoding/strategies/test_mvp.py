@@ -79,6 +79,22 @@ def test_path_without_an_answer_has_no_vote() -> None:
     assert read_votes(outcome) == {"No": 1.0}
 
 
+def test_path_without_an_answer_votes_for_yes_as_in_the_official_code() -> None:
+    mvp = ONE_VIEW.model_copy(update={"unanswered": "yes"})
+    path = build_answer((" It", 1, 0.1), (" is", 1, 0.1))
+    _, outcome = run_mvp(mvp, make_request_with_logprobs(), {" It": 0.3, " No": 0.1}, path)
+    assert read_votes(outcome) == pytest.approx({"Yes": 0.75, "No": 0.25})
+
+
+@pytest.mark.parametrize("keeps_answers", [True, False])
+def test_unlikely_answers_are_kept_as_in_the_official_code(keeps_answers: bool) -> None:
+    mvp = ONE_VIEW.model_copy(update={"keeps_answers": keeps_answers, "least": 0.2})
+    requests, outcome = run_mvp(mvp, make_request_with_logprobs(), {" Yes": 0.3, " No": 0.1, " It": 0.15})
+    assert requests[2] == []
+    votes = {"Yes": 0.75, "No": 0.25} if keeps_answers else {"Yes": 1.0}
+    assert read_votes(outcome) == pytest.approx(votes)
+
+
 def test_question_without_yes_or_no_answers_is_not_changed() -> None:
     request = make_request("What is it?")
     _, outcome = run_mvp(ONE_VIEW, request, {" A": 0.9}, build_answer((" A", 1, 0.1), (" cat", 1, 0.1)))

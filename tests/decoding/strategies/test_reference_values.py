@@ -8,6 +8,7 @@ from decoding.strategies.agla import AGLA
 from decoding.strategies.attention.hgai import HGAI
 from decoding.strategies.attention.iat import IAT
 from decoding.strategies.attention.pai import PAI
+from decoding.strategies.attention.spin import SPIN
 from decoding.strategies.attention.vaf import VAF
 from decoding.strategies.code import CODE
 from decoding.strategies.deco import DeCo
@@ -26,6 +27,7 @@ from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
+from tests.decoding.naive_reference import most_divergent_layer
 
 OUT = -torch.inf
 Z = torch.tensor([2.0, 1.5, 0.0, -1.0])
@@ -140,11 +142,38 @@ def test_vaf_scales_scores_of_image_and_instruction() -> None:
     assert torch.equal(text, scores)  # without an image nothing stands before it
 
 
+def test_spin_weakens_the_heads_that_look_at_the_image_least() -> None:
+    """The sums over the image are .5, -3, 1 and -.1."""
+    scores = torch.tensor([[0.5, 1.0, -0.5, 0.2], [0.1, -1.0, -2.0, 0.3], [0.0, 0.4, 0.6, -0.1], [1.0, -0.2, 0.1, 0.4]])
+    keys = AttentionKeys(torch.tensor([-1, 0, 1, -1]), 5, 32)
+    gates = SPIN(kept=0.5).gate_heads(scores, keys, {})
+    assert gates is not None
+    assert torch.equal(gates, torch.tensor([1.0, 0.08, 1.0, 0.08]))
+    assert SPIN(kept=0.5, first=0.25).gate_heads(scores, keys, {}) is None
+    least = SPIN(kept=0.95, suppress=0).gate_heads(scores, keys, {})  # three of four heads
+    assert least is not None
+    assert least.tolist() == [1, 0, 1, 1]
+
+
 def test_dola_subtracts_the_most_divergent_layer() -> None:
     nearer = Z + torch.tensor([0.1, 0.0, 0.0, 0.0])
     for early in (torch.stack([OTHER, nearer]), torch.stack([nearer, OTHER])):
         step_with_layers = Step(Z, Z, {}, {}, torch.tensor([0]), early)
         torch.testing.assert_close(DoLa(beta=0).logits(step_with_layers), Z - OTHER)
+
+
+def test_dola_by_the_official_distance() -> None:
+    """It weighs tokens that one layer finds unlikely more, and chooses another layer in many random steps."""
+    random, differences = torch.Generator().manual_seed(0), 0
+    for _ in range(100):
+        z, *early = (3 * torch.randn(5, 6, generator=random, dtype=torch.float64)).unbind()
+        step_with_layers = Step(z, z, {}, {}, torch.tensor([0]), torch.stack(early))
+        numbered = dict(enumerate(early))
+        layer, usual = (most_divergent_layer(z, numbered, is_official=official) for official in (True, False))
+        official = DoLa(divergence="official", beta=0)
+        torch.testing.assert_close(official.logits(step_with_layers), z - early[layer])
+        differences += layer != usual
+    assert differences > 5
 
 
 def test_deco_adds_the_surest_layer() -> None:

@@ -13,12 +13,12 @@ from decoding.pipeline.attention_hooks import (
     StatefulStack,
     batch_attention_stacks,
     compute_attention_batch_key,
-    edit_attention_scores,
+    edit_attention,
     select_attention_stack,
     select_question_stack,
 )
 from decoding.pipeline.composition import copy_numbers
-from decoding.tensor_hooks import AttentionKeys
+from decoding.tensor_hooks import ATTENTION_HOOKS, AttentionKeys
 from decoding.vllm_engine.member import Member, build_stack
 from decoding.vllm_engine.worker.attention.paged_attention import AttentionCall
 from decoding.vllm_engine.worker.attention.second_attention import AttentionContext
@@ -53,7 +53,7 @@ class EditedTokens:
 
 
 class GangAttentionEdits:
-    """The `edit_attention_scores` hooks of one model runner.
+    """The `edit_attention_scores` and `gate_heads` hooks of one model runner.
 
     Args:
         context: The model and the strategy states.
@@ -109,10 +109,11 @@ class GangAttentionEdits:
         for edited in self._edited:
             length = edited.image_token_index.shape[1]
             keys, values = call.gather_keys_and_values(edited.rows, edited.positions, length)
-            scores = self._edit_scores(edited, call.layer, call.compute_scores(edited.tokens, keys))
+            scores, gates = self._edit_scores(edited, call.layer, call.compute_scores(edited.tokens, keys))
             weights = call.compute_weights(scores, edited.positions)
             weights = torch.unflatten(weights, 1, (keys.shape[1], -1))
-            call.output[edited.tokens] = (weights @ values).flatten(1, 2)
+            outputs = (weights @ values).flatten(1, 2)
+            call.output[edited.tokens] = outputs if gates is None else outputs * gates[..., None]
 
     def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
         """Drop the tokens of the step, and report hooks that failed.
@@ -130,7 +131,7 @@ class GangAttentionEdits:
         """Drop the step."""
         self._requests, self._edited, self._failures = {}, [], {}
 
-    def _edit_scores(self, tokens: EditedTokens, layer: int, scores: Tensor) -> Tensor:
+    def _edit_scores(self, tokens: EditedTokens, layer: int, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         """Call the hooks on the scores of all heads. A hook that fails, fails its own request.
 
         Args:
@@ -139,13 +140,14 @@ class GangAttentionEdits:
             scores: [n, own heads, keys].
 
         Returns:
-            The edited scores of the own heads.
+            The edited scores of the own heads, and [n, own heads] factors of their outputs, or None for all 1.
         """
         shards = self.context.shards
         keys = AttentionKeys(tokens.image_token_index, layer, self.context.num_layers, tokens.generated)
-        edited, failures = edit_attention_scores(tokens.stack, keys, shards.gather(scores, 1))
+        edited, gates, failures = edit_attention(tokens.stack, keys, shards.gather(scores, 1))
         self._failures |= {tokens.requests[number].request_id: error for number, error in failures.items()}
-        return shards.select_own(edited, 1)
+        own_gates = None if gates is None else shards.select_own(gates, 1)
+        return shards.select_own(edited, 1), own_gates
 
     def _get_request(self, request_id: str, member: Member) -> EditedRequest:
         request = self._requests.get(request_id)
@@ -187,7 +189,7 @@ class GangAttentionEdits:
 
 def edits_attention(member: Member) -> bool:
     """Return whether a strategy of the member edits attention. Branches have no stack."""
-    return any("edit_attention_scores" in spec.list_hooks() for spec in member.stack)
+    return any(ATTENTION_HOOKS & spec.list_hooks() for spec in member.stack)
 
 
 def fit_length(index: Tensor, length: int) -> Tensor:

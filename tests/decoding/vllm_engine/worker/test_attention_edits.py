@@ -36,6 +36,7 @@ EDITED = Member("edited", MAIN, 1, stack=build_specs("pai", pai={"alpha": 2.0, "
 
 ANSWER = Member("answer", MAIN, 1, stack=build_specs("iat", iat={"alpha": 2.0, "first": 0.0}))
 QUESTION = Member("question", MAIN, 1, stack=build_specs("vaf", vaf={"enhance": 2.0, "suppress": 0.5, "first": 0.0}))
+WEAK = Member("weak", MAIN, 1, stack=build_specs("spin", spin={"kept": 0.5, "suppress": 0.25}))
 BOTH = Member("both", MAIN, 1, stack=QUESTION.stack + EDITED.stack)
 Factor = Callable[[int, float], float]  # key and its score -> factor of the score
 
@@ -105,6 +106,26 @@ def test_tokens_of_the_answer_are_marked() -> None:
         torch.testing.assert_close(step.output[token], expected)
 
 
+def test_heads_that_look_at_the_image_least_are_weakened() -> None:
+    torch.manual_seed(0)
+    step = ToyStep(build_step(WEAK, OTHER, WEAK, computed=[4, 7, 8], lengths=[2, 1, 1]), torch.device("cpu"))
+    tap, layer = build_tap(torch.device("cpu"))
+    assert step.run(tap, layer) == {}
+    for row, token, position in ((0, 1, 5), (2, 3, 8)):
+        outputs = attend(step, row, token, position, factor=lambda _key, _score: 1.0)
+        blocks = step.cache[step.block_table[row]]
+        gazes = [
+            sum(
+                float(blocks[key // 4, head * KV_HEADS // HEADS, key % 4, :HEAD_DIM] @ step.query[token, head])
+                for key in range(1, 4)
+            )
+            for head in range(HEADS)
+        ]
+        for head in sorted(range(HEADS), key=gazes.__getitem__)[:2]:
+            outputs[head] *= 0.25
+        torch.testing.assert_close(step.output[token], outputs)
+
+
 @pytest.mark.parametrize(("member", "factor"), [(QUESTION, scale_image), (BOTH, raise_and_scale)])
 def test_question_is_edited_where_a_strategy_edits_it(member: Member, factor: Factor) -> None:
     """The image ends at position 3. Each row runs another part of its prompt, and of its answer."""
@@ -158,7 +179,7 @@ def test_blocks_of_other_requests_do_not_change_an_edit() -> None:
 
 def test_edits_do_not_wait_for_the_device() -> None:
     with simulate_device(), torch.no_grad():
-        rows = build_step(EDITED, OTHER, BOTH, ANSWER, computed=[4, 7, 3, 6], lengths=[2, 1, 6, 1])
+        rows = build_step(EDITED, WEAK, BOTH, ANSWER, computed=[4, 7, 3, 6], lengths=[2, 1, 6, 1])
         step = ToyStep(rows, DEVICE)
         tap, layer = build_tap(DEVICE)
         assert step.run(tap, layer) == {}
