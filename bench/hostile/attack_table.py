@@ -108,7 +108,6 @@ class AttackTable:
         outcome: str,
         *,
         cost: Cost | None = None,
-        megabytes: int | None = None,
         limit: str = "",
         passed: bool = True,
     ) -> None:
@@ -119,13 +118,12 @@ class AttackTable:
             requests: Number of its requests or connections.
             outcome: Result in words, such as the statuses of the responses with their numbers.
             cost: Measured cost, or None if the attack has no server.
-            megabytes: Limit on the memory. The default is that of one request or of several.
             limit: A limit in addition to those on the cost.
             passed: Whether that limit holds.
         """
         limits = [limit] if limit else []
         if cost is not None:
-            megabytes = megabytes or (ONE_LIMIT if requests == 1 else MANY_LIMIT)
+            megabytes = ONE_LIMIT if requests == 1 else MANY_LIMIT
             limits.insert(0, f"{HEALTH_LIMIT} s, {megabytes} MB")
             passed = passed and cost.health_delay <= HEALTH_LIMIT and cost.peak_megabytes <= megabytes
         if not self.rows:

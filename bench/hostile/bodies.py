@@ -57,8 +57,17 @@ def build_chat_with_schema(schema: dict[str, object], **fields: object) -> tuple
     return CHAT, SHORT_CHAT | {"response_format": {"type": "json_schema", "json_schema": json_schema}} | fields
 
 
-MANY_STATES = "chat: schema of many states, 8 choices"
-MANY_STATES_LIMIT = 1000  # megabytes of eight requests whose answers reach the limit on the states of the automaton
+def build_many_states(pattern: str) -> tuple[str, dict[str, object]]:
+    """Return the route and the body of a request whose answers reach many states of the pattern's automaton."""
+    schema: dict[str, object] = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "pattern": pattern}, "z": {"enum": LETTERS}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    return build_chat_with_schema(schema, n=4, max_tokens=900, temperature=2.0)
+
+
 SCHEMAS = {
     "chat: schema of 15 patterns": build_chat_with_schema(intersect_patterns(15)),
     "chat: schema of 40 patterns": build_chat_with_schema(intersect_patterns(40)),
@@ -92,18 +101,10 @@ SCHEMAS = {
         n=8,
         max_tokens=100,
     ),
-    # Each letter after an "a" doubles the states of the automaton, and each letter of the enum widens its table.
-    MANY_STATES: build_chat_with_schema(
-        {
-            "type": "object",
-            "properties": {"a": {"type": "string", "pattern": "^[^b]*a[^b]{60}$"}, "z": {"enum": LETTERS}},
-            "required": ["a"],
-            "additionalProperties": False,
-        },
-        n=8,
-        max_tokens=900,
-        temperature=2.0,
-    ),
+    # Each letter after an "a" doubles the states of the automaton, and each letter of the enum widens its table. All
+    # choices of eight such requests run at once.
+    "chat: schema of many states, 4 choices": build_many_states("^[^b]*a[^b]{60}$"),
+    "chat: schema of 100,000 states, 4 choices": build_many_states("^([^b]{1,30}|[^b]*a[^b]{9000})$"),
 }
 UPLOAD_TYPE = "multipart/form-data; boundary=b; charset=punycode"
 UPLOAD = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n%s\r\n--b--\r\n'
@@ -259,5 +260,4 @@ async def attack_with_small_bodies(server: ServerProcess, table: AttackTable) ->
             with measure_cost(server) as cost:
                 posts = (post(server.port, path, content, content_type=content_type) for _ in range(count))
                 answers = await asyncio.gather(*posts)
-            megabytes = MANY_STATES_LIMIT if name == MANY_STATES and count > 1 else None
-            table.add(name, count, count_outcomes(answers), cost=cost, megabytes=megabytes)
+            table.add(name, count, count_outcomes(answers), cost=cost)

@@ -13,21 +13,29 @@ that it starts soon and takes little memory.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import resource
 import signal
 import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 # Symbols of the grammar: by default llguidance builds 500,000; beyond 65,000 it fails an assertion 300 MB later.
-# States of the automaton: a string of 10,000 characters with maxLength takes 94,000. With the default of 250,000 the
-# answers of a request take up to 280 MB, now 110 MB.
+# States of the automaton: a string of 10,000 characters with maxLength takes 94,000. `estimate_states` allows most
+# schemas far fewer, because a pattern of 20 characters can have more states than any memory holds.
 LIMITS = LLParserLimits(max_grammar_size=60_000, max_lexer_states=100_000)
+STATE_BYTES = 1_300  # of a state at most: four for each of 256 bytes, and what is left of its pattern
+BASE_STATES = 1_000  # of any schema. Common formats and patterns take up to 300
+NAME_STATES = 16  # of a property, beside the letters of its name
+LENGTH_STATES = 12  # of each character up to minLength or maxLength. About 9 are needed
+PATTERN_FACTOR = 4  # for a length together with a pattern or a format
+PATTERN_COUNTS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 TOO_LARGE = "it is too large"
 MAX_REASON = 1_000  # characters; llguidance appends parts of the grammar
 STATUS = Path("/proc/self/status")
@@ -39,7 +47,7 @@ class GrammarCheckResult(TypedDict):
     Attributes:
         reason: Reason against the grammar; empty if there is none.
         timed_out: Whether the check was ended because of its time.
-        num_bytes: Bytes that the grammar takes while it is compiled, and at most afterwards.
+        num_bytes: Bytes that the grammar takes while it is compiled, and all states that its answers may reach.
     """
 
     reason: str
@@ -59,7 +67,60 @@ def compile_grammar(tokenizer: LLTokenizer, text: str) -> LLMatcher:
     Returns:
         The `LLMatcher` at the start of an answer.
     """
-    return LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(text), log_level=0, limits=LIMITS)
+    limits = LLParserLimits(max_grammar_size=LIMITS.max_grammar_size, max_lexer_states=estimate_states(text))
+    return LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(text), log_level=0, limits=limits)
+
+
+def estimate_states(text: str) -> int:
+    """Estimate the states of the automaton that the answers to a grammar need, with a margin.
+
+    It is also their limit, so that no answer takes more memory than was counted.
+
+    Args:
+        text: The grammar.
+
+    Returns:
+        The states, at most those of `LIMITS`.
+    """
+    states, strings, stack = BASE_STATES, dict[str, int](), [json.loads(text)]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list):
+            stack += value
+        elif isinstance(value, dict):
+            stack += value.values()
+            states += count_literal_states(value)
+            keywords = [value.get(name) for name in ("minLength", "maxLength", "pattern", "format")]
+            strings[json.dumps(keywords)] = count_string_states(value)  # equal strings share their states
+            patterns = value.get("patternProperties")
+            strings |= {each: count_pattern_states(each) for each in patterns} if isinstance(patterns, dict) else {}
+    return min(states + sum(strings.values()), LIMITS.max_lexer_states)
+
+
+def count_literal_states(schema: dict[str, Any]) -> int:
+    """Estimate the states for the names and the fixed values of one object of a schema, and for its `multipleOf`."""
+    names, divisor = schema.get("properties"), schema.get("multipleOf")
+    states = sum(len(name) + NAME_STATES for name in names) if isinstance(names, dict) else 0
+    states += sum(len(json.dumps(schema[name])) for name in ("enum", "const") if name in schema)
+    if isinstance(divisor, int | float):  # `find_excess` has bounded its digits
+        states += 2 * int(re.sub(r"e.*|\D", "", str(divisor)).strip("0") or 0)
+    return states
+
+
+def count_string_states(schema: dict[str, Any]) -> int:
+    """Estimate the states for the length and the pattern of one string of a schema."""
+    pattern = schema.get("pattern")
+    lengths = [value for name in ("minLength", "maxLength") if isinstance(value := schema.get(name), int | float)]
+    states = int(LENGTH_STATES * max(0, *lengths, 0))
+    if isinstance(pattern, str):
+        return PATTERN_FACTOR * states + count_pattern_states(pattern)
+    return PATTERN_FACTOR * states if "format" in schema else states
+
+
+def count_pattern_states(pattern: str) -> int:
+    """Estimate the states of a pattern. Its counts are multiplied, because they may be nested."""
+    counts = (max(int(most or 0), int(least)) for least, most in PATTERN_COUNTS.findall(pattern))
+    return LENGTH_STATES * (len(pattern) + math.prod(min(max(1, count), LIMITS.max_lexer_states) for count in counts))
 
 
 def find_compile_error(text: str) -> str:
@@ -124,7 +185,8 @@ def run_check(text: str, writer: int, seconds: float, megabytes: int) -> NoRetur
             os.dup2(null, descriptor)
         before = measure_peak_memory()
         reason = find_compile_error(text)
-        result = GrammarCheckResult(reason=reason, timed_out=False, num_bytes=measure_peak_memory() - before)
+        num_bytes = measure_peak_memory() - before + STATE_BYTES * estimate_states(text)
+        result = GrammarCheckResult(reason=reason, timed_out=False, num_bytes=num_bytes)
         os.write(writer, json.dumps(result).encode())
         status = 0
     except MemoryError:

@@ -41,8 +41,7 @@ TERMINATION_TIMEOUT = 2.0  # seconds that a process has to end its check, before
 STALL_TIMEOUT = 60.0  # seconds after which a check without processor time is ended
 TURNS = 2  # schemas that are checked or compiled at a time
 TURN_TIMEOUT = 30.0  # seconds that a request waits for its turn
-# Bytes of a grammar that the check does not measure: the engine's first mask, and the first states of the automaton.
-GRAMMAR_BYTES = 2_000_000
+GRAMMAR_BYTES = 1_000_000  # of a grammar that the check does not measure: the engine's tokenizer has other tokens
 MAX_CHECKED = 1024  # schemas whose results are kept
 TOO_MANY = "Too many schemas are compiled at once; try again in a moment."
 

@@ -35,7 +35,7 @@ class SharedGrammar:
             return self._start.deep_copy()
 
 
-# The references are weak, because an automaton may take 110 MB and nothing reports the end of a request here. vLLM
+# The references are weak, because an automaton may take 130 MB and nothing reports the end of a request here. vLLM
 # drops the grammar of an answer with the answer. The last answer frees the compiled grammar.
 _shared_grammars: WeakValueDictionary[str, SharedGrammar] = WeakValueDictionary()
 _lock = Lock()

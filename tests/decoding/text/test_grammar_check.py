@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import time
@@ -10,9 +11,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llguidance import LLTokenizer
 
 from decoding.text.grammar import CHECK_PROGRAM, build_grammar
-from decoding.text.grammar_check import TOO_LARGE, GrammarCheckResult
+from decoding.text.grammar_check import (
+    STATE_BYTES,
+    TOO_LARGE,
+    GrammarCheckResult,
+    compile_grammar,
+    estimate_states,
+)
 from tests.hostile_schemas import intersect_patterns
 
 SMALL = build_grammar({"type": "object"}).text
@@ -46,7 +54,7 @@ def program(request: pytest.FixtureRequest) -> Iterator[Program]:
 def test_check_has_the_reason_and_the_memory(program: Program) -> None:
     small, large = program.check(SMALL), program.check(LARGE)
     assert (small["reason"], small["timed_out"], large["reason"], large["timed_out"]) == ("", False, "", False)
-    assert small["num_bytes"] < 2_000_000 < large["num_bytes"] < 20_000_000
+    assert small["num_bytes"] < 4_000_000 < large["num_bytes"] < 20_000_000
     refused = program.check(json.dumps({"type": "wizard"}))
     assert (refused["reason"], refused["timed_out"]) == ("Invalid type: wizard", False)
 
@@ -81,3 +89,42 @@ def test_program_imports_nothing_large() -> None:
     script = f"import runpy, sys; runpy.run_path({str(CHECK_PROGRAM)!r}); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
+
+
+def build_string(**keywords: object) -> str:
+    return json.dumps({"type": "object", "properties": {"a": {"type": "string", **keywords}}, "required": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        ('{"type": "object"}', 1000, 1100),
+        (build_string(format="email"), 1000, 1100),
+        (build_string(pattern="^[0-9]{4}-[0-9]{2}$"), 1000, 2000),
+        (build_string(pattern="^[^b]*a[^b]{60}$"), 1000, 2000),
+        (build_string(pattern="^(.{1,100}){1,100}$"), 100_000, 100_000),
+        (build_string(minLength=150, maxLength=200), 1778, 4000),
+        (build_string(maxLength=10_000), 94_000, 100_000),
+        (json.dumps({"type": "integer", "multipleOf": 9973}), 6977, 25_000),
+        (json.dumps({"enum": [f"value {number}" for number in range(1000)]}), 5000, 20_000),
+        (json.dumps({"type": "number", "multipleOf": 0.01}), 1000, 1100),
+        (json.dumps({"patternProperties": {"^.{10000}$": {}}}), 94_000, 100_000),
+    ],
+)
+def test_states_of_a_grammar_are_estimated(text: str, least: int, most: int) -> None:
+    """A schema has the states that its answers need. Those of a costly pattern would fill the memory."""
+    assert least <= estimate_states(text) <= most
+
+
+def test_answer_takes_no_more_states_than_were_counted(program: Program) -> None:
+    """The pattern has 2 ** 60 states. The memory for 100,000 of them, eight times, was beyond all bounds."""
+    text = build_string(pattern="^[^b]*a[^b]{60}$")
+    matcher, letters, steps = compile_grammar(LLTokenizer("byte"), text), random.Random(0), 0
+    assert matcher.consume_tokens(list(b'{"a": "'))
+    while not matcher.is_error():
+        matcher.consume_token(ord(letters.choice("acd")))
+        matcher.compute_bitmask()
+        steps += 1
+        assert steps < estimate_states(text)
+    assert "too many states" in matcher.get_error()
+    assert program.check(text)["num_bytes"] >= STATE_BYTES * estimate_states(text)
