@@ -93,7 +93,7 @@ def parse_body(body: dict[str, Any]) -> ParsedRequest:
     """Validate a body and build its formatter, or raise BadRequest for the first error."""
     chat = parse_chat_request(body)
     logprobs = LogprobFormatter(chat.wants_logprobs, grounding=chat.wants_grounding, trace=chat.wants_trace)
-    formatter = ChatCompletionFormatter(chat.model, logprobs, chat.wants_stream_usage)
+    formatter = ChatCompletionFormatter(chat.model, logprobs, chat.wants_stream_usage, chat.wants_continuous_usage)
     return ParsedRequest(chat.normalize(), formatter, bool(chat.stream))
 
 
@@ -104,6 +104,7 @@ class ChatCompletionFormatter:
     model: str
     logprobs: LogprobFormatter
     include_usage: bool
+    continuous_usage: bool
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time()))
 
@@ -135,7 +136,7 @@ class ChatCompletionFormatter:
     async def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
         async for chunk in self._stream_chunks(generation):
             if self.include_usage:
-                chunk.usage = None  # null on every chunk but the last
+                chunk.usage = to_completion_usage(generation.usage_so_far) if self.continuous_usage else None
             elif generation.is_finished and chunk.choices[0].finish_reason:
                 chunk.onlyseen = generation.receipt
             yield build_event(dump_json(chunk))

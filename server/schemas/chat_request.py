@@ -9,20 +9,21 @@ from pydantic import Field, Tag, model_validator
 
 from decoding.errors import BadRequest
 from server.media.image_ref import ImageRef
-from server.schemas.base import (
-    MAX_MESSAGES,
-    MAX_PARTS,
-    MAX_TOKEN_BOUND,
+from server.schemas.base import MAX_MESSAGES, MAX_PARTS, MAX_TOKEN_BOUND, STRING_OR_ARRAY, StrictModel, validate
+from server.schemas.field_policy import (
+    IGNORED,
     NO_AUDIO,
     NO_LOGIT_BIAS,
     NO_PLATFORM,
     NO_REASONING,
-    NO_STORE,
     NO_TOOLS,
-    STRING_OR_ARRAY,
-    StrictModel,
+    VLLM_UNSUPPORTED,
+    Ignored,
+    IgnoredObject,
+    PlatformFields,
+    ShortText,
+    list_ignored,
     reject_unsupported,
-    validate,
 )
 from server.schemas.normalized_request import (
     Decoding,
@@ -34,22 +35,17 @@ from server.schemas.normalized_request import (
 )
 
 UNSUPPORTED: Mapping[str, str] = {
+    **VLLM_UNSUPPORTED,
     "audio": NO_AUDIO,
+    "echo": "only /v1/completions repeats the prompt",
     "function_call": NO_TOOLS,
     "functions": NO_TOOLS,
     "logit_bias": NO_LOGIT_BIAS,
-    "metadata": NO_STORE,
     "modalities": NO_AUDIO,
     "moderation": NO_PLATFORM,
     "parallel_tool_calls": NO_TOOLS,
-    "prediction": NO_PLATFORM,
-    "prompt_cache_key": NO_PLATFORM,
-    "prompt_cache_options": NO_PLATFORM,
-    "prompt_cache_retention": NO_PLATFORM,
+    "prompt_logprobs": "only generated tokens have log-probabilities",
     "reasoning_effort": NO_REASONING,
-    "safety_identifier": NO_PLATFORM,
-    "service_tier": NO_PLATFORM,
-    "store": NO_STORE,
     "tool_choice": NO_TOOLS,
     "tools": NO_TOOLS,
     "verbosity": "state the length of the answer in the prompt",
@@ -62,6 +58,8 @@ class TextPart(StrictModel):
 
     type: Literal["text"]
     text: str
+    cache_control: Annotated[IgnoredObject | None, IGNORED] = Ignored
+    prompt_cache_breakpoint: Annotated[IgnoredObject | None, IGNORED] = Ignored
 
 
 class ImageUrl(StrictModel):
@@ -81,6 +79,9 @@ class ImagePart(StrictModel):
 
     type: Literal["image_url"]
     image_url: ImageUrl
+    cache_control: Annotated[IgnoredObject | None, IGNORED] = Ignored
+    prompt_cache_breakpoint: Annotated[IgnoredObject | None, IGNORED] = Ignored
+    uuid: Annotated[ShortText | None, IGNORED] = Ignored
 
 
 TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
@@ -95,6 +96,7 @@ class SystemMessage(StrictModel):
 
     role: Literal["system", "developer"]
     content: TextContent
+    name: Annotated[ShortText | None, IGNORED] = Ignored
 
 
 class UserMessage(StrictModel):
@@ -102,6 +104,7 @@ class UserMessage(StrictModel):
 
     role: Literal["user"]
     content: ChatContent
+    name: Annotated[ShortText | None, IGNORED] = Ignored
 
 
 class AssistantMessage(StrictModel):
@@ -109,6 +112,7 @@ class AssistantMessage(StrictModel):
 
     role: Literal["assistant"]
     content: TextContent
+    name: Annotated[ShortText | None, IGNORED] = Ignored
     refusal: None = None
     annotations: None = None
     audio: None = None
@@ -120,10 +124,11 @@ ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(di
 ChatMessages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
-class ChatCompletionRequest(SamplingFields):
+class ChatCompletionRequest(SamplingFields, PlatformFields):
     """OpenAI's chat completion request, with vLLM's extra sampling fields and `decoding`."""
 
     messages: ChatMessages = Field(description="The last message is the user's.")
+    prediction: Annotated[dict[str, Any] | None, IGNORED] = Field(default=None, max_length=2, description="Ignored.")
     max_completion_tokens: int | None = Field(
         default=None, ge=1, le=MAX_TOKEN_BOUND, description="Default: the rest of the context."
     )
@@ -173,6 +178,7 @@ class ChatCompletionRequest(SamplingFields):
             max_tokens_param="max_tokens" if self.max_tokens else "max_completion_tokens",
             choices=self.n or 1,
             user=self.user,
+            ignored=list_ignored(self),
         )
 
 

@@ -16,6 +16,7 @@ from decoding.prompt import Role
 from decoding.sampling_params import SamplingParams
 from server.media.image_ref import ImageRef
 from server.schemas.base import MAX_TOKEN_BOUND, STRING_OR_ARRAY, StrictModel
+from server.schemas.field_policy import IGNORED, EngineFields, Ignored
 
 DEFAULT_SAMPLING = SamplingParams(temperature=1.0)  # OpenAI's defaults; an engine's temperature 0 is greedy
 SEED_LIMIT = 1 << 63
@@ -124,9 +125,13 @@ class StreamOptions(StrictModel):
     """The options of a stream."""
 
     include_usage: bool | None = Field(default=None, description="Adds a last chunk with the usage and no choices.")
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="With include_usage: every chunk has the usage so far."
+    )
+    include_obfuscation: Annotated[bool | None, IGNORED] = Ignored
 
 
-class SamplingFields(StrictModel):
+class SamplingFields(EngineFields):
     """The fields that chat completions and completions share: OpenAI's, and vLLM's extra sampling fields.
 
     A field that is null or absent has its default.
@@ -189,6 +194,15 @@ class SamplingFields(StrictModel):
         """Whether a stream ends with the usage. A full response always has it."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def wants_continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return (
+            self.stream_options is not None
+            and self.wants_stream_usage
+            and bool(self.stream_options.continuous_usage_stats)
+        )
+
     def to_sampling_params(self, max_new_tokens: int | None, top_logprobs: int | None) -> SamplingParams:
         return build_sampling_params(
             {name: getattr(self, name) for name in SHARED_SAMPLING_FIELDS},
@@ -230,12 +244,19 @@ class NormalizedRequest:
     max_tokens_param: str = "max_completion_tokens"
     choices: int = 1  # of each prompt
     user: str | None = None
+    ignored: Mapping[str, str] = field(default_factory=dict)  # field without effect -> path of its first occurrence
     cache_salt: str | None = None  # set by the server: no cache is shared with requests of another salt
 
     def count_characters(self) -> int:
         """Count the characters of the conversation, or of the longest text."""
         conversation = sum(len(part) for message in self.messages for part in message.parts if isinstance(part, str))
         return max([conversation, *map(len, self.texts)])
+
+    def reject_ignored(self) -> None:
+        """Raise `BadRequest` for the first field without effect. A strict server calls this."""
+        for name, path in self.ignored.items():
+            message = f"'{name}' is not supported: it has no effect, and this server is strict."
+            raise BadRequest(message, param=path, code="unsupported_parameter")
 
     def without_prompt(self) -> NormalizedRequest:
         """Return a copy without the conversation or the texts."""

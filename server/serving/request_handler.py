@@ -227,6 +227,8 @@ async def prepare_generation(
         BadRequest: The request has no image but requires grounding or a check.
     """
     settings, engine, decoding = service.settings, service.ready_engine, request.decoding
+    if settings.strict:
+        request.reject_ignored()
     stack = resolve_stack(request.model, decoding, service.model_name, settings.strategy)
     check = resolve_check(decoding, stack)
     grammar = await compile_response_format(request, service, admission.owner, resources)
@@ -260,6 +262,7 @@ async def prepare_generation(
         grounding=bool(decoding.grounding),
         check=check,
         trace=bool(decoding.trace),
+        ignored=tuple(request.ignored),
         metrics=service.metrics.track_request(strategy),
         resources=resources,
         max_rows=settings.resolved_max_rows,
