@@ -36,11 +36,17 @@ Metadata = Annotated[
 
 
 def get_json_type(value: Any) -> str | None:
-    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else None
+    """Return the tag of a value in a union of a string with an array or an object."""
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, list) else "object" if isinstance(value, dict | BaseModel) else None
 
 
 STRING_OR_ARRAY = Discriminator(
     get_json_type, custom_error_type="string_or_array", custom_error_message="Input should be a string or an array"
+)
+STRING_OR_OBJECT = Discriminator(
+    get_json_type, custom_error_type="string_or_object", custom_error_message="Input should be a string or an object"
 )
 
 
@@ -174,7 +180,7 @@ def format_error_path(error: ErrorDetails, data: Any) -> str:
     fields: list[str | int] = []
     union_member: Any = None  # the object whose tag the loop has passed
     for count, step in enumerate(steps[:-1] if field_is_absent else steps, 1):
-        if is_union_tag(data, step) and data is not union_member and count < len(steps):
+        if count < len(steps) and data is not union_member and is_union_tag(data, step, steps[count]):
             union_member = data
             continue
         with suppress(KeyError, IndexError, TypeError):
@@ -187,9 +193,11 @@ def format_error_path(error: ErrorDetails, data: Any) -> str:
     return join_path(fields)
 
 
-def is_union_tag(data: Any, step: str | int) -> bool:
+def is_union_tag(data: Any, step: str | int, next_step: str | int) -> bool:
     """Return whether `step` is the tag that selects a union's member; another field can have that name too."""
-    return isinstance(data, dict) and step in (data.get("type"), data.get("role"))
+    if not isinstance(data, dict) or step not in (data.get("type"), data.get("role")):
+        return False
+    return step not in data or next_step in data
 
 
 def join_path(fields: Sequence[str | int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, model_validator
@@ -13,7 +14,6 @@ from server.schemas.base import MAX_MESSAGES, MAX_PARTS, MAX_TOKEN_BOUND, STRING
 from server.schemas.field_policy import (
     IGNORED,
     NO_AUDIO,
-    NO_LOGIT_BIAS,
     NO_PLATFORM,
     NO_REASONING,
     NO_TOOLS,
@@ -28,11 +28,14 @@ from server.schemas.field_policy import (
 from server.schemas.normalized_request import (
     Decoding,
     NormalizedRequest,
+    OutputFormat,
     ResponseFormat,
     SamplingFields,
     TextFormat,
     UnloadedMessage,
+    to_output_format,
 )
+from server.schemas.tool_calls import ForcedCall, ToolChoice, Tools, resolve_forced_call
 
 UNSUPPORTED: Mapping[str, str] = {
     **VLLM_UNSUPPORTED,
@@ -40,14 +43,10 @@ UNSUPPORTED: Mapping[str, str] = {
     "echo": "only /v1/completions repeats the prompt",
     "function_call": NO_TOOLS,
     "functions": NO_TOOLS,
-    "logit_bias": NO_LOGIT_BIAS,
     "modalities": NO_AUDIO,
     "moderation": NO_PLATFORM,
-    "parallel_tool_calls": NO_TOOLS,
     "prompt_logprobs": "only generated tokens have log-probabilities",
     "reasoning_effort": NO_REASONING,
-    "tool_choice": NO_TOOLS,
-    "tools": NO_TOOLS,
     "verbosity": "state the length of the answer in the prompt",
     "web_search_options": NO_TOOLS,
 }
@@ -108,16 +107,16 @@ class UserMessage(StrictModel):
 
 
 class AssistantMessage(StrictModel):
-    """An earlier answer. The null fields allow a client to send a response's message back unchanged."""
+    """An earlier answer. The empty fields allow a client to send a response's message back unchanged."""
 
     role: Literal["assistant"]
     content: TextContent
     name: Annotated[ShortText | None, IGNORED] = Ignored
     refusal: None = None
-    annotations: None = None
+    annotations: Annotated[list[None], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
 
 
 ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -136,6 +135,13 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
         default=None, ge=1, le=MAX_TOKEN_BOUND, description="The older name of max_completion_tokens."
     )
     response_format: ResponseFormat | None = Field(default=None, description="Default: free text.")
+    tools: Tools | None = Field(default=None, description="The prompt does not have them.")
+    tool_choice: ToolChoice | None = Field(
+        default=None,
+        description="A function or `required`: the answer is one call. `none`: it is text. With tools, the default "
+        "`auto` is refused, because the served models do not decide whether to call a tool.",
+    )
+    parallel_tool_calls: bool | None = Field(default=None, description="Without effect: an answer is at most one call.")
     logprobs: bool | None = Field(default=None, description="Default: whether decoding.grounding or trace is true.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Needs logprobs.")
 
@@ -145,8 +151,14 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
             raise BadRequest("The last message must be the user's.", param="messages")
         if self.max_tokens and self.max_tokens != self.max_new_tokens:
             raise BadRequest("max_tokens and max_completion_tokens differ.", param="max_tokens")
-        if self.is_structured and (self.min_tokens or self.ignore_eos):
-            raise BadRequest("An answer with a format ends when it is complete.", param="response_format")
+        if self.forced_call is not None:
+            if self.is_structured:
+                raise BadRequest("A tool call has the format of its arguments.", param="response_format")
+            if self.wants_check:
+                raise BadRequest("A tool call has no claims to check.", param="decoding.check")
+        if (self.is_structured or self.forced_call) and (self.min_tokens or self.ignore_eos or self.stop_token_ids):
+            param = "tools" if self.forced_call else "response_format"
+            raise BadRequest("An answer with a format ends when it is complete.", param=param)
         if self.top_logprobs is not None and not self.wants_logprobs:
             raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
         if self.logprobs is False and (self.wants_grounding or self.wants_trace):
@@ -158,6 +170,11 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
     @property
     def max_new_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @cached_property
+    def forced_call(self) -> ForcedCall | None:
+        """The call that the answer must be; None if it is text."""
+        return resolve_forced_call(self.tools or (), self.tool_choice)
 
     @property
     def is_structured(self) -> bool:
@@ -174,17 +191,38 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
             self.to_sampling_params(self.max_new_tokens, (self.top_logprobs or 0) if self.wants_logprobs else None),
             messages=to_unloaded_messages(self.messages),
             decoding=self.decoding or Decoding(),
-            response_format=self.response_format,
+            output_format=self._to_output_format(),
             max_tokens_param="max_tokens" if self.max_tokens else "max_completion_tokens",
             choices=self.n or 1,
             user=self.user,
-            ignored=list_ignored(self),
+            ignored={**list_ignored(self), **({"tools": "tools"} if self.tools and not self.forced_call else {})},
         )
+
+    def _to_output_format(self) -> OutputFormat | None:
+        if self.forced_call is not None:
+            return OutputFormat(self.forced_call.build_schema(), "tools", "tools")
+        return to_output_format(self.response_format, "response_format", "response_format.json_schema.schema")
 
 
 def parse_chat_request(body: Mapping[str, Any]) -> ChatCompletionRequest:
     """Validate a parsed body, or raise BadRequest for its first error."""
+    reject_tool_history(body.get("messages"))
     return validate(ChatCompletionRequest, reject_unsupported(body, UNSUPPORTED))
+
+
+def reject_tool_history(messages: Any) -> None:
+    """Raise `BadRequest` for the first message with a tool call or with the result of one."""
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        if not isinstance(message, dict):
+            continue
+        if message.get("role") in ("tool", "function"):
+            param, subject = f"messages[{index}].role", "Results of tools are"
+        elif message.get("tool_calls") or message.get("function_call"):
+            field = "tool_calls" if message.get("tool_calls") else "function_call"
+            param, subject = f"messages[{index}].{field}", "Earlier tool calls are"
+        else:
+            continue
+        raise BadRequest(f"{subject} not supported: {NO_TOOLS}.", param=param, code="unsupported_parameter")
 
 
 def to_unloaded_messages(messages: list[ChatMessage]) -> tuple[UnloadedMessage, ...]:

@@ -10,7 +10,6 @@ from pydantic import Field, Tag, model_validator
 from decoding.errors import BadRequest
 from server.schemas.base import MAX_TOKEN_BOUND, STRING_OR_ARRAY, validate
 from server.schemas.field_policy import (
-    NO_LOGIT_BIAS,
     VLLM_UNSUPPORTED,
     PlatformFields,
     list_ignored,
@@ -22,7 +21,6 @@ UNSUPPORTED: Mapping[str, str] = {
     **VLLM_UNSUPPORTED,
     "best_of": "send n and choose by logprobs",
     "echo": "the response does not repeat the prompt",
-    "logit_bias": NO_LOGIT_BIAS,
     "prompt_logprobs": "only generated tokens have log-probabilities",
     "suffix": "the served models only continue a text",
 }

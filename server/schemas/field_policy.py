@@ -23,7 +23,6 @@ NO_TOOLS = "the served models do not call tools"
 NO_AUDIO = "answers are text"
 NO_STORE = "the server stores no responses"
 NO_PLATFORM = "the field belongs to OpenAI's platform"
-NO_LOGIT_BIAS = "token ids differ between models"
 NO_REASONING = "the served models do not reason before they answer"
 NO_TEMPLATE = "the operator of the server chooses the chat template"
 NO_PROCESSOR = "the operator of the server chooses the image processor"
@@ -70,7 +69,6 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),
     "functions": ([],),
     "include_stop_str_in_output": (False,),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "reasoning_effort": ("none",),

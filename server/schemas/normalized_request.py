@@ -33,6 +33,11 @@ SHARED_SAMPLING_FIELDS = (
     "ignore_eos",
 )
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+MAX_BIASED_TOKENS = 300
+MAX_STOP_TOKENS = 128
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_BOUND)]
+TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]  # JSON has no numbers as names of members
+Bias = Annotated[float, Field(ge=-100, le=100)]
 StopStrings = Annotated[list[StopString], Field(max_length=4, fail_fast=True)]
 
 
@@ -121,6 +126,30 @@ class JsonSchemaFormat(StrictModel):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """The format that an answer must have.
+
+    Attributes:
+        value: JSON Schema of the answer.
+        param: Field of the request that has the format.
+        value_param: The part of that field that has the value.
+    """
+
+    value: Mapping[str, Any]
+    param: str
+    value_param: str
+
+
+def to_output_format(response_format: ResponseFormat | None, param: str, value_param: str) -> OutputFormat | None:
+    """Return the format of the answer; None for free text."""
+    if response_format is None or isinstance(response_format, TextFormat):
+        return None
+    if isinstance(response_format, JsonObjectFormat):
+        return OutputFormat({"type": "object"}, param, param)
+    return OutputFormat(response_format.json_schema.schema_, param, value_param)
+
+
 class StreamOptions(StrictModel):
     """The options of a stream."""
 
@@ -155,6 +184,14 @@ class SamplingFields(EngineFields):
     stop: (
         Annotated[Annotated[StopString, Tag("string")] | Annotated[StopStrings, Tag("array")], STRING_OR_ARRAY] | None
     ) = Field(default=None, description="Up to 4 strings. The answer ends before the first.")
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASED_TOKENS)] | None = Field(
+        default=None,
+        description="Token id -> number that is added to the score of the token, after the strategies and before the "
+        "penalties. A token that a strategy or a format excludes stays excluded.",
+    )
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS, fail_fast=True)] | None = Field(
+        default=None, description="Tokens that end the answer, also with ignore_eos. They are not part of the text."
+    )
     ignore_eos: bool | None = Field(default=None, description="Default false. Generate up to max_tokens.")
     n: int | None = Field(default=None, ge=1, le=8, description="Default 1. Answers to the same prompt.")
     stream: bool | None = Field(
@@ -209,6 +246,8 @@ class SamplingFields(EngineFields):
             max_tokens=max_new_tokens,
             top_k=max(self.top_k or 0, 0),
             seed=None if self.seed is None else self.seed % SEED_LIMIT,
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items() if bias),
+            stop_token_ids=tuple(dict.fromkeys(self.stop_token_ids or ())),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             top_logprobs=top_logprobs,
         )
@@ -239,8 +278,7 @@ class NormalizedRequest:
     messages: tuple[UnloadedMessage, ...] = ()
     texts: tuple[str, ...] = ()
     decoding: Decoding = field(default_factory=Decoding)
-    response_format: ResponseFormat | None = None
-    response_format_param: str = "response_format"
+    output_format: OutputFormat | None = None
     max_tokens_param: str = "max_completion_tokens"
     choices: int = 1  # of each prompt
     user: str | None = None
@@ -277,8 +315,9 @@ class NormalizedRequest:
         names = {
             "messages": self.prompt_param,
             "max_completion_tokens": self.max_tokens_param,
-            "response_format": self.response_format_param,
         }
+        if self.output_format is not None:
+            names["response_format"] = self.output_format.param
         if self.decoding.strategy is None and ":" in self.model:
             names["decoding.strategy"] = "model"
         try:

@@ -42,6 +42,7 @@ from server.schemas.normalized_request import (
     TextFormat,
     UnloadedMessage,
     build_sampling_params,
+    to_output_format,
 )
 
 UNSUPPORTED: Mapping[str, str] = {
@@ -207,8 +208,7 @@ class ResponsesRequest(PlatformFields):
             ),
             messages=self._list_messages(),
             decoding=self.decoding or Decoding(),
-            response_format=self._nest_format(),
-            response_format_param="text.format",
+            output_format=to_output_format(self._nest_format(), "text.format", "text.format.schema"),
             max_tokens_param="max_output_tokens",
             user=self.user,
             ignored=self._list_ignored(),

@@ -421,7 +421,9 @@ def find_decoding_field(sampling: SamplingParams, grounding: bool) -> str | None
     is_set = {
         "response_format": sampling.grammar is not None,
         "decoding.grounding": grounding,
+        "logit_bias": bool(sampling.logit_bias),
         "stop": bool(sampling.stop),
+        "stop_token_ids": bool(sampling.stop_token_ids),
         "min_tokens": sampling.min_tokens > 1,
         "ignore_eos": sampling.ignore_eos,
         "repetition_penalty": sampling.repetition_penalty != 1,

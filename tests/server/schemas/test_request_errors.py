@@ -95,6 +95,17 @@ JSON = {"content-type": "application/json"}
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": False, "decoding": {"grounding": True}}, "logprobs"),
+        ({"logit_bias": {"7": 101}}, "logit_bias.7"),
+        ({"logit_bias": {"7": "a"}}, "logit_bias.7"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a"),
+        ({"logit_bias": {"07": 1}}, "logit_bias.07"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
+        ({"logit_bias": {str(token): 1 for token in range(301)}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": [1.0]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": [1] * 129}, "stop_token_ids"),
+        ({"stop_token_ids": [1], "response_format": {"type": "json_object"}}, "response_format"),
         ({"stop": [1, 2]}, "stop[0]"),
         ({"stop": list("abcde")}, "stop"),
         ({"stop": ""}, "stop"),
@@ -155,9 +166,9 @@ def test_accepted_integers_can_be_repeated() -> None:
 
 
 async def test_unsupported_field_is_named(server: FakeServer) -> None:
-    response = await server.chat(tools=[{"type": "function"}])
+    response = await server.chat(functions=[{"name": "a"}])
     error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"]) == (400, "tools", "unsupported_parameter")
+    assert (response.status_code, error["param"], error["code"]) == (400, "functions", "unsupported_parameter")
 
 
 @pytest.mark.parametrize(
