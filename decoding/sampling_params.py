@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Grammar:
-    """A JSON Schema that constrains answers, as text with llguidance's options. `build_grammar` builds it.
+    """A constraint on answers: a JSON Schema as text with llguidance's options, a regular expression or a Lark grammar.
+
+    `build_grammar`, `build_regex_grammar` and `build_lark_grammar` build it.
 
     Requests that hold the same object share its compiled form. Equal grammars of two clients do not, because the time
     of a request would reveal that the other one has used the schema.

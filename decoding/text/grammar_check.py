@@ -30,6 +30,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 LIMITS = LLParserLimits(max_grammar_size=60_000, max_lexer_states=100_000)
 TOO_LARGE = "it is too large"
 MAX_REASON = 1_000  # characters; llguidance appends parts of the grammar
+# How the text of a grammar begins that is no JSON schema.
+REGEX, LARK = "regex:", "lark:"
 STATUS = Path("/proc/self/status")
 
 
@@ -59,7 +61,19 @@ def compile_grammar(tokenizer: LLTokenizer, text: str) -> LLMatcher:
     Returns:
         The `LLMatcher` at the start of an answer.
     """
-    return LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(text), log_level=0, limits=LIMITS)
+    return LLMatcher(tokenizer, convert_grammar(text), log_level=0, limits=LIMITS)
+
+
+def convert_grammar(text: str) -> str:
+    """Return llguidance's form of a grammar."""
+    converted: str
+    if text.startswith(REGEX):
+        converted = LLMatcher.grammar_from_regex(text.removeprefix(REGEX))
+    elif text.startswith(LARK):
+        converted = LLMatcher.grammar_from_lark(text.removeprefix(LARK))
+    else:
+        converted = LLMatcher.grammar_from_json_schema(text)
+    return converted
 
 
 def find_compile_error(text: str) -> str:

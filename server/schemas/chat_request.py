@@ -152,10 +152,13 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
         if self.max_tokens and self.max_tokens != self.max_new_tokens:
             raise BadRequest("max_tokens and max_completion_tokens differ.", param="max_tokens")
         if self.forced_call is not None:
-            if self.is_structured:
-                raise BadRequest("A tool call has the format of its arguments.", param="response_format")
+            if self.is_structured or self.structured_outputs is not None:
+                field = "response_format" if self.is_structured else "structured_outputs"
+                raise BadRequest("A tool call has the format of its arguments.", param=field)
             if self.wants_check:
                 raise BadRequest("A tool call has no claims to check.", param="decoding.check")
+        if self.is_structured and self.structured_outputs is not None:
+            raise BadRequest("Send either response_format or structured_outputs.", param="structured_outputs")
         if (self.is_structured or self.forced_call) and (self.min_tokens or self.ignore_eos or self.stop_token_ids):
             param = "tools" if self.forced_call else "response_format"
             raise BadRequest("An answer with a format ends when it is complete.", param=param)
@@ -201,6 +204,8 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
     def _to_output_format(self) -> OutputFormat | None:
         if self.forced_call is not None:
             return OutputFormat(self.forced_call.build_schema(), "tools", "tools")
+        if self.structured_outputs is not None:
+            return self.structured_outputs.to_output_format()
         return to_output_format(self.response_format, "response_format", "response_format.json_schema.schema")
 
 

@@ -68,6 +68,7 @@ class CompletionRequest(SamplingFields, PlatformFields):
             max_tokens_param="max_tokens",
             choices=self.n or 1,
             user=self.user,
+            output_format=self.structured_outputs.to_output_format() if self.structured_outputs else None,
             ignored=list_ignored(self),
         )
 

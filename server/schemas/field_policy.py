@@ -41,6 +41,10 @@ VLLM_UNSUPPORTED: Mapping[str, str] = {
     "chat_template_kwargs": NO_TEMPLATE,
     "documents": NO_TEMPLATE,
     "ec_transfer_params": NO_TRANSFER,
+    **dict.fromkeys(
+        ("guided_choice", "guided_grammar", "guided_json", "guided_regex"),
+        "vLLM has replaced it by structured_outputs",
+    ),
     "include_stop_str_in_output": "answers end before the stop string",
     "kv_transfer_params": NO_TRANSFER,
     "logprob_token_ids": "log-probabilities are those of the likeliest tokens",

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, GetJsonSchemaHandler, Tag
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from decoding.errors import BadRequest, OnlySeenError
 from decoding.prompt import Role
-from decoding.sampling_params import SamplingParams
+from decoding.sampling_params import Grammar, SamplingParams
+from decoding.text.grammar import build_choice_grammar, build_lark_grammar, build_regex_grammar
 from server.media.image_ref import ImageRef
 from server.schemas.base import MAX_TOKEN_BOUND, STRING_OR_ARRAY, StrictModel
 from server.schemas.field_policy import IGNORED, EngineFields, Ignored
@@ -131,12 +132,12 @@ class OutputFormat:
     """The format that an answer must have.
 
     Attributes:
-        value: JSON Schema of the answer.
+        value: JSON Schema of the answer, or a grammar that is no schema.
         param: Field of the request that has the format.
         value_param: The part of that field that has the value.
     """
 
-    value: Mapping[str, Any]
+    value: Mapping[str, Any] | Grammar
     param: str
     value_param: str
 
@@ -148,6 +149,55 @@ def to_output_format(response_format: ResponseFormat | None, param: str, value_p
     if isinstance(response_format, JsonObjectFormat):
         return OutputFormat({"type": "object"}, param, param)
     return OutputFormat(response_format.json_schema.schema_, param, value_param)
+
+
+MAX_CHOICES = 1000
+Choices = Annotated[list[StopString], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+
+
+class StructuredOutputs(StrictModel):
+    """vLLM's constraints on the answer. Exactly one is set."""
+
+    json_: dict[str, Any] | None = Field(default=None, alias="json", description="A JSON Schema.")
+    json_object: Literal[True] | None = Field(default=None, description="Any JSON object.")
+    regex: str | None = Field(
+        default=None, min_length=1, max_length=64_000, description="The whole answer matches it. Rust's syntax."
+    )
+    choice: Choices | None = Field(default=None, description="The answer is one of these texts.")
+    grammar: str | None = Field(
+        default=None, min_length=1, max_length=64_000, description="A grammar in the Lark syntax of llguidance."
+    )
+    disable_any_whitespace: Annotated[bool | None, IGNORED] = Ignored
+
+    @model_validator(mode="after")
+    def _has_one_constraint(self) -> StructuredOutputs:
+        values = (self.json_, self.json_object, self.regex, self.choice, self.grammar)
+        if sum(value is not None for value in values) != 1:
+            message = "Send one of json, json_object, regex, choice and grammar."
+            raise BadRequest(message, param="structured_outputs")
+        return self
+
+    def to_output_format(self) -> OutputFormat:
+        """Return the format of the answer.
+
+        Returns:
+            The format. A grammar that is too long or not allowed raises `InvalidSchema`.
+        """
+        value: Mapping[str, Any] | Grammar
+        param = "structured_outputs"
+        if self.regex is not None:
+            path = f"{param}.regex"
+            value = build_regex_grammar(self.regex, path)
+        elif self.choice is not None:
+            path = f"{param}.choice"
+            value = build_choice_grammar(self.choice, path)
+        elif self.grammar is not None:
+            path = f"{param}.grammar"
+            value = build_lark_grammar(self.grammar, path)
+        else:
+            path = f"{param}.json"
+            value = {"type": "object"} if self.json_ is None else self.json_
+        return OutputFormat(value, param, path)
 
 
 class StreamOptions(StrictModel):
@@ -194,6 +244,7 @@ class SamplingFields(EngineFields):
     )
     ignore_eos: bool | None = Field(default=None, description="Default false. Generate up to max_tokens.")
     n: int | None = Field(default=None, ge=1, le=8, description="Default 1. Answers to the same prompt.")
+    structured_outputs: StructuredOutputs | None = Field(default=None, description="Default: free text.")
     stream: bool | None = Field(
         default=None, description="Default false. Server-sent events; `data: [DONE]` is the last."
     )
@@ -211,6 +262,8 @@ class SamplingFields(EngineFields):
         """
         if max_new_tokens and self.min_tokens and self.min_tokens > max_new_tokens:
             raise BadRequest("min_tokens is larger than max_tokens.", param="min_tokens")
+        if self.structured_outputs is not None and (self.min_tokens or self.ignore_eos or self.stop_token_ids):
+            raise BadRequest("An answer with a format ends when it is complete.", param="structured_outputs")
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options needs stream to be true.", param="stream_options")
 
