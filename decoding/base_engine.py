@@ -285,7 +285,7 @@ class BaseEngine(ABC):
         """Check a generation request before it is encoded.
 
         Raises:
-            BadRequest: The request refers to a branch or a state that does not exist.
+            BadRequest: The request refers to a branch, a state or a token that does not exist.
             Unsupported: The request needs more rows than the engine has.
         """
         rows = 1 + len(request.branches)
@@ -295,7 +295,17 @@ class BaseEngine(ABC):
             raise BadRequest(f"grounding_branch '{request.grounding_branch}' is not a branch of the request.")
         if not all(self._has_state(state) for state in request.states.values()):
             raise BadRequest("The request refers to a strategy state that was freed.")
+        self._check_token_ids(request.sampling)
         require_hooks(request.stack, self.capabilities, self.missing_reasons)
+
+    def _check_token_ids(self, sampling: SamplingParams) -> None:
+        """Raise `BadRequest` if a token of the sampling parameters is not in the model's vocabulary."""
+        biased = tuple(token for token, _ in sampling.logit_bias)
+        for param, token_ids in (("logit_bias", biased), ("stop_token_ids", sampling.stop_token_ids)):
+            for token in token_ids:
+                if not 0 <= token < self._grammars.vocab_size:
+                    message = f"{param}: the model has no token {token}, only 0 to {self._grammars.vocab_size - 1}."
+                    raise BadRequest(message, param=param)
 
     @abstractmethod
     def _check_length(self, request: GenerateRequest, answer_start: AnswerStart) -> None:

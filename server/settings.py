@@ -142,6 +142,12 @@ class Settings(BaseSettings):
         Literal["on", "open", "off"],
         Field(description="the page at /; open: the page itself needs no API key, and has a field for the key"),
     ] = "on"
+    strict: Annotated[
+        CliImplicitFlag[bool],
+        Field(
+            description="refuse fields of OpenAI's and vLLM's requests that have no effect, instead of ignoring them"
+        ),
+    ] = False
     max_body_mb: Annotated[int, Field(ge=1, description="maximum size of a request body, megabytes")] = 20
     max_buffered_mb: Annotated[
         int, Field(ge=1, description="maximum size of all request bodies in memory together, megabytes")

@@ -16,6 +16,9 @@ class SamplerState:
     """Random generator and token counts of one request.
 
     Attributes:
+        eos_token_ids: [n] tokens that end the answer.
+        bias_ids: [n] tokens whose scores have a bias.
+        biases: [n] their biases.
         num_tokens: Tokens of the answer so far.
         output_counts: [vocab] occurrences in the answer; None without penalties.
         prompt_mask: [vocab] true for tokens of the prompt; None without penalties.
@@ -23,7 +26,10 @@ class SamplerState:
 
     def __init__(self, params: SamplingParams, prompt_ids: Tensor, eos_token_ids: Tensor, vocab_size: int) -> None:
         self.params = params
-        self.eos_token_ids = eos_token_ids  # [n]
+        stop_token_ids = copy_numbers(params.stop_token_ids, torch.long, eos_token_ids.device)
+        self.eos_token_ids = torch.cat([eos_token_ids, stop_token_ids])  # [n]
+        self.bias_ids = copy_numbers([token for token, _ in params.logit_bias], torch.long, prompt_ids.device)
+        self.biases = copy_numbers([bias for _, bias in params.logit_bias], torch.float32, prompt_ids.device)
         self.generator = torch.Generator(device=prompt_ids.device)
         if params.seed is None:
             self.generator.seed()
@@ -50,10 +56,13 @@ class SamplerState:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the next token is the likeliest one, without penalties or forced tokens."""
+        """Whether the next token is the likeliest one, without bias, penalties or forced tokens."""
         params = self.params
         return (
-            params.temperature == 0 and self.output_counts is None and self.num_tokens >= len(params.forced_token_ids)
+            params.temperature == 0
+            and not params.logit_bias
+            and self.output_counts is None
+            and self.num_tokens >= len(params.forced_token_ids)
         )
 
 
@@ -69,6 +78,8 @@ def sample_token(scores: Tensor, state: SamplerState) -> Tensor:
     params = state.params
     if state.num_tokens < len(params.forced_token_ids):
         return copy_numbers([params.forced_token_ids[state.num_tokens]], torch.long, scores.device)[0]
+    if params.logit_bias:
+        scores = scores.index_add(-1, state.bias_ids, state.biases.to(scores.dtype))
     if state.output_counts is not None and state.prompt_mask is not None:
         scores = apply_penalties(scores, state.output_counts, state.prompt_mask, params)
     if params.temperature == 0:

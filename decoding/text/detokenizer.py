@@ -82,7 +82,8 @@ class OutputProcessor:
             The token with its text; the last one also with the finish reason and usage.
         """
         self._count_step(changed)
-        if token in self.eos_token_ids and not self.request.sampling.ignore_eos:
+        sampling = self.request.sampling
+        if token in sampling.stop_token_ids or (token in self.eos_token_ids and not sampling.ignore_eos):
             return Token(
                 token,
                 self.detokenizer.flush(),

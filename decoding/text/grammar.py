@@ -9,19 +9,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from decoding.errors import BadRequest
 from decoding.sampling_params import Grammar
+from decoding.text.grammar_check import LARK, REGEX
 from decoding.text.json_size import is_larger
+from decoding.text.regex_size import count_unrolled_atoms, multiply_counts
 
+# The check reads a grammar with bytes as tokens, and `find_excess` reads only the schemas of `build_grammar`.
+FORBIDDEN_IN_LARK = {
+    "<[": "would name a token of the model by its number",
+    "<|": "would name a special token of the model",
+    "&": "is not supported: intersections can be costly",
+    "~": "is not supported: write repetitions as {2,5}",
+    "%json": "is not supported: send the schema as json",
+}
 CHECK_PROGRAM = Path(__file__).with_name("grammar_check.py")
 
 TOO_COMPLICATED = "it is too complicated"
 MAX_CHARACTERS = 64_000
+MAX_ATOMS = 2000  # of a regular expression with its repetitions: one step with twice as many takes about 50 ms
 MAX_DEPTH = 32
 MAX_PROPERTIES = 1000  # in the whole schema: the time to compile grows with their square
 MAX_REPEATS = 10_000  # value of a keyword that counts: llguidance unrolls some repetitions
@@ -65,6 +76,57 @@ def build_grammar(schema: Mapping[str, Any], param: str | None = None) -> Gramma
     if len(text) > MAX_CHARACTERS:
         raise InvalidSchema(too_large, param)
     return Grammar(text)
+
+
+def build_regex_grammar(pattern: str, param: str | None = None) -> Grammar:
+    """Build `SamplingParams.grammar` for answers that match a regular expression of Rust's syntax.
+
+    Args:
+        pattern: The expression. It matches the whole answer.
+        param: Request field that an error names.
+
+    Returns:
+        The grammar, which is not compiled.
+
+    Raises:
+        InvalidSchema: The expression is too long, also once its repetitions are unrolled.
+    """
+    if len(pattern) > MAX_CHARACTERS:
+        raise InvalidSchema(f"it has more than {MAX_CHARACTERS} characters", param)
+    if count_unrolled_atoms(pattern) > MAX_ATOMS:
+        raise InvalidSchema(f"it has more than {MAX_ATOMS} characters and classes with their repetitions", param)
+    return Grammar(REGEX + pattern)
+
+
+def build_lark_grammar(text: str, param: str | None = None) -> Grammar:
+    """Build `SamplingParams.grammar` for answers that match a grammar of llguidance's Lark syntax.
+
+    Args:
+        text: The grammar.
+        param: Request field that an error names.
+
+    Returns:
+        The grammar, which is not compiled.
+
+    Raises:
+        InvalidSchema: The grammar is too long, names tokens of the model, or contains a JSON schema.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidSchema(f"it has more than {MAX_CHARACTERS} characters", param)
+    for forbidden, reason in FORBIDDEN_IN_LARK.items():
+        if forbidden in text:
+            raise InvalidSchema(f"'{forbidden}' {reason}", param)
+    if multiply_counts(text) > MAX_ATOMS:
+        raise InvalidSchema(f"the product of its repetitions is larger than {MAX_ATOMS}", param)
+    return Grammar(LARK + text)
+
+
+def build_choice_grammar(choices: Sequence[str], param: str | None = None) -> Grammar:
+    """Build `SamplingParams.grammar` for answers that are one of several texts."""
+    alternatives = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    if len(alternatives) > MAX_CHARACTERS:
+        raise InvalidSchema(f"it has more than {MAX_CHARACTERS} characters", param)
+    return Grammar(f"{LARK}start: {alternatives}")
 
 
 def find_excess(schema: Mapping[str, Any]) -> str | None:

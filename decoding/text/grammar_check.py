@@ -38,6 +38,8 @@ PATTERN_FACTOR = 4  # for a length together with a pattern or a format
 PATTERN_COUNTS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 TOO_LARGE = "it is too large"
 MAX_REASON = 1_000  # characters; llguidance appends parts of the grammar
+# How the text of a grammar begins that is no JSON schema.
+REGEX, LARK = "regex:", "lark:"
 STATUS = Path("/proc/self/status")
 
 
@@ -68,7 +70,19 @@ def compile_grammar(tokenizer: LLTokenizer, text: str) -> LLMatcher:
         The `LLMatcher` at the start of an answer.
     """
     limits = LLParserLimits(max_grammar_size=LIMITS.max_grammar_size, max_lexer_states=estimate_states(text))
-    return LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(text), log_level=0, limits=limits)
+    return LLMatcher(tokenizer, convert_grammar(text), log_level=0, limits=limits)
+
+
+def convert_grammar(text: str) -> str:
+    """Return llguidance's form of a grammar."""
+    converted: str
+    if text.startswith(REGEX):
+        converted = LLMatcher.grammar_from_regex(text.removeprefix(REGEX))
+    elif text.startswith(LARK):
+        converted = LLMatcher.grammar_from_lark(text.removeprefix(LARK))
+    else:
+        converted = LLMatcher.grammar_from_json_schema(text)
+    return converted
 
 
 def estimate_states(text: str) -> int:
@@ -82,6 +96,8 @@ def estimate_states(text: str) -> int:
     Returns:
         The states, at most those of `LIMITS`.
     """
+    if text.startswith((REGEX, LARK)):
+        return min(BASE_STATES + count_pattern_states(text), LIMITS.max_lexer_states)
     states, strings, stack = BASE_STATES, dict[str, int](), [json.loads(text)]
     while stack:
         value = stack.pop()

@@ -64,7 +64,12 @@ async def create_completion(request: Request, admission: AdmissionDep) -> Respon
 def parse_body(body: dict[str, Any]) -> ParsedRequest:
     """Validate a body and build its formatter, or raise BadRequest for the first error."""
     completion = parse_completion_request(body)
-    formatter = CompletionFormatter(completion.model, completion.logprobs is not None, completion.wants_stream_usage)
+    formatter = CompletionFormatter(
+        completion.model,
+        completion.logprobs is not None,
+        completion.wants_stream_usage,
+        completion.wants_continuous_usage,
+    )
     return ParsedRequest(completion.normalize(), formatter, bool(completion.stream))
 
 
@@ -75,6 +80,7 @@ class CompletionFormatter:
     model: str
     logprobs: bool
     include_usage: bool
+    continuous_usage: bool
     id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time()))
 
@@ -110,7 +116,7 @@ class CompletionFormatter:
             chunk = self._build_document(self._build_choice(choice, [token], offsets.get(choice, 0)))
             offsets[choice] = offsets.get(choice, 0) + len(token.text)
             if self.include_usage:
-                chunk.usage = None
+                chunk.usage = to_completion_usage(generation.usage_so_far) if self.continuous_usage else None
             elif generation.is_finished:
                 chunk.onlyseen = generation.receipt
             if token.text or token.finish or (self.logprobs and has_logprob(token)):

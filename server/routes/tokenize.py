@@ -15,6 +15,7 @@ from server.disconnect import run_until_disconnect
 from server.schemas.base import StrictModel, validate
 from server.schemas.chat_request import ChatMessages, to_unloaded_messages
 from server.schemas.completion_request import PromptText
+from server.schemas.field_policy import list_ignored
 from server.schemas.normalized_request import NormalizedRequest
 from server.schemas.response import dump_json
 from server.serving.admission import Admission, AdmissionDep
@@ -40,7 +41,11 @@ class TokenizeRequest(StrictModel):
         if self.prompt is not None:
             return NormalizedRequest(self.model, "prompt", SamplingParams(), texts=(self.prompt,))
         return NormalizedRequest(
-            self.model, "messages", SamplingParams(), messages=to_unloaded_messages(self.messages or [])
+            self.model,
+            "messages",
+            SamplingParams(),
+            messages=to_unloaded_messages(self.messages or []),
+            ignored=list_ignored(self),
         )
 
 
@@ -78,6 +83,8 @@ async def tokenize_request(normalized: NormalizedRequest, admission: Admission) 
         Unsupported: The engine has no tokenizer.
     """
     service, engine = admission.service, admission.service.ready_engine
+    if service.settings.strict:
+        normalized.reject_ignored()
     parse_model_suffix(normalized.model, service.model_name)
     if "tokenize" not in engine.capabilities:
         raise Unsupported("This engine has no tokenizer route.")

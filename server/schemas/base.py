@@ -22,34 +22,6 @@ STRING_SLICE = 262_144  # bytes of a long string that are decoded in one call
 # A piece of a JSON string that ends after a character: not within an escape, nor within a pair of surrogates.
 WHOLE_CHARACTERS = re.compile(rb"(?:[^\\]++|\\u[dD][89abAB]..\\u....|\\u(?![dD][89abAB])....|\\[^u])*+", re.DOTALL)
 
-# Why a field of OpenAI's is not supported.
-NO_TOOLS = "the served models do not call tools"
-NO_AUDIO = "answers are text"
-NO_STORE = "the server stores no responses"
-NO_PLATFORM = "the field belongs to OpenAI's platform"
-NO_LOGIT_BIAS = "token ids differ between models"
-NO_REASONING = "the served models do not reason before they answer"
-
-# Some clients always send these fields. These values request nothing, so the server accepts them.
-NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
-    "background": (False,),
-    "best_of": (1,),
-    "echo": (False,),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "metadata": ({},),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "reasoning_effort": ("none",),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "stream_options": ({}, {"include_obfuscation": False}),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "truncation": ("disabled",),
-    "verbosity": ("medium",),
-}
-
 
 class StrictModel(BaseModel):
     """A part of a request. It has no unknown fields, and its values are not converted."""
@@ -64,11 +36,17 @@ Metadata = Annotated[
 
 
 def get_json_type(value: Any) -> str | None:
-    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else None
+    """Return the tag of a value in a union of a string with an array or an object."""
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, list) else "object" if isinstance(value, dict | BaseModel) else None
 
 
 STRING_OR_ARRAY = Discriminator(
     get_json_type, custom_error_type="string_or_array", custom_error_message="Input should be a string or an array"
+)
+STRING_OR_OBJECT = Discriminator(
+    get_json_type, custom_error_type="string_or_object", custom_error_message="Input should be a string or an object"
 )
 
 
@@ -173,31 +151,6 @@ def insert_texts(data: Any, name: str, texts: Mapping[str, str]) -> None:
                 containers.append(value)
 
 
-def reject_unsupported(data: Mapping[str, Any], unsupported: Mapping[str, str]) -> dict[str, Any]:
-    """Remove the fields that the server does not support, after a check that they request nothing.
-
-    Args:
-        data: The parsed body.
-        unsupported: Each unsupported field of the route, with the reason.
-
-    Returns:
-        The fields for the request model.
-
-    Raises:
-        BadRequest: An unsupported field has a value that is not neutral.
-    """
-    for name, reason in unsupported.items():
-        value = data.get(name)
-        if value is not None and not any(is_same(neutral, value) for neutral in NEUTRAL_VALUES.get(name, ())):
-            raise BadRequest(f"'{name}' is not supported: {reason}.", param=name, code="unsupported_parameter")
-    return {name: value for name, value in data.items() if name not in unsupported}
-
-
-def is_same(neutral: Any, value: Any) -> bool:
-    """Compare without Python's equality of False and 0, and of True and 1."""
-    return type(neutral) is type(value) and bool(neutral == value)
-
-
 def validate(model: type[Model], data: Any) -> Model:
     """Validate parsed JSON against a request model.
 
@@ -227,7 +180,7 @@ def format_error_path(error: ErrorDetails, data: Any) -> str:
     fields: list[str | int] = []
     union_member: Any = None  # the object whose tag the loop has passed
     for count, step in enumerate(steps[:-1] if field_is_absent else steps, 1):
-        if is_union_tag(data, step) and data is not union_member and count < len(steps):
+        if count < len(steps) and data is not union_member and is_union_tag(data, step, steps[count]):
             union_member = data
             continue
         with suppress(KeyError, IndexError, TypeError):
@@ -240,9 +193,11 @@ def format_error_path(error: ErrorDetails, data: Any) -> str:
     return join_path(fields)
 
 
-def is_union_tag(data: Any, step: str | int) -> bool:
+def is_union_tag(data: Any, step: str | int, next_step: str | int) -> bool:
     """Return whether `step` is the tag that selects a union's member; another field can have that name too."""
-    return isinstance(data, dict) and step in (data.get("type"), data.get("role"))
+    if not isinstance(data, dict) or step not in (data.get("type"), data.get("role")):
+        return False
+    return step not in data or next_step in data
 
 
 def join_path(fields: Sequence[str | int]) -> str:

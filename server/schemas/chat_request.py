@@ -3,55 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, model_validator
 
 from decoding.errors import BadRequest
 from server.media.image_ref import ImageRef
-from server.schemas.base import (
-    MAX_MESSAGES,
-    MAX_PARTS,
-    MAX_TOKEN_BOUND,
+from server.schemas.base import MAX_MESSAGES, MAX_PARTS, MAX_TOKEN_BOUND, STRING_OR_ARRAY, StrictModel, validate
+from server.schemas.field_policy import (
+    IGNORED,
     NO_AUDIO,
-    NO_LOGIT_BIAS,
     NO_PLATFORM,
     NO_REASONING,
-    NO_STORE,
     NO_TOOLS,
-    STRING_OR_ARRAY,
-    StrictModel,
+    VLLM_UNSUPPORTED,
+    Ignored,
+    IgnoredObject,
+    PlatformFields,
+    ShortText,
+    list_ignored,
     reject_unsupported,
-    validate,
 )
 from server.schemas.normalized_request import (
     Decoding,
     NormalizedRequest,
+    OutputFormat,
     ResponseFormat,
     SamplingFields,
     TextFormat,
     UnloadedMessage,
+    to_output_format,
 )
+from server.schemas.tool_calls import ForcedCall, ToolChoice, Tools, resolve_forced_call
 
 UNSUPPORTED: Mapping[str, str] = {
+    **VLLM_UNSUPPORTED,
     "audio": NO_AUDIO,
+    "echo": "only /v1/completions repeats the prompt",
     "function_call": NO_TOOLS,
     "functions": NO_TOOLS,
-    "logit_bias": NO_LOGIT_BIAS,
-    "metadata": NO_STORE,
     "modalities": NO_AUDIO,
     "moderation": NO_PLATFORM,
-    "parallel_tool_calls": NO_TOOLS,
-    "prediction": NO_PLATFORM,
-    "prompt_cache_key": NO_PLATFORM,
-    "prompt_cache_options": NO_PLATFORM,
-    "prompt_cache_retention": NO_PLATFORM,
+    "prompt_logprobs": "only generated tokens have log-probabilities",
     "reasoning_effort": NO_REASONING,
-    "safety_identifier": NO_PLATFORM,
-    "service_tier": NO_PLATFORM,
-    "store": NO_STORE,
-    "tool_choice": NO_TOOLS,
-    "tools": NO_TOOLS,
     "verbosity": "state the length of the answer in the prompt",
     "web_search_options": NO_TOOLS,
 }
@@ -62,6 +57,8 @@ class TextPart(StrictModel):
 
     type: Literal["text"]
     text: str
+    cache_control: Annotated[IgnoredObject | None, IGNORED] = Ignored
+    prompt_cache_breakpoint: Annotated[IgnoredObject | None, IGNORED] = Ignored
 
 
 class ImageUrl(StrictModel):
@@ -81,6 +78,9 @@ class ImagePart(StrictModel):
 
     type: Literal["image_url"]
     image_url: ImageUrl
+    cache_control: Annotated[IgnoredObject | None, IGNORED] = Ignored
+    prompt_cache_breakpoint: Annotated[IgnoredObject | None, IGNORED] = Ignored
+    uuid: Annotated[ShortText | None, IGNORED] = Ignored
 
 
 TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
@@ -95,6 +95,7 @@ class SystemMessage(StrictModel):
 
     role: Literal["system", "developer"]
     content: TextContent
+    name: Annotated[ShortText | None, IGNORED] = Ignored
 
 
 class UserMessage(StrictModel):
@@ -102,28 +103,31 @@ class UserMessage(StrictModel):
 
     role: Literal["user"]
     content: ChatContent
+    name: Annotated[ShortText | None, IGNORED] = Ignored
 
 
 class AssistantMessage(StrictModel):
-    """An earlier answer. The null fields allow a client to send a response's message back unchanged."""
+    """An earlier answer. The empty fields allow a client to send a response's message back unchanged."""
 
     role: Literal["assistant"]
     content: TextContent
+    name: Annotated[ShortText | None, IGNORED] = Ignored
     refusal: None = None
-    annotations: None = None
+    annotations: Annotated[list[None], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
 
 
 ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
 ChatMessages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
-class ChatCompletionRequest(SamplingFields):
+class ChatCompletionRequest(SamplingFields, PlatformFields):
     """OpenAI's chat completion request, with vLLM's extra sampling fields and `decoding`."""
 
     messages: ChatMessages = Field(description="The last message is the user's.")
+    prediction: Annotated[dict[str, Any] | None, IGNORED] = Field(default=None, max_length=2, description="Ignored.")
     max_completion_tokens: int | None = Field(
         default=None, ge=1, le=MAX_TOKEN_BOUND, description="Default: the rest of the context."
     )
@@ -131,6 +135,13 @@ class ChatCompletionRequest(SamplingFields):
         default=None, ge=1, le=MAX_TOKEN_BOUND, description="The older name of max_completion_tokens."
     )
     response_format: ResponseFormat | None = Field(default=None, description="Default: free text.")
+    tools: Tools | None = Field(default=None, description="The prompt does not have them.")
+    tool_choice: ToolChoice | None = Field(
+        default=None,
+        description="A function or `required`: the answer is one call. `none`: it is text. With tools, the default "
+        "`auto` is refused, because the served models do not decide whether to call a tool.",
+    )
+    parallel_tool_calls: bool | None = Field(default=None, description="Without effect: an answer is at most one call.")
     logprobs: bool | None = Field(default=None, description="Default: whether decoding.grounding or trace is true.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Needs logprobs.")
 
@@ -140,8 +151,17 @@ class ChatCompletionRequest(SamplingFields):
             raise BadRequest("The last message must be the user's.", param="messages")
         if self.max_tokens and self.max_tokens != self.max_new_tokens:
             raise BadRequest("max_tokens and max_completion_tokens differ.", param="max_tokens")
-        if self.is_structured and (self.min_tokens or self.ignore_eos):
-            raise BadRequest("An answer with a format ends when it is complete.", param="response_format")
+        if self.forced_call is not None:
+            if self.is_structured or self.structured_outputs is not None:
+                field = "response_format" if self.is_structured else "structured_outputs"
+                raise BadRequest("A tool call has the format of its arguments.", param=field)
+            if self.wants_check:
+                raise BadRequest("A tool call has no claims to check.", param="decoding.check")
+        if self.is_structured and self.structured_outputs is not None:
+            raise BadRequest("Send either response_format or structured_outputs.", param="structured_outputs")
+        if (self.is_structured or self.forced_call) and (self.min_tokens or self.ignore_eos or self.stop_token_ids):
+            param = "tools" if self.forced_call else "response_format"
+            raise BadRequest("An answer with a format ends when it is complete.", param=param)
         if self.top_logprobs is not None and not self.wants_logprobs:
             raise BadRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
         if self.logprobs is False and (self.wants_grounding or self.wants_trace):
@@ -153,6 +173,11 @@ class ChatCompletionRequest(SamplingFields):
     @property
     def max_new_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @cached_property
+    def forced_call(self) -> ForcedCall | None:
+        """The call that the answer must be; None if it is text."""
+        return resolve_forced_call(self.tools or (), self.tool_choice)
 
     @property
     def is_structured(self) -> bool:
@@ -169,16 +194,40 @@ class ChatCompletionRequest(SamplingFields):
             self.to_sampling_params(self.max_new_tokens, (self.top_logprobs or 0) if self.wants_logprobs else None),
             messages=to_unloaded_messages(self.messages),
             decoding=self.decoding or Decoding(),
-            response_format=self.response_format,
+            output_format=self._to_output_format(),
             max_tokens_param="max_tokens" if self.max_tokens else "max_completion_tokens",
             choices=self.n or 1,
             user=self.user,
+            ignored={**list_ignored(self), **({"tools": "tools"} if self.tools and not self.forced_call else {})},
         )
+
+    def _to_output_format(self) -> OutputFormat | None:
+        if self.forced_call is not None:
+            return OutputFormat(self.forced_call.build_schema(), "tools", "tools")
+        if self.structured_outputs is not None:
+            return self.structured_outputs.to_output_format()
+        return to_output_format(self.response_format, "response_format", "response_format.json_schema.schema")
 
 
 def parse_chat_request(body: Mapping[str, Any]) -> ChatCompletionRequest:
     """Validate a parsed body, or raise BadRequest for its first error."""
+    reject_tool_history(body.get("messages"))
     return validate(ChatCompletionRequest, reject_unsupported(body, UNSUPPORTED))
+
+
+def reject_tool_history(messages: Any) -> None:
+    """Raise `BadRequest` for the first message with a tool call or with the result of one."""
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        if not isinstance(message, dict):
+            continue
+        if message.get("role") in ("tool", "function"):
+            param, subject = f"messages[{index}].role", "Results of tools are"
+        elif message.get("tool_calls") or message.get("function_call"):
+            field = "tool_calls" if message.get("tool_calls") else "function_call"
+            param, subject = f"messages[{index}].{field}", "Earlier tool calls are"
+        else:
+            continue
+        raise BadRequest(f"{subject} not supported: {NO_TOOLS}.", param=param, code="unsupported_parameter")
 
 
 def to_unloaded_messages(messages: list[ChatMessage]) -> tuple[UnloadedMessage, ...]:

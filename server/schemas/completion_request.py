@@ -8,13 +8,19 @@ from typing import Annotated, Any
 from pydantic import Field, Tag, model_validator
 
 from decoding.errors import BadRequest
-from server.schemas.base import MAX_TOKEN_BOUND, NO_LOGIT_BIAS, STRING_OR_ARRAY, reject_unsupported, validate
+from server.schemas.base import MAX_TOKEN_BOUND, STRING_OR_ARRAY, validate
+from server.schemas.field_policy import (
+    VLLM_UNSUPPORTED,
+    PlatformFields,
+    list_ignored,
+    reject_unsupported,
+)
 from server.schemas.normalized_request import Decoding, NormalizedRequest, SamplingFields
 
 UNSUPPORTED: Mapping[str, str] = {
+    **VLLM_UNSUPPORTED,
     "best_of": "send n and choose by logprobs",
     "echo": "the response does not repeat the prompt",
-    "logit_bias": NO_LOGIT_BIAS,
     "prompt_logprobs": "only generated tokens have log-probabilities",
     "suffix": "the served models only continue a text",
 }
@@ -24,7 +30,7 @@ PromptText = Annotated[str, Field(min_length=1)]
 PromptTexts = Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, PlatformFields):
     """OpenAI's older completion request, with vLLM's extra sampling fields and `decoding`."""
 
     prompt: Annotated[Annotated[PromptText, Tag("string")] | Annotated[PromptTexts, Tag("array")], STRING_OR_ARRAY] = (
@@ -62,6 +68,8 @@ class CompletionRequest(SamplingFields):
             max_tokens_param="max_tokens",
             choices=self.n or 1,
             user=self.user,
+            output_format=self.structured_outputs.to_output_format() if self.structured_outputs else None,
+            ignored=list_ignored(self),
         )
 
 

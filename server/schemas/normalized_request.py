@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, GetJsonSchemaHandler, Tag
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from decoding.errors import BadRequest, OnlySeenError
 from decoding.prompt import Role
-from decoding.sampling_params import SamplingParams
+from decoding.sampling_params import Grammar, SamplingParams
+from decoding.text.grammar import build_choice_grammar, build_lark_grammar, build_regex_grammar
 from server.media.image_ref import ImageRef
 from server.schemas.base import MAX_TOKEN_BOUND, STRING_OR_ARRAY, StrictModel
+from server.schemas.field_policy import IGNORED, EngineFields, Ignored
 
 DEFAULT_SAMPLING = SamplingParams(temperature=1.0)  # OpenAI's defaults; an engine's temperature 0 is greedy
 SEED_LIMIT = 1 << 63
@@ -32,6 +34,11 @@ SHARED_SAMPLING_FIELDS = (
     "ignore_eos",
 )
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+MAX_BIASED_TOKENS = 300
+MAX_STOP_TOKENS = 128
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_BOUND)]
+TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]  # JSON has no numbers as names of members
+Bias = Annotated[float, Field(ge=-100, le=100)]
 StopStrings = Annotated[list[StopString], Field(max_length=4, fail_fast=True)]
 
 
@@ -120,13 +127,90 @@ class JsonSchemaFormat(StrictModel):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """The format that an answer must have.
+
+    Attributes:
+        value: JSON Schema of the answer, or a grammar that is no schema.
+        param: Field of the request that has the format.
+        value_param: The part of that field that has the value.
+    """
+
+    value: Mapping[str, Any] | Grammar
+    param: str
+    value_param: str
+
+
+def to_output_format(response_format: ResponseFormat | None, param: str, value_param: str) -> OutputFormat | None:
+    """Return the format of the answer; None for free text."""
+    if response_format is None or isinstance(response_format, TextFormat):
+        return None
+    if isinstance(response_format, JsonObjectFormat):
+        return OutputFormat({"type": "object"}, param, param)
+    return OutputFormat(response_format.json_schema.schema_, param, value_param)
+
+
+MAX_CHOICES = 1000
+Choices = Annotated[list[StopString], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+
+
+class StructuredOutputs(StrictModel):
+    """vLLM's constraints on the answer. Exactly one is set."""
+
+    json_: dict[str, Any] | None = Field(default=None, alias="json", description="A JSON Schema.")
+    json_object: Literal[True] | None = Field(default=None, description="Any JSON object.")
+    regex: str | None = Field(
+        default=None, min_length=1, max_length=64_000, description="The whole answer matches it. Rust's syntax."
+    )
+    choice: Choices | None = Field(default=None, description="The answer is one of these texts.")
+    grammar: str | None = Field(
+        default=None, min_length=1, max_length=64_000, description="A grammar in the Lark syntax of llguidance."
+    )
+    disable_any_whitespace: Annotated[bool | None, IGNORED] = Ignored
+
+    @model_validator(mode="after")
+    def _has_one_constraint(self) -> StructuredOutputs:
+        values = (self.json_, self.json_object, self.regex, self.choice, self.grammar)
+        if sum(value is not None for value in values) != 1:
+            message = "Send one of json, json_object, regex, choice and grammar."
+            raise BadRequest(message, param="structured_outputs")
+        return self
+
+    def to_output_format(self) -> OutputFormat:
+        """Return the format of the answer.
+
+        Returns:
+            The format. A grammar that is too long or not allowed raises `InvalidSchema`.
+        """
+        value: Mapping[str, Any] | Grammar
+        param = "structured_outputs"
+        if self.regex is not None:
+            path = f"{param}.regex"
+            value = build_regex_grammar(self.regex, path)
+        elif self.choice is not None:
+            path = f"{param}.choice"
+            value = build_choice_grammar(self.choice, path)
+        elif self.grammar is not None:
+            path = f"{param}.grammar"
+            value = build_lark_grammar(self.grammar, path)
+        else:
+            path = f"{param}.json"
+            value = {"type": "object"} if self.json_ is None else self.json_
+        return OutputFormat(value, param, path)
+
+
 class StreamOptions(StrictModel):
     """The options of a stream."""
 
     include_usage: bool | None = Field(default=None, description="Adds a last chunk with the usage and no choices.")
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="With include_usage: every chunk has the usage so far."
+    )
+    include_obfuscation: Annotated[bool | None, IGNORED] = Ignored
 
 
-class SamplingFields(StrictModel):
+class SamplingFields(EngineFields):
     """The fields that chat completions and completions share: OpenAI's, and vLLM's extra sampling fields.
 
     A field that is null or absent has its default.
@@ -150,8 +234,17 @@ class SamplingFields(StrictModel):
     stop: (
         Annotated[Annotated[StopString, Tag("string")] | Annotated[StopStrings, Tag("array")], STRING_OR_ARRAY] | None
     ) = Field(default=None, description="Up to 4 strings. The answer ends before the first.")
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASED_TOKENS)] | None = Field(
+        default=None,
+        description="Token id -> number that is added to the score of the token, after the strategies and before the "
+        "penalties. A token that a strategy or a format excludes stays excluded.",
+    )
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS, fail_fast=True)] | None = Field(
+        default=None, description="Tokens that end the answer, also with ignore_eos. They are not part of the text."
+    )
     ignore_eos: bool | None = Field(default=None, description="Default false. Generate up to max_tokens.")
     n: int | None = Field(default=None, ge=1, le=8, description="Default 1. Answers to the same prompt.")
+    structured_outputs: StructuredOutputs | None = Field(default=None, description="Default: free text.")
     stream: bool | None = Field(
         default=None, description="Default false. Server-sent events; `data: [DONE]` is the last."
     )
@@ -169,6 +262,8 @@ class SamplingFields(StrictModel):
         """
         if max_new_tokens and self.min_tokens and self.min_tokens > max_new_tokens:
             raise BadRequest("min_tokens is larger than max_tokens.", param="min_tokens")
+        if self.structured_outputs is not None and (self.min_tokens or self.ignore_eos or self.stop_token_ids):
+            raise BadRequest("An answer with a format ends when it is complete.", param="structured_outputs")
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options needs stream to be true.", param="stream_options")
 
@@ -189,12 +284,23 @@ class SamplingFields(StrictModel):
         """Whether a stream ends with the usage. A full response always has it."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def wants_continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return (
+            self.stream_options is not None
+            and self.wants_stream_usage
+            and bool(self.stream_options.continuous_usage_stats)
+        )
+
     def to_sampling_params(self, max_new_tokens: int | None, top_logprobs: int | None) -> SamplingParams:
         return build_sampling_params(
             {name: getattr(self, name) for name in SHARED_SAMPLING_FIELDS},
             max_tokens=max_new_tokens,
             top_k=max(self.top_k or 0, 0),
             seed=None if self.seed is None else self.seed % SEED_LIMIT,
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items() if bias),
+            stop_token_ids=tuple(dict.fromkeys(self.stop_token_ids or ())),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             top_logprobs=top_logprobs,
         )
@@ -225,17 +331,23 @@ class NormalizedRequest:
     messages: tuple[UnloadedMessage, ...] = ()
     texts: tuple[str, ...] = ()
     decoding: Decoding = field(default_factory=Decoding)
-    response_format: ResponseFormat | None = None
-    response_format_param: str = "response_format"
+    output_format: OutputFormat | None = None
     max_tokens_param: str = "max_completion_tokens"
     choices: int = 1  # of each prompt
     user: str | None = None
+    ignored: Mapping[str, str] = field(default_factory=dict)  # field without effect -> path of its first occurrence
     cache_salt: str | None = None  # set by the server: no cache is shared with requests of another salt
 
     def count_characters(self) -> int:
         """Count the characters of the conversation, or of the longest text."""
         conversation = sum(len(part) for message in self.messages for part in message.parts if isinstance(part, str))
         return max([conversation, *map(len, self.texts)])
+
+    def reject_ignored(self) -> None:
+        """Raise `BadRequest` for the first field without effect. A strict server calls this."""
+        for name, path in self.ignored.items():
+            message = f"'{name}' is not supported: it has no effect, and this server is strict."
+            raise BadRequest(message, param=path, code="unsupported_parameter")
 
     def without_prompt(self) -> NormalizedRequest:
         """Return a copy without the conversation or the texts."""
@@ -256,8 +368,9 @@ class NormalizedRequest:
         names = {
             "messages": self.prompt_param,
             "max_completion_tokens": self.max_tokens_param,
-            "response_format": self.response_format_param,
         }
+        if self.output_format is not None:
+            names["response_format"] = self.output_format.param
         if self.decoding.strategy is None and ":" in self.model:
             names["decoding.strategy"] = "model"
         try:

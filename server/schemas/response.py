@@ -62,6 +62,9 @@ class Receipt(BaseModel):
     timings: dict[str, float] = Field(
         description="Seconds by phase. total is the server's and starts at the parsed request."
     )
+    ignored: list[str] | None = Field(
+        default=None, description="Fields of the request that had no effect. Absent if there are none."
+    )
     pictures: dict[str, list[str]] | None = Field(
         default=None,
         description="With decoding.trace: the edited images that branches saw, as data URLs of PNGs.",

@@ -13,15 +13,22 @@ from server.schemas.base import (
     MAX_MESSAGES,
     MAX_PARTS,
     MAX_TOKEN_BOUND,
+    STRING_OR_ARRAY,
+    Metadata,
+    StrictModel,
+    validate,
+)
+from server.schemas.field_policy import (
+    IGNORED,
     NO_PLATFORM,
     NO_REASONING,
     NO_STORE,
     NO_TOOLS,
-    STRING_OR_ARRAY,
-    Metadata,
-    StrictModel,
+    Ignored,
+    IgnoredObject,
+    PlatformFields,
+    list_ignored,
     reject_unsupported,
-    validate,
 )
 from server.schemas.json_bounds import MAX_ELEMENTS
 from server.schemas.normalized_request import (
@@ -35,6 +42,7 @@ from server.schemas.normalized_request import (
     TextFormat,
     UnloadedMessage,
     build_sampling_params,
+    to_output_format,
 )
 
 UNSUPPORTED: Mapping[str, str] = {
@@ -45,24 +53,26 @@ UNSUPPORTED: Mapping[str, str] = {
     "conversation": NO_STORE,
     "image": "answers are text",
     "input_transformations": NO_PLATFORM,
-    "max_tool_calls": NO_TOOLS,
     "moderation": NO_PLATFORM,
     "parallel_tool_calls": NO_TOOLS,
     "previous_response_id": f"{NO_STORE}; send the whole conversation",
     "prompt": NO_PLATFORM,
-    "prompt_cache_key": NO_PLATFORM,
-    "prompt_cache_options": NO_PLATFORM,
-    "prompt_cache_retention": NO_PLATFORM,
     "reasoning": NO_REASONING,
-    "safety_identifier": NO_PLATFORM,
-    "service_tier": NO_PLATFORM,
-    "store": NO_STORE,
-    "stream_options": "events have no padding",
     "tool_choice": NO_TOOLS,
     "tools": NO_TOOLS,
     "truncation": "the server refuses a prompt that is too long",
 }
 LOGPROBS = "message.output_text.logprobs"
+# Contents of output items that no answer of this server has, and a repetition of the images of the input.
+NOTHING_TO_INCLUDE = Literal[
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+]
 
 
 class InputText(StrictModel):
@@ -70,6 +80,7 @@ class InputText(StrictModel):
 
     type: Literal["input_text"]
     text: str
+    prompt_cache_breakpoint: Annotated[IgnoredObject | None, IGNORED] = Ignored
 
 
 class InputImage(StrictModel):
@@ -78,6 +89,7 @@ class InputImage(StrictModel):
     type: Literal["input_image"]
     image_url: str = Field(description="A data URL, or http(s) at an allowed host.")
     detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Without effect.")
+    prompt_cache_breakpoint: Annotated[IgnoredObject | None, IGNORED] = Ignored
 
 
 class OutputText(StrictModel):
@@ -119,7 +131,13 @@ class TextConfig(StrictModel):
     format: Annotated[TextFormat | JsonObjectFormat | FlatSchemaFormat, Field(discriminator="type")] | None = None
 
 
-class ResponsesRequest(StrictModel):
+class ResponsesStreamOptions(StrictModel):
+    """The options of a stream."""
+
+    include_obfuscation: Annotated[bool | None, IGNORED] = Ignored
+
+
+class ResponsesRequest(PlatformFields):
     """OpenAI's request for a response, with some of vLLM's sampling fields and `decoding`."""
 
     model: str = Field(
@@ -140,10 +158,17 @@ class ResponsesRequest(StrictModel):
     min_p: float | None = Field(default=None, ge=0, le=1, description="Default 0.")
     seed: int | None = Field(default=None, ge=-SEED_LIMIT, lt=SEED_LIMIT)
     text: TextConfig | None = Field(default=None, description="The format of the answer.")
-    include: Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=1, fail_fast=True)] | None = None
+    include: (
+        Annotated[
+            list[Literal["message.output_text.logprobs"] | NOTHING_TO_INCLUDE], Field(max_length=16, fail_fast=True)
+        ]
+        | None
+    ) = Field(default=None, description=f"{LOGPROBS}. The others have no effect, and the receipt lists them.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description=f"Needs {LOGPROBS} in include.")
+    max_tool_calls: Annotated[int | None, IGNORED] = Ignored
     metadata: Metadata | None = Field(default=None, description="Repeated in the response.")
     stream: bool | None = Field(default=None, description="Default false. OpenAI's events, as server-sent events.")
+    stream_options: ResponsesStreamOptions | None = None
     user: str | None = Field(default=None, max_length=256, description="Written to the log.")
 
     @model_validator(mode="after")
@@ -163,7 +188,12 @@ class ResponsesRequest(StrictModel):
     @property
     def wants_logprobs(self) -> bool:
         needed = self.decoding is not None and bool(self.decoding.grounding or self.decoding.trace)
-        return needed or bool(self.include)
+        return needed or LOGPROBS in (self.include or ())
+
+    def _list_ignored(self) -> dict[str, str]:
+        """List the ignored fields, with each value of `include` that has no effect."""
+        values = {f"include[{value}]": "include" for value in self.include or () if value != LOGPROBS}
+        return {**list_ignored(self), **values}
 
     def normalize(self) -> NormalizedRequest:
         return NormalizedRequest(
@@ -178,10 +208,10 @@ class ResponsesRequest(StrictModel):
             ),
             messages=self._list_messages(),
             decoding=self.decoding or Decoding(),
-            response_format=self._nest_format(),
-            response_format_param="text.format",
+            output_format=to_output_format(self._nest_format(), "text.format", "text.format.schema"),
             max_tokens_param="max_output_tokens",
             user=self.user,
+            ignored=self._list_ignored(),
         )
 
     def _list_messages(self) -> tuple[UnloadedMessage, ...]:

@@ -55,6 +55,7 @@ class Generation:
         grounding: bool,
         check: Strategy | None,
         trace: bool,
+        ignored: Sequence[str],
         metrics: RequestMetrics,
         resources: ExitStack,
         max_rows: int,
@@ -71,6 +72,7 @@ class Generation:
             grounding: Whether tokens get their grounding.
             check: The check of claims, if there is one.
             trace: Whether the receipt has the images of the branches.
+            ignored: Fields of the request without effect, for the receipt.
             metrics: Metrics of the request.
             resources: Memory of the grammar and the images. `close` releases it.
             max_rows: Rows of the engine. A request of more is refused.
@@ -87,6 +89,7 @@ class Generation:
         self._grounding = grounding
         self._check = check
         self._trace = trace
+        self._ignored = ignored
         self._metrics = metrics
         self._resources = resources
         self._max_rows = max_rows
@@ -101,6 +104,8 @@ class Generation:
         self._tokens: AsyncGenerator[ChoiceToken, None] | None = None
         self._first: ChoiceToken | None = None
         self._receipt: Receipt | None = None
+        self._num_tokens = [0] * self.choices
+        self._prompt_tokens: dict[int, int] = {}  # by prompt
         self._claims: dict[int, list[ClaimEntry]] = {choice: [] for choice in range(self.choices)}
 
     async def start(self, deadline: float | None) -> None:
@@ -241,6 +246,13 @@ class Generation:
         )
 
     @property
+    def usage_so_far(self) -> Usage:
+        """The usage of an unfinished request. Once it is finished, the usage."""
+        if self.is_finished:
+            return self.usage
+        return Usage(prompt_tokens=sum(self._prompt_tokens.values()), completion_tokens=sum(self._num_tokens))
+
+    @property
     def receipt(self) -> Receipt:
         """The receipt of a finished request, whose total time ends at the last token."""
         if self._receipt is None:
@@ -265,6 +277,8 @@ class Generation:
         )
         # A field that was never set is absent from the JSON.
         extra: dict[str, object] = {}
+        if self._ignored:
+            extra["ignored"] = list(self._ignored)
         if self._trace_images is not None:
             extra["pictures"] = self._trace_images
         if self._check is not None or any(strategy.sends_claims for strategy in self._runner.stack):
@@ -305,6 +319,9 @@ class Generation:
 
     def _record(self, choice: int, token: Token) -> ChoiceToken:
         self._claims[choice] += self.to_claim_entries(choice, token)
+        self._num_tokens[choice] += token.id != NO_TOKEN
+        if token.stats is not None:
+            self._prompt_tokens[choice // self._choices_per_prompt] = token.stats.prompt_tokens
         if token.finish is not None:
             self.finish_infos[choice] = token.finish
             if self.is_finished:
@@ -404,7 +421,9 @@ def find_decoding_field(sampling: SamplingParams, grounding: bool) -> str | None
     is_set = {
         "response_format": sampling.grammar is not None,
         "decoding.grounding": grounding,
+        "logit_bias": bool(sampling.logit_bias),
         "stop": bool(sampling.stop),
+        "stop_token_ids": bool(sampling.stop_token_ids),
         "min_tokens": sampling.min_tokens > 1,
         "ignore_eos": sampling.ignore_eos,
         "repetition_penalty": sampling.repetition_penalty != 1,

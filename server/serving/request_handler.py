@@ -29,7 +29,7 @@ from server.middleware.body_budget import BodyBuffer
 from server.observability.metrics import Metrics
 from server.observability.refusals import report_error
 from server.schemas.base import parse_json
-from server.schemas.normalized_request import JsonObjectFormat, NormalizedRequest, TextFormat
+from server.schemas.normalized_request import NormalizedRequest
 from server.service import LARGE_BODY_BYTES, Service
 from server.serving.admission import Admission
 from server.serving.batch_line_admission import BatchLineAdmission
@@ -229,9 +229,11 @@ async def prepare_generation(
         BadRequest: The request has no image but requires grounding or a check.
     """
     settings, engine, decoding = service.settings, service.ready_engine, request.decoding
+    if settings.strict:
+        request.reject_ignored()
     stack = resolve_stack(request.model, decoding, service.model_name, settings.strategy)
     check = resolve_check(decoding, stack)
-    grammar = await compile_response_format(request, service, admission.owner, resources)
+    grammar = await compile_output_format(request, service, admission.owner, resources)
     check_length(request, engine)
     lease = service.image_loader.memory.lease(request.cache_salt)
     resources.callback(lease.release)
@@ -262,6 +264,7 @@ async def prepare_generation(
         grounding=bool(decoding.grounding),
         check=check,
         trace=bool(decoding.trace),
+        ignored=tuple(request.ignored),
         metrics=service.metrics.track_request(strategy),
         resources=resources,
         max_rows=settings.resolved_max_rows,
@@ -338,10 +341,10 @@ def check_length(request: NormalizedRequest, engine: Engine) -> None:
         raise BadRequest(message, param="messages", code="context_length_exceeded")
 
 
-async def compile_response_format(
+async def compile_output_format(
     request: NormalizedRequest, service: Service, owner: str, resources: ExitStack
 ) -> Grammar | None:
-    """Compile the request's response format for `SamplingParams.grammar`.
+    """Compile the format of the answer for `SamplingParams.grammar`.
 
     Args:
         request: The request.
@@ -355,19 +358,18 @@ async def compile_response_format(
     Raises:
         Unsupported: The engine has no grammars.
     """
-    response_format, param = request.response_format, request.response_format_param
-    if response_format is None or isinstance(response_format, TextFormat):
+    output_format, engine = request.output_format, service.ready_engine
+    if output_format is None:
         return None
-    engine = service.ready_engine
     if "grammar" not in engine.capabilities:
-        raise Unsupported("This engine cannot enforce a response format.", param=param)
-    if isinstance(response_format, JsonObjectFormat):
-        schema: dict[str, Any] = {"type": "object"}
-    else:
-        schema = response_format.json_schema.schema_
-        param += ".json_schema.schema" if param == "response_format" else ".schema"  # /v1/responses does not nest it
+        raise Unsupported("This engine cannot enforce a response format.", param=output_format.param)
     return await service.schema_compiler.compile(
-        schema, param, engine, owner=owner, cache_salt=request.cache_salt, resources=resources
+        output_format.value,
+        output_format.value_param,
+        engine,
+        owner=owner,
+        cache_salt=request.cache_salt,
+        resources=resources,
     )
 
 

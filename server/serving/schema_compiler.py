@@ -141,7 +141,7 @@ class SchemaCompiler:
 
     async def compile(
         self,
-        schema: Mapping[str, Any],
+        schema: Mapping[str, Any] | Grammar,
         param: str,
         engine: Engine,
         *,
@@ -152,7 +152,7 @@ class SchemaCompiler:
         """Check a schema and compile it in the engine.
 
         Args:
-            schema: The schema.
+            schema: The schema, or a grammar that is no schema.
             param: Request field that an error names.
             engine: The engine.
             owner: Owner of the request.
@@ -167,7 +167,10 @@ class SchemaCompiler:
             InvalidSchema: It cannot be enforced, or takes too much memory.
             Overloaded: Too many others wait.
         """
-        grammar = await run_sync(build_grammar, schema, param, limiter=self._build_limiter)
+        if isinstance(schema, Grammar):
+            grammar = schema
+        else:
+            grammar = await run_sync(build_grammar, schema, param, limiter=self._build_limiter)
         key = cache_salt or "", hashlib.sha256(grammar.text.encode()).digest()
         if key not in self._sizes:
             check = await self._share_check(grammar, owner, key)

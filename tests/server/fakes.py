@@ -17,6 +17,7 @@ from decoding.outputs import (
     Answer,
     FinishInfo,
     RelevanceMap,
+    RequestStats,
     StateHandle,
     Token,
     TokenLogprob,
@@ -161,7 +162,10 @@ class FakeEngine:
             TokenLogprob(rank, f"{word}{rank}", b"?", -1.0 - rank) for rank in range(request.sampling.top_logprobs or 0)
         )
         has_logprobs = request.sampling.top_logprobs is not None
-        return Token(1, word, chosen if has_logprobs else None, top, 0.5 if request.grounding_branch else None, end)
+        grounding = 0.5 if request.grounding_branch else None
+        return Token(
+            1, word, chosen if has_logprobs else None, top, grounding, end, stats=RequestStats(prompt_tokens=7)
+        )
 
     def _score_texts(self, request: GenerateRequest) -> FinishInfo:
         text = request.prompt.messages[-1].text

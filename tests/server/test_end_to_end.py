@@ -388,3 +388,52 @@ def test_fuzzed_requests_conform_to_openapi(url: str) -> None:
     statuses = fuzz.fuzz_server(url, examples=120)
     assert statuses[200] > 10
     assert statuses[400] > 10
+
+
+COUNT_TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "count",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "thing": {"enum": ["cat", "dog"]},
+                "number": {"type": "integer", "minimum": 0, "maximum": 9},
+            },
+            "required": ["thing", "number"],
+        },
+    },
+}
+STOP_TOOL: Any = {"type": "function", "function": {"name": "stop"}}
+
+
+@pytest.mark.parametrize("strategy", ["plain", "vcd"])
+def test_forced_call_matches_its_schema_streamed_and_in_full(client: OpenAI, strategy: str) -> None:
+    fields: Any = {
+        **greedy_request(strategy, max_tokens=60),
+        "tools": [COUNT_TOOL, STOP_TOOL],
+        "tool_choice": "required",
+    }
+    choice = client.chat.completions.create(**fields).choices[0]
+    (call,) = choice.message.tool_calls or ()
+    assert (choice.finish_reason, call.type) == ("tool_calls", "function")
+    arguments = json.loads(call.function.arguments)
+    assert arguments == {} if call.function.name == "stop" else sorted(arguments) == ["number", "thing"]
+    with client.chat.completions.stream(**fields) as stream:
+        (streamed,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+    assert (streamed.function.name, streamed.function.arguments) == (call.function.name, call.function.arguments)
+
+
+def test_structured_outputs_and_bias_act_on_the_answer(client: OpenAI) -> None:
+    extras: list[dict[str, Any]] = [
+        {"structured_outputs": {"choice": ["a cat", "a dog"]}},
+        {"structured_outputs": {"regex": "a (cat|dog)"}},
+        {"structured_outputs": {"grammar": 'start: "a " THING\nTHING: "cat" | "dog"'}},
+    ]
+    for extra in extras:
+        answer = client.chat.completions.create(**greedy_request("plain", max_tokens=20), extra_body=extra)
+        assert answer.choices[0].message.content in ("a cat", "a dog")
+        assert answer.choices[0].finish_reason == "stop"
+    with pytest.raises(BadRequestError) as refused:
+        client.chat.completions.create(**greedy_request("plain"), logit_bias={"999999999": 1})
+    assert refused.value.param == "logit_bias"

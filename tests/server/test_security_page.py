@@ -18,7 +18,7 @@ from server.batch import pagination, runner, store, uploads, validation
 from server.media import image_bounds, image_fetcher, image_structure, images
 from server.middleware import request_body, response_body
 from server.routes import batches
-from server.schemas import base, completion_request, json_bounds
+from server.schemas import base, completion_request, json_bounds, normalized_request, tool_calls
 from server.schemas.chat_request import ChatCompletionRequest
 from server.serving import request_handler, schema_compiler
 from server.settings import Settings
@@ -36,6 +36,11 @@ FIXED = {
     "Size of an integer of a JSON document": base.MAX_INTEGER.bit_length(),
     "Text of a JSON document, without long data URLs of images": json_bounds.MAX_TEXT_BYTES / 1_000_000,
     "Messages of a request": base.MAX_MESSAGES,
+    "Characters and classes of a regular expression, with its repetitions": grammar.MAX_ATOMS,
+    "Texts of `structured_outputs.choice`": normalized_request.MAX_CHOICES,
+    "Tools of a request": tool_calls.MAX_TOOLS,
+    "Entries of `logit_bias`": normalized_request.MAX_BIASED_TOKENS,
+    "Entries of `stop_token_ids`": normalized_request.MAX_STOP_TOKENS,
     "Content parts of a message": base.MAX_PARTS,
     "Choices of a request (`n`), for each of its prompts": MAX_CHOICES,
     "Prompts of a request for completions": completion_request.MAX_PROMPTS,

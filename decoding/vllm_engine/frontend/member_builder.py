@@ -86,7 +86,7 @@ def build_members(
         answer_prefix_length=len(answer_start.ids),
         ruled_out=answer_start.ruled_out,
         min_tokens=sampling.min_tokens,
-        eos_token_ids=tuple(eos_token_ids),
+        eos_token_ids=(*eos_token_ids, *sampling.stop_token_ids),
         grounding_branch=request.grounding_branch,
         state_update=StateUpdate(StrategySpec.from_strategy(request.state_updater), updated_state.handle)
         if request.state_updater and updated_state

@@ -105,6 +105,7 @@ class Reference:
         seed: int | None = None,
         min_tokens: int = 0,
         penalties: tuple[float, float, float] = (1.0, 0.0, 0.0),
+        bias: Mapping[int, float] | None = None,
     ) -> Decoded:
         """Decode greedily, or sample at temperature 1.
 
@@ -118,6 +119,7 @@ class Reference:
             seed: Seed with which tokens are sampled; None decodes greedily.
             min_tokens: Tokens before which the answer does not end, its prefix included.
             penalties: Of repetition, frequency and presence.
+            bias: Token -> number that is added to its score.
 
         Returns:
             The tokens of the answer, with their log-probabilities and logits.
@@ -196,6 +198,9 @@ class Reference:
                     for depth in self.exit_depths(strategy)
                 }
                 scores = apply_rule(strategy, scores, z, branches, early, description)
+            logprobs = scores.log_softmax(-1)
+            for biased, number in (bias or {}).items():
+                scores = torch.where(torch.arange(len(scores)) == biased, scores + number, scores)
             scores = penalize(scores, main.ids.tolist(), decoded.tokens, penalties)
             if generator is None:
                 token = int(scores.argmax())
@@ -203,7 +208,7 @@ class Reference:
                 waiting_times = torch.empty(len(scores)).exponential_(generator=generator)
                 token = int((scores.softmax(-1) / waiting_times.double()).argmax())
             decoded.tokens.append(token)
-            decoded.logprobs.append(float(scores.log_softmax(-1)[token]))
+            decoded.logprobs.append(float(logprobs[token]))
             decoded.scores.append(scores)
             decoded.raw.append(z)
             if ends and token == self.processor.tokenizer.eos_token_id:

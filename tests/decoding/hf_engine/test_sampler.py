@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import chisquare
 
+from decoding.errors import BadRequest
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.sampler import SamplerState, sample_tokens
 from decoding.requests import SamplingParams
-from tests.decoding.hf_engine.harness import exact_length, generate, make_prompt, run_strategies
+from tests.decoding.hf_engine.harness import build_stack, exact_length, generate, make_prompt, run_strategies
 
 SCORES = torch.tensor([2.0, 1.5, 0.5, 0.5, 0.0, -1.0, -torch.inf, 3.0])
 P = SCORES.softmax(-1)
+LENGTH = 12
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "seeded": {"temperature": 1.0, "seed": 5},
+    "penalties": {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.3},
+}
 
 
 def make_sampler(sampling: SamplingParams, prompt: tuple[int, ...] = (), eos: tuple[int, ...] = ()) -> SamplerState:
@@ -123,3 +132,53 @@ def test_greedy_and_sampled_requests_share_a_step() -> None:
     ]
     alone = int(sample_tokens(SCORES[None], [make_sampler(SamplingParams(temperature=1.0, seed=4))]))
     assert sample_tokens(SCORES.expand(3, -1), samplers).tolist() == [7, alone, 3]
+
+
+async def choose_biases(engine: HFEngine, names: str) -> dict[int, float]:
+    """Forbid the first token, and make a token that is likely later on a bit likelier."""
+    answer, _ = await run_strategies(engine, names, make_prompt(), exact_length(LENGTH))
+    tokens = [token.id for token in answer.tokens]
+    return {tokens[0]: -100.0, tokens[4]: 2.5, tokens[-1]: -1.5, 3: 0.25}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("names", ["plain", "vcd"])
+async def test_bias_equals_the_naive_reference(names: str, way: str, engine: HFEngine, reference_of_tiny: Any) -> None:
+    """The log-probabilities are those of the strategies, without the bias."""
+    bias = await choose_biases(engine, names)
+    sampling = exact_length(LENGTH, logit_bias=tuple(bias.items()), top_logprobs=0, **WAYS[way])
+    others = [run_strategies(engine, "vcd", make_prompt(seed), exact_length(LENGTH)) for seed in (1, 2)]
+    (answer, _), *_ = await asyncio.gather(run_strategies(engine, names, make_prompt(), sampling), *others)
+    penalties = tuple(getattr(sampling, f"{name}_penalty") for name in ("repetition", "frequency", "presence"))
+    expected = reference_of_tiny.decode(
+        build_stack(names), make_prompt(), LENGTH, seed=sampling.seed, penalties=penalties, bias=bias
+    )
+    assert [token.id for token in answer.tokens] == expected.tokens
+    unbiased = reference_of_tiny.decode(
+        build_stack(names), make_prompt(), LENGTH, seed=sampling.seed, penalties=penalties
+    )
+    assert expected.tokens != unbiased.tokens
+    logprobs = [token.chosen.logprob for token in answer.tokens if token.chosen]
+    assert logprobs == pytest.approx(expected.logprobs, abs=1e-3)
+
+
+async def test_stop_token_ends_the_answer_before_its_text(engine: HFEngine) -> None:
+    free = await generate(engine, make_prompt(), exact_length(LENGTH))
+    stop = next(token.id for token in free.tokens[3:] if token.id not in [each.id for each in free.tokens[:3]])
+    before = [token.id for token in free.tokens].index(stop)
+    answer = await generate(engine, make_prompt(), exact_length(LENGTH, stop_token_ids=(stop,), top_logprobs=0))
+    assert [token.id for token in answer.tokens] == [token.id for token in free.tokens[: before + 1]]
+    assert answer.text == "".join(token.text for token in free.tokens[:before])
+    assert (answer.finish.reason, answer.tokens[-1].chosen) == ("stop", None)
+    later = await generate(engine, make_prompt(), exact_length(LENGTH, stop_token_ids=(stop,), min_tokens=before + 2))
+    assert stop not in [token.id for token in later.tokens[: before + 2]]
+
+
+@pytest.mark.parametrize("fields", [{"logit_bias": ((1 << 30, 1.0),)}, {"stop_token_ids": (1 << 30,)}])
+async def test_unknown_token_is_refused(engine: HFEngine, fields: Mapping[str, Any]) -> None:
+    with pytest.raises(BadRequest) as refused:
+        await generate(engine, make_prompt(), SamplingParams(max_tokens=2, **fields))
+    assert refused.value.param in fields
+    first_unknown = {"stop_token_ids": (engine.model.vocab_size,)}
+    with pytest.raises(BadRequest, match=f"only 0 to {engine.model.vocab_size - 1}"):
+        await generate(engine, make_prompt(), SamplingParams(max_tokens=2, **first_unknown))

@@ -34,16 +34,16 @@ JSON = {"content-type": "application/json"}
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "messages[0].content[0].type"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]},
-            "messages[0].content[0].cache_control",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "nonsense": {}}]}]},
+            "messages[0].content[0].nonsense",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}, "uuid": "a"}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}, "nonsense": "a"}]}]},
             "messages[0].content[0].image_url.url",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}, "uuid": "a"}]}]},
-            "messages[0].content[0].uuid",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}, "x": "a"}]}]},
+            "messages[0].content[0].x",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages[0].content[0].text"),
         ({"messages": [{"role": "user", "content": "a", "user": "b"}]}, "messages[0].user"),
@@ -52,7 +52,15 @@ JSON = {"content-type": "application/json"}
             {"response_format": {"type": "json_schema", "json_schema": {}, "strict": True}},
             "response_format.json_schema.name",
         ),
-        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "a", "name": 1}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b" * 513}]}, "messages[0].name"),
+        ({"metadata": {str(number): "a" for number in range(17)}}, "metadata"),
+        ({"metadata": {"a": ["b"]}}, "metadata.a"),
+        ({"prompt_cache_options": {"a": {"b": "c"}}}, "prompt_cache_options.a"),
+        ({"store": "yes"}, "store"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
+        ({"bad_words": ["cat"]}, "bad_words"),
+        ({"cache_salt": "a"}, "cache_salt"),
         ({"messages": [{"role": "system", "content": image_messages()[0]["content"]}]}, "messages[0].content[0].type"),
         ({"messages": [*chat_request()["messages"], {"role": "assistant", "content": "a"}]}, "messages"),
         ({"messages": [{"role": "system", "content": "a"}]}, "messages"),
@@ -87,6 +95,17 @@ JSON = {"content-type": "application/json"}
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": False, "decoding": {"grounding": True}}, "logprobs"),
+        ({"logit_bias": {"7": 101}}, "logit_bias.7"),
+        ({"logit_bias": {"7": "a"}}, "logit_bias.7"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a"),
+        ({"logit_bias": {"07": 1}}, "logit_bias.07"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
+        ({"logit_bias": {str(token): 1 for token in range(301)}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": [1.0]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": [1] * 129}, "stop_token_ids"),
+        ({"stop_token_ids": [1], "response_format": {"type": "json_object"}}, "response_format"),
         ({"stop": [1, 2]}, "stop[0]"),
         ({"stop": list("abcde")}, "stop"),
         ({"stop": ""}, "stop"),
@@ -147,9 +166,9 @@ def test_accepted_integers_can_be_repeated() -> None:
 
 
 async def test_unsupported_field_is_named(server: FakeServer) -> None:
-    response = await server.chat(tools=[{"type": "function"}])
+    response = await server.chat(functions=[{"name": "a"}])
     error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"]) == (400, "tools", "unsupported_parameter")
+    assert (response.status_code, error["param"], error["code"]) == (400, "functions", "unsupported_parameter")
 
 
 @pytest.mark.parametrize(

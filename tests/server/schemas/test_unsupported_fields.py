@@ -12,7 +12,7 @@ from openai.types.responses import response_create_params
 from pydantic import BaseModel
 
 from server.schemas import chat_request, completion_request, responses_request
-from server.schemas.base import NEUTRAL_VALUES
+from server.schemas.field_policy import NEUTRAL_VALUES
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ async def test_grounding_is_unsupported(server: FakeServer) -> None:
         {"repetition_penalty": 1.1},
         {"presence_penalty": 0.5},
         {"frequency_penalty": 0.5},
+        {"logit_bias": {"7": 1}},
+        {"stop_token_ids": [7]},
     ],
 )
 async def test_field_that_acts_on_decoding_is_unsupported(server: FakeServer, fields: dict[str, Any]) -> None:

@@ -1,0 +1,245 @@
+"""Forced tool calls: `tools` and `tool_choice` become a JSON schema, and the answer that matches it becomes a call.
+
+The prompt does not have the tools. The schema forces the name and the members of the arguments, and the model fills in
+the values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from pydantic import Field, Tag
+
+from decoding.errors import BadRequest
+from server.schemas.base import STRING_OR_OBJECT, StrictModel
+from server.schemas.field_policy import IGNORED, Ignored, IgnoredObject
+
+MAX_TOOLS = 128
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+# Keywords whose values are data, in which "$ref" is no reference.
+DATA_KEYWORDS = ("const", "default", "enum", "example", "examples")
+
+
+class FunctionDefinition(StrictModel):
+    """A function that the client can call."""
+
+    name: FunctionName
+    description: str | None = Field(default=None, max_length=16_384, description="A hint without effect.")
+    parameters: dict[str, Any] | None = Field(
+        default=None,
+        description="JSON Schema of the arguments, an object. Enforced token by token. Default: no arguments. Without "
+        "additionalProperties it allows no others.",
+    )
+    strict: bool | None = Field(default=None, description="Without effect: the server always enforces schemas.")
+
+
+class FunctionTool(StrictModel):
+    """A tool of the client."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+    cache_control: Annotated[IgnoredObject | None, IGNORED] = Ignored
+
+
+class NamedFunction(StrictModel):
+    """The name of a function."""
+
+    name: FunctionName
+
+
+class NamedToolChoice(StrictModel):
+    """The function that the answer calls."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+Tools = Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("string")] | Annotated[NamedToolChoice, Tag("object")],
+    STRING_OR_OBJECT,
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedCall:
+    """The call that an answer must be.
+
+    Attributes:
+        functions: The functions to choose from.
+        is_named: Whether the request names the function.
+    """
+
+    functions: tuple[FunctionDefinition, ...]
+    is_named: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the functions."""
+        return tuple(function.name for function in self.functions)
+
+    def build_schema(self) -> dict[str, Any]:
+        """Build the schema of the answer: the arguments, or an object with a name and arguments."""
+        schemas = [build_arguments_schema(function) for function in self.functions]
+        if len(schemas) == 1:
+            return schemas[0]
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{number}"}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for number, name in enumerate(self.names)
+        ]
+        definitions = {
+            str(number): move_references(schema, f"#/$defs/{number}") for number, schema in enumerate(schemas)
+        }
+        return {"anyOf": calls, "$defs": definitions}
+
+
+def resolve_forced_call(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> ForcedCall | None:
+    """Find the call that a request forces.
+
+    Args:
+        tools: The tools of the request.
+        choice: Its `tool_choice`.
+
+    Returns:
+        The call. None if the request has no tools, or if none may be called.
+
+    Raises:
+        BadRequest: The model would have to decide whether it calls a tool, or there is no such tool.
+    """
+    functions = tuple(tool.function for tool in tools)
+    for index, function in enumerate(functions):
+        check_parameters(function, f"tools[{index}].function")
+        if function.name in [other.name for other in functions[:index]]:
+            raise BadRequest("Two tools have the same name.", param=f"tools[{index}].function.name")
+    if isinstance(choice, NamedToolChoice):
+        name = choice.function.name
+        named = tuple(function for function in functions if function.name == name)
+        if not named:
+            raise BadRequest(f"tools has no function '{name}'.", param="tool_choice.function.name")
+        return ForcedCall(named, is_named=True)
+    if choice == "required":
+        if not functions:
+            raise BadRequest("tool_choice 'required' needs tools.", param="tool_choice")
+        return ForcedCall(functions, is_named=False)
+    if functions and choice != "none":
+        message = (
+            "tool_choice 'auto' is not supported: the served models do not decide whether to call a tool. Send "
+            "'required', a function or 'none'."
+        )
+        raise BadRequest(message, param="tool_choice", code="unsupported_parameter")
+    return None
+
+
+def check_parameters(function: FunctionDefinition, path: str) -> None:
+    """Raise `BadRequest` if the arguments of a function need not be an object."""
+    if function.parameters and function.parameters.get("type", "object") != "object":
+        raise BadRequest("The parameters of a function must be an object.", param=f"{path}.parameters.type")
+
+
+def build_arguments_schema(function: FunctionDefinition) -> dict[str, Any]:
+    """Build the schema of the arguments. A model that may add members of any name adds them without end."""
+    return {"additionalProperties": False, **(function.parameters or {}), "type": "object"}
+
+
+def move_references(schema: Any, place: str) -> Any:
+    """Rewrite the references of a schema that becomes a part of another one.
+
+    Args:
+        schema: The schema, whose depth the server has bounded.
+        place: Reference to the place of its root in the other schema.
+
+    Returns:
+        A copy whose references to its own root begin at that place.
+    """
+    if isinstance(schema, list):
+        return [move_references(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: place + value[1:]
+        if key == "$ref" and isinstance(value, str) and value.startswith("#")
+        else value
+        if key in DATA_KEYWORDS and not isinstance(value, dict)
+        else move_references(value, place)
+        for key, value in schema.items()
+    }
+
+
+@dataclass(slots=True)
+class ToolCallParser:
+    """Splits the text of one choice into the name and the arguments of its call, piece by piece.
+
+    Attributes:
+        name: The name of the function; None while it is not known.
+        id: The id of the call.
+        has_started: Whether a stream has sent the name and the id.
+    """
+
+    names: tuple[str, ...]
+    name: str | None = None
+    id: str = field(default_factory=lambda: f"call_{uuid4().hex[:24]}")
+    has_started: bool = False
+    _held: str = ""  # text before the arguments, or the brace that may close the object around them
+    _arguments: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len(self.names) == 1:
+            self.name = self.names[0]
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether the arguments are a member of an object."""
+        return len(self.names) > 1
+
+    @property
+    def arguments(self) -> str:
+        """The arguments so far."""
+        return "".join(self._arguments)
+
+    def add(self, text: str) -> str:
+        """Add a piece of text, and return the arguments that are now certain."""
+        if not self.is_wrapped:
+            return self._add_arguments(text)
+        self._held += text
+        if self.name is None and not self._find_name():
+            return ""
+        certain, self._held = self._held[:-1], self._held[-1:]
+        return self._add_arguments(certain)
+
+    def finish(self) -> str:
+        """End the answer, and return the rest of its arguments. The answer may be cut off."""
+        rest, self._held = self._held, ""
+        if not self.is_wrapped or self.name is None or is_json(self.arguments):
+            return ""
+        return self._add_arguments(rest)
+
+    def _find_name(self) -> bool:
+        for name in self.names:
+            start = f'{{"name": {json.dumps(name)}, "arguments": '
+            if self._held.startswith(start):
+                self.name, self._held = name, self._held[len(start) :]
+                return True
+        return False
+
+    def _add_arguments(self, text: str) -> str:
+        if text:
+            self._arguments.append(text)
+        return text
+
+
+def is_json(text: str) -> bool:
+    """Return whether a text is a complete JSON document."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
