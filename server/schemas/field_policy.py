@@ -33,12 +33,14 @@ ONLY_STRATEGIES = "the field decoding selects what changes the scores of tokens"
 
 # Fields of vLLM's requests for chat completions and completions.
 VLLM_UNSUPPORTED: Mapping[str, str] = {
+    "add_generation_prompt": "the server always begins an answer",
     "add_special_tokens": "the tokenizer of the model decides about special tokens",
     "allowed_token_ids": ONLY_STRATEGIES,
     "bad_words": ONLY_STRATEGIES,
     "cache_salt": "the server separates the caches of API keys",
     "chat_template": NO_TEMPLATE,
     "chat_template_kwargs": NO_TEMPLATE,
+    "continue_final_message": "the server does not continue an answer",
     "documents": NO_TEMPLATE,
     "ec_transfer_params": NO_TRANSFER,
     **dict.fromkeys(
@@ -69,7 +71,9 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "background": (False,),
     "bad_words": ([],),
     "best_of": (1,),
+    "add_generation_prompt": (True,),
     "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
     "echo": (False,),
     "functions": ([],),
     "include_stop_str_in_output": (False,),

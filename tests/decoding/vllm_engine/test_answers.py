@@ -16,7 +16,13 @@ from decoding.requests import GenerateRequest, Prompt, SamplingParams
 from decoding.sampling_params import Grammar
 from decoding.strategy import Step, Strategy
 from decoding.text import grammar_check, grammar_mask
-from decoding.text.grammar import InvalidSchema, build_grammar
+from decoding.text.grammar import (
+    InvalidSchema,
+    build_choice_grammar,
+    build_grammar,
+    build_lark_grammar,
+    build_regex_grammar,
+)
 from decoding.text.grammar_mask import GrammarCompiler
 from tests.decoding.hf_engine.harness import build_stack, exact_length, run_strategies
 from tests.decoding.vllm_engine.scenes import get_token_ids, load_prompts
@@ -110,6 +116,24 @@ async def test_every_strategy_follows_a_grammar(
     assert actual.text.startswith('{"object": "')
     if temperature == 0:
         assert_same(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "texts"),
+    [
+        (build_choice_grammar(["a cat", "a dog"]), {"a cat", "a dog"}),
+        (build_regex_grammar("a (cat|dog)"), {"a cat", "a dog"}),
+        (build_lark_grammar('start: "a " THING\nTHING: "cat" | "dog"'), {"a cat", "a dog"}),
+    ],
+    ids=["choice", "regex", "lark"],
+)
+async def test_other_grammars_act_on_both_engines(
+    grammar: Grammar, texts: set[str], hf_engine: Any, roomy_engine: Any
+) -> None:
+    sampling = SamplingParams(max_tokens=40, grammar=grammar)
+    expected, actual = await answer_on_both(hf_engine, roomy_engine, "vcd", sampling)
+    assert actual.text in texts
+    assert_same(actual, expected)
 
 
 @pytest.mark.parametrize(

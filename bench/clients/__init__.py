@@ -1,0 +1,1 @@
+"""Real client packages against a running server. `bench/clients/run.sh` runs all of them."""
