@@ -67,7 +67,7 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason() -> None:
         "vLLM's attention of this model cannot be computed a second time: "
         "the KV cache of NoneType has an unknown layout"
     )
-    attention = dict.fromkeys(("edit_attention_scores", "attention", "keep_image_tokens"), other)
+    attention = dict.fromkeys(("edit_attention_scores", "gate_heads", "attention", "keep_image_tokens"), other)
     vision = "vLLM's vision tower of this model cannot be tapped: it needs a LLaVA model with a CLIP tower"
     assert hooks.missing == {"early_exit_layers": reason, **attention, "vision_attention": vision}
     assert hooks.get_stats() == {
