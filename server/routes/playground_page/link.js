@@ -19,6 +19,9 @@ export const describePicture = (picture) => {
   return picture.kind === "sample" ? {sample: picture.name} : {url: picture.url};
 };
 
+// A number as text. A field for numbers takes no other text.
+const toNumberText = (value) => Number.isFinite(Number(toText(value, 32))) ? toText(value, 32) : "";
+
 // Returns the fragment, or null where it would be too long.
 export const encode = (state) => {
   const fragment = PREFIX + encodeURIComponent(JSON.stringify({v: VERSION, ...state})).replaceAll("'", "%27");
@@ -45,7 +48,7 @@ export const decode = (fragment) => {
     model: toText(data.model, 512),
     question: toText(data.question),
     colours: COLOURS.includes(data.colours) ? data.colours : "check",
-    sampling: Object.fromEntries(SAMPLING.map((name) => [name, toText(sampling[name], 32)])),
+    sampling: Object.fromEntries(SAMPLING.map((name) => [name, toNumberText(sampling[name])])),
     picture: decodePicture(data.picture),
     columns: columns.filter(({stack}) => stack.length),
   };

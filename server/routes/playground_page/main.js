@@ -86,7 +86,7 @@ class Playground {
 
   async run(follows) {
     if (this.running) return;
-    if (!this.model) await this.loadModel();
+    if (!this.model) await this.load();
     const {question} = this;
     if (!this.model || !this.checkSampling()) return;
     if (!question) {
@@ -160,8 +160,8 @@ class Playground {
   // Start
 
   addFirstColumns() {
-    const names = FIRST_COLUMNS.map((name) => this.canRun(name) ? name : this.strategies[0].name);
-    names.forEach((name) => this.addColumn([name]));
+    const names = FIRST_COLUMNS.filter((name) => this.canRun(name));
+    (names.length ? names : [this.strategies[0].name]).forEach((name) => this.addColumn([name]));
   }
   async loadModel() {
     clearTimeout(this.retry);
@@ -174,7 +174,7 @@ class Playground {
     } catch (error) {
       const isTemporary = error.status === 503;  // while the model is loaded
       show($("problem"), isTemporary ? `${error.message} The page tries again.` : error.message);
-      if (isTemporary) this.retry = setTimeout(() => this.loadModel().then(() => this.fill()), 1000 * (error.retryAfter ?? RETRY_SECONDS));
+      if (isTemporary) this.retry = setTimeout(() => this.load(), 1000 * (error.retryAfter ?? RETRY_SECONDS));
     }
   }
   // Fill the page when the model is known: from the link, or with the first comparison.
@@ -215,6 +215,9 @@ class Playground {
     const results = await Promise.allSettled([this.loadNotice(), this.loadSamples()]);
     const failed = results.find(({status}) => status === "rejected");
     if (failed) show($("problem"), failed.reason.message);
+    await this.load();
+  }
+  async load() {
     await this.loadModel();
     await this.fill();
   }
@@ -239,10 +242,10 @@ $("add").addEventListener("click", () => {
 });
 $("dialog-close").addEventListener("click", () => $("dialog").close());
 document.addEventListener("keydown", (event) => event.key === "Escape" && !$("dialog").open && playground.running?.abort());
-$("key").addEventListener("change", () => playground.loadModel().then(() => playground.fill()));
-addEventListener("hashchange", () => {
+$("key").addEventListener("change", () => playground.load());
+addEventListener("hashchange", ({newURL}) => {
   try {
-    const state = decode(location.hash);
+    const state = decode(new URL(newURL).hash);
     if (state !== null && playground.model) playground.restore(state);
   } catch (error) {
     show($("problem"), error.message);

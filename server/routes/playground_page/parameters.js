@@ -139,14 +139,15 @@ export class ParameterForm {
     }
     return {values, isValid};
   }
-  // Set values from a link. Names that no schema has are ignored, and the server validates the values.
+  // Set values from a link. Names that no schema has are ignored, and so are texts for numbers. The server validates the rest.
   set(values) {
     this.texts.clear();
     for (const {name, parameters} of this.strategies)
       for (const [field, schema] of Object.entries(parameters.properties ?? {})) {
         const given = Object.hasOwn(values, name) ? values[name] : null;
         if (given === null || typeof given !== "object" || !Object.hasOwn(given, field)) continue;
-        this.texts.set(`${name}.${field}`, toText(given[field], findKind(withoutNull(schema))));
+        const kind = findKind(withoutNull(schema)), text = toText(given[field], kind);
+        if (!["number", "integer"].includes(kind) || Number.isFinite(Number(text))) this.texts.set(`${name}.${field}`, text);
       }
     this.show(this.strategies);
   }
