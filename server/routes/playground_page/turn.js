@@ -127,7 +127,7 @@ export class Turn {
 }
 
 const createPicture = (name, url) => {
-  const title = `image of ${name}`;
+  const title = name === "main" ? "image that is answered on" : name.endsWith("/relevance map") ? name : `image of ${name}`;
   const button = make("button", {type: "button"}, make("img", {src: url, alt: ""}), title);
   button.addEventListener("click", () => openDialog(title, {image: url}));
   return button;
