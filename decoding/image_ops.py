@@ -21,6 +21,8 @@ BLUR = 0.02  # of the side of the matcher's input
 MAX_KEPT = 1 - 1e-5
 MAX_PADDED_SIDE = 2_048  # pixels; vision towers see far fewer
 DIFFUSION_STEPS = 1000
+VIEW_MEAN, VIEW_DEVIATION = 0.45, 0.27  # about those of CLIP's training images
+HEAT_COLOR = (255, 140, 0)
 PAD_COLOR = (122, 116, 104)  # mean of CLIP's training images, which normalization maps to 0
 
 
@@ -210,3 +212,37 @@ def add_noise(pixels: Tensor, noise: Noise) -> Tensor:
         The noised pixels, [...].
     """
     return diffuse(pixels, noise.step, torch.Generator().manual_seed(noise.seed))
+
+
+def render_noise(image: Image.Image, noise: Noise) -> Image.Image:
+    """Draw noise on an image, for a viewer.
+
+    The model sees other noise of the same strength: the engine draws it at the size of the model's input, after the
+    normalization of the model.
+
+    Args:
+        image: RGB image.
+        noise: Step of the diffusion, and seed.
+
+    Returns:
+        The noised image, of the same size.
+    """
+    pixels = (torch.from_numpy(np.array(image, np.float32)) / 255 - VIEW_MEAN) / VIEW_DEVIATION
+    shown = (add_noise(pixels, noise) * VIEW_DEVIATION + VIEW_MEAN).clamp(0, 1) * 255
+    return Image.fromarray(shown.round().to(torch.uint8).numpy())
+
+
+def render_relevance(image: Image.Image, relevance: RelevanceMap) -> Image.Image:
+    """Colour an image by relevance, for a viewer: orange where it is high, dark where it is low.
+
+    Args:
+        image: RGB image.
+        relevance: Its relevance map.
+
+    Returns:
+        The coloured image, of the same size.
+    """
+    heat = Image.fromarray((interpolate(relevance) * 255).astype(np.uint8)).resize(image.size)
+    low = Image.blend(image, Image.new("RGB", image.size, "black"), 0.6)
+    high = Image.blend(image, Image.new("RGB", image.size, HEAT_COLOR), 0.5)
+    return Image.composite(high, low, heat)

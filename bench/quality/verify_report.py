@@ -13,7 +13,7 @@ from eval.core.results import DetectionResult
 from eval.report.formatting import describe_detection, format_estimate
 from eval.report.plots import plot_reliability
 
-PLAYGROUND = DOCS.parent / "server" / "routes" / "playground.html"
+PLAYGROUND = DOCS.parent / "server" / "routes" / "playground_page" / "figures.js"
 TITLES = {
     "chair_i": "CHAIR_i",
     "chair_i_distinct": "CHAIR_i, distinct",

@@ -11,11 +11,11 @@ from typing import Any
 
 from decoding.engine import Engine
 from decoding.errors import NO_FINISH_REASON, EngineFailed
-from decoding.outputs import Answer, StateHandle, Token, Usage
+from decoding.outputs import Answer, RelevanceMap, StateHandle, Token, Usage
 from decoding.pipeline.capabilities import require_hooks
 from decoding.pipeline.draft_runner import DraftedAnswer, DraftRunner, Outcome, as_request
 from decoding.pipeline.program import ProgramResult, StrategyProgram, advance_program
-from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest
+from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, RelevanceRequest
 from decoding.strategy import Effect, Strategy
 
 GROUNDING = "grounding/blind"
@@ -29,6 +29,8 @@ class StrategyRunner:
         cache_salt: Salt of the engine's caches. Requests with different salts share no cache, and no strategy can
             change the salt. None is a salt too.
         prior_usage: Sum of the costs of all requests before the final one.
+        traced_images: Images whose relevance maps are kept.
+        relevance_maps: The kept maps, by strategy and image.
     """
 
     def __init__(self, stack: Sequence[Strategy], engine: Engine, *, cache_salt: str | None = None) -> None:
@@ -36,6 +38,8 @@ class StrategyRunner:
         self.engine = engine
         self.cache_salt = cache_salt
         self.prior_usage = Usage()
+        self.traced_images: frozenset[ImageInput] = frozenset()
+        self.relevance_maps: dict[tuple[str, ImageInput], RelevanceMap] = {}
         self._states: list[StateHandle] = []
         # (prompt, scored texts, ids of the inner strategies) -> requests with their answers
         self._scored_answers: dict[object, list[tuple[GenerateRequest, Answer]]] = {}
@@ -125,6 +129,8 @@ class StrategyRunner:
         while not isinstance(effect := await advance_program(program, reply), ProgramResult):
             try:
                 reply = await self._perform(effect, inner)
+                if isinstance(effect, RelevanceRequest) and effect.image in self.traced_images:
+                    self.relevance_maps[strategy.name, effect.image] = reply
             except BaseException:
                 program.close()
                 raise

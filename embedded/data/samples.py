@@ -1,10 +1,13 @@
-"""Four larger scenes for the README."""
+"""Four larger scenes for the README and the playground, and the objects in them."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from embedded.data.categories import CATEGORIES
 from embedded.data.renderer import NEAR_VIEW, render_scene
 from embedded.data.scene_sampler import SceneContents
 
@@ -18,8 +21,17 @@ SAMPLES = {
 
 
 def write_samples(folder: Path) -> None:
-    """Render the samples as PNG files."""
+    """Render the samples as PNG files, and write the objects in them."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (contents, seed) in SAMPLES.items():
         scene = render_scene(np.random.default_rng(seed), contents, NEAR_VIEW, SIDE)
         Image.fromarray(scene.pixels).save(folder / f"{name}.png", optimize=True)
+    (folder / "objects.json").write_text(json.dumps(list_objects(), indent=1) + "\n")
+
+
+def list_objects() -> dict[str, Any]:
+    """List the words for each category, and the number of its objects in each sample."""
+    return {
+        "words": {category.name: [category.name, category.plural_name] for category in CATEGORIES},
+        "images": {f"{name}.png": dict(contents.counts) for name, (contents, _) in SAMPLES.items()},
+    }

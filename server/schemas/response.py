@@ -67,7 +67,8 @@ class Receipt(BaseModel):
     )
     pictures: dict[str, list[str]] | None = Field(
         default=None,
-        description="With decoding.trace: the edited images that branches saw, as data URLs of PNGs.",
+        description="With decoding.trace, as data URLs of PNGs: the edited images of branches and of the main "
+        "prompt, and relevance maps.",
     )
     claims: list[ClaimEntry] | None = Field(
         default=None, description="With decoding.check or the strategy verify: the things that the answer names."

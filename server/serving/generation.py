@@ -18,9 +18,9 @@ from anyio.to_thread import run_sync
 from PIL import Image
 
 from decoding.errors import NO_FINISH_REASON, BadRequest, EngineFailed, Unsupported
-from decoding.outputs import NO_TOKEN, Answer, FinishInfo, Token, Usage
+from decoding.outputs import NO_TOKEN, Answer, FinishInfo, RelevanceMap, Token, Usage
 from decoding.prompt import ImageInput
-from decoding.requests import GenerateRequest
+from decoding.requests import MAIN, GenerateRequest
 from decoding.sampling_params import SamplingParams
 from server.errors import RequestTimeout
 from server.observability import tracing
@@ -129,6 +129,8 @@ class Generation:
     async def _start(self) -> None:
         from decoding.pipeline.draft_runner import as_request
 
+        if self._trace:
+            self._runner.traced_images = frozenset(self._requests[0].prompt.images)
         outcomes = [
             await self._runner.resolve(request, grounding=self._grounding, check=self._check)
             for request in self._requests
@@ -145,7 +147,15 @@ class Generation:
         self._check_rows(self._choices_per_prompt * sum(1 + len(request.branches) for request in requests))
         if self._trace:
             self._trace_images = (
-                await run_sync(render_trace_images, requests[0], limiter=self._work_limiter) if requests else {}
+                await run_sync(
+                    render_trace_images,
+                    requests[0],
+                    self._requests[0].prompt.images,
+                    self._runner.relevance_maps,
+                    limiter=self._work_limiter,
+                )
+                if requests
+                else {}
             )
         at_once = await self._count_parallel_choices(requests)
         await self._check_late_requests(finals, at_once)
@@ -448,29 +458,45 @@ def wait_in_full_queue(outcome: Outcome) -> Outcome:
     return outcome if isinstance(outcome, Answer) else outcome.replace(bypasses_queue_limit=True)
 
 
-def render_trace_images(request: GenerateRequest) -> dict[str, list[str]]:
-    """Render the edited images of the branches as data URLs. Slow: call it in a thread.
+def render_trace_images(
+    request: GenerateRequest,
+    sent_images: Sequence[ImageInput],
+    relevance_maps: Mapping[tuple[str, ImageInput], RelevanceMap],
+) -> dict[str, list[str]]:
+    """Render edited images and relevance maps as data URLs. Slow: call it in a thread.
 
-    The engine adds VCD's noise to normalized pixels, so a noised image has no rendering.
+    Args:
+        request: The final request, with its branches.
+        sent_images: The images of the client.
+        relevance_maps: Relevance maps by strategy and image.
 
     Returns:
-        The images of each branch that has other images than the main prompt.
+        The images of the main prompt, if a strategy replaced them, and those of each branch that has other images than
+        the main prompt. The images of a strategy's relevance maps are under "<strategy>/relevance map".
     """
-    main_images = set(request.prompt.images)
-    branch_images = {
-        name: [image for image in prompt.images if image.noise is None] for name, prompt in request.branches.items()
+    prompts = {MAIN: request.prompt, **request.branches}
+    known = {name: set(sent_images if name == MAIN else request.prompt.images) for name in prompts}
+    shown = {
+        name: [to_data_url(image) for image in prompt.images]
+        for name, prompt in prompts.items()
+        if not known[name].issuperset(prompt.images)
     }
-    return {
-        name: [to_data_url(image) for image in images]
-        for name, images in branch_images.items()
-        if not main_images.issuperset(images)
-    }
+    for (strategy, image), relevance in relevance_maps.items():
+        shown.setdefault(f"{strategy}/relevance map", []).append(to_data_url(image, relevance))
+    return shown
 
 
-def to_data_url(image: ImageInput) -> str:
+def to_data_url(image: ImageInput, relevance: RelevanceMap | None = None) -> str:
+    """Render an image for a viewer, with its noise or with the colours of its relevance map."""
+    from decoding.image_ops import render_noise, render_relevance
+
     thumbnail = image.visible.copy()
     # Other resampling methods blur the edge of a mask.
     thumbnail.thumbnail((MAX_TRACE_SIDE, MAX_TRACE_SIDE), Image.Resampling.NEAREST)
+    if relevance is not None:
+        thumbnail = render_relevance(thumbnail, relevance)
+    elif image.noise is not None:
+        thumbnail = render_noise(thumbnail, image.noise)
     buffer = io.BytesIO()
     thumbnail.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -22,7 +22,7 @@ from embedded.data.attributes import (
 )
 from embedded.data.categories import CATEGORIES, NAMES
 from embedded.data.renderer import RenderedScene, SceneObject
-from embedded.data.samples import SAMPLES
+from embedded.data.samples import SAMPLES, list_objects
 from embedded.data.text_templates import QAPair
 from embedded.evaluation.benchmarks import find_mentions
 from embedded.evaluation.grad_cam import compute_grad_cam
@@ -93,6 +93,10 @@ def test_chat_template_matches_llava() -> None:
     assert text == "USER: <image>\n<image>\nWhat is this? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:"
     plain = [{"role": "user", "content": "Hello"}]
     assert processor().apply_chat_template(plain, add_generation_prompt=True) == "USER: Hello ASSISTANT:"
+
+
+def test_samples_come_with_their_objects() -> None:
+    assert json.loads((EMBEDDED / "samples" / "objects.json").read_text()) == list_objects()
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -6,12 +6,14 @@ import base64
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from server.app import create_app
 from server.settings import EMBEDDED_DIR, Settings
@@ -22,7 +24,13 @@ SCENES = sorted((EMBEDDED_DIR / "scenes" / "images").glob("*.png"))[:8]
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    app = create_app(Settings(device="cpu"))
+    with serve(create_app(Settings(device="cpu"))) as base:
+        yield base
+
+
+@contextmanager
+def serve(app: FastAPI) -> Iterator[str]:
+    """Serve an application on a free port, in a thread."""
     config = uvicorn.Config(app, port=0, http="h11", log_level="warning", access_log=False)
     server, socket = uvicorn.Server(config), config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})

@@ -125,6 +125,7 @@ def test_agla_branch_image_is_masked_with_black(client: OpenAI) -> None:
     *_, last = client.chat.completions.create(
         **greedy_request("agla", max_tokens=2, messages=messages), **TRACED, stream=True
     )
+    assert list(get_receipt(last)["pictures"]) == ["agla/local", "agla/relevance map"]
     (url,) = get_receipt(last)["pictures"]["agla/local"]
     branch_image = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
     black = (branch_image == 0).all(-1)

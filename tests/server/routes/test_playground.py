@@ -9,25 +9,59 @@ from pathlib import Path
 import pytest
 
 from decoding.strategies.verify import Verify
-from server.routes.playground import PAGE
+from server.routes.playground import ASSETS, PAGE_DIR, SAMPLES, get_asset_folder
 from server.settings import EMBEDDED_DIR
 from tests.server.conftest import StartServer
 
 KEYS = {"api_keys": "secret"}
+PATHS = ("/", "/notice", "/samples", "/samples/kitchen.png", f"{get_asset_folder()}/main.js")
 
 
-async def test_security_policy_allows_only_the_page(start_server: StartServer) -> None:
-    response = await (await start_server()).http.get("/")
+async def test_security_policy_allows_only_this_server(start_server: StartServer) -> None:
+    http = (await start_server()).http
+    response = await http.get("/")
     policy = response.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
     assert not re.search(r"unsafe|http|\*", policy)
-    assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=.?(?:http|//)", response.text)
-    assert len(response.content) < 30_000
+    assert not re.search(r"<script(?! type=\"module\" src=\"/)|<style|\son\w+=|style=", response.text)
+    assert not re.search(r"""(?:src|href)=.?(?:http|//)""", response.text)
+    size = len(response.content)
+    for file in ASSETS.values():
+        assert not re.search(
+            r"innerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|https?://\w", file.read_text()
+        )
+        size += file.stat().st_size
+    assert size < 70_000
+
+
+async def test_assets_are_served_under_their_digest(start_server: StartServer) -> None:
+    http = (await start_server()).http
+    text = (await http.get("/")).text
+    for path in re.findall(r'(?:src|href)="(/playground/[^"]+)"', text):
+        assert (await http.get(path)).status_code == 200
+    imports = {name for file in ASSETS.values() for name in re.findall(r'from "\./([\w.]+)"', file.read_text())}
+    assert imports < set(ASSETS)
+    kinds = {name: (await http.get(f"{get_asset_folder()}/{name}")).headers["content-type"] for name in ASSETS}
+    assert all(kind.startswith("text/css" if name == "page.css" else "text/javascript") for name, kind in kinds.items())
+    for path in (
+        "/playground/0123/main.js",
+        f"{get_asset_folder()}/index.html",
+        f"{get_asset_folder()}/..%2fplayground.py",
+    ):
+        assert (await http.get(path)).status_code == 404
+
+
+async def test_samples_have_the_objects_that_were_drawn(start_server: StartServer) -> None:
+    body = (await (await start_server()).http.get("/samples")).json()
+    assert [image["name"] for image in body["images"]] == list(SAMPLES)
+    objects = {image["name"]: image["objects"] for image in body["images"]}
+    assert objects["living-room.png"] == {"couch": 1, "tv": 1, "cat": 1, "potted plant": 1, "book": 2}
+    assert body["words"]["person"] == ["person", "people"]
 
 
 def test_figures_are_those_of_the_study() -> None:
     study = json.loads((Path(__file__).parents[3] / "bench" / "results" / "verify_study.json").read_text())
-    page = PAGE.read_text()
+    page = (PAGE_DIR / "figures.js").read_text()
     auroc = study["signals"]["signals"]["check"]["auroc"]
     assert f'CHECK_AUROC = "{auroc["value"]:.3f} [{auroc["low"]:.3f}, {auroc["high"]:.3f}]"' in page
     assert f"THRESHOLD = {Verify().threshold};" in page
@@ -62,17 +96,13 @@ async def test_playground_setting_controls_access(
     start_server: StartServer, settings: dict[str, str], statuses: tuple[int, int]
 ) -> None:
     http = (await start_server(**settings)).http
-    pages = [(await http.get(path)).status_code for path in ("/", "/notice", "/samples", "/samples/kitchen.png")]
+    pages = [(await http.get(path)).status_code for path in PATHS]
     assert (set(pages), (await http.get("/v1/models")).status_code) == ({statuses[0]}, statuses[1])
 
 
 @pytest.mark.parametrize("name", ["..%2f..%2fpyproject.toml", "kitchen", "%2e%2e/README.md"])
 async def test_only_samples_are_served(start_server: StartServer, name: str) -> None:
     assert (await (await start_server()).http.get(f"/samples/{name}")).status_code == 404
-
-
-def test_page_has_one_script_and_one_style() -> None:
-    assert PAGE.read_text().count("<script") == PAGE.read_text().count("<style") == 1
 
 
 async def test_notice_describes_the_embedded_model_only(start_server: StartServer) -> None:
