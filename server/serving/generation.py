@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -15,17 +13,16 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 from anyio.to_thread import run_sync
-from PIL import Image
 
 from decoding.errors import NO_FINISH_REASON, BadRequest, EngineFailed, Unsupported
-from decoding.outputs import NO_TOKEN, Answer, FinishInfo, RelevanceMap, Token, Usage
-from decoding.prompt import ImageInput
-from decoding.requests import MAIN, GenerateRequest
+from decoding.outputs import NO_TOKEN, Answer, FinishInfo, Token, Usage
+from decoding.requests import GenerateRequest
 from decoding.sampling_params import SamplingParams
 from server.errors import RequestTimeout
 from server.observability import tracing
 from server.observability.logs import describe_parameters
 from server.schemas.response import ClaimEntry, Receipt, to_claim_entries
+from server.serving.trace_images import render_trace_images
 
 if TYPE_CHECKING:
     from decoding.pipeline.draft_runner import Outcome
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("onlyseen.server")
 
-MAX_TRACE_SIDE = 512  # pixels; a larger image is scaled down
 ChoiceToken = tuple[int, Token]  # the index of a choice, and its next token
 
 
@@ -456,50 +452,6 @@ def offset_seed(outcome: Outcome, choice: int) -> Outcome:
 def wait_in_full_queue(outcome: Outcome) -> Outcome:
     """Let a choice that starts later wait in a full queue, because its request has been accepted."""
     return outcome if isinstance(outcome, Answer) else outcome.replace(bypasses_queue_limit=True)
-
-
-def render_trace_images(
-    request: GenerateRequest,
-    sent_images: Sequence[ImageInput],
-    relevance_maps: Mapping[tuple[str, ImageInput], RelevanceMap],
-) -> dict[str, list[str]]:
-    """Render edited images and relevance maps as data URLs. Slow: call it in a thread.
-
-    Args:
-        request: The final request, with its branches.
-        sent_images: The images of the client.
-        relevance_maps: Relevance maps by strategy and image.
-
-    Returns:
-        The images of the main prompt, if a strategy replaced them, and those of each branch that has other images than
-        the main prompt. The images of a strategy's relevance maps are under "<strategy>/relevance map".
-    """
-    prompts = {MAIN: request.prompt, **request.branches}
-    known = {name: set(sent_images if name == MAIN else request.prompt.images) for name in prompts}
-    shown = {
-        name: [to_data_url(image) for image in prompt.images]
-        for name, prompt in prompts.items()
-        if not known[name].issuperset(prompt.images)
-    }
-    for (strategy, image), relevance in relevance_maps.items():
-        shown.setdefault(f"{strategy}/relevance map", []).append(to_data_url(image, relevance))
-    return shown
-
-
-def to_data_url(image: ImageInput, relevance: RelevanceMap | None = None) -> str:
-    """Render an image for a viewer, with its noise or with the colours of its relevance map."""
-    from decoding.image_ops import render_noise, render_relevance
-
-    thumbnail = image.visible.copy()
-    # Other resampling methods blur the edge of a mask.
-    thumbnail.thumbnail((MAX_TRACE_SIDE, MAX_TRACE_SIDE), Image.Resampling.NEAREST)
-    if relevance is not None:
-        thumbnail = render_relevance(thumbnail, relevance)
-    elif image.noise is not None:
-        thumbnail = render_noise(thumbnail, image.noise)
-    buffer = io.BytesIO()
-    thumbnail.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def select_slowest(usages: Sequence[Usage]) -> dict[str, float]:

@@ -43,7 +43,7 @@ async def test_bad_range_has_the_error_body(server: FakeServer, range_header: st
 
 @pytest.mark.parametrize("name", ["/samples/{}", "/docs/{}"])
 async def test_bad_range_of_an_asset_has_the_error_body(server: FakeServer, name: str) -> None:
-    asset = (await server.http.get("/samples")).json()[0] if "samples" in name else "initializer.js"
+    asset = (await server.http.get("/samples")).json()["images"][0]["name"] if "samples" in name else "initializer.js"
     response = await server.http.get(name.format(asset), headers={"range": "bytes=a"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "Range")
 

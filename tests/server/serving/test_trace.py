@@ -11,7 +11,7 @@ from PIL import Image, ImageStat
 from structlog.typing import EventDict
 
 from decoding.requests import GenerateRequest, ImageInput, Noise, Prompt, RelevanceMap
-from server.serving.generation import MAX_TRACE_SIDE, render_trace_images
+from server.serving.trace_images import MAX_TRACE_SIDE, render_trace_images
 from tests.server.conftest import FakeServer, image_messages
 
 
