@@ -323,7 +323,7 @@ def parse_answer(
         The answer.
 
     Raises:
-        InvalidResponse: A field is missing, a number is not finite, the text is empty without a generated token, the
+        InvalidResponse: A field is missing, a number is not finite, the text is empty and no token was generated, the
             finish reason is not `stop` or `length`, or the receipt names another strategy or parameter.
     """
     try:
@@ -336,7 +336,8 @@ def parse_answer(
     tokens = completion.usage.completion_tokens if completion.usage else None
     if choice.finish_reason not in FINISH_REASONS:
         raise InvalidResponse(f"the completion has finish_reason {choice.finish_reason!r}")
-    if not choice.message.content.strip() and not tokens:
+    steps = completion.onlyseen.steps if completion.onlyseen else 0  # those of a sentence that `verify` dropped count
+    if not choice.message.content.strip() and not tokens and not steps:
         raise InvalidResponse("the answer is empty, and no token was generated for it")
     has_claims = completion.onlyseen is not None and completion.onlyseen.claims is not None
     if request.check and not (has_claims and (choice.logprobs or not request.token_scores)):

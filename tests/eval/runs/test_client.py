@@ -105,6 +105,20 @@ def test_an_empty_answer_with_a_generated_token_is_scored(data: Path, tmp_path: 
     assert "180 answers are empty" in output_of(result)
 
 
+@pytest.mark.parametrize("steps", [0, 20])
+def test_an_answer_of_which_a_strategy_sends_nothing_is_an_answer(tmp_path: Path, steps: int) -> None:
+    document = {
+        "choices": [{"message": {"content": ""}, "finish_reason": "stop"}],
+        "usage": {"completion_tokens": 0},
+        "onlyseen": {"strategy": "plain", "steps": steps},
+    }
+    if steps:
+        assert parse_answer(document, make_request(tmp_path), "none", 1.0, 1).text == ""
+    else:
+        with pytest.raises(InvalidResponse, match="no token was generated"):
+            parse_answer(document, make_request(tmp_path), "none", 1.0, 1)
+
+
 @pytest.mark.parametrize("data", [b"1", b'[{"id": []}, {"id": 1}, 2]', b"null"])
 async def test_a_list_of_models_that_is_none_is_ignored(data: bytes) -> None:
     def respond(request: httpx.Request) -> httpx.Response:
