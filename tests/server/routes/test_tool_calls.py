@@ -9,7 +9,7 @@ import pytest
 
 from decoding.text.grammar_check import find_compile_error
 from server.schemas.tool_calls import ToolCallParser
-from tests.server.conftest import FakeServer, StartServer
+from tests.server.conftest import FakeServer, StartServer, check_refusal
 from tests.server.fakes import FakeEngine
 from tests.server.schemas.test_structured_outputs import accepts
 
@@ -168,8 +168,7 @@ async def test_other_tools_are_refused(
     server: FakeServer, fields: dict[str, Any], param: str, code: str | None
 ) -> None:
     response = await server.chat(**fields)
-    error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"]) == (400, param, code)
+    check_refusal(response, param, code)
     assert not server.engine.requests
 
 
