@@ -22,6 +22,8 @@ MAX_TOOLS = 128
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 # Keywords whose values are data, in which "$ref" is no reference.
 DATA_KEYWORDS = ("const", "default", "enum", "example", "examples")
+# Keywords whose schemas name members that a bound on additional ones would exclude.
+COMBINING_KEYWORDS = ("$ref", "allOf", "anyOf", "oneOf")
 
 
 class FunctionDefinition(StrictModel):
@@ -32,7 +34,7 @@ class FunctionDefinition(StrictModel):
     parameters: dict[str, Any] | None = Field(
         default=None,
         description="JSON Schema of the arguments, an object. Enforced token by token. Default: no arguments. Without "
-        "additionalProperties it allows no others.",
+        "additionalProperties, $ref, allOf, anyOf and oneOf it allows no others.",
     )
     strict: bool | None = Field(default=None, description="Without effect: the server always enforces schemas.")
 
@@ -146,8 +148,10 @@ def check_parameters(function: FunctionDefinition, path: str) -> None:
 
 
 def build_arguments_schema(function: FunctionDefinition) -> dict[str, Any]:
-    """Build the schema of the arguments. A model that may add members of any name adds them without end."""
-    return {"additionalProperties": False, **(function.parameters or {}), "type": "object"}
+    """Build the schema of the arguments. A small model that may add members of any name adds them without end."""
+    parameters = function.parameters or {}
+    bound = {} if any(keyword in parameters for keyword in COMBINING_KEYWORDS) else {"additionalProperties": False}
+    return {**bound, **parameters, "type": "object"}
 
 
 def move_references(schema: Any, place: str) -> Any:

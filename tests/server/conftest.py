@@ -93,6 +93,12 @@ def chat_request(**fields: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": "Hello."}]} | fields
 
 
+def check_refusal(response: httpx.Response, param: str, code: str | None) -> None:
+    """Check that a response is a 400 for a field."""
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, param, code), error
+
+
 def data_url(image: Image.Image | None = None, format: str = "PNG", **options: Any) -> str:
     buffer = io.BytesIO()
     (image or Image.new("RGB", (8, 6), "red")).save(buffer, format, **options)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from decoding.errors import EngineFailed
-from tests.server.conftest import FakeServer, StartServer, data_url
+from tests.server.conftest import FakeServer, StartServer, check_refusal, data_url
 from tests.server.fakes import FakeEngine
 
 REQUEST: dict[str, Any] = {"model": "tiny", "input": "Hello."}
@@ -144,6 +144,5 @@ async def test_invalid_field_is_refused(
     server: FakeServer, fields: dict[str, Any], param: str, code: str | None
 ) -> None:
     response = await server.http.post("/v1/responses", json=REQUEST | fields)
-    error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"]) == (400, param, code)
+    check_refusal(response, param, code)
     assert not server.engine.requests or param == "text.format"

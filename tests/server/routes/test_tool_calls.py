@@ -9,8 +9,9 @@ import pytest
 
 from decoding.text.grammar_check import find_compile_error
 from server.schemas.tool_calls import ToolCallParser
-from tests.server.conftest import FakeServer, StartServer
+from tests.server.conftest import FakeServer, StartServer, check_refusal
 from tests.server.fakes import FakeEngine
+from tests.server.schemas.test_structured_outputs import accepts
 
 COUNT: dict[str, Any] = {
     "type": "object",
@@ -101,6 +102,20 @@ async def test_grammar_forces_the_call(server: FakeServer, choice: Any) -> None:
         assert schema["properties"] == COUNT["properties"]
 
 
+@pytest.mark.parametrize("keyword", ["$ref", "allOf", "anyOf", "oneOf"])
+@pytest.mark.parametrize("tools", [[], TOOLS[1:]], ids=["one tool", "two tools"])
+async def test_arguments_may_combine_schemas(server: FakeServer, keyword: str, tools: list[Any]) -> None:
+    combined = {"$ref": "#/$defs/Count"} if keyword == "$ref" else {keyword: [{"$ref": "#/$defs/Count"}]}
+    response = await server.chat(
+        tools=[tool("count", {**combined, "$defs": {"Count": {**COUNT, "$defs": {}}, **COUNT["$defs"]}}), *tools],
+        tool_choice="required",
+    )
+    assert response.status_code == 200, response.text
+    grammar = server.engine.requests[0].sampling.grammar
+    assert grammar is not None
+    assert accepts(grammar.text, WRAPPED if tools else ARGUMENTS)
+
+
 async def test_tools_that_may_not_be_called_are_ignored(server: FakeServer) -> None:
     body = (await server.chat(tools=TOOLS, tool_choice="none", parallel_tool_calls=False)).json()
     assert body["choices"][0]["message"]["content"] == "A cat on a mat."
@@ -153,8 +168,7 @@ async def test_other_tools_are_refused(
     server: FakeServer, fields: dict[str, Any], param: str, code: str | None
 ) -> None:
     response = await server.chat(**fields)
-    error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"]) == (400, param, code)
+    check_refusal(response, param, code)
     assert not server.engine.requests
 
 

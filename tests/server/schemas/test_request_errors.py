@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from server.schemas.base import parse_json
-from tests.server.conftest import FakeServer, StartServer, chat_request, image_messages
+from tests.server.conftest import FakeServer, StartServer, chat_request, check_refusal, image_messages
 
 JSON = {"content-type": "application/json"}
 
@@ -169,8 +169,7 @@ def test_accepted_integers_can_be_repeated() -> None:
 
 async def test_unsupported_field_is_named(server: FakeServer) -> None:
     response = await server.chat(functions=[{"name": "a"}])
-    error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"]) == (400, "functions", "unsupported_parameter")
+    check_refusal(response, "functions", "unsupported_parameter")
 
 
 @pytest.mark.parametrize(

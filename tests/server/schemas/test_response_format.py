@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.conftest import FakeServer, StartServer
+from tests.server.conftest import FakeServer, StartServer, check_refusal
 from tests.server.fakes import ALL_CAPABILITIES, FakeEngine
 
 SCHEMA = {"type": "object", "properties": {"cats": {"type": "integer"}}}
@@ -55,8 +55,7 @@ async def test_invalid_format_is_refused(
     server: FakeServer, fields: dict[str, Any], param: str, code: str | None
 ) -> None:
     response = await server.chat(**fields)
-    error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"]) == (400, param, code)
+    check_refusal(response, param, code)
 
 
 async def test_engine_without_grammars_is_unsupported(start_server: StartServer) -> None:
