@@ -253,4 +253,5 @@ addEventListener("hashchange", ({newURL}) => {
 });
 $("auroc").textContent = `On the scenes of docs/results.md, with the embedded model, ${CONFIRMED.hallucinated} % of the invented and ${CONFIRMED.real} % of the real objects are above it. That is an AUROC of ${CHECK_AUROC}.`;
 $("study").textContent = `Of ${VERIFY_IMAGES.scenes} held-out scenes, verify names fewer invented objects than plain decoding in ${VERIFY_IMAGES.improved}, and more in ${VERIFY_IMAGES.worsened} (embedded model).`;
+$("question").focus(); // with the attribute autofocus, Chromium reports an error where the address has a fragment
 playground.start();

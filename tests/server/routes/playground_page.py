@@ -51,7 +51,8 @@ def record_problems(page: Page) -> Iterator[None]:
     yield
     for event, listener in listeners:
         page.remove_listener(event, listener)
-    assert [text for text in problems if "Failed to load resource" not in text] == []
+    unexpected = [text for text in problems if "Failed to load resource" not in text]
+    assert not unexpected, unexpected
 
 
 def choose(column: Locator, *names: str) -> None:

@@ -260,6 +260,7 @@ def test_page_fits_every_width(fresh: Page, scheme: Any) -> None:
 
 def test_page_works_with_the_keyboard_alone(fresh: Page) -> None:
     page = fresh
+    expect(page.locator("#question")).to_be_focused()
     page.locator(".side").last.locator(".parameters summary").click()
     assert page.evaluate(FIND_UNNAMED) == []
     page.evaluate("document.activeElement.blur(); document.body.tabIndex = -1; document.body.focus()")
