@@ -1,18 +1,28 @@
 """POPE and CHAIR of a model on disturbed inputs: masked images, noised images, and descriptions before the question.
 
 Strategies produce such inputs. Their effect cannot be measured on a model that fails on these inputs.
+
+    python -m embedded.evaluation.robustness --scenes 300 --seed SEED
+
+measures the shipped weights on fresh scenes.
 """
 
+import argparse
+import json
 import re
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from embedded.data.renderer import SIZE
-from embedded.data.scene_dataset import SceneDataset
+from embedded.data.renderer import FAR_VIEW, SIZE
+from embedded.data.scene_dataset import SceneDataset, make_dataset
+from embedded.data.scene_sampler import SHIFTED_PRIOR
 from embedded.data.text_templates import make_caption
 from embedded.evaluation.benchmarks import (
     AnswerGenerator,
@@ -24,6 +34,7 @@ from embedded.evaluation.benchmarks import (
 )
 from embedded.training.model_config import PIXEL_MEAN, PIXEL_STD
 
+MODEL_DIR = Path(__file__).parents[1] / "model"
 MIN_BLACK, MAX_BLACK = 0.3, 0.5
 NOISE_STEP = 500
 MAX_DESCRIPTION_TOKENS = 120
@@ -149,3 +160,20 @@ def replace_pixels(dataset: SceneDataset, pixels: NDArray[np.uint8]) -> SceneDat
         objects=dataset.objects[:count],
         hidden=dataset.hidden[:count],
     )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the shipped weights on fresh scenes like those of `scenes/`, and print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=300, help="number of scenes")
+    parser.add_argument("--seed", type=int, required=True, help="seed of the scenes; 1 to 4 are those of training")
+    values = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = make_dataset(Path(folder) / "fresh", values.scenes, values.seed, SHIFTED_PRIOR, FAR_VIEW, 1)
+        model = LlavaForConditionalGeneration.from_pretrained(MODEL_DIR, dtype=torch.float32)
+        generator = AnswerGenerator(model, PreTrainedTokenizerFast.from_pretrained(MODEL_DIR))
+        print(json.dumps(evaluate_robustness(generator, dataset, values.scenes), indent=1))
+
+
+if __name__ == "__main__":
+    main()
