@@ -33,7 +33,7 @@ for number in "${!sets[@]}"; do
     environment=$folder/$number
     [ -d "$environment" ] || python3 -m venv "$environment"
     read -ra packages <<<"${sets[$number]}"
-    "$environment/bin/pip" install --quiet --disable-pip-version-check "${packages[@]}" 2>/dev/null
+    "$environment/bin/pip" install --quiet --disable-pip-version-check "${packages[@]}"
     "$environment/bin/python" bench/clients/run.py --base-url "$url" 2>/dev/null || failed=1
 done
 OPENAI_BASE_URL=$url "$folder/2/bin/python" -m pytest -q -c /dev/null --rootdir bench/clients -o asyncio_mode=auto \
