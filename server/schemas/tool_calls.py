@@ -30,7 +30,9 @@ class FunctionDefinition(StrictModel):
     """A function that the client can call."""
 
     name: FunctionName
-    description: str | None = Field(default=None, max_length=16_384, description="A hint without effect.")
+    description: Annotated[str | None, IGNORED] = Field(
+        default=None, max_length=16_384, description="Ignored: the prompt does not have the tools."
+    )
     parameters: dict[str, Any] | None = Field(
         default=None,
         description="JSON Schema of the arguments, an object. Enforced token by token. Default: no arguments. Without "
