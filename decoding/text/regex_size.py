@@ -11,7 +11,8 @@ import re
 
 OPEN_CLASS, CLOSE_CLASS = "[", "]"
 COUNT = re.compile(r"\{(\d{1,9})(?:,(\d{0,9}))?\}")
-ESCAPE_WITH_BRACES = re.compile(r"\\[pPxuU]\{[^}]*\}")
+# Bounded, because an opening brace without a closing one is tried at each escape. A longer name counts as characters.
+ESCAPE_WITH_BRACES = re.compile(r"\\[pPxuU]\{[^}]{0,64}\}")
 
 
 def count_unrolled_atoms(pattern: str) -> int:

@@ -20,6 +20,7 @@ from decoding.text.regex_size import count_unrolled_atoms, multiply_counts
         ("((a{999}){999}){999}", 999**3),
         (r"\{3}", 3),
         (r"\p{L}{3}", 3),
+        (r"\p{L" + 100 * "a" + "}", 104),
         (r"\d{4}-\d{2}", 7),
         ("[a-z{9}]{3}", 3),
         (r"[\]a]{3}", 3),
