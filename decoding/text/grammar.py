@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 
 from decoding.errors import BadRequest
 from decoding.sampling_params import Grammar
-from decoding.text.grammar_check import LARK, REGEX
+from decoding.text.grammar_check import LARK, REGEX, multiply_counts
 from decoding.text.json_size import is_larger
-from decoding.text.regex_size import count_unrolled_atoms, multiply_counts
+from decoding.text.regex_size import count_unrolled_atoms
 
 # The check reads a grammar with bytes as tokens, and `find_excess` reads only the schemas of `build_grammar`.
 FORBIDDEN_IN_LARK = {
@@ -28,6 +29,10 @@ FORBIDDEN_IN_LARK = {
     "~": "is not supported: write repetitions as {2,5}",
     "%json": "is not supported: send the schema as json",
 }
+# The flag x of an expression allows comments, which could hide repetitions from the count. In Lark it may follow a slash.
+VERBOSE_FLAG = re.compile(r"(?<!\\)\(\?[a-zA-Z-]*x")
+LARK_VERBOSE_FLAG = re.compile(VERBOSE_FLAG.pattern + r"|/[imslu]*x\b")
+VERBOSE = "the flag x of a regular expression is not supported"
 CHECK_PROGRAM = Path(__file__).with_name("grammar_check.py")
 
 TOO_COMPLICATED = "it is too complicated"
@@ -35,7 +40,7 @@ MAX_CHARACTERS = 64_000
 MAX_ATOMS = 2000  # of a regular expression with its repetitions: one step with twice as many takes about 50 ms
 MAX_DEPTH = 32
 MAX_PROPERTIES = 1000  # in the whole schema: the time to compile grows with their square
-MAX_REPEATS = 10_000  # value of a keyword that counts: llguidance unrolls some repetitions
+MAX_REPEATS = 10_000  # value of a keyword that counts, and atoms of a pattern: llguidance unrolls repetitions
 MAX_DIVISOR = 10_000  # states of the automaton for `multipleOf`, which is built before any step
 REPEAT_KEYWORDS = (
     "minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties", "minContains",
@@ -89,10 +94,12 @@ def build_regex_grammar(pattern: str, param: str | None = None) -> Grammar:
         The grammar, which is not compiled.
 
     Raises:
-        InvalidSchema: The expression is too long, also once its repetitions are unrolled.
+        InvalidSchema: The expression is too long, also once its repetitions are unrolled, or has the flag x.
     """
     if len(pattern) > MAX_CHARACTERS:
         raise InvalidSchema(f"it has more than {MAX_CHARACTERS} characters", param)
+    if VERBOSE_FLAG.search(pattern):
+        raise InvalidSchema(VERBOSE, param)
     if count_unrolled_atoms(pattern) > MAX_ATOMS:
         raise InvalidSchema(f"it has more than {MAX_ATOMS} characters and classes with their repetitions", param)
     return Grammar(REGEX + pattern)
@@ -116,6 +123,8 @@ def build_lark_grammar(text: str, param: str | None = None) -> Grammar:
     for forbidden, reason in FORBIDDEN_IN_LARK.items():
         if forbidden in text:
             raise InvalidSchema(f"'{forbidden}' {reason}", param)
+    if LARK_VERBOSE_FLAG.search(text):
+        raise InvalidSchema(VERBOSE, param)
     if multiply_counts(text) > MAX_ATOMS:
         raise InvalidSchema(f"the product of its repetitions is larger than {MAX_ATOMS}", param)
     return Grammar(LARK + text)
@@ -140,10 +149,21 @@ def find_excess(schema: Mapping[str, Any]) -> str | None:
         for name in REPEAT_KEYWORDS:
             if isinstance(count := part.get(name), int | float) and count > MAX_REPEATS:
                 return f"{name} is larger than {MAX_REPEATS}"
+        for pattern in list_patterns(part):
+            if VERBOSE_FLAG.search(pattern):
+                return VERBOSE
+            if count_unrolled_atoms(pattern) > MAX_REPEATS:
+                return f"a pattern has more than {MAX_REPEATS} characters and classes with their repetitions"
         divisor = math.lcm(divisor, count_significant_digits(part.get("multipleOf")))
         if divisor > MAX_DIVISOR:
             return f"a common multiple of its multipleOf is larger than {MAX_DIVISOR}"
     return f"it has more than {MAX_PROPERTIES} properties" if properties > MAX_PROPERTIES else None
+
+
+def list_patterns(part: Mapping[str, Any]) -> list[str]:
+    """List the regular expressions of one object of a schema."""
+    pattern, named = part.get("pattern"), part.get("patternProperties")
+    return [*([pattern] if isinstance(pattern, str) else ()), *(named if isinstance(named, dict) else ())]
 
 
 def count_significant_digits(divisor: Any) -> int:

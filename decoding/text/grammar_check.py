@@ -35,7 +35,7 @@ BASE_STATES = 1_000  # of any schema. Common formats and patterns take up to 300
 NAME_STATES = 16  # of a property, beside the letters of its name
 LENGTH_STATES = 12  # of each character up to minLength or maxLength. About 9 are needed
 PATTERN_FACTOR = 4  # for a length together with a pattern or a format
-PATTERN_COUNTS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
+COUNT = re.compile(r"\{([\s0-9,+]*)\}")  # of a repetition. Blanks may stand in it, and a sign in one of Lark
 TOO_LARGE = "it is too large"
 MAX_REASON = 1_000  # characters; llguidance appends parts of the grammar
 # How the text of a grammar begins that is no JSON schema.
@@ -135,8 +135,18 @@ def count_string_states(schema: dict[str, Any]) -> int:
 
 def count_pattern_states(pattern: str) -> int:
     """Estimate the states of a pattern. Its counts are multiplied, because they may be nested."""
-    counts = (max(int(most or 0), int(least)) for least, most in PATTERN_COUNTS.findall(pattern))
-    return LENGTH_STATES * (len(pattern) + math.prod(min(max(1, count), LIMITS.max_lexer_states) for count in counts))
+    return LENGTH_STATES * (len(pattern) + multiply_counts(pattern))
+
+
+def multiply_counts(text: str) -> int:
+    """Multiply the counted repetitions of a pattern or of a Lark grammar, as if all of them were nested."""
+    return math.prod(map(read_count, COUNT.finditer(text)))
+
+
+def read_count(found: re.Match[str]) -> int:
+    """Return the most repetitions of a match of `COUNT`, at least 1. A number of more than 10 digits is cut."""
+    numbers = re.sub(r"[\s+]", "", found[1]).split(",")
+    return max(1, *(int(number.lstrip("0")[:10] or 0) for number in numbers))
 
 
 def find_compile_error(text: str) -> str:

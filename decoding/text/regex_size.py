@@ -1,4 +1,4 @@
-"""Bound regular expressions and grammars before they are compiled.
+"""Bound regular expressions before they are compiled.
 
 llguidance builds the automaton of an expression while an answer is generated. The counted repetitions of an expression
 unroll, and nested ones multiply: the automaton of `((a{999}){999}){999}` takes seconds of one step.
@@ -6,11 +6,11 @@ unroll, and nested ones multiply: the automaton of `((a{999}){999}){999}` takes 
 
 from __future__ import annotations
 
-import math
 import re
 
+from decoding.text.grammar_check import COUNT, read_count
+
 OPEN_CLASS, CLOSE_CLASS = "[", "]"
-COUNT = re.compile(r"\{(\d{1,9})(?:,(\d{0,9}))?\}")
 # Bounded, because an opening brace without a closing one is tried at each escape. A longer name counts as characters.
 ESCAPE_WITH_BRACES = re.compile(r"\\[pPxuU]\{[^}]{0,64}\}")
 
@@ -28,8 +28,8 @@ def count_unrolled_atoms(pattern: str) -> int:
     while position < len(pattern):
         character = pattern[position]
         if count := COUNT.match(pattern, position):
-            sums[-1] += last * (max(int(count[2] or count[1]), 1) - 1)
-            last *= max(int(count[2] or count[1]), 1)
+            sums[-1] += last * (read_count(count) - 1)
+            last *= read_count(count)
             position = count.end()
             continue
         if character == "(":
@@ -62,15 +62,3 @@ def skip_atom(pattern: str, position: int) -> int:
         if depth == 0:
             break
     return position
-
-
-def multiply_counts(grammar: str) -> int:
-    """Multiply the counted repetitions of a grammar, as its rules may nest them in any way.
-
-    Args:
-        grammar: The grammar.
-
-    Returns:
-        The product.
-    """
-    return math.prod(max(int(count[2] or count[1]), 1) for count in COUNT.finditer(grammar))

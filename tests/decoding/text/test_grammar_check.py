@@ -20,6 +20,7 @@ from decoding.text.grammar_check import (
     GrammarCheckResult,
     compile_grammar,
     estimate_states,
+    multiply_counts,
 )
 from tests.hostile_schemas import intersect_patterns
 
@@ -103,6 +104,7 @@ def build_string(**keywords: object) -> str:
         (build_string(pattern="^[0-9]{4}-[0-9]{2}$"), 1000, 2000),
         (build_string(pattern="^[^b]*a[^b]{60}$"), 1000, 2000),
         (build_string(pattern="^(.{1,100}){1,100}$"), 100_000, 100_000),
+        (build_string(pattern=f"^a{{{'9' * 5000}}}$"), 100_000, 100_000),
         (build_string(minLength=150, maxLength=200), 1778, 4000),
         (build_string(maxLength=10_000), 94_000, 100_000),
         (json.dumps({"type": "integer", "multipleOf": 9973}), 6977, 25_000),
@@ -114,6 +116,10 @@ def build_string(**keywords: object) -> str:
 def test_states_of_a_grammar_are_estimated(text: str, least: int, most: int) -> None:
     """A schema has the states that its answers need. Those of a costly pattern would fill the memory."""
     assert least <= estimate_states(text) <= most
+
+
+def test_repetitions_of_a_grammar_are_multiplied() -> None:
+    assert multiply_counts('start: A{3} B{ 2 , 5 } "c"{+2}\nA: /a{004}/') == 120
 
 
 def test_answer_takes_no_more_states_than_were_counted(program: Program) -> None:
