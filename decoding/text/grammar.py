@@ -29,7 +29,7 @@ FORBIDDEN_IN_LARK = {
     "~": "is not supported: write repetitions as {2,5}",
     "%json": "is not supported: send the schema as json",
 }
-# The flag x of an expression allows comments, which could hide repetitions from the count. In Lark it may follow a slash.
+# The flag x of an expression allows comments, which could hide repetitions from the count. In Lark it may follow a /.
 VERBOSE_FLAG = re.compile(r"(?<!\\)\(\?[a-zA-Z-]*x")
 LARK_VERBOSE_FLAG = re.compile(VERBOSE_FLAG.pattern + r"|/[imslu]*x\b")
 VERBOSE = "the flag x of a regular expression is not supported"
