@@ -190,14 +190,14 @@ class Settings(BaseSettings):
             "the same images, but response times then reveal the images of other keys"
         ),
     ] = False
-    image_cache_mb: Annotated[int, Field(ge=0, description="size of the cache of decoded images, megabytes")] = 256
+    image_cache_mb: Annotated[int, Field(ge=0, description="size of the cache of decoded images, megabytes")] = 128
     image_memory_mb: Annotated[
         int,
         Field(
             ge=1,
             description="size of the decoded images of all requests that wait or run, megabytes; other requests wait",
         ),
-    ] = 256
+    ] = 128
     pixel_memory_mb: Annotated[
         int,
         Field(

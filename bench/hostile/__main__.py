@@ -33,7 +33,7 @@ from bench.hostile.connections import (
     attack_with_connections,
 )
 from bench.hostile.images import attack_with_images
-from bench.hostile.responses import attack_with_answers, attack_with_documents
+from bench.hostile.responses import attack_with_answers, attack_with_checked_answers, attack_with_documents
 
 KINDS = ("bodies", "responses", "connections", "images", "addresses", "keys", "batches")
 
@@ -70,6 +70,7 @@ async def run_on_servers(kind: str, table: AttackTable, engine: str) -> None:
         case "responses":
             await run_on_server(lambda server: attack_with_documents(server, table), engine)
             await run_on_server(lambda server: attack_with_answers(server, table), engine)
+            await run_on_server(lambda server: attack_with_checked_answers(server, table), engine)
         case "images":
             await run_on_server(lambda server: attack_with_images(server, table), engine)
         case "addresses":

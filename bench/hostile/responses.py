@@ -10,7 +10,7 @@ import time
 from bench.harness.chat_requests import build_request
 from bench.harness.server_process import ServerProcess
 from bench.hostile.attack_table import NORMAL_LIMIT, AttackTable, count_outcomes, measure_cost
-from bench.hostile.bodies import CHAT, LONG_ANSWERS, post
+from bench.hostile.bodies import CHAT, LONG_ANSWERS, PARALLEL, post
 from bench.hostile.connections import NORMAL
 from bench.hostile.images import COSTLY_SIDE, draw_noise
 
@@ -21,6 +21,17 @@ REQUEST = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n%s\r\n"
 RECEIVE_BUFFER = 4096  # bytes that the kernel takes from the server
 CLOSE_TIMEOUT = 150.0  # seconds; the server closes after 60, or after 120 if the next request waits behind the response
 ANSWERS = "8 long answers of four rows to 12 MP, with 20 log-probabilities per token"
+CHECKED_ANSWERS = "8 answers to 12 MP that follow a schema of 400 properties, with 20 log-probabilities and a check"
+PROPERTIES: tuple[dict[str, object], ...] = (
+    {"type": "string", "minLength": 5, "maxLength": 60},
+    {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 9},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b": {"type": "number"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    },
+)
 
 
 async def get_document(port: int) -> str:
@@ -87,6 +98,43 @@ async def attack_with_documents(server: ServerProcess, table: AttackTable) -> No
         limit=f"normal request {NORMAL_LIMIT:.0f} s, all closed",
         passed=answer == "200" and seconds <= NORMAL_LIMIT and set(ends) == {"closed"},
     )
+
+
+def build_schema(seed: int) -> dict[str, object]:
+    """Return a schema of 400 properties whose names differ from those of other seeds."""
+    properties = {f"field_{seed}_{number}": PROPERTIES[number % len(PROPERTIES)] for number in range(400)}
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def build_checked_request(seed: int) -> bytes:
+    """Return a body that takes memory of every kind: an image, views for a check, a schema, rows and a large answer."""
+    image = draw_noise("RGB", COSTLY_SIDE, seed, "png", compress_level=1)
+    fields = {
+        "n": 8,
+        "max_tokens": 400,
+        "temperature": 1,
+        "seed": seed,
+        "logprobs": True,
+        "top_logprobs": 20,
+        "decoding": {"strategy": "plain", "check": True},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": build_schema(seed)}},
+    }
+    return json.dumps(build_request(image, **fields)).encode()
+
+
+async def attack_with_checked_answers(server: ServerProcess, table: AttackTable) -> None:
+    """Send requests that take memory of every kind, each with an image and a schema of its own.
+
+    Args:
+        server: A fresh server.
+        table: Gets a row.
+    """
+    if not table.is_selected(CHECKED_ANSWERS):
+        return
+    bodies = [build_checked_request(seed) for seed in range(PARALLEL)]
+    with measure_cost(server) as cost:
+        answers = await asyncio.gather(*(post(server.port, CHAT, body) for body in bodies))
+    table.add(CHECKED_ANSWERS, PARALLEL, count_outcomes(answers), cost=cost)
 
 
 async def attack_with_answers(server: ServerProcess, table: AttackTable) -> None:

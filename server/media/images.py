@@ -60,7 +60,7 @@ class ImageLoader:
         self,
         hosts: Iterable[str] = (),
         cache_bytes: int = 0,
-        memory_bytes: int = 256_000_000,
+        memory_bytes: int = 128_000_000,
         threads: int = 4,
         max_owner_bytes: int | None = None,
         max_owner_fetched_bytes: int | None = None,
