@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from eval.bulk.inputs import SEPARATOR, InputOptions, iterate_file
-from eval.bulk.rows import BulkRow, RowClaim, read_part
+from eval.bulk.rows import BulkRow, RowClaim, iterate_part
 from eval.bulk.store import list_parts, load_job
 from eval.errors import InputError
 
@@ -109,7 +109,7 @@ def sample_rows(folder: Path, count: int, generator: random.Random) -> tuple[lis
 def iterate_rows(folder: Path) -> Iterator[BulkRow]:
     """Iterate over the rows of all parts."""
     for part in list_parts(folder):
-        yield from read_part(part)
+        yield from iterate_part(part)
 
 
 def split_answer(row: BulkRow) -> list[AnswerSpan]:

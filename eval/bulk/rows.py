@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from eval.bulk.items import BulkItem, JobSettings
 from eval.core.answer_store import ReceivedReceipt, StoredAnswer
 
 RowFormat = Literal["parquet", "jsonl"]
+READ_ROWS = 500  # in memory at a time while a part is written or read
 
 
 class RowClaim(BaseModel):
@@ -46,8 +48,10 @@ class BulkRow(BaseModel):
     claims: list[RowClaim] | None = Field(default=None, description="Claims, if the strategy or --check made some.")
     finish_reason: str | None = Field(default=None, description="stop or length.")
     tokens: int | None = Field(default=None, description="Generated tokens of the answer.")
-    steps: int | None = Field(default=None, description="Sampled tokens, those of discarded drafts included.")
-    forward_passes: int | None = Field(default=None, description="Rows that ran through the model.")
+    steps: int | None = Field(default=None, description="Sampled tokens of the answer.")
+    forward_passes: int | None = Field(
+        default=None, description="Rows that ran through the model, those of discarded drafts and of checks included."
+    )
     changed_steps: int | None = Field(default=None, description="Steps whose most likely token was changed.")
     seconds: FiniteFloat | None = Field(default=None, description="Wall-clock time of the request.")
     error: str | None = Field(default=None, description="The reason why there is no answer.")
@@ -95,40 +99,51 @@ def _describe_item(item: BulkItem, settings: JobSettings) -> dict[str, Any]:
     }
 
 
-def write_part(rows: Sequence[BulkRow], file: Path, row_format: RowFormat) -> None:
+def write_part(slices: Iterable[Sequence[BulkRow]], file: Path, row_format: RowFormat) -> int:
     """Write rows to a file. The file is complete, or does not exist.
 
     Args:
-        rows: The rows.
+        slices: The rows, in slices of which one is in memory at a time. Each is a row group of a parquet file.
         file: The file, which is replaced if it exists.
         row_format: Its format.
+
+    Returns:
+        The number of rows.
     """
     temporary = file.with_name(f".{file.name}.incomplete")
-    writers: dict[RowFormat, Callable[[Sequence[BulkRow], Path], None]] = {
+    writers: dict[RowFormat, Callable[[Iterable[Sequence[BulkRow]], Path], int]] = {
         "parquet": _write_parquet,
         "jsonl": _write_lines,
     }
     try:
-        writers[row_format](rows, temporary)
+        count = writers[row_format](slices, temporary)
         _sync(temporary)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
     _sync(file.parent)
+    return count
 
 
-def _write_lines(rows: Sequence[BulkRow], file: Path) -> None:
+def _write_lines(slices: Iterable[Sequence[BulkRow]], file: Path) -> int:
+    count = 0
     with file.open("wb") as output:
-        for row in rows:
+        for row in chain.from_iterable(slices):
             output.write(row.model_dump_json().encode() + b"\n")
+            count += 1
+    return count
 
 
-def _write_parquet(rows: Sequence[BulkRow], file: Path) -> None:
+def _write_parquet(slices: Iterable[Sequence[BulkRow]], file: Path) -> int:
     parquet = import_parquet()
     import pyarrow
 
-    table = pyarrow.Table.from_pylist([row.model_dump() for row in rows], schema=build_schema())
-    parquet.write_table(table, file, compression="zstd")
+    count = 0
+    with parquet.ParquetWriter(file, build_schema(), compression="zstd") as writer:
+        for rows in slices:
+            writer.write_table(pyarrow.Table.from_pylist([row.model_dump() for row in rows], schema=build_schema()))
+            count += len(rows)
+    return count
 
 
 def build_schema() -> Any:
@@ -143,11 +158,15 @@ def build_schema() -> Any:
     return pyarrow.schema([(name, types.get(name, text)) for name in BulkRow.model_fields])
 
 
-def read_part(file: Path) -> list[BulkRow]:
-    """Read the rows of a file."""
+def iterate_part(file: Path) -> Iterator[BulkRow]:
+    """Iterate over the rows of a file."""
     if file.suffix == ".parquet":
-        return [BulkRow.model_validate(each) for each in import_parquet().read_table(file).to_pylist()]
-    return [BulkRow.model_validate_json(line) for line in file.read_bytes().splitlines()]
+        with import_parquet().ParquetFile(file) as part:
+            for batch in part.iter_batches(READ_ROWS):
+                yield from map(BulkRow.model_validate, batch.to_pylist())
+        return
+    with file.open("rb") as lines:
+        yield from map(BulkRow.model_validate_json, lines)
 
 
 def _sync(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Self
 from pydantic import BaseModel, ValidationError
 
 from eval.bulk.items import JobSettings
-from eval.bulk.rows import BulkRow, RowFormat, write_part
+from eval.bulk.rows import READ_ROWS, BulkRow, RowFormat, write_part
 from eval.core.answer_store import describe_error
 from eval.errors import InputError, RunError
 
@@ -168,17 +168,24 @@ class RowStore:
 
     def _write_part(self) -> None:
         """Move the oldest rows from the state to a part. A repetition after a crash writes the same part again."""
-        query = "SELECT number, row FROM pending ORDER BY number LIMIT ?"
-        numbered = self._open.execute(query, [self._part_rows]).fetchall()
+        last = self._open.execute("SELECT number FROM pending ORDER BY number LIMIT 1 OFFSET ?", [self._part_rows - 1])
+        (end,) = last.fetchone() or self._open.execute("SELECT max(number) FROM pending").fetchone()
         name = f"part-{self.totals.parts:06d}.{self._job.row_format}"
-        rows = [BulkRow.model_validate_json(row) for _, row in numbered]
-        write_part(rows, self.folder / ROWS_NAME / name, self._job.row_format)
+        count = write_part(self._read_pending(end), self.folder / ROWS_NAME / name, self._job.row_format)
         totals = self.totals.model_copy(update={"parts": self.totals.parts + 1})
         with self._open as transaction:
-            transaction.execute("DELETE FROM pending WHERE number <= ?", [numbered[-1][0]])
+            transaction.execute("DELETE FROM pending WHERE number <= ?", [end])
             self._save_totals(totals)
         self.totals = totals
-        self._pending -= len(rows)
+        self._pending -= count
+
+    def _read_pending(self, end: int) -> Iterator[list[BulkRow]]:
+        """Read the rows that are in no part, up to a number, a bounded number of rows at a time."""
+        query = "SELECT number, row FROM pending WHERE number > ? AND number <= ? ORDER BY number LIMIT ?"
+        number = 0
+        while numbered := self._open.execute(query, [number, end, READ_ROWS]).fetchall():
+            number = numbered[-1][0]
+            yield [BulkRow.model_validate_json(row) for _, row in numbered]
 
     def _save_totals(self, totals: RowTotals) -> None:
         self._open.executemany("INSERT OR REPLACE INTO totals VALUES (?, ?)", totals.model_dump().items())

@@ -336,8 +336,9 @@ def parse_answer(
     tokens = completion.usage.completion_tokens if completion.usage else None
     if choice.finish_reason not in FINISH_REASONS:
         raise InvalidResponse(f"the completion has finish_reason {choice.finish_reason!r}")
-    steps = completion.onlyseen.steps if completion.onlyseen else 0  # those of a sentence that `verify` dropped count
-    if not choice.message.content.strip() and not tokens and not steps:
+    # Those of sentences that `verify` has dropped count. `steps` are the tokens of the answer.
+    passes = completion.onlyseen.forward_passes if completion.onlyseen else 0
+    if not choice.message.content.strip() and not tokens and not passes:
         raise InvalidResponse("the answer is empty, and no token was generated for it")
     has_claims = completion.onlyseen is not None and completion.onlyseen.claims is not None
     if request.check and not (has_claims and (choice.logprobs or not request.token_scores)):

@@ -144,6 +144,14 @@ def test_killed_engine_loses_and_doubles_no_row(
     assert probabilities == pytest.approx(served_probabilities, abs=1e-3)
 
 
+def test_an_answer_of_which_every_sentence_is_dropped_is_no_error(pictures: Path, tmp_path: Path, url: str) -> None:
+    (pictures / "bad.png").unlink()
+    arguments = ["--base-url", url, "--strategy", "verify:threshold=1", "--limit", "2"]
+    result = CliRunner().invoke(app, build_arguments(pictures, tmp_path / "out", *arguments))
+    assert result.exit_code == 0, result.output
+    assert [(row["answer"], row["error"]) for row in read_rows(tmp_path / "out")] == [("", None)] * 2
+
+
 def write_fatal_strategy(folder: Path) -> Path:
     """Write a package with a strategy that ends the engine's process for pictures of some width."""
     metadata = folder / "fatal-1.dist-info"

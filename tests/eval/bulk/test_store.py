@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import re
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from eval.bulk import store as store_module
+from eval.bulk.inspection import iterate_rows
 from eval.bulk.items import BulkItem, JobSettings
 from eval.bulk.rows import BulkRow, build_error_row, build_schema, write_part
 from eval.bulk.store import RowStore, StoredJob, list_parts
@@ -56,9 +58,9 @@ def test_full_disk_neither_loses_nor_doubles_rows(
 ) -> None:
     """The process ends before a part is written, or between the part and the transaction that removes its rows."""
 
-    def fail(rows: list[BulkRow], file: Path, row_format: store_module.RowFormat) -> None:
+    def fail(slices: Iterator[list[BulkRow]], file: Path, row_format: store_module.RowFormat) -> None:
         if after_write:
-            write_part(rows, file, row_format)
+            write_part(slices, file, row_format)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     rows = make_rows(0, 7)
@@ -70,6 +72,32 @@ def test_full_disk_neither_loses_nor_doubles_rows(
         assert store.find_missing(keys_of(rows)) == set()
         store.finish()
     assert [row["key"] for row in read_rows(tmp_path)] == keys_of(rows)
+
+
+@pytest.mark.parametrize("row_format", ["parquet", "jsonl"])
+def test_part_is_written_and_read_a_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_format: store_module.RowFormat
+) -> None:
+    pytest.importorskip("pyarrow")
+    lengths = []
+
+    def record(slices: Iterator[list[BulkRow]], file: Path, row_format: store_module.RowFormat) -> int:
+        def count_rows() -> Iterator[list[BulkRow]]:
+            for rows in slices:
+                lengths.append(len(rows))
+                yield rows
+
+        return write_part(count_rows(), file, row_format)
+
+    monkeypatch.setattr(store_module, "READ_ROWS", 3)
+    monkeypatch.setattr(store_module, "write_part", record)
+    rows = make_rows(0, 9)
+    with RowStore(tmp_path, StoredJob(settings=SETTINGS, row_format=row_format), part_rows=7) as store:
+        store.add(rows)
+        assert lengths == [3, 3, 1]
+        store.finish()
+    assert len(list_parts(tmp_path)) == 2
+    assert list(iterate_rows(tmp_path)) == rows
 
 
 def test_full_state_file_keeps_the_rows_before(tmp_path: Path) -> None:
@@ -126,7 +154,7 @@ def test_parts_have_the_types_of_the_schema(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    write_part(make_rows(0, 2), tmp_path / "part-000000.parquet", "parquet")
+    write_part([make_rows(0, 2)], tmp_path / "part-000000.parquet", "parquet")
     assert parquet.read_schema(tmp_path / "part-000000.parquet").equals(build_schema())
 
 

@@ -105,14 +105,14 @@ def test_an_empty_answer_with_a_generated_token_is_scored(data: Path, tmp_path: 
     assert "180 answers are empty" in output_of(result)
 
 
-@pytest.mark.parametrize("steps", [0, 20])
-def test_an_answer_of_which_a_strategy_sends_nothing_is_an_answer(tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize("passes", [0, 54])
+def test_an_answer_of_which_a_strategy_sends_nothing_is_an_answer(tmp_path: Path, passes: int) -> None:
     document = {
         "choices": [{"message": {"content": ""}, "finish_reason": "stop"}],
         "usage": {"completion_tokens": 0},
-        "onlyseen": {"strategy": "plain", "steps": steps},
+        "onlyseen": {"strategy": "plain", "steps": 0, "forward_passes": passes},
     }
-    if steps:
+    if passes:
         assert parse_answer(document, make_request(tmp_path), "none", 1.0, 1).text == ""
     else:
         with pytest.raises(InvalidResponse, match="no token was generated"):
