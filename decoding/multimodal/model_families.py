@@ -47,21 +47,41 @@ class ModelFamily:
 FAMILIES = MappingProxyType(
     {
         "llava": ModelFamily(vision_tower_path="model.vision_tower", supports_token_pruning=True),
+        "vipllava": ModelFamily(),
         "llava_next": ModelFamily(padded=("pixel_values",)),
+        # Its own processor takes its video part as first argument, and treats images alike.
+        "llava_next_video": ModelFamily(processor_class="LlavaNextProcessor", padded=("pixel_values",)),
+        "llava_onevision": ModelFamily(processor_class="LlavaOnevisionProcessor", padded=("pixel_values",)),
         "qwen2_vl": ModelFamily(processor_class="Qwen2VLProcessor", per_token=("mm_token_type_ids",)),
         "qwen2_5_vl": ModelFamily(processor_class="Qwen2_5_VLProcessor", per_token=("mm_token_type_ids",)),
         "qwen3_vl": ModelFamily(processor_class="Qwen3VLProcessor", per_token=("mm_token_type_ids",)),
+        "qwen3_vl_moe": ModelFamily(processor_class="Qwen3VLProcessor", per_token=("mm_token_type_ids",)),
+        "glm4v": ModelFamily(processor_class="Glm4vProcessor", per_token=("mm_token_type_ids",)),
+        "glm4v_moe": ModelFamily(processor_class="Glm4vProcessor", per_token=("mm_token_type_ids",)),
+        "glm46v": ModelFamily(processor_class="Glm46VProcessor", per_token=("mm_token_type_ids",)),
+        "glm_ocr": ModelFamily(processor_class="Glm46VProcessor", per_token=("mm_token_type_ids",)),
+        "paddleocr_vl": ModelFamily(per_token=("mm_token_type_ids",)),
+        "exaone4_5": ModelFamily(processor_class="Exaone4_5_Processor"),
+        "video_llama_3": ModelFamily(processor_class="VideoLlama3Processor"),
+        "lighton_ocr": ModelFamily(padded=("pixel_values",)),
         "instructblip": ModelFamily(
             decoder_path="language_model.model",
             has_chat_template=False,
             max_images=1,
             padded=("qformer_input_ids", "qformer_attention_mask"),
         ),
+        "idefics2": ModelFamily(
+            decoder_path="model.text_model", image_axis=1, padded=("pixel_values", "pixel_attention_mask")
+        ),
         "idefics3": ModelFamily(decoder_path="model.text_model", image_axis=1),
         # SmolVLM's own processor differs only for videos, and requires num2words for them.
         "smolvlm": ModelFamily(processor_class="Idefics3Processor", decoder_path="model.text_model", image_axis=1),
         "gemma3": ModelFamily(per_token=("token_type_ids",)),
         "internvl": ModelFamily(processor_class="InternVLProcessor"),
+        "qianfan_ocr": ModelFamily(),
+        "aya_vision": ModelFamily(),
+        "deepseek_vl": ModelFamily(),
+        "janus": ModelFamily(),
     }
 )
 
@@ -70,7 +90,7 @@ FAMILIES = MappingProxyType(
 RELATIVES = MappingProxyType(
     {
         "qwen": "qwen3_vl",
-        "glm": "qwen2_5_vl",
+        "glm": "glm4v",
         "paligemma": "gemma3",
         "gemma": "gemma3",
         "blip": "instructblip",
@@ -79,10 +99,14 @@ RELATIVES = MappingProxyType(
         "pixtral": "llava",
         "mllama": "llava_next",
         "llama": "llava_next",
-        "vipllava": "llava",
-        "aya_vision": "llava_next",
-        "cohere": "llava_next",
+        "granite": "llava_next",
+        "cohere": "aya_vision",
         "minicpm": "internvl",
+        "ovis": "internvl",
+        "ernie": "paddleocr_vl",
+        "hunyuan": "qwen2_5_vl",
+        "deepseek": "deepseek_vl",
+        "lfm2": "smolvlm",
     }
 )
 
