@@ -155,7 +155,7 @@ def describe_families(run: DryRun) -> str:
 
 def build_family_table() -> str:
     """Build the table of docs/add-a-family.md."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             family.title,
             f"`{name}`",
