@@ -45,7 +45,7 @@ format: install
 	$(BIN)/ruff check --fix .
 
 docs: install
-	$(BIN)/python -m decoding README.md docs/strategies.md
+	$(BIN)/python -m decoding README.md docs/strategies.md docs/add-a-family.md
 	$(BIN)/python -m server.api_reference docs/api.md
 
 train: install

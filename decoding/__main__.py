@@ -4,13 +4,20 @@ import re
 import sys
 from pathlib import Path
 
-from decoding.docs_tables import build_deviations, build_full_table, build_summary_table, build_usage_table
+from decoding.docs_tables import (
+    build_deviations,
+    build_family_table,
+    build_full_table,
+    build_summary_table,
+    build_usage_table,
+)
 
 TABLES = {
     "strategies": build_summary_table,
     "strategies in full": build_full_table,
     "strategies in use": build_usage_table,
     "deviations": build_deviations,
+    "families": build_family_table,
 }
 
 

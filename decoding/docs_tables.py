@@ -19,6 +19,7 @@ from decoding.pipeline.dry_run import DryRun, dry_run
 from decoding.registry import find_incompatibility, list_strategies
 from decoding.strategy import Step, Strategy
 from decoding.vllm_engine.engine import VllmEngine
+from decoding.vllm_engine.frontend.checkpoint import SERVED_FAMILIES
 from decoding.vllm_engine.settings import VllmSettings
 
 NONE = "none"
@@ -150,6 +151,28 @@ def describe_families(run: DryRun) -> str:
         pruned = format_names([name for name, family in FAMILIES.items() if family.supports_token_pruning])
         return f"transformers: {pruned}; vLLM: all"
     return "all"
+
+
+def build_family_table() -> str:
+    """Build the table of docs/add-a-family.md."""
+    rows: list[tuple[str, ...]] = [
+        (
+            family.title,
+            f"`{name}`",
+            "transformers, vLLM" if name in SERVED_FAMILIES else "transformers",
+            str(family.max_images or "any number"),
+            "" if family.vision_tower_path else format_names(list_needing("vision_attention")),
+            "" if family.supports_token_pruning else format_names(list_needing("keep_image_tokens")),
+        )
+        for name, family in FAMILIES.items()
+    ]
+    refused = ("refused for the vision tower", "refused on transformers for lost tokens")
+    return format_table(("model", "`model_type`", "engines", "images", *refused), rows)
+
+
+def list_needing(capability: Capability) -> list[str]:
+    """List the strategies that need a capability."""
+    return [name for name, each in list_strategies().items() if capability in dry_run(each()).needs]
 
 
 def list_effects(name: str, results: str) -> list[str]:

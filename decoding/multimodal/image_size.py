@@ -28,7 +28,7 @@ class ImageSizeEstimator:
         blank = Image.new("RGB", (PROBE_SIDE, PROBE_SIDE))
         pixel_bytes: int = processor.image_processor([blank], return_tensors="pt")["pixel_values"].nbytes
         self._bytes_per_image = pixel_bytes
-        self._count = getattr(processor, "_get_num_multimodal_tokens", None)
+        self._count: Any = getattr(processor, "_get_num_multimodal_tokens", None) or find_patch_count(processor)
         tokens = self.count_tokens([blank.size])
         if tokens is not None and not matches_prompt(processor, blank, tokens):
             self._count = None
@@ -78,8 +78,36 @@ def matches_prompt(processor: Any, image: Image.Image, tokens: int) -> bool:
     count the tokens around an image, too.
     """
     try:
-        ids = processor(text=[processor.image_token], images=[[image]], return_tensors="pt")["input_ids"][0]
+        ids = processor(text=[get_image_placeholder(processor)], images=[[image]], return_tensors="pt")["input_ids"][0]
     except ValueError:  # the processor takes another text for an image
         return False
-    image_id = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    image_id = get_image_token_id(processor)
     return int((ids == image_id).sum()) <= tokens <= len(ids)
+
+
+def find_patch_count(processor: Any) -> Any:
+    """Return a function that counts tokens by patches; None for a processor whose images are no grids of patches.
+
+    It has the signature of `_get_num_multimodal_tokens` of transformers' processors, which some lack.
+    """
+    image_processor = processor.image_processor
+    count_patches = getattr(image_processor, "get_number_of_image_patches", None)
+    if count_patches is None or not hasattr(image_processor, "merge_size"):
+        return None
+    merged = image_processor.merge_size**2
+
+    def count(image_sizes: Sequence[Size]) -> dict[str, list[int]]:
+        return {"num_image_tokens": [count_patches(*size, {}) // merged for size in image_sizes]}
+
+    return count
+
+
+def get_image_token_id(processor: Any) -> int:
+    """Return the token that a prompt has for each part of an image. The placeholder in the text may be another one."""
+    own = getattr(processor, "image_token_id", None)
+    return int(processor.tokenizer.convert_tokens_to_ids(str(processor.image_token)) if own is None else own)
+
+
+def get_image_placeholder(processor: Any) -> str:
+    """Return what stands for an image in the text that a processor reads."""
+    return str(getattr(processor, "image_placeholder_token", None) or processor.image_token)

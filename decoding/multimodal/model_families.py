@@ -16,6 +16,7 @@ class ModelFamily:
     """Properties of the checkpoints of one `model_type`.
 
     Attributes:
+        title: Name of the checkpoints, for the documentation.
         decoder_path: Attribute path from the model to the language model without its head.
         output_projection_path: Attribute path from a decoder layer to the attention's output projection. Its input is
             the concatenated head outputs.
@@ -31,6 +32,7 @@ class ModelFamily:
         padded: Processor outputs padded with 0 to a common shape before they are concatenated.
     """
 
+    title: str
     decoder_path: str = "model.language_model"
     output_projection_path: str = "self_attn.o_proj"
     processor_class: str | None = None
@@ -46,22 +48,53 @@ class ModelFamily:
 # A family whose processor has a video part names its class, so that the part can be left out: it needs torchvision.
 FAMILIES = MappingProxyType(
     {
-        "llava": ModelFamily(vision_tower_path="model.vision_tower", supports_token_pruning=True),
-        "llava_next": ModelFamily(padded=("pixel_values",)),
-        "qwen2_vl": ModelFamily(processor_class="Qwen2VLProcessor", per_token=("mm_token_type_ids",)),
-        "qwen2_5_vl": ModelFamily(processor_class="Qwen2_5_VLProcessor", per_token=("mm_token_type_ids",)),
-        "qwen3_vl": ModelFamily(processor_class="Qwen3VLProcessor", per_token=("mm_token_type_ids",)),
+        "llava": ModelFamily("LLaVA-1.5", vision_tower_path="model.vision_tower", supports_token_pruning=True),
+        "vipllava": ModelFamily("ViP-LLaVA"),
+        "llava_next": ModelFamily("LLaVA-NeXT", padded=("pixel_values",)),
+        # Its own processor takes its video part as first argument, and treats images alike.
+        "llava_next_video": ModelFamily(
+            "LLaVA-NeXT-Video", processor_class="LlavaNextProcessor", padded=("pixel_values",)
+        ),
+        "llava_onevision": ModelFamily(
+            "LLaVA-OneVision", processor_class="LlavaOnevisionProcessor", padded=("pixel_values",)
+        ),
+        "qwen2_vl": ModelFamily("Qwen2-VL", processor_class="Qwen2VLProcessor", per_token=("mm_token_type_ids",)),
+        "qwen2_5_vl": ModelFamily(
+            "Qwen2.5-VL", processor_class="Qwen2_5_VLProcessor", per_token=("mm_token_type_ids",)
+        ),
+        "qwen3_vl": ModelFamily("Qwen3-VL", processor_class="Qwen3VLProcessor", per_token=("mm_token_type_ids",)),
+        "qwen3_vl_moe": ModelFamily(
+            "Qwen3-VL-MoE", processor_class="Qwen3VLProcessor", per_token=("mm_token_type_ids",)
+        ),
+        "glm4v": ModelFamily("GLM-4.1V", processor_class="Glm4vProcessor", per_token=("mm_token_type_ids",)),
+        "glm4v_moe": ModelFamily("GLM-4.5V", processor_class="Glm4vProcessor", per_token=("mm_token_type_ids",)),
+        "glm46v": ModelFamily("GLM-4.6V-Flash", processor_class="Glm46VProcessor", per_token=("mm_token_type_ids",)),
+        "glm_ocr": ModelFamily("GLM-OCR", processor_class="Glm46VProcessor", per_token=("mm_token_type_ids",)),
+        "paddleocr_vl": ModelFamily("PaddleOCR-VL", per_token=("mm_token_type_ids",)),
+        "exaone4_5": ModelFamily("EXAONE 4.5", processor_class="Exaone4_5_Processor"),
+        "video_llama_3": ModelFamily("VideoLLaMA 3", processor_class="VideoLlama3Processor"),
+        "lighton_ocr": ModelFamily("LightOnOCR", padded=("pixel_values",)),
         "instructblip": ModelFamily(
+            "InstructBLIP",
             decoder_path="language_model.model",
             has_chat_template=False,
             max_images=1,
             padded=("qformer_input_ids", "qformer_attention_mask"),
         ),
-        "idefics3": ModelFamily(decoder_path="model.text_model", image_axis=1),
+        "idefics2": ModelFamily(
+            "Idefics2", decoder_path="model.text_model", image_axis=1, padded=("pixel_values", "pixel_attention_mask")
+        ),
+        "idefics3": ModelFamily("Idefics3", decoder_path="model.text_model", image_axis=1),
         # SmolVLM's own processor differs only for videos, and requires num2words for them.
-        "smolvlm": ModelFamily(processor_class="Idefics3Processor", decoder_path="model.text_model", image_axis=1),
-        "gemma3": ModelFamily(per_token=("token_type_ids",)),
-        "internvl": ModelFamily(processor_class="InternVLProcessor"),
+        "smolvlm": ModelFamily(
+            "SmolVLM", processor_class="Idefics3Processor", decoder_path="model.text_model", image_axis=1
+        ),
+        "gemma3": ModelFamily("Gemma 3", per_token=("token_type_ids",)),
+        "internvl": ModelFamily("InternVL", processor_class="InternVLProcessor"),
+        "qianfan_ocr": ModelFamily("Qianfan-OCR"),
+        "aya_vision": ModelFamily("Aya Vision"),
+        "deepseek_vl": ModelFamily("DeepSeek-VL"),
+        "janus": ModelFamily("Janus-Pro"),
     }
 )
 
@@ -70,7 +103,7 @@ FAMILIES = MappingProxyType(
 RELATIVES = MappingProxyType(
     {
         "qwen": "qwen3_vl",
-        "glm": "qwen2_5_vl",
+        "glm": "glm4v",
         "paligemma": "gemma3",
         "gemma": "gemma3",
         "blip": "instructblip",
@@ -79,10 +112,14 @@ RELATIVES = MappingProxyType(
         "pixtral": "llava",
         "mllama": "llava_next",
         "llama": "llava_next",
-        "vipllava": "llava",
-        "aya_vision": "llava_next",
-        "cohere": "llava_next",
+        "granite": "llava_next",
+        "cohere": "aya_vision",
         "minicpm": "internvl",
+        "ovis": "internvl",
+        "ernie": "paddleocr_vl",
+        "hunyuan": "qwen2_5_vl",
+        "deepseek": "deepseek_vl",
+        "lfm2": "smolvlm",
     }
 )
 

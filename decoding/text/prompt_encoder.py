@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from decoding.errors import BadRequest, Unsupported
 from decoding.image_ops import add_noise
-from decoding.multimodal.image_size import ImageSizeEstimator
+from decoding.multimodal.image_size import ImageSizeEstimator, get_image_placeholder
 from decoding.multimodal.model_families import ModelFamily
 from decoding.multimodal.processor import get_chat_template
 from decoding.prompt import ImageInput, Message, Prompt
@@ -234,7 +234,7 @@ class PromptEncoder:
     @property
     def _image_token(self) -> str:
         """The placeholder of an image in the text that the processor reads."""
-        return str(self.processor.image_token)
+        return get_image_placeholder(self.processor)
 
     def render(self, prompt: Prompt) -> str:
         """Render the conversation as one text, with a placeholder for each image.

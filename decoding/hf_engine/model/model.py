@@ -232,7 +232,7 @@ class Model:
                 batch[name] = pad_right(rows)
             else:
                 parts = [p.extras[name] for p in prompts if name in p.extras]
-                parts = pad_to_common_shape(parts) if name in self.family.padded else parts
+                parts = pad_to_common_shape(parts, self.family.image_axis) if name in self.family.padded else parts
                 batch[name] = torch.cat(parts, self.family.image_axis)
         return {
             name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
@@ -297,19 +297,20 @@ def select_path(key_values: KeyValues, past: int, path: Sequence[int]) -> KeyVal
     return [(keys[:, on_device[keys.device]], values[:, on_device[keys.device]]) for keys, values in key_values]
 
 
-def pad_to_common_shape(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Pad tensors with 0 at the ends of all dimensions but the first, to one shape.
+def pad_to_common_shape(parts: Sequence[Tensor], axis: int = 0) -> list[Tensor]:
+    """Pad tensors with 0 at the ends of all dimensions but one, to one shape.
 
     Args:
-        parts: Tensors [n, ...] with the same number of dimensions. Each has its own sizes.
+        parts: Tensors with the same number of dimensions. Each has its own sizes.
+        axis: The dimension that stays as it is.
 
     Returns:
-        The tensors. Each has its own n. Every other size is the largest among the tensors.
+        The tensors. Each has its own size of `axis`. Every other size is the largest among the tensors.
     """
-    target = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-    return [
-        nn.functional.pad(
-            part, [n for has, wants in zip(part.shape[:0:-1], target[::-1], strict=True) for n in (0, wants - has)]
-        )
-        for part in parts
-    ]
+    target = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
+    padded: list[Tensor] = []
+    for part in parts:
+        missing = [wants - has for has, wants in zip(part.shape, target, strict=True)]
+        missing[axis] = 0
+        padded.append(nn.functional.pad(part, [n for more in reversed(missing) for n in (0, more)]))
+    return padded

@@ -31,8 +31,8 @@ class FamilyReference:
         self.processor = load_processor(str(folder), self.family)
         self.network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.heads: int = config.get_text_config().num_attention_heads
-        self.outputs = [m for name, m in self.network.named_modules() if name.endswith("self_attn.o_proj")]
         self.decoder: Any = reduce(getattr, self.family.decoder_path.split("."), self.network)
+        self.outputs = [layer.self_attn.o_proj for layer in self.decoder.layers]
         self.closest = math.inf  # gap between the best two scores of any step so far
 
     def plain(self, prompt: Prompt, steps: int) -> list[int]:

@@ -10,8 +10,8 @@ import torch
 
 from decoding.errors import Unsupported
 from decoding.hf_engine.engine import HFEngine
-from decoding.hf_engine.model.model import Model
-from decoding.hf_engine.prefill import can_share_pass
+from decoding.hf_engine.model.model import Model, PrefillOutput
+from decoding.hf_engine.prefill import group_prompts
 from decoding.hf_engine.settings import HFSettings
 from decoding.multimodal.model_families import FAMILIES
 from decoding.pipeline.runner import StrategyRunner, collect_answer
@@ -21,12 +21,13 @@ from tests.decoding.families.checkpoints import CHECKPOINTS
 from tests.decoding.families.prompts import PROMPTS
 from tests.decoding.families.reference import FamilyReference
 
-STEPS = 18
+STEPS = 12
 CASES = [
     *(("plain", name) for name in PROMPTS),
     *((strategy, name) for strategy in ("vcd", "vhr") for name in ("wide", "two")),
     *((strategy, "wide") for strategy in ("pai", "dola")),
 ]
+OF_ALL_SHAPES = ("idefics2", "lighton_ocr")  # families whose pixels have the shapes of the pictures
 TokensByCase = dict[tuple[str, str], list[int]]
 
 
@@ -37,6 +38,7 @@ class Family:
     alone: TokensByCase
     together: TokensByCase
     closest: float  # gap between the two best scores, over all steps of `naive`
+    capabilities: frozenset[str]
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -45,8 +47,8 @@ def family(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) ->
     cases = [case for case in CASES if can_read(request.param, PROMPTS[case[1]])]
     naive = FamilyReference(folder)
     expected = {(strategy, name): getattr(naive, strategy)(PROMPTS[name], STEPS) for strategy, name in cases}
-    alone, together = asyncio.run(on_engine(folder, cases))
-    return Family(request.param, expected, alone, together, naive.closest)
+    alone, together, capabilities = asyncio.run(on_engine(folder, cases))
+    return Family(request.param, expected, alone, together, naive.closest, capabilities)
 
 
 def can_read(family: str, prompt: Prompt) -> bool:
@@ -54,7 +56,7 @@ def can_read(family: str, prompt: Prompt) -> bool:
     return most is None or len(prompt.images) <= most
 
 
-async def on_engine(folder: Path, cases: list[tuple[str, str]]) -> tuple[TokensByCase, TokensByCase]:
+async def on_engine(folder: Path, cases: list[tuple[str, str]]) -> tuple[TokensByCase, TokensByCase, frozenset[str]]:
     engine = HFEngine(HFSettings(str(folder), dtype="float32", device="cpu"))
     await engine.start()
     try:
@@ -62,7 +64,7 @@ async def on_engine(folder: Path, cases: list[tuple[str, str]]) -> tuple[TokensB
         together = await asyncio.gather(*(generate_text(engine, *case) for case in cases))
     finally:
         await engine.close()
-    return alone, dict(zip(cases, together, strict=True))
+    return alone, dict(zip(cases, together, strict=True)), frozenset(engine.capabilities)
 
 
 async def generate_text(engine: HFEngine, strategy: str, name: str) -> list[int]:
@@ -84,6 +86,12 @@ def test_batch_equals_full_recomputation(family: Family) -> None:
     assert family.together == family.naive
 
 
+def test_capabilities_are_those_of_the_table(family: Family) -> None:
+    row = FAMILIES[family.name]
+    assert ("vision_attention" in family.capabilities) == (row.vision_tower_path is not None)
+    assert ("keep_image_tokens" in family.capabilities) == row.supports_token_pruning
+
+
 def test_score_gaps_exceed_rounding(family: Family) -> None:
     """Otherwise the two tests above could pass or fail by chance."""
     assert family.closest > 1e-4
@@ -96,15 +104,19 @@ def test_prompts_of_all_lengths_share_a_pass(name: str, checkpoint: Callable[[st
     model, naive = Model(HFSettings(str(checkpoint(name)), device="cpu")), FamilyReference(checkpoint(name))
     prompts = [prompt for prompt in PROMPTS.values() if can_read(name, prompt)]
     encoded = [model.encoder.encode(prompt) for prompt in prompts]
-    assert can_share_pass(encoded[0], encoded[1:])
+    groups = group_prompts(encoded)
+    assert len(groups) == (len({inputs.pixel_shape for inputs in encoded} - {None}) if name in OF_ALL_SHAPES else 1)
 
-    ready = model.prefill(encoded)
+    ready: dict[int, PrefillOutput] = {}
+    for group in groups:
+        ready |= zip(group, model.prefill([encoded[number] for number in group]), strict=True)
     cache = model.create_cache()
-    for one in ready:
-        cache.add_row(one.key_values)
-    first = torch.stack([one.logits for one in ready]).argmax(-1)
-    second = model.decode(first, [one.next_position for one in ready], cache, None)
-    third = model.decode(second.argmax(-1), [one.next_position + 1 for one in ready], cache, None)
+    for row in range(len(prompts)):
+        cache.add_row(ready[row].key_values)
+    first = torch.stack([ready[row].logits for row in range(len(prompts))]).argmax(-1)
+    positions = [ready[row].next_position for row in range(len(prompts))]
+    second = model.decode(first, positions, cache, None)
+    third = model.decode(second.argmax(-1), [position + 1 for position in positions], cache, None)
 
     for row, prompt in enumerate(prompts):
         inputs, tokens = naive.encode(prompt), [int(first[row]), int(second[row].argmax())]
@@ -120,9 +132,10 @@ def test_extend_runs_several_tokens_in_one_pass(name: str, checkpoint: Callable[
     prompts = [prompt for prompt in PROMPTS.values() if can_read(name, prompt)]
     words = model.encoder.tokenizer("a cat on the table and a dog", add_special_tokens=False)["input_ids"][:8]
     read_counts = [row % 3 for row in range(len(prompts))]
-    read = model.prefill(
-        [model.encoder.encode(prompt).with_tokens(words[:n]) for prompt, n in zip(prompts, read_counts, strict=True)]
-    )
+    read = [
+        model.prefill([model.encoder.encode(prompt).with_tokens(words[:n])])[0]
+        for prompt, n in zip(prompts, read_counts, strict=True)
+    ]
     for more in ([1 + 2 * (row % 3) for row in range(len(prompts))], [1] * len(prompts)):
         # A second continuation, which shares the row, does not change the first.
         extended = model.extend(

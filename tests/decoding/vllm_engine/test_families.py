@@ -12,7 +12,7 @@ from decoding.errors import Unsupported
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
 from decoding.vllm_engine.frontend.checkpoint import SERVED_FAMILIES, Checkpoint
-from tests.decoding.families.checkpoints import CHECKPOINTS, write_for_vllm
+from tests.decoding.families.checkpoints import CHECKPOINTS, write_checkpoint, write_for_vllm
 from tests.decoding.families.prompts import PROMPTS
 from tests.decoding.hf_engine.harness import build_stack
 from tests.decoding.vllm_engine.conftest import start_engine
@@ -51,4 +51,4 @@ async def generate_cases(engine: Engine) -> dict[tuple[str, str], list[int]]:
 @pytest.mark.parametrize("name", [name for name in CHECKPOINTS if name not in SERVED_FAMILIES])
 def test_other_families_are_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="--engine hf"):
-        Checkpoint(str(write_for_vllm(tmp_path, name)), None)
+        Checkpoint(str(write_checkpoint(name, tmp_path)), None)
