@@ -68,8 +68,8 @@ class ImageUrl(StrictModel):
         description="data:image/png;base64,... (or jpeg, webp, gif), or http(s) at an allowed host. "
         "Up to 25 megapixels for all images together."
     )
-    detail: Literal["auto", "low", "high"] | None = Field(
-        default=None, description="A hint without effect. The model sees each image at its own input resolution."
+    detail: Annotated[Literal["auto", "low", "high"] | None, IGNORED] = Field(
+        default=None, description="Ignored: the model sees each image at its own input resolution."
     )
 
 

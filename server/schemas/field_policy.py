@@ -93,6 +93,7 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
 }
 # Values of ignored fields that request nothing. The receipt does not list them, and a strict server accepts them.
 NEUTRAL_IGNORED: Mapping[str, tuple[Any, ...]] = {
+    "detail": ("auto",),
     "include_obfuscation": (False,),
     "include_reasoning": (True,),
     "length_penalty": (1.0,),

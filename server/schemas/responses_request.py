@@ -88,7 +88,9 @@ class InputImage(StrictModel):
 
     type: Literal["input_image"]
     image_url: str = Field(description="A data URL, or http(s) at an allowed host.")
-    detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Without effect.")
+    detail: Annotated[Literal["auto", "low", "high", "original"] | None, IGNORED] = Field(
+        default=None, description="Ignored: the model sees each image at its own input resolution."
+    )
     prompt_cache_breakpoint: Annotated[IgnoredObject | None, IGNORED] = Ignored
 
 
