@@ -10,6 +10,7 @@ from pydantic import Field, Tag, model_validator
 from decoding.errors import BadRequest
 from server.schemas.base import MAX_TOKEN_BOUND, STRING_OR_ARRAY, validate
 from server.schemas.field_policy import (
+    NO_CHAT,
     VLLM_UNSUPPORTED,
     PlatformFields,
     list_ignored,
@@ -19,6 +20,7 @@ from server.schemas.normalized_request import Decoding, NormalizedRequest, Sampl
 
 UNSUPPORTED: Mapping[str, str] = {
     **VLLM_UNSUPPORTED,
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message"), NO_CHAT),
     "best_of": "send n and choose by logprobs",
     "echo": "the response does not repeat the prompt",
     "prompt_logprobs": "only generated tokens have log-probabilities",

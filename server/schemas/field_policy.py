@@ -25,6 +25,7 @@ NO_STORE = "the server stores no responses"
 NO_PLATFORM = "the field belongs to OpenAI's platform"
 NO_REASONING = "the served models do not reason before they answer"
 NO_TEMPLATE = "the operator of the server chooses the chat template"
+NO_CHAT = "a text to continue has no chat template"
 NO_PROCESSOR = "the operator of the server chooses the image processor"
 NO_TENSORS = "the server takes no tensors"
 NO_TRANSFER = "the server does not transfer caches"
@@ -33,14 +34,12 @@ ONLY_STRATEGIES = "the field decoding selects what changes the scores of tokens"
 
 # Fields of vLLM's requests for chat completions and completions.
 VLLM_UNSUPPORTED: Mapping[str, str] = {
-    "add_generation_prompt": "the server always begins an answer",
     "add_special_tokens": "the tokenizer of the model decides about special tokens",
     "allowed_token_ids": ONLY_STRATEGIES,
     "bad_words": ONLY_STRATEGIES,
     "cache_salt": "the server separates the caches of API keys",
     "chat_template": NO_TEMPLATE,
     "chat_template_kwargs": NO_TEMPLATE,
-    "continue_final_message": "the server does not continue an answer",
     "documents": NO_TEMPLATE,
     "ec_transfer_params": NO_TRANSFER,
     **dict.fromkeys(
