@@ -340,9 +340,7 @@ class BaseEngine(ABC):
         )
         if self._can_prefill_answer(request):
             return request, answer_start, ForcedPrefix()
-        # No token of the text to continue ends the answer.
-        min_tokens = max(request.sampling.min_tokens, request.continued_tokens)
-        sampling = replace(request.sampling, forced_token_ids=answer_start.ids, min_tokens=min_tokens)
+        sampling = replace(request.sampling, forced_token_ids=answer_start.ids)
         start, forced_prefix = AnswerStart(ruled_out=answer_start.ruled_out), ForcedPrefix(len(answer_start.ids))
         return request.replace(sampling=sampling), start, forced_prefix
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from decoding.errors import BadRequest
+from decoding.errors import BadRequest, Unsupported
 from decoding.outputs import Answer
 from decoding.pipeline.runner import StrategyRunner, collect_answer
 from decoding.requests import GenerateRequest, SamplingParams
@@ -53,8 +53,14 @@ async def test_continued_answer_equals_the_uninterrupted_one(
 async def test_limits_stops_and_formats(names: str, hf_engine: Any, roomy_engine: Any) -> None:
     text, ids = "The image shows a", hf_engine.encoder.encode_continued_text("The image shows a")
     short = await continue_text(hf_engine, names, text, max_tokens=2)
-    stopped = await continue_text(roomy_engine, names, text, max_tokens=2, stop=("image",), stop_token_ids=ids[:3])
+    stopped = await continue_text(roomy_engine, names, text, max_tokens=2, stop=("image",))
     assert get_token_ids(stopped) == get_token_ids(short)
+    if names == "pai":  # its tokens are forced
+        with pytest.raises(Unsupported, match="stop_token_ids"):
+            await continue_text(roomy_engine, names, text, stop_token_ids=ids[:3])
+    else:
+        stopped = await continue_text(roomy_engine, names, text, max_tokens=2, stop_token_ids=ids[:3])
+        assert get_token_ids(stopped) == get_token_ids(short)
     long = await continue_text(roomy_engine, names, text, max_tokens=30, min_tokens=30)
     assert len(long.tokens) == 30
     grammar = build_choice_grammar(["two cats", "two dogs", "a cat"])
