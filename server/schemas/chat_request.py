@@ -35,7 +35,7 @@ from server.schemas.normalized_request import (
     UnloadedMessage,
     to_output_format,
 )
-from server.schemas.tool_calls import ForcedCall, ToolChoice, Tools, resolve_forced_call
+from server.schemas.tool_calls import ForcedCall, NamedToolChoice, ToolChoice, Tools, resolve_forced_call
 
 UNSUPPORTED: Mapping[str, str] = {
     **VLLM_UNSUPPORTED,
@@ -223,7 +223,8 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
     @cached_property
     def forced_call(self) -> ForcedCall | None:
         """The call that the answer must be; None if it is text."""
-        return resolve_forced_call(self.tools or (), self.tool_choice)
+        choice = self.tool_choice.function if isinstance(self.tool_choice, NamedToolChoice) else self.tool_choice
+        return resolve_forced_call([tool.function for tool in self.tools or ()], choice, ".function")
 
     @property
     def is_structured(self) -> bool:
