@@ -73,7 +73,6 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
-    "echo": (False,),
     "functions": ([],),
     "include_stop_str_in_output": (False,),
     "modalities": (["text"],),
