@@ -23,6 +23,7 @@ UNSUPPORTED: Mapping[str, str] = {
     **dict.fromkeys(("add_generation_prompt", "continue_final_message"), NO_CHAT),
     "best_of": "send n and choose by logprobs",
     "prompt_logprobs": "only generated tokens have log-probabilities",
+    "response_format": "structured_outputs has the formats of completions",
     "suffix": "the served models only continue a text",
 }
 DEFAULT_MAX_TOKENS = 16  # OpenAI's

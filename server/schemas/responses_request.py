@@ -25,6 +25,9 @@ from server.schemas.field_policy import (
     NO_REASONING,
     NO_STORE,
     NO_TOOLS,
+    ONLY_CHAT,
+    VLLM_UNSUPPORTED,
+    EngineFields,
     Ignored,
     IgnoredObject,
     PlatformFields,
@@ -49,14 +52,30 @@ from server.schemas.normalized_request import (
 from server.schemas.tool_calls import FlatChoice, FlatTools, ForcedCall, resolve_forced_call
 
 UNSUPPORTED: Mapping[str, str] = {
+    **VLLM_UNSUPPORTED,
+    **dict.fromkeys(
+        (
+            "frequency_penalty",
+            "ignore_eos",
+            "logit_bias",
+            "presence_penalty",
+            "repetition_penalty",
+            "stop",
+            "stop_token_ids",
+            "structured_outputs",
+        ),
+        ONLY_CHAT,
+    ),
     "access_programs": NO_PLATFORM,
     "background": NO_STORE,
     "background_options": NO_STORE,
     "context_management": "the server uses the whole conversation",
     "conversation": NO_STORE,
+    "enable_response_messages": "the response does not repeat the prompt",
     "image": "answers are text",
     "input_transformations": NO_PLATFORM,
     "moderation": NO_PLATFORM,
+    "previous_input_messages": f"{NO_STORE}; send the whole conversation",
     "previous_response_id": f"{NO_STORE}; send the whole conversation",
     "prompt": NO_PLATFORM,
     "reasoning": NO_REASONING,
@@ -139,7 +158,7 @@ class ResponsesStreamOptions(StrictModel):
     include_obfuscation: Annotated[bool | None, IGNORED] = Ignored
 
 
-class ResponsesRequest(PlatformFields):
+class ResponsesRequest(EngineFields, PlatformFields):
     """OpenAI's request for a response, with some of vLLM's sampling fields and `decoding`."""
 
     model: str = Field(

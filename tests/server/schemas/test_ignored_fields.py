@@ -28,6 +28,10 @@ CHAT = {
     "request_id": "a",
     "length_penalty": 2,
     "spaces_between_special_tokens": False,
+    "mm_payload": "none",
+    "return_mm_kwargs": False,
+    "routed_experts_prompt_start": 4,
+    "truncation_side": "left",
     "stream": True,
     "stream_options": {"include_obfuscation": True},
 }
@@ -52,7 +56,13 @@ NEUTRAL = {
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url(), "detail": "auto"}}]}
     ],
 }
-RESPONSES = {"input": "a", "store": True, "max_tool_calls": 1, "include": ["reasoning.encrypted_content"]}
+RESPONSES = {
+    "input": "a",
+    "store": True,
+    "max_tool_calls": 1,
+    "session_id": "a",
+    "include": ["reasoning.encrypted_content"],
+}
 
 
 async def test_receipt_lists_ignored_fields_once(server: FakeServer) -> None:
@@ -75,7 +85,7 @@ async def test_neutral_values_are_accepted_and_not_listed(start_server: StartSer
 @pytest.mark.parametrize(
     ("route", "fields", "ignored"),
     [
-        ("v1/responses", RESPONSES, ["store", "max_tool_calls", "include[reasoning.encrypted_content]"]),
+        ("v1/responses", RESPONSES, ["store", "max_tool_calls", "session_id", "include[reasoning.encrypted_content]"]),
         (
             "v1/responses",
             {
