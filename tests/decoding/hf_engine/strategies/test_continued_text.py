@@ -70,9 +70,7 @@ async def test_limits_and_stop_strings_leave_the_text_out(names: str, embedded: 
     short = await continue_text(embedded, stack, text, max_tokens=2)
     assert (len(short.tokens), short.finish.reason) == (2, "length")
     ids = embedded.model.encoder.encode_continued_text(text)
-    stopped = await continue_text(
-        embedded, stack, text, max_tokens=2, stop=("image", "a "), stop_token_ids=ids[:3], min_tokens=1
-    )
+    stopped = await continue_text(embedded, stack, text, max_tokens=2, stop=("image", "a "), stop_token_ids=ids[:3])
     assert list_ids(stopped) == list_ids(short)
     eos = embedded.model.eos_token_ids[0]
     assert eos not in list_ids(await continue_text(embedded, stack, text, max_tokens=30, min_tokens=30))
