@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -317,10 +318,12 @@ class BaseEngine(ABC):
     def _encode_request(self, request: GenerateRequest, answer_start: AnswerStart) -> dict[str, ModelInputs]:
         """Encode the main prompt and the branches, each followed by the answer prefix."""
         prompts = self._encode_prompts({MAIN: request.prompt, **request.branches})
+        if request.continued_tokens:
+            self.encoder.check_length(max(map(len, prompts.values())) + request.continued_tokens)
         return {name: prompt.with_tokens(answer_start.ids) for name, prompt in prompts.items()}
 
     async def _prepare_start(self, request: GenerateRequest) -> tuple[GenerateRequest, AnswerStart, ForcedPrefix]:
-        """Encode the answer prefix and the ruled-out phrases.
+        """Encode the text to continue, with which the answer prefix then begins, and the ruled-out phrases.
 
         Prefilling the answer prefix is not possible for every request: see `_can_prefill_answer`. Otherwise its tokens
         are forced, one step each, and the engine drops them from its output.
@@ -328,6 +331,8 @@ class BaseEngine(ABC):
         Returns:
             The request, its encoded answer prefix and ruled-out phrases, and the forced tokens.
         """
+        if request.continued_text:
+            request = await self._prepare_continued_text(request)
         if not request.answer_prefix and not request.ruled_out:
             return request, AnswerStart(), ForcedPrefix()
         answer_start = await self._encode(
@@ -338,6 +343,34 @@ class BaseEngine(ABC):
         sampling = replace(request.sampling, forced_token_ids=answer_start.ids)
         start, forced_prefix = AnswerStart(ruled_out=answer_start.ruled_out), ForcedPrefix(len(answer_start.ids))
         return request.replace(sampling=sampling), start, forced_prefix
+
+    async def _prepare_continued_text(self, request: GenerateRequest) -> GenerateRequest:
+        """Encode the text that the answer continues.
+
+        Returns:
+            The request. The text begins its answer prefix, and the limits on the answer's tokens allow for it.
+
+        Raises:
+            BadRequest: The answer has a format, and cannot begin with the text.
+        """
+        ids = await self._encode(lambda: self.encoder.encode_continued_text(request.continued_text))
+        sampling, grammar = request.sampling, request.sampling.grammar
+        if grammar is not None:
+            await self.compile_grammar(grammar)
+            # A grammar reads the bytes of the answer, which begin without the blank of the chat template.
+            ids = await self._encode(lambda: tuple(self._grammars.llg_tokenizer.tokenize_str(request.continued_text)))
+            begins = partial(self._grammars.begins, grammar, ids)
+            if not await run_in_thread(self._grammar_threads, begins, "grammar_failed"):
+                raise BadRequest("The answer has a format, and cannot begin with the last message.", param="messages")
+        max_tokens = None if sampling.max_tokens is None else sampling.max_tokens + len(ids)
+        min_tokens = sampling.min_tokens and sampling.min_tokens + len(ids)
+        sampling = replace(sampling, max_tokens=max_tokens, min_tokens=min_tokens)
+        return request.replace(
+            sampling=sampling,
+            answer_prefix=(*ids, *request.answer_prefix),
+            continued_tokens=len(ids),
+            continued_text="",
+        )
 
     @abstractmethod
     def _can_prefill_answer(self, request: GenerateRequest) -> bool:

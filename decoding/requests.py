@@ -48,9 +48,11 @@ class GenerateRequest:
     stack: tuple[TensorHooks, ...] = ()  # strategies whose tensor hooks act on the request, outermost first
     strategy: TensorHooks | None = None  # strategy whose `update_state` is called
     grounding_branch: str | None = None  # branch against which each token's grounding is measured
+    continued_text: str = ""  # text that the answer continues; limits, stop strings and the usage leave it out
     answer_prefix: tuple[int | str, ...] = ()  # the answer begins with these token ids and texts; they are not output
     ruled_out: tuple[str, ...] = ()  # phrases that the answer must not contain after `answer_prefix`
     cache_salt: str | None = None  # set by the runner: no cache is shared with requests of another salt
+    continued_tokens: int = 0  # set by the engine: length of `continued_text`
     bypasses_queue_limit: bool = False  # a part of an accepted request waits in a full queue too
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from decoding.engine import Engine
-from decoding.errors import NO_FINISH_REASON, EngineFailed
+from decoding.errors import NO_FINISH_REASON, EngineFailed, Unsupported
 from decoding.outputs import Answer, RelevanceMap, StateHandle, Token, Usage
 from decoding.pipeline.capabilities import require_hooks
 from decoding.pipeline.draft_runner import DraftedAnswer, DraftRunner, Outcome, as_request
@@ -70,9 +70,14 @@ class StrategyRunner:
         """
         # Before any request runs.
         require_hooks(self.stack, self.engine.capabilities, self.engine.missing_reasons)
-        start = time.perf_counter()
         stack = self.stack if check is None else (check, *self.stack)
-        outcome = await self._resolve(stack, request)
+        if request.continued_text:
+            self._check_continued_text(stack)
+        start = time.perf_counter()
+        # The text to continue belongs to the final request. No other request of a strategy has it.
+        outcome = await self._resolve(stack, request.replace(continued_text=""))
+        if request.continued_text and not isinstance(outcome, Answer):
+            outcome = outcome.replace(continued_text=request.continued_text)
         seconds = add_seconds(self.prior_usage.seconds, {"prepare": time.perf_counter() - start})
         self.prior_usage = replace(self.prior_usage, seconds=seconds)
         final = as_request(outcome)
@@ -107,6 +112,17 @@ class StrategyRunner:
         """Add the forward passes of a request. Steps and tokens are those of the final answer only."""
         passes = self.prior_usage.forward_passes + usage.forward_passes
         self.prior_usage = replace(self.prior_usage, forward_passes=passes)
+
+    def _check_continued_text(self, stack: tuple[Strategy, ...]) -> None:
+        """Raise `Unsupported` if the engine or a strategy cannot continue a text."""
+        reader = next((strategy for strategy in stack if strategy.overrides_stream()), None)
+        problem = None
+        if reader is not None:
+            problem = f"'{reader.name}' reads an answer sentence by sentence from its beginning"
+        elif "answer_prefix" not in self.engine.capabilities:
+            problem = "The engine begins every answer"
+        if problem is not None:
+            raise Unsupported(f"{problem}, so it cannot continue one.", param="continue_final_message")
 
     async def _resolve(self, stack: tuple[Strategy, ...], request: GenerateRequest) -> Outcome:
         for depth, strategy in enumerate(stack):

@@ -48,21 +48,25 @@ class OutputProcessor:
             answer_prefix: Token ids with which the answer begins. They are not output.
         """
         self.request = request
-        self.prompt_tokens = len(prompt)
+        self.prompt_tokens = len(prompt) + request.continued_tokens
         self.max_new_tokens = max_new_tokens
         self.eos_token_ids = eos_token_ids
         self.token_text = token_text
         self.state = state
         prefix_ids = prompt.ids[-RAW_TEXT_CONTEXT:].tolist() if request.prompt.raw_text else []
-        self.detokenizer = Detokenizer(tokenizer, request.sampling.stop, prefix_ids, request.sampling.min_tokens)
+        min_tokens = request.sampling.min_tokens - request.continued_tokens
+        self.detokenizer = Detokenizer(tokenizer, request.sampling.stop, prefix_ids, min_tokens)
         self.acts_inside_model = any(
             strategy.acts_on_attention() or "head_scales" in strategy.list_hooks() for strategy in request.stack
         )
-        self.stats = RequestStats(prompt_tokens=len(prompt))
+        self.stats = RequestStats(prompt_tokens=self.prompt_tokens)
         self.is_finished = False
         self.prefix_tokens = len(answer_prefix)
-        for token in answer_prefix:  # the open stop strings and characters are those of an uninterrupted answer
-            self.detokenizer.add_token(token)
+        for number, token in enumerate(answer_prefix):
+            if number < request.continued_tokens:
+                self.detokenizer.add_prompt_token(token)
+            else:  # the open stop strings and characters are those of an uninterrupted answer
+                self.detokenizer.add_token(token)
 
     @property
     def num_tokens(self) -> int:
@@ -83,6 +87,9 @@ class OutputProcessor:
         """
         self._count_step(changed)
         sampling = self.request.sampling
+        if self.num_tokens <= self.request.continued_tokens:  # a forced token of the prompt
+            self.detokenizer.add_prompt_token(token)
+            return Token(token, "", stats=self.stats)
         if token in sampling.stop_token_ids or (token in self.eos_token_ids and not sampling.ignore_eos):
             return Token(
                 token,
@@ -136,7 +143,7 @@ class OutputProcessor:
         now, stats = time.perf_counter(), self.stats
         usage = Usage(
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.num_tokens,
+            completion_tokens=self.num_tokens - self.request.continued_tokens,
             steps=stats.steps,
             forward_passes=stats.forward_passes,
             changed_steps=None if self.acts_inside_model else stats.changed_steps,
@@ -174,6 +181,10 @@ class Detokenizer:
     def is_stopped(self) -> bool:
         """Whether a stop string is complete."""
         return self._stop_detector.is_stopped
+
+    def add_prompt_token(self, token: int) -> None:
+        """Decode a token of the text that the answer continues. Stop strings in it do not count."""
+        self._stream.step(self._tokenizer, token)
 
     def add_token(self, token: int) -> str:
         """Decode one more token. A stop string that it completes is not part of the text.

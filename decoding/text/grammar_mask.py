@@ -48,6 +48,11 @@ class GrammarCompiler:
         self.compile(grammar)
         return self._first_masks[grammar].accepts(token_ids)
 
+    def begins(self, grammar: Grammar, token_ids: Sequence[int]) -> bool:
+        """Return whether an answer can begin with the tokens."""
+        self.compile(grammar)
+        return self._first_masks[grammar].begins(token_ids)
+
     @cached_property
     def llg_tokenizer(self) -> LLTokenizer:
         """The model's tokens. They are read with the first grammar, because this takes up to a second."""
@@ -85,6 +90,10 @@ class GrammarMask:
         """Return whether the answer is complete after more tokens. The mask does not change."""
         ll_matcher = self._ll_matcher.deep_copy()
         return ll_matcher.consume_tokens(list(token_ids)) and ll_matcher.is_accepting()
+
+    def begins(self, token_ids: Sequence[int]) -> bool:
+        """Return whether the answer can continue with the tokens. The mask does not change."""
+        return self._ll_matcher.deep_copy().consume_tokens(list(token_ids))
 
     def accept_token(self, token: int) -> None:
         """Advance by a token. Raises `InvalidSchema` if the grammar is too complicated to continue."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from decoding.multimodal.processor import get_chat_template
 from decoding.prompt import ImageInput, Message, Prompt
 
 PREFIX_CONTEXT = 8  # tokens of an answer that a text is encoded after
+PROMPT_CONTEXT = 32  # characters of a rendered prompt that a prefilled answer is encoded after
 CACHED_SCORED_TEXTS = 1024  # scored texts whose first tokens are kept
 MIN_LETTERS = 3  # of a token that is forbidden by itself
 
@@ -123,19 +124,14 @@ class PromptEncoder:
                 too many images, or the model's processor rejects it.
         """
         for message in prompt.messages:
-            self._check_special_tokens(message)
-        if sum(len(message.text) for message in prompt.messages) > self.max_characters:
-            raise BadRequest(
-                f"The prompt is longer than the model's context of {self.max_model_len} tokens.",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            self._check_special_tokens(message.text)
+        self._check_characters(sum(len(message.text) for message in prompt.messages))
         max_images, images = self.family.max_images, prompt.images
         if max_images is not None and len(images) > max_images:
             raise BadRequest(
                 f"This model takes {max_images} image(s) in a prompt; there are {len(images)}.", param="messages"
             )
-        self._check_length(self.image_sizes.count_tokens([image.size for image in images]) or 0)
+        self.check_length(self.image_sizes.count_tokens([image.size for image in images]) or 0)
         try:
             processed = self._process(self.render(prompt), images)
         except (TemplateError, ValueError) as error:
@@ -143,7 +139,7 @@ class PromptEncoder:
         names = set(processed) - {"input_ids", "attention_mask"} if images else self.family.per_token
         extras = {name: processed[name] for name in names if name in processed}
         inputs = ModelInputs(processed["input_ids"][0], self._add_noise(extras, images))
-        self._check_length(len(inputs))
+        self.check_length(len(inputs))
         return inputs
 
     def find_first_tokens(self, texts: Sequence[str]) -> dict[str, list[int]]:
@@ -166,6 +162,38 @@ class PromptEncoder:
         """Encode the answer prefix and the ruled-out phrases of a request."""
         sequences = {sequence for phrase in ruled_out for sequence in self.encode_phrase(phrase)}
         return AnswerStart(tuple(self.encode_answer_prefix(prefix)), tuple(sorted(sequences)))
+
+    def encode_continued_text(self, text: str) -> tuple[int, ...]:
+        """Encode a text that an answer continues, as the chat template puts it behind a prompt.
+
+        Where the template puts a blank before an answer, it is added unless the text begins with one.
+
+        Args:
+            text: The text. One that is too long or has a special token of the model raises `BadRequest`.
+
+        Returns:
+            Token ids.
+        """
+        self._check_special_tokens(text)
+        self._check_characters(len(text))
+        before, separator = self._answer_context
+        text = text if text[:1].isspace() else separator + text
+        known, longer = (self._tokenize(each) for each in (before, before + text))
+        return tuple(longer[len(known) :] if longer[: len(known)] == known else self._tokenize(text))
+
+    @cached_property
+    def _answer_context(self) -> tuple[str, str]:
+        """The end of a rendered prompt, and the blank that the chat template puts between it and an answer."""
+        if not self.family.has_chat_template:
+            return "", ""
+        question, answer = Message("user", ("Hello.",)), Message("assistant", ("Hello.",))
+        try:
+            rendered = self._render_messages((question,))
+            whole = self._render_messages((question, answer), add_generation_prompt=False)
+        except (TemplateError, ValueError):
+            return "", ""
+        separator, _, _ = whole.removeprefix(rendered).partition(answer.text)
+        return rendered[-PROMPT_CONTEXT:], separator if separator.isspace() and whole.startswith(rendered) else ""
 
     def encode_answer_prefix(self, prefix: Sequence[int | str]) -> list[int]:
         """Encode the prefix of an answer.
@@ -247,12 +275,17 @@ class PromptEncoder:
         """
         if prompt.raw_text or not self.family.has_chat_template:
             return "\n".join(message.text for message in prompt.messages)
-        messages = [{"role": message.role, "content": build_template_parts(message)} for message in prompt.messages]
-        template = get_chat_template(self.processor)
-        text: str = self.processor.apply_chat_template(messages, chat_template=template, add_generation_prompt=True)
+        text = self._render_messages(prompt.messages)
         if text.count(self._image_token) != len(prompt.images):
             raise Unsupported("The model's chat template has no place for one of the images.", param="messages")
         return text
+
+    def _render_messages(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        parts = [{"role": message.role, "content": build_template_parts(message)} for message in messages]
+        template = get_chat_template(self.processor)
+        return self.processor.apply_chat_template(  # type: ignore[no-any-return]
+            parts, chat_template=template, add_generation_prompt=add_generation_prompt
+        )
 
     def _process(self, text: str, images: tuple[ImageInput, ...]) -> Mapping[str, Tensor]:
         has_bos = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
@@ -275,7 +308,8 @@ class PromptEncoder:
         ]
         return {**extras, "pixel_values": torch.cat(pixels, axis)}
 
-    def _check_length(self, tokens: int) -> None:
+    def check_length(self, tokens: int) -> None:
+        """Raise `BadRequest` if a prompt of so many tokens leaves no room for an answer."""
         if tokens >= self.max_model_len:
             raise BadRequest(
                 f"The prompt has {tokens} tokens with its images; the model's context is {self.max_model_len}.",
@@ -283,8 +317,15 @@ class PromptEncoder:
                 code="context_length_exceeded",
             )
 
-    def _check_special_tokens(self, message: Message) -> None:
-        text = message.text
+    def _check_characters(self, characters: int) -> None:
+        if characters > self.max_characters:
+            raise BadRequest(
+                f"The prompt is longer than the model's context of {self.max_model_len} tokens.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+
+    def _check_special_tokens(self, text: str) -> None:
         special = next((token for token in self._special_tokens if token in text), None)
         if special is not None:
             raise BadRequest(f"The text holds '{special}', which the model reserves for itself.", param="messages")

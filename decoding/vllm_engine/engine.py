@@ -12,7 +12,7 @@ from typing import Any
 
 from decoding.base_engine import BaseEngine, run_in_thread
 from decoding.engine import Capability
-from decoding.errors import EngineFailed
+from decoding.errors import EngineFailed, Unsupported
 from decoding.outputs import Answer, StateHandle, Token, Usage
 from decoding.pipeline.early_exits import find_early_exits
 from decoding.requests import GenerateRequest, ProbeRequest
@@ -296,7 +296,10 @@ class VllmEngine(BaseEngine):
     def _build_members(
         self, request: GenerateRequest, updated_state: StateHandle | None, answer_start: AnswerStart
     ) -> list[MemberRequest]:
-        checkpoint, limits = self.checkpoint, self.limits
+        checkpoint, limits, sampling = self.checkpoint, self.limits, request.sampling
+        if request.continued_tokens and set(sampling.stop_token_ids) & set(sampling.forced_token_ids):
+            message = "vLLM would end this answer at a token of the message that it continues: it is in stop_token_ids."
+            raise Unsupported(message, param="stop_token_ids")
         # Refuses layers that do not exist.
         find_early_exits(request.stack, limits.num_layers, limits.has_tied_embeddings)
         inputs = self._encode_request(request, answer_start)

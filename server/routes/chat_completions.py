@@ -98,7 +98,12 @@ def parse_body(body: dict[str, Any]) -> ParsedRequest:
     chat = parse_chat_request(body)
     logprobs = LogprobFormatter(chat.wants_logprobs, grounding=chat.wants_grounding, trace=chat.wants_trace)
     formatter = ChatCompletionFormatter(
-        chat.model, logprobs, chat.wants_stream_usage, chat.wants_continuous_usage, chat.forced_call
+        chat.model,
+        logprobs,
+        chat.wants_stream_usage,
+        chat.wants_continuous_usage,
+        chat.forced_call,
+        chat.continued_text if chat.echo else "",
     )
     return ParsedRequest(chat.normalize(), formatter, bool(chat.stream))
 
@@ -112,6 +117,7 @@ class ChatCompletionFormatter:
     include_usage: bool
     continuous_usage: bool
     forced_call: ForcedCall | None = None
+    echo: str = ""  # the beginning of each answer, which the request has sent
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time()))
 
@@ -122,7 +128,7 @@ class ChatCompletionFormatter:
             texts[choice].append(token.text)
             entries[choice] += self.logprobs.dump_token(token)
         choices = [
-            self._build_choice(index, "".join(text), generation.finish_infos[index].reason)
+            self._build_choice(index, "".join([self.echo, *text]), generation.finish_infos[index].reason)
             for index, text in enumerate(texts)
         ]
         document = ChatCompletionResponse(
@@ -163,7 +169,7 @@ class ChatCompletionFormatter:
         async for choice, token in generation.stream_tokens():
             if choice not in started:
                 started.add(choice)
-                yield self._build_chunk(build_first_chunk_choice(choice, None if parsers else ""))
+                yield self._build_chunk(build_first_chunk_choice(choice, None if parsers else self.echo))
             entries = self.logprobs.format_token(token)
             if parsers:
                 for part in self._build_call_choices(choice, token, entries, parsers[choice]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from time import time
 from typing import Any
@@ -13,11 +13,12 @@ import orjson
 from fastapi import APIRouter, Request
 from openai.types import Completion, CompletionChoice
 from openai.types.completion_choice import Logprobs
+from openai.types.completion_usage import CompletionUsage
 from pydantic_core import to_json
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
-from decoding.outputs import Token
+from decoding.outputs import FinishInfo, Token, Usage
 from server.errors import ErrorResponse
 from server.schemas.completion_request import parse_completion_request
 from server.schemas.response import (
@@ -69,6 +70,8 @@ def parse_body(body: dict[str, Any]) -> ParsedRequest:
         completion.logprobs is not None,
         completion.wants_stream_usage,
         completion.wants_continuous_usage,
+        completion.echoed_prompts,
+        has_answer=completion.max_tokens != 0,
     )
     return ParsedRequest(completion.normalize(), formatter, bool(completion.stream))
 
@@ -81,15 +84,17 @@ class CompletionFormatter:
     logprobs: bool
     include_usage: bool
     continuous_usage: bool
+    echoed_prompts: tuple[str, ...] = ()  # of each choice; empty without echo
+    has_answer: bool = True  # whether the response has the generated tokens
     id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time()))
 
     async def format_full(self, generation: Generation) -> bytes:
-        texts: list[list[str]] = [[] for _ in range(generation.choices)]
+        texts = [[self._get_echo(choice)] for choice in range(generation.choices)]
         offsets = [0] * generation.choices
         logprobs = [LogprobLists() for _ in range(generation.choices)]
         async for choice, token in generation.stream_tokens():
-            texts[choice].append(token.text)
+            texts[choice].append(token.text if self.has_answer else "")
             if self.logprobs:
                 logprobs[choice].add(format_logprobs([token], offsets[choice]))
             offsets[choice] += len(token.text)
@@ -98,12 +103,12 @@ class CompletionFormatter:
                 index=index,
                 text="".join(text),
                 logprobs=None,
-                finish_reason=generation.finish_infos[index].reason,
+                finish_reason=self._get_finish_reason(generation.finish_infos[index]),
             )
             for index, text in enumerate(texts)
         ]
         document = self._build_document(*choices)
-        document.usage, document.onlyseen = to_completion_usage(generation.usage), generation.receipt
+        document.usage, document.onlyseen = self._get_usage(generation.usage), generation.receipt
         fields = to_json_fields(document)
         if self.logprobs:
             for choice_fields, lists in zip(fields["choices"], logprobs, strict=True):
@@ -113,22 +118,42 @@ class CompletionFormatter:
     async def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
         offsets: dict[int, int] = {}  # characters sent of each choice
         async for choice, token in generation.stream_tokens():
+            if not self.has_answer:
+                token = replace(token, text="")
+            if choice not in offsets and (echo := self._get_echo(choice)):
+                yield build_event(dump_json(self._build_echo_chunk(choice, echo)))
             chunk = self._build_document(self._build_choice(choice, [token], offsets.get(choice, 0)))
             offsets[choice] = offsets.get(choice, 0) + len(token.text)
             if self.include_usage:
-                chunk.usage = to_completion_usage(generation.usage_so_far) if self.continuous_usage else None
+                chunk.usage = self._get_usage(generation.usage_so_far) if self.continuous_usage else None
             elif generation.is_finished:
                 chunk.onlyseen = generation.receipt
             if token.text or token.finish or (self.logprobs and has_logprob(token)):
                 yield build_event(dump_json(chunk))
         if self.include_usage:
             last = self._build_document()
-            last.usage, last.onlyseen = to_completion_usage(generation.usage), generation.receipt
+            last.usage, last.onlyseen = self._get_usage(generation.usage), generation.receipt
             yield build_event(dump_json(last))
         yield build_event(DONE)
 
     def format_error(self, error: ErrorResponse) -> ServerSentEvent:
         return build_event(error.to_json(), "error")
+
+    def _get_echo(self, choice: int) -> str:
+        return self.echoed_prompts[choice] if self.echoed_prompts else ""
+
+    def _get_finish_reason(self, finish: FinishInfo) -> str:
+        return finish.reason if self.has_answer else "length"
+
+    def _get_usage(self, usage: Usage) -> CompletionUsage:
+        return to_completion_usage(usage if self.has_answer else replace(usage, completion_tokens=0))
+
+    def _build_echo_chunk(self, index: int, echo: str) -> TextCompletionResponse:
+        choice = TextCompletionChoice(index=index, text=echo, logprobs=None, finish_reason=None)
+        chunk = self._build_document(choice)
+        if self.include_usage:
+            chunk.usage = None
+        return chunk
 
     def _build_document(self, *choices: TextCompletionChoice) -> TextCompletionResponse:
         return TextCompletionResponse(
@@ -151,7 +176,7 @@ class CompletionFormatter:
             index=index,
             text="".join(token.text for token in tokens),
             logprobs=format_logprobs(tokens, offset) if self.logprobs else None,
-            finish_reason=finish.reason if finish else None,
+            finish_reason=self._get_finish_reason(finish) if finish else None,
         )
 
 

@@ -35,12 +35,11 @@ from server.schemas.normalized_request import (
     UnloadedMessage,
     to_output_format,
 )
-from server.schemas.tool_calls import ForcedCall, ToolChoice, Tools, resolve_forced_call
+from server.schemas.tool_calls import ForcedCall, NamedToolChoice, ToolChoice, Tools, resolve_forced_call
 
 UNSUPPORTED: Mapping[str, str] = {
     **VLLM_UNSUPPORTED,
     "audio": NO_AUDIO,
-    "echo": "only /v1/completions repeats the prompt",
     "function_call": NO_TOOLS,
     "functions": NO_TOOLS,
     "modalities": NO_AUDIO,
@@ -68,8 +67,8 @@ class ImageUrl(StrictModel):
         description="data:image/png;base64,... (or jpeg, webp, gif), or http(s) at an allowed host. "
         "Up to 25 megapixels for all images together."
     )
-    detail: Literal["auto", "low", "high"] | None = Field(
-        default=None, description="A hint without effect. The model sees each image at its own input resolution."
+    detail: Annotated[Literal["auto", "low", "high"] | None, IGNORED] = Field(
+        default=None, description="Ignored: the model sees each image at its own input resolution."
     )
 
 
@@ -126,7 +125,9 @@ ChatMessages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_M
 class ChatCompletionRequest(SamplingFields, PlatformFields):
     """OpenAI's chat completion request, with vLLM's extra sampling fields and `decoding`."""
 
-    messages: ChatMessages = Field(description="The last message is the user's.")
+    messages: ChatMessages = Field(
+        description="The last message is the user's. With continue_final_message it is the beginning of the answer."
+    )
     prediction: Annotated[dict[str, Any] | None, IGNORED] = Field(default=None, max_length=2, description="Ignored.")
     max_completion_tokens: int | None = Field(
         default=None, ge=1, le=MAX_TOKEN_BOUND, description="Default: the rest of the context."
@@ -141,14 +142,25 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
         description="A function or `required`: the answer is one call. `none`: it is text. With tools, the default "
         "`auto` is refused, because the served models do not decide whether to call a tool.",
     )
+    continue_final_message: bool | None = Field(
+        default=None,
+        description="Default false. The answer continues the last message, which is the assistant's and follows one of "
+        "the user's. The message belongs to the prompt: limits, stop strings and the usage do not count it as answer. "
+        "Formats, penalties and strategies read it as the beginning of the answer.",
+    )
+    add_generation_prompt: bool | None = Field(
+        default=None, description="The opposite of continue_final_message, and its default."
+    )
+    echo: bool | None = Field(
+        default=None, description="Default false. With continue_final_message, the answer begins with the last message."
+    )
     parallel_tool_calls: bool | None = Field(default=None, description="Without effect: an answer is at most one call.")
     logprobs: bool | None = Field(default=None, description="Default: whether decoding.grounding or trace is true.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Needs logprobs.")
 
     @model_validator(mode="after")
     def _check_consistency(self) -> ChatCompletionRequest:
-        if self.messages[-1].role != "user":
-            raise BadRequest("The last message must be the user's.", param="messages")
+        self._check_messages()
         if self.max_tokens and self.max_tokens != self.max_new_tokens:
             raise BadRequest("max_tokens and max_completion_tokens differ.", param="max_tokens")
         if self.forced_call is not None:
@@ -157,6 +169,8 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
                 raise BadRequest("A tool call has the format of its arguments.", param=field)
             if self.wants_check:
                 raise BadRequest("A tool call has no claims to check.", param="decoding.check")
+            if self.continue_final_message:
+                raise BadRequest("A tool call cannot be continued.", param="continue_final_message")
         if self.is_structured and self.structured_outputs is not None:
             raise BadRequest("Send either response_format or structured_outputs.", param="structured_outputs")
         if (self.is_structured or self.forced_call) and (self.min_tokens or self.ignore_eos or self.stop_token_ids):
@@ -170,6 +184,38 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
         self.check_shared_fields(self.max_new_tokens)
         return self
 
+    def _check_messages(self) -> None:
+        """Check the last messages, and the fields that decide whether the answer continues the last one.
+
+        Raises:
+            BadRequest: The last messages or the fields do not fit together.
+        """
+        roles = [message.role for message in self.messages[-2:]]
+        if not self.continue_final_message:
+            if roles[-1] != "user":
+                hint = "The last message must be the user's. To continue an answer, send continue_final_message."
+                raise BadRequest(hint, param="messages")
+            if self.add_generation_prompt is False:
+                message = "add_generation_prompt may be false with continue_final_message only."
+                raise BadRequest(message, param="add_generation_prompt")
+            return
+        if self.add_generation_prompt:
+            message = "Only one of continue_final_message and add_generation_prompt may be true."
+            raise BadRequest(message, param="add_generation_prompt")
+        if roles != ["user", "assistant"]:
+            message = "continue_final_message needs a last message of the assistant, after one of the user."
+            raise BadRequest(message, param="messages")
+        if not self.continued_text:
+            raise BadRequest("continue_final_message needs a last message with text.", param="messages")
+
+    @cached_property
+    def continued_text(self) -> str:
+        """The text that the answer continues, or nothing."""
+        last = self.messages[-1]
+        if not self.continue_final_message or not isinstance(last, AssistantMessage):
+            return ""
+        return last.content if isinstance(last.content, str) else "".join(part.text for part in last.content)
+
     @property
     def max_new_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -177,7 +223,8 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
     @cached_property
     def forced_call(self) -> ForcedCall | None:
         """The call that the answer must be; None if it is text."""
-        return resolve_forced_call(self.tools or (), self.tool_choice)
+        choice = self.tool_choice.function if isinstance(self.tool_choice, NamedToolChoice) else self.tool_choice
+        return resolve_forced_call([tool.function for tool in self.tools or ()], choice, ".function")
 
     @property
     def is_structured(self) -> bool:
@@ -192,14 +239,23 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
             self.model,
             "messages",
             self.to_sampling_params(self.max_new_tokens, (self.top_logprobs or 0) if self.wants_logprobs else None),
-            messages=to_unloaded_messages(self.messages),
+            messages=to_unloaded_messages(self.messages[:-1] if self.continue_final_message else self.messages),
+            continued_text=self.continued_text,
             decoding=self.decoding or Decoding(),
             output_format=self._to_output_format(),
             max_tokens_param="max_tokens" if self.max_tokens else "max_completion_tokens",
             choices=self.n or 1,
             user=self.user,
-            ignored={**list_ignored(self), **({"tools": "tools"} if self.tools and not self.forced_call else {})},
+            ignored=self._list_ignored(),
         )
+
+    def _list_ignored(self) -> dict[str, str]:
+        """List the ignored fields, with those that have no effect beside the others."""
+        unused = {
+            "tools": bool(self.tools) and self.forced_call is None,
+            "echo": bool(self.echo) and not self.continued_text,
+        }
+        return {**list_ignored(self), **{name: name for name, is_unused in unused.items() if is_unused}}
 
     def _to_output_format(self) -> OutputFormat | None:
         if self.forced_call is not None:

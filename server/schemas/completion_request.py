@@ -10,6 +10,7 @@ from pydantic import Field, Tag, model_validator
 from decoding.errors import BadRequest
 from server.schemas.base import MAX_TOKEN_BOUND, STRING_OR_ARRAY, validate
 from server.schemas.field_policy import (
+    NO_CHAT,
     VLLM_UNSUPPORTED,
     PlatformFields,
     list_ignored,
@@ -19,9 +20,10 @@ from server.schemas.normalized_request import Decoding, NormalizedRequest, Sampl
 
 UNSUPPORTED: Mapping[str, str] = {
     **VLLM_UNSUPPORTED,
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message"), NO_CHAT),
     "best_of": "send n and choose by logprobs",
-    "echo": "the response does not repeat the prompt",
     "prompt_logprobs": "only generated tokens have log-probabilities",
+    "response_format": "structured_outputs has the formats of completions",
     "suffix": "the served models only continue a text",
 }
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -36,7 +38,14 @@ class CompletionRequest(SamplingFields, PlatformFields):
     prompt: Annotated[Annotated[PromptText, Tag("string")] | Annotated[PromptTexts, Tag("array")], STRING_OR_ARRAY] = (
         Field(description=f"One text, or up to {MAX_PROMPTS}. Token ids are not accepted.")
     )
-    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKEN_BOUND, description=f"Default {DEFAULT_MAX_TOKENS}.")
+    max_tokens: int | None = Field(
+        default=None, ge=0, le=MAX_TOKEN_BOUND, description=f"Default {DEFAULT_MAX_TOKENS}. 0 needs echo."
+    )
+    echo: bool | None = Field(
+        default=None,
+        description="Default false. The text begins with the prompt. Its tokens have no log-probabilities, so that "
+        "logprobs is refused with echo.",
+    )
     logprobs: int | None = Field(
         default=None,
         ge=0,
@@ -51,19 +60,35 @@ class CompletionRequest(SamplingFields, PlatformFields):
             raise BadRequest(f"Only /v1/chat/completions supports {param}.", param=param)
         if self.wants_check:
             raise BadRequest("decoding.check needs an image, and a completion has none.", param="decoding.check")
+        if self.echo and self.logprobs is not None:
+            message = "'logprobs' is not supported with echo: only generated tokens have log-probabilities."
+            raise BadRequest(message, param="logprobs", code="unsupported_parameter")
+        if self.max_tokens == 0 and not self.echo:
+            raise BadRequest("max_tokens may be 0 with echo only.", param="max_tokens")
         self.check_shared_fields(self.max_new_tokens)
         return self
 
     @property
     def max_new_tokens(self) -> int:
-        return self.max_tokens or DEFAULT_MAX_TOKENS
+        """The most tokens that are generated. An engine generates at least one, which the response may leave out."""
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else max(1, self.max_tokens)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The texts to continue."""
+        return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
+
+    @property
+    def echoed_prompts(self) -> tuple[str, ...]:
+        """The text with which each choice begins; none without echo."""
+        return tuple(prompt for prompt in self.prompts for _ in range(self.n or 1)) if self.echo else ()
 
     def normalize(self) -> NormalizedRequest:
         return NormalizedRequest(
             self.model,
             "prompt",
             self.to_sampling_params(self.max_new_tokens, self.logprobs),
-            texts=(self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt),
+            texts=self.prompts,
             decoding=self.decoding or Decoding(),
             max_tokens_param="max_tokens",
             choices=self.n or 1,

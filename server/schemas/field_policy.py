@@ -25,22 +25,22 @@ NO_STORE = "the server stores no responses"
 NO_PLATFORM = "the field belongs to OpenAI's platform"
 NO_REASONING = "the served models do not reason before they answer"
 NO_TEMPLATE = "the operator of the server chooses the chat template"
+NO_CHAT = "a text to continue has no chat template"
 NO_PROCESSOR = "the operator of the server chooses the image processor"
 NO_TENSORS = "the server takes no tensors"
 NO_TRANSFER = "the server does not transfer caches"
 NO_TOKEN_IDS = "the response has no token ids"
+ONLY_CHAT = "/v1/chat/completions has it"
 ONLY_STRATEGIES = "the field decoding selects what changes the scores of tokens"
 
 # Fields of vLLM's requests for chat completions and completions.
 VLLM_UNSUPPORTED: Mapping[str, str] = {
-    "add_generation_prompt": "the server always begins an answer",
     "add_special_tokens": "the tokenizer of the model decides about special tokens",
     "allowed_token_ids": ONLY_STRATEGIES,
     "bad_words": ONLY_STRATEGIES,
     "cache_salt": "the server separates the caches of API keys",
     "chat_template": NO_TEMPLATE,
     "chat_template_kwargs": NO_TEMPLATE,
-    "continue_final_message": "the server does not continue an answer",
     "documents": NO_TEMPLATE,
     "ec_transfer_params": NO_TRANSFER,
     **dict.fromkeys(
@@ -74,30 +74,38 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
-    "echo": (False,),
+    "enable_response_messages": (False,),
+    "frequency_penalty": (0.0, 0),
     "functions": ([],),
+    "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
+    "logit_bias": ({},),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
+    "presence_penalty": (0.0, 0),
     "reasoning_effort": ("none",),
+    "repetition_penalty": (1.0, 1),
+    "response_format": ({"type": "text"},),
     "return_prompt_text": (False,),
     "return_token_ids": (False,),
     "return_token_offsets": (False,),
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
+    "stop": ([],),
+    "stop_token_ids": ([],),
     "truncation": ("disabled",),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
 }
 # Values of ignored fields that request nothing. The receipt does not list them, and a strict server accepts them.
 NEUTRAL_IGNORED: Mapping[str, tuple[Any, ...]] = {
+    "detail": ("auto",),
     "include_obfuscation": (False,),
     "include_reasoning": (True,),
     "length_penalty": (1.0,),
     "metadata": ({},),
+    "mm_payload": ("tensors",),
     "priority": (0,),
+    "routed_experts_prompt_start": (0,),
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
@@ -127,11 +135,15 @@ class EngineFields(StrictModel):
     include_reasoning: Annotated[bool | None, IGNORED] = Ignored
     length_penalty: Annotated[float | None, IGNORED] = Ignored
     metadata: Annotated[Metadata | None, IGNORED] = Ignored
+    mm_payload: Annotated[ShortText | None, IGNORED] = Ignored
     priority: Annotated[int | None, IGNORED] = Ignored
     request_id: Annotated[ShortText | None, IGNORED] = Ignored
+    return_mm_kwargs: Annotated[bool | None, IGNORED] = Ignored
+    routed_experts_prompt_start: Annotated[int | None, IGNORED] = Ignored
     session_id: Annotated[ShortText | None, IGNORED] = Ignored
     spaces_between_special_tokens: Annotated[bool | None, IGNORED] = Ignored
     stream_interval: Annotated[int | None, IGNORED] = Ignored
+    truncation_side: Annotated[ShortText | None, IGNORED] = Ignored  # truncate_prompt_tokens is refused
 
 
 def reject_unsupported(data: Mapping[str, Any], unsupported: Mapping[str, str]) -> dict[str, Any]:

@@ -330,6 +330,7 @@ class NormalizedRequest:
     sampling: SamplingParams
     messages: tuple[UnloadedMessage, ...] = ()
     texts: tuple[str, ...] = ()
+    continued_text: str = ""  # the beginning of the answer, which follows the conversation
     decoding: Decoding = field(default_factory=Decoding)
     output_format: OutputFormat | None = None
     max_tokens_param: str = "max_completion_tokens"
@@ -339,8 +340,10 @@ class NormalizedRequest:
     cache_salt: str | None = None  # set by the server: no cache is shared with requests of another salt
 
     def count_characters(self) -> int:
-        """Count the characters of the conversation, or of the longest text."""
-        conversation = sum(len(part) for message in self.messages for part in message.parts if isinstance(part, str))
+        """Count the characters of the conversation and the beginning of its answer, or of the longest text."""
+        conversation = len(self.continued_text) + sum(
+            len(part) for message in self.messages for part in message.parts if isinstance(part, str)
+        )
         return max([conversation, *map(len, self.texts)])
 
     def reject_ignored(self) -> None:
@@ -351,7 +354,7 @@ class NormalizedRequest:
 
     def without_prompt(self) -> NormalizedRequest:
         """Return a copy without the conversation or the texts."""
-        return replace(self, messages=(), texts=())
+        return replace(self, messages=(), texts=(), continued_text="")
 
     @contextmanager
     def rename_error_params(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, model_validator
@@ -24,6 +25,9 @@ from server.schemas.field_policy import (
     NO_REASONING,
     NO_STORE,
     NO_TOOLS,
+    ONLY_CHAT,
+    VLLM_UNSUPPORTED,
+    EngineFields,
     Ignored,
     IgnoredObject,
     PlatformFields,
@@ -38,28 +42,43 @@ from server.schemas.normalized_request import (
     JsonSchema,
     JsonSchemaFormat,
     NormalizedRequest,
+    OutputFormat,
     ResponseFormat,
     TextFormat,
     UnloadedMessage,
     build_sampling_params,
     to_output_format,
 )
+from server.schemas.tool_calls import FlatChoice, FlatTools, ForcedCall, resolve_forced_call
 
 UNSUPPORTED: Mapping[str, str] = {
+    **VLLM_UNSUPPORTED,
+    **dict.fromkeys(
+        (
+            "frequency_penalty",
+            "ignore_eos",
+            "logit_bias",
+            "presence_penalty",
+            "repetition_penalty",
+            "stop",
+            "stop_token_ids",
+            "structured_outputs",
+        ),
+        ONLY_CHAT,
+    ),
     "access_programs": NO_PLATFORM,
     "background": NO_STORE,
     "background_options": NO_STORE,
     "context_management": "the server uses the whole conversation",
     "conversation": NO_STORE,
+    "enable_response_messages": "the response does not repeat the prompt",
     "image": "answers are text",
     "input_transformations": NO_PLATFORM,
     "moderation": NO_PLATFORM,
-    "parallel_tool_calls": NO_TOOLS,
+    "previous_input_messages": f"{NO_STORE}; send the whole conversation",
     "previous_response_id": f"{NO_STORE}; send the whole conversation",
     "prompt": NO_PLATFORM,
     "reasoning": NO_REASONING,
-    "tool_choice": NO_TOOLS,
-    "tools": NO_TOOLS,
     "truncation": "the server refuses a prompt that is too long",
 }
 LOGPROBS = "message.output_text.logprobs"
@@ -88,7 +107,9 @@ class InputImage(StrictModel):
 
     type: Literal["input_image"]
     image_url: str = Field(description="A data URL, or http(s) at an allowed host.")
-    detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Without effect.")
+    detail: Annotated[Literal["auto", "low", "high", "original"] | None, IGNORED] = Field(
+        default=None, description="Ignored: the model sees each image at its own input resolution."
+    )
     prompt_cache_breakpoint: Annotated[IgnoredObject | None, IGNORED] = Ignored
 
 
@@ -137,7 +158,7 @@ class ResponsesStreamOptions(StrictModel):
     include_obfuscation: Annotated[bool | None, IGNORED] = Ignored
 
 
-class ResponsesRequest(PlatformFields):
+class ResponsesRequest(EngineFields, PlatformFields):
     """OpenAI's request for a response, with some of vLLM's sampling fields and `decoding`."""
 
     model: str = Field(
@@ -158,6 +179,13 @@ class ResponsesRequest(PlatformFields):
     min_p: float | None = Field(default=None, ge=0, le=1, description="Default 0.")
     seed: int | None = Field(default=None, ge=-SEED_LIMIT, lt=SEED_LIMIT)
     text: TextConfig | None = Field(default=None, description="The format of the answer.")
+    tools: FlatTools | None = Field(default=None, description="The prompt does not have them.")
+    tool_choice: FlatChoice | None = Field(
+        default=None,
+        description="A function or `required`: the answer is one call. `none`: it is text. With tools, the default "
+        "`auto` is refused, because the served models do not decide whether to call a tool.",
+    )
+    parallel_tool_calls: bool | None = Field(default=None, description="Without effect: an answer is at most one call.")
     include: (
         Annotated[
             list[Literal["message.output_text.logprobs"] | NOTHING_TO_INCLUDE], Field(max_length=16, fail_fast=True)
@@ -183,7 +211,25 @@ class ResponsesRequest(PlatformFields):
                         raise BadRequest("Only a user's message may contain images.", param=param)
         if self.top_logprobs is not None and not self.wants_logprobs:
             raise BadRequest(f"top_logprobs needs {LOGPROBS} in include.", param="top_logprobs")
+        if self.forced_call is not None:
+            self._check_forced_call()
         return self
+
+    def _check_forced_call(self) -> None:
+        """Raise `BadRequest` for a field that needs an answer of text."""
+        if self._nest_format() is not None and not isinstance(self._nest_format(), TextFormat):
+            raise BadRequest("A tool call has the format of its arguments.", param="text.format")
+        if self.decoding is not None and self.decoding.wants_check:
+            raise BadRequest("A tool call has no claims to check.", param="decoding.check")
+        if self.wants_logprobs:
+            grounds = self.decoding is not None and self.decoding.grounding
+            param = "include" if LOGPROBS in (self.include or ()) else f"decoding.{'grounding' if grounds else 'trace'}"
+            raise BadRequest("A tool call of a response has no log-probabilities.", param=param)
+
+    @cached_property
+    def forced_call(self) -> ForcedCall | None:
+        """The call that the answer must be; None if it is text."""
+        return resolve_forced_call(self.tools or (), self.tool_choice)
 
     @property
     def wants_logprobs(self) -> bool:
@@ -193,6 +239,8 @@ class ResponsesRequest(PlatformFields):
     def _list_ignored(self) -> dict[str, str]:
         """List the ignored fields, with each value of `include` that has no effect."""
         values = {f"include[{value}]": "include" for value in self.include or () if value != LOGPROBS}
+        if self.tools and self.forced_call is None:
+            values["tools"] = "tools"
         return {**list_ignored(self), **values}
 
     def normalize(self) -> NormalizedRequest:
@@ -208,7 +256,9 @@ class ResponsesRequest(PlatformFields):
             ),
             messages=self._list_messages(),
             decoding=self.decoding or Decoding(),
-            output_format=to_output_format(self._nest_format(), "text.format", "text.format.schema"),
+            output_format=OutputFormat(self.forced_call.build_schema(), "tools", "tools")
+            if self.forced_call
+            else to_output_format(self._nest_format(), "text.format", "text.format.schema"),
             max_tokens_param="max_output_tokens",
             user=self.user,
             ignored=self._list_ignored(),
@@ -231,6 +281,23 @@ class ResponsesRequest(PlatformFields):
         return JsonSchemaFormat(type="json_schema", json_schema=flat)
 
 
+def reject_tool_history(items: Any) -> None:
+    """Raise `BadRequest` for the first item that is a tool call or the result of one."""
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        if isinstance(item, dict) and item.get("type") in ("function_call", "function_call_output"):
+            message = f"Earlier tool calls and their results are not supported: {NO_TOOLS}."
+            raise BadRequest(message, param=f"input[{index}].type", code="unsupported_parameter")
+
+
+def reject_other_tools(tools: Any, choice: Any) -> None:
+    """Raise `BadRequest` for the first tool that is no function of the client, and for the choice of one."""
+    found = {f"tools[{index}]": tool for index, tool in enumerate(tools if isinstance(tools, list) else ())}
+    for path, tool in {**found, "tool_choice": choice}.items():
+        if isinstance(tool, dict) and tool.get("type", "function") != "function":
+            message = "The only tools are functions of the client."
+            raise BadRequest(message, param=f"{path}.type", code="unsupported_parameter")
+
+
 def to_unloaded_message(message: InputMessage, path: str) -> UnloadedMessage:
     role = "system" if message.role == "developer" else message.role
     if isinstance(message.content, str):
@@ -244,4 +311,6 @@ def to_unloaded_message(message: InputMessage, path: str) -> UnloadedMessage:
 
 def parse_responses_request(body: Mapping[str, Any]) -> ResponsesRequest:
     """Validate a parsed body, or raise BadRequest for its first error."""
+    reject_tool_history(body.get("input"))
+    reject_other_tools(body.get("tools"), body.get("tool_choice"))
     return validate(ResponsesRequest, reject_unsupported(body, UNSUPPORTED))

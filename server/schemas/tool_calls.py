@@ -49,6 +49,12 @@ class FunctionTool(StrictModel):
     cache_control: Annotated[IgnoredObject | None, IGNORED] = Ignored
 
 
+class FlatFunctionTool(FunctionDefinition):
+    """A tool of the client, whose fields are not nested as in chat completions."""
+
+    type: Literal["function"]
+
+
 class NamedFunction(StrictModel):
     """The name of a function."""
 
@@ -62,9 +68,21 @@ class NamedToolChoice(StrictModel):
     function: NamedFunction
 
 
+class FlatToolChoice(NamedFunction):
+    """The function that the answer calls, whose name is not nested as in chat completions."""
+
+    type: Literal["function"]
+
+
 Tools = Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("string")] | Annotated[NamedToolChoice, Tag("object")],
+    STRING_OR_OBJECT,
+]
+
+FlatTools = Annotated[list[FlatFunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+FlatChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("string")] | Annotated[FlatToolChoice, Tag("object")],
     STRING_OR_OBJECT,
 ]
 
@@ -106,12 +124,15 @@ class ForcedCall:
         return {"anyOf": calls, "$defs": definitions}
 
 
-def resolve_forced_call(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> ForcedCall | None:
+def resolve_forced_call(
+    functions: Sequence[FunctionDefinition], choice: str | NamedFunction | None, nesting: str = ""
+) -> ForcedCall | None:
     """Find the call that a request forces.
 
     Args:
-        tools: The tools of the request.
+        functions: The functions of its tools.
         choice: Its `tool_choice`.
+        nesting: Path from a tool or a choice to its function, for errors.
 
     Returns:
         The call. None if the request has no tools, or if none may be called.
@@ -119,21 +140,20 @@ def resolve_forced_call(tools: Sequence[FunctionTool], choice: ToolChoice | None
     Raises:
         BadRequest: The model would have to decide whether it calls a tool, or there is no such tool.
     """
-    functions = tuple(tool.function for tool in tools)
     for index, function in enumerate(functions):
-        check_parameters(function, f"tools[{index}].function")
+        path = f"tools[{index}]{nesting}"
+        check_parameters(function, path)
         if function.name in [other.name for other in functions[:index]]:
-            raise BadRequest("Two tools have the same name.", param=f"tools[{index}].function.name")
-    if isinstance(choice, NamedToolChoice):
-        name = choice.function.name
-        named = tuple(function for function in functions if function.name == name)
+            raise BadRequest("Two tools have the same name.", param=f"{path}.name")
+    if isinstance(choice, NamedFunction):
+        named = tuple(function for function in functions if function.name == choice.name)
         if not named:
-            raise BadRequest(f"tools has no function '{name}'.", param="tool_choice.function.name")
+            raise BadRequest(f"tools has no function '{choice.name}'.", param=f"tool_choice{nesting}.name")
         return ForcedCall(named, is_named=True)
     if choice == "required":
         if not functions:
             raise BadRequest("tool_choice 'required' needs tools.", param="tool_choice")
-        return ForcedCall(functions, is_named=False)
+        return ForcedCall(tuple(functions), is_named=False)
     if functions and choice != "none":
         message = (
             "tool_choice 'auto' is not supported: the served models do not decide whether to call a tool. Send "

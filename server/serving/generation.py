@@ -17,7 +17,6 @@ from anyio.to_thread import run_sync
 from decoding.errors import NO_FINISH_REASON, BadRequest, EngineFailed, Unsupported
 from decoding.outputs import NO_TOKEN, Answer, FinishInfo, Token, Usage
 from decoding.requests import GenerateRequest
-from decoding.sampling_params import SamplingParams
 from server.errors import RequestTimeout
 from server.observability import tracing
 from server.observability.logs import describe_parameters
@@ -133,9 +132,7 @@ class Generation:
         ]
         finals = [as_request(outcome) for outcome in outcomes]
         self._answered_by_strategy = tuple(final is None for final in finals)
-        if any(self._answered_by_strategy) and (
-            field := find_decoding_field(self._requests[0].sampling, self._grounding)
-        ):
+        if any(self._answered_by_strategy) and (field := find_decoding_field(self._requests[0], self._grounding)):
             message = f"The strategy builds its answer without decoding, so {field} cannot act on it. Remove {field}."
             raise Unsupported(message, param=field)
         requests = [final for final in finals if final is not None]
@@ -422,9 +419,11 @@ async def iterate_single(stream: AsyncGenerator[Token, None]) -> AsyncGenerator[
             await stream.aclose()
 
 
-def find_decoding_field(sampling: SamplingParams, grounding: bool) -> str | None:
+def find_decoding_field(request: GenerateRequest, grounding: bool) -> str | None:
     """Find the first set field that acts on tokens while they are decoded, which a strategy's own answer has not."""
+    sampling = request.sampling
     is_set = {
+        "continue_final_message": bool(request.continued_text),
         "response_format": sampling.grammar is not None,
         "decoding.grounding": grounding,
         "logit_bias": bool(sampling.logit_bias),

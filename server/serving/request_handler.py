@@ -259,7 +259,7 @@ async def prepare_generation(
     sampling = replace(request.sampling, max_tokens=max_tokens, grammar=grammar)
     return Generation(
         service.create_runner(stack, request.cache_salt),
-        [GenerateRequest(prompt, sampling) for prompt in prompts],
+        [GenerateRequest(prompt, sampling, continued_text=request.continued_text) for prompt in prompts],
         choices_per_prompt=request.choices,
         grounding=bool(decoding.grounding),
         check=check,

@@ -72,7 +72,9 @@ async def test_logprobs_are_parallel_lists(server: FakeServer) -> None:
         ({"max_tokens": 0}, "max_tokens", None),
         ({"min_tokens": 17}, "min_tokens", None),
         ({"messages": []}, "messages", None),
-        ({"echo": True}, "echo", "unsupported_parameter"),
+        ({"max_tokens": 0, "echo": False}, "max_tokens", None),
+        ({"echo": True, "logprobs": 0}, "logprobs", "unsupported_parameter"),
+        ({"echo": 1}, "echo", None),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
         ({"best_of": True}, "best_of", "unsupported_parameter"),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),
@@ -85,6 +87,25 @@ async def test_invalid_field_is_refused(
 ) -> None:
     response = await server.http.post("/v1/completions", json=REQUEST | fields)
     check_refusal(response, param, code)
+
+
+@pytest.mark.parametrize(("most", "answer"), [(2, "A cat "), (0, "")])
+async def test_echo_puts_the_prompt_of_each_choice_in_front(server: FakeServer, most: int, answer: str) -> None:
+    fields: dict[str, Any] = {"prompt": ["One ", "Two "], "n": 2, "echo": True, "max_tokens": most}
+    full = await server.openai.completions.create(**REQUEST | fields)
+    expected = [prompt + answer for prompt in ("One ", "One ", "Two ", "Two ")]
+    assert [choice.text for choice in full.choices] == expected
+    assert {choice.finish_reason for choice in full.choices} == {"length"}
+    assert full.usage is not None
+    assert (full.usage.prompt_tokens, full.usage.completion_tokens) == (14, 4 * most)
+    options = {"include_usage": True}
+    stream = await server.openai.completions.create(**REQUEST | fields, stream=True, stream_options=options)  # type: ignore[call-overload]
+    chunks = [chunk async for chunk in stream]
+    parts = [choice for chunk in chunks for choice in chunk.choices]
+    texts = ["".join(choice.text for choice in parts if choice.index == index) for index in range(4)]
+    assert texts == expected
+    assert [choice.finish_reason for choice in parts if choice.finish_reason] == ["length"] * 4
+    assert chunks[-1].usage == full.usage
 
 
 async def test_neutral_fields_are_accepted(server: FakeServer) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.server.conftest import FakeServer, StartServer, data_url
 
 TEXT = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
-IMAGE = {"type": "image_url", "image_url": {"url": data_url()}, "uuid": "b"}
+IMAGE = {"type": "image_url", "image_url": {"url": data_url(), "detail": "high"}, "uuid": "b"}
 CHAT = {
     "messages": [
         {"role": "system", "content": "a", "name": "b"},
@@ -28,6 +28,10 @@ CHAT = {
     "request_id": "a",
     "length_penalty": 2,
     "spaces_between_special_tokens": False,
+    "mm_payload": "none",
+    "return_mm_kwargs": False,
+    "routed_experts_prompt_start": 4,
+    "truncation_side": "left",
     "stream": True,
     "stream_options": {"include_obfuscation": True},
 }
@@ -35,6 +39,7 @@ CHAT_PATHS = {
     "messages[].name": "messages[0].name",
     "messages[].content[].cache_control": "messages[1].content[0].cache_control",
     "messages[].content[].uuid": "messages[1].content[1].uuid",
+    "messages[].content[].image_url.detail": "messages[1].content[1].image_url.detail",
     "stream_options.include_obfuscation": "stream_options.include_obfuscation",
     **{name: name for name in CHAT if name not in ("messages", "stream", "stream_options")},
 }
@@ -47,8 +52,17 @@ NEUTRAL = {
     "skip_special_tokens": True,
     "bad_words": [],
     "prompt_cache_key": None,
+    "messages": [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url(), "detail": "auto"}}]}
+    ],
 }
-RESPONSES = {"input": "a", "store": True, "max_tool_calls": 1, "include": ["reasoning.encrypted_content"]}
+RESPONSES = {
+    "input": "a",
+    "store": True,
+    "max_tool_calls": 1,
+    "session_id": "a",
+    "include": ["reasoning.encrypted_content"],
+}
 
 
 async def test_receipt_lists_ignored_fields_once(server: FakeServer) -> None:
@@ -71,7 +85,16 @@ async def test_neutral_values_are_accepted_and_not_listed(start_server: StartSer
 @pytest.mark.parametrize(
     ("route", "fields", "ignored"),
     [
-        ("v1/responses", RESPONSES, ["store", "max_tool_calls", "include[reasoning.encrypted_content]"]),
+        ("v1/responses", RESPONSES, ["store", "max_tool_calls", "session_id", "include[reasoning.encrypted_content]"]),
+        (
+            "v1/responses",
+            {
+                "input": [
+                    {"role": "user", "content": [{"type": "input_image", "image_url": data_url(), "detail": "low"}]}
+                ]
+            },
+            ["input[].content[].detail"],
+        ),
         ("v1/completions", {"prompt": "a", "metadata": {"a": "b"}, "session_id": "c"}, ["metadata", "session_id"]),
     ],
 )
@@ -85,7 +108,7 @@ async def test_other_routes_list_ignored_fields(
     response = await strict.http.post(f"/{route}", json={"model": "tiny", **fields})
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "unsupported_parameter")
-    assert error["param"] in {name.partition("[")[0] for name in ignored}
+    assert error["param"].partition("[")[0] in {name.partition("[")[0] for name in ignored}
 
 
 async def test_strict_server_refuses_each_field_at_its_place(start_server: StartServer) -> None:

@@ -60,7 +60,7 @@ JSON = {"content-type": "application/json"}
         ({"store": "yes"}, "store"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"bad_words": ["cat"]}, "bad_words"),
-        ({"continue_final_message": True}, "continue_final_message"),
+        ({"continue_final_message": True}, "messages"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"cache_salt": "a"}, "cache_salt"),
         ({"messages": [{"role": "system", "content": image_messages()[0]["content"]}]}, "messages[0].content[0].type"),
