@@ -67,6 +67,20 @@ def test_configuration_that_breaks_the_lockstep_is_refused(change: dict[str, Any
         engine_args.check_config(config(**change))
 
 
+def test_asynchronous_scheduling_is_checked() -> None:
+    engine_args.check_config(config(async_scheduling=True), is_async=True)
+    with pytest.raises(Unsupported, match="async_scheduling: vLLM has switched it off"):
+        engine_args.check_config(config(), is_async=True)
+
+
+def test_asynchronous_scheduling_has_a_scheduler_of_its_own() -> None:
+    for is_async, name in ((True, "GangAsyncScheduler"), (False, "GangScheduler")):
+        settings = VllmSettings("model", async_scheduling=is_async)
+        args = engine_args.build_engine_args(settings, max_model_len=64, is_cpu=False)
+        assert args["async_scheduling"] is is_async
+        assert args["scheduler_cls"].endswith(f".{name}")
+
+
 def test_tensor_parallelism_has_a_process_for_each_device() -> None:
     one, two = (
         engine_args.build_engine_args(VllmSettings("model", tensor_parallel=size), max_model_len=64, is_cpu=False)
