@@ -141,9 +141,7 @@ class Member:
                 "eos_token_ids": tuple(fields["eos_token_ids"]),
                 "ruled_out": tuple(map(tuple, fields["ruled_out"])),
                 "state_update": update
-                and StateUpdate(
-                    StrategySpec(**update["strategy"]), update["handle"], tuple(update["end_token_ids"])
-                ),
+                and StateUpdate(StrategySpec(**update["strategy"]), update["handle"], tuple(update["end_token_ids"])),
                 "probe": probe
                 and ProbeSpec(
                     **probe | {"strategy": StrategySpec(**probe["strategy"]), "capture": tuple(probe["capture"])}

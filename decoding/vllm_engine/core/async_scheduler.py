@@ -1,7 +1,7 @@
 """`GangScheduler` under asynchronous scheduling: a step is planned before the tokens of the last one are known.
 
-Placeholders stand for the tokens in flight, so that the members of a gang are ready together as before. vLLM drops what a
-step computes for an answer that has ended meanwhile.
+Placeholders stand for the tokens in flight, so that the members of a gang are ready together as before. vLLM drops what
+a step computes for an answer that has ended meanwhile.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from decoding.vllm_engine.core.scheduler import GangScheduler
 class GangAsyncScheduler(GangScheduler, AsyncScheduler):
     """Plans each step for gangs while the last one runs.
 
-    The token of a lone member cannot be dropped in its step: the next one may read it on the device. So the next call of
-    `schedule` preempts the whole gang, and vLLM drops the tokens in flight. They are sampled again after the gang's
-    cache has been computed anew.
+    The token of a lone member cannot be dropped in its step, because the next one may read it on the device. So the
+    next call of `schedule` preempts the whole gang, and vLLM drops the tokens in flight. They are sampled again after
+    the gang's cache has been computed anew.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -9,8 +9,8 @@
 - A single-step gang (a probe) runs all its prompts uncut in a step of its own.
 - Violations are found before the model runs. Tokens of lone members are dropped and sampled again.
 
-`GangAsyncScheduler` in `async_scheduler.py` keeps the same rules where vLLM plans a step before the tokens of the last one
-are known.
+`GangAsyncScheduler` in `async_scheduler.py` keeps the same rules where vLLM plans a step before the tokens of the last
+one are known.
 
 vLLM does not call the interface of its scheduler public. The self-test at start checks the methods that are used here.
 """

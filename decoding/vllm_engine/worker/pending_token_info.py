@@ -59,9 +59,10 @@ class PendingTokenInfo:
 
     @torch.inference_mode()
     def resolve(self) -> TokenInfo:
-        """Wait for the values, and return the information about the tokens of the step.
+        """Wait for the values. vLLM may call this method in another thread than that of the step.
 
-        vLLM may call this method in another thread than that of the step.
+        Returns:
+            The information about the tokens of the step.
         """
         if self._copy is not None and self._results is not None:
             try:

@@ -416,13 +416,14 @@ class SamplerHookRunner:
         self._branch_rows = to_index([row for _, row in pairs], self.device)
         self._layout = rows.layout
 
-    def _build_request_hooks(
-        self, member: Member
-    ) -> tuple[RequestHooks, Mapping[str, EarlyExits], Tensor | None]:
+    def _build_request_hooks(self, member: Member) -> tuple[RequestHooks, Mapping[str, EarlyExits], Tensor | None]:
         """Build the strategies of a gang.
 
         Returns:
             Their hooks, their early exits by strategy, and the [n] tokens after which no logits are folded.
+
+        Raises:
+            EngineFailed: A strategy reads early exits, and the layers are not tapped.
         """
         states = self.states.get_all(member.states)
         stack, tap, update = build_stack(member.stack), self.early_exit_tap, member.state_update

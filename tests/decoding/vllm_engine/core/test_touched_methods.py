@@ -32,7 +32,9 @@ def test_overridden_and_wrapped_methods_are_listed() -> None:
     from decoding.vllm_engine.frontend.engine_request_builder import MainSamplingParams
 
     listed = {name for names in METHODS.values() for name in names}
-    ours = {name for kind in GangAsyncScheduler.__mro__ if not kind.__module__.startswith("vllm") for name in vars(kind)}
+    ours = {
+        name for kind in GangAsyncScheduler.__mro__ if not kind.__module__.startswith("vllm") for name in vars(kind)
+    }
     overridden = {f"Scheduler.{name}" for name in ours & set(vars(Scheduler)) if callable(vars(Scheduler)[name])}
     assert "Scheduler.schedule" in overridden
     tapped = {".".join(name.rsplit(".", 2)[1:]) for name in TAPPED_LAYERS}

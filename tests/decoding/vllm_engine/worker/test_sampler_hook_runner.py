@@ -225,10 +225,11 @@ def test_ruled_out_sequences_are_forbidden_although_the_host_has_placeholders() 
     """Under asynchronous scheduling the host knows only the tokens with which a row has joined the batch."""
     member = Member("g", MAIN, 1, ruled_out=((4, 5), (4, 4, 6), (7,)), answer_prefix_length=1)
     runner, joined, given = create_runner(), [3, 4], draw_logits(1)
+    newest: list[int] = []
     for sampled, forbidden in ((None, [5, 7]), (4, [5, 6, 7]), (4, [5, 6, 7]), (9, [7]), (4, [5, 7])):
-        newest = [] if sampled is None else [*newest, sampled]
+        newest += [] if sampled is None else [sampled]
         step = build_rows(member, generated=len(newest) + 1)
-        step.token_ids[0, -len(newest) - 2 :] = joined + [PLACEHOLDER] * len(newest)
+        step.token_ids[0, -len(newest) - 2 :] = [*joined, *[PLACEHOLDER] * len(newest)]
         if sampled is not None:
             runner.after_sampling(step, torch.tensor([[sampled]]), {})
         scores = runner.before_sampling(step, given.clone(), TokenInfo())
