@@ -17,7 +17,7 @@ from decoding.requests import MAIN
 from decoding.strategies.vcd import VCD
 from decoding.strategy import Step
 from decoding.vllm_engine.member import Member, StateUpdate, StrategySpec
-from decoding.vllm_engine.worker.newest_tokens import PLACEHOLDER
+from decoding.vllm_engine.worker.newest_tokens import PLACEHOLDER, NewestTokens
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.step_rows import TokenInfo
@@ -258,3 +258,13 @@ def test_state_takes_in_nothing_after_the_end_of_the_answer(end_token_ids: tuple
     folded = range(2 if end_token_ids else 4)
     expected = torch.stack([draw_logits(1, seed=number)[0].log_softmax(-1) for number in folded]).amax(0)
     assert torch.allclose(runner.states.get("state-0")["support"], expected)
+
+
+def test_tokens_of_a_row_that_comes_back_to_the_batch_are_those_of_the_host() -> None:
+    tokens, cpu = NewestTokens(), torch.device("cpu")
+    for token in (1, 2):
+        tokens.append({"row": (torch.tensor([token]), 2)})
+    assert tokens.fill_in("row", [PLACEHOLDER, PLACEHOLDER], cpu).tolist() == [1, 2]
+    assert tokens.fill_in("row", [5, 6], cpu).tolist() == [5, 6]  # after steps without the row
+    tokens.append({"row": (torch.tensor([7]), 2)})
+    assert tokens.fill_in("row", [6, PLACEHOLDER], cpu).tolist() == [6, 7]
