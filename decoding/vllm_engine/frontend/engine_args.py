@@ -128,10 +128,13 @@ def check_config(config: Any, is_async: bool = False) -> None:
         is_async: Whether the settings ask for asynchronous scheduling.
 
     Raises:
-        Unsupported: A feature is on that would break the lockstep of a gang, or asynchronous scheduling is off.
+        Unsupported: A feature is on that would break the lockstep of a gang, or asynchronous scheduling is off or was
+            not tested with the rest.
     """
     if is_async and not config.scheduler_config.async_scheduling:
         raise Unsupported("async_scheduling: vLLM has switched it off, as its CPU build always does.")
+    if is_async and config.parallel_config.tensor_parallel_size > 1:
+        raise Unsupported("async_scheduling: it was not tested with tensor_parallel; set one of the two.")
     breaking_features = {
         "speculative decoding drafts for rows whose tokens their main row chooses": config.speculative_config,
         "pipeline parallelism runs several steps at once": config.parallel_config.pipeline_parallel_size > 1,
