@@ -76,5 +76,6 @@ def create_vllm_engine(settings: Settings) -> Engine:
             max_waiting=settings.max_waiting,
             cache_bytes=settings.cache_bytes,
             tensor_parallel=settings.tensor_parallel,
+            async_scheduling=settings.async_scheduling,
         )
     )

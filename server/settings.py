@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     tensor_parallel: Annotated[
         int, Field(ge=1, description="vllm: GPUs that share each layer of the model, or processes on a CPU")
     ] = 1
+    async_scheduling: Annotated[
+        bool, Field(description="vllm: plan the next step while this one runs, which a CPU build of vLLM cannot")
+    ] = False
     cache_gb: Annotated[
         float | None,
         Field(
@@ -320,6 +323,8 @@ class Settings(BaseSettings):
             raise ValueError("context: only with engine vllm")
         if self.engine != "vllm" and self.tensor_parallel > 1:
             raise ValueError("tensor_parallel: only with engine vllm")
+        if self.engine != "vllm" and self.async_scheduling:
+            raise ValueError("async_scheduling: only with engine vllm")
         if self.engine != "hf" and self.device != "auto":
             raise ValueError("device: only with engine hf; vLLM runs on the device that it was built for")
         if self.engine != "hf" and "prefix_cache_mb" in self.model_fields_set:

@@ -137,7 +137,7 @@ class VllmEngine(BaseEngine):
         self._grammars = checkpoint.grammars
         self._client = await VllmClient.open(settings, checkpoint.max_model_len)
         report = await self._client.report()
-        check_report(report)
+        check_report(report, self.settings.async_scheduling)
         worker = report["workers"][0]  # all have the same model, and run the same hooks
         self._missing = worker["missing"]
         self._limits = EngineLimits(

@@ -67,6 +67,7 @@ class StateUpdate:
 
     strategy: StrategySpec
     handle: str
+    end_token_ids: tuple[int, ...] = ()  # the answer ends with one of them; logits after it are not folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,8 @@ class Member:
                 "forced_token_ids": tuple(fields["forced_token_ids"]),
                 "eos_token_ids": tuple(fields["eos_token_ids"]),
                 "ruled_out": tuple(map(tuple, fields["ruled_out"])),
-                "state_update": update and StateUpdate(StrategySpec(**update["strategy"]), update["handle"]),
+                "state_update": update
+                and StateUpdate(StrategySpec(**update["strategy"]), update["handle"], tuple(update["end_token_ids"])),
                 "probe": probe
                 and ProbeSpec(
                     **probe | {"strategy": StrategySpec(**probe["strategy"]), "capture": tuple(probe["capture"])}

@@ -21,4 +21,5 @@ class VllmSettings(EngineSettings):
     prefix_cache: bool = True
     tensor_parallel: int = 1  # devices, or processes on a CPU, that share each layer
     compiled: bool | None = None  # torch.compile and CUDA graphs; None: on a GPU, where they repay their start-up time
-    scheduler: str = "decoding.vllm_engine.core.scheduler.GangScheduler"  # tests replace it
+    async_scheduling: bool = False  # plan a step while the last one runs
+    scheduler: str | None = None  # class of the scheduler; tests replace it

@@ -72,6 +72,7 @@ def test_default_max_rows_depends_on_the_engine() -> None:
     ("engine", "options"),
     [
         ("hf", {"context": 512}),
+        ("hf", {"async_scheduling": True}),
         ("vllm", {"device": "cuda:1"}),
         ("vllm", {"device": "cpu"}),
         ("vllm", {"prefix_cache_mb": 0}),

@@ -9,6 +9,9 @@
 - A single-step gang (a probe) runs all its prompts uncut in a step of its own.
 - Violations are found before the model runs. Tokens of lone members are dropped and sampled again.
 
+`GangAsyncScheduler` in `async_scheduler.py` keeps the same rules where vLLM plans a step before the tokens of the last
+one are known.
+
 vLLM does not call the interface of its scheduler public. The self-test at start checks the methods that are used here.
 """
 
@@ -35,6 +38,7 @@ class GangScheduler(GangLifecycle):
         self._released: set[str] = set()  # members that may run their last known token in this step
         self._planned_tokens: dict[str, int] = {}  # tokens that the plan gives each running request in this step
         self._single_step_gang: Gang | None = None  # the only gang that this step runs
+        self._has_preempted = False  # whether this step takes requests out of the batch
 
     # One step
 
@@ -50,6 +54,7 @@ class GangScheduler(GangLifecycle):
             self._single_step_gang = None
             return super().schedule(throttle_prefills)
         self.counters.steps += 1
+        self._has_preempted = self._preempt_lone_gangs()
         # A single-step gang that did not run although there was room must not keep the other requests from running.
         gang = self._single_step_gang = self._find_single_step_gang() if self._single_step_gang is None else None
         output = self._schedule_together() if gang is None else self._schedule_alone(gang)
@@ -63,7 +68,7 @@ class GangScheduler(GangLifecycle):
             KV blocks left for waiting requests; 0 after a preemption.
         """
         groups, planned, budget = self._group_requests(), 0, self.max_num_scheduled_tokens
-        preempted, number = False, 0
+        number = 0
         while number < len(groups):
             group = groups[number]
             is_released = self._is_ready(group) and budget >= len(group)
@@ -71,7 +76,7 @@ class GangScheduler(GangLifecycle):
             need = sum(self._count_blocks(request, tokens) for request, tokens in wanted)
             while need > self._num_free_blocks - planned and number < len(groups):
                 self._preempt(groups.pop())
-                preempted = True
+                self._has_preempted = True
             if number == len(groups):
                 break
             planned += need
@@ -80,7 +85,15 @@ class GangScheduler(GangLifecycle):
             if is_released and self.gangs.get_gang(group[0].request_id):
                 self._released.update(request.request_id for request in self._find_members_to_release(group))
             number += 1
-        return 0 if preempted else self._num_free_blocks - planned
+        return 0 if self._has_preempted else self._num_free_blocks - planned
+
+    def _preempt_lone_gangs(self) -> bool:
+        """Preempt gangs whose members left the lockstep in an earlier step. Here their tokens were dropped instead.
+
+        Returns:
+            Whether a gang was preempted.
+        """
+        return False
 
     def _group_requests(self) -> list[RequestGroup]:
         """Group the running requests by gang, in the order in which they were scheduled first."""
@@ -92,9 +105,15 @@ class GangScheduler(GangLifecycle):
         return [tuple(group) for group in groups.values()]
 
     def _is_ready(self, group: RequestGroup) -> bool:
-        """Return whether all members run and are before their last known token. True without a gang."""
+        """Return whether all members run and are before their last known token. True without a gang.
+
+        vLLM schedules no request whose last token is in flight, so that the other members hold, too.
+        """
         gang = self.gangs.get_gang(group[0].request_id)
-        return gang is None or (len(group) == gang.size and all(count_unrun_tokens(request) == 1 for request in group))
+        return gang is None or (
+            len(group) == gang.size
+            and all(count_unrun_tokens(request) == 1 and not has_last_token_in_flight(request) for request in group)
+        )
 
     def _find_members_to_release(self, group: RequestGroup) -> Sequence[VllmRequest]:
         """Return the members of a ready gang that sample a token in this step: all. A test withholds one."""
@@ -107,14 +126,16 @@ class GangScheduler(GangLifecycle):
         wanted: list[tuple[VllmRequest, int]] = []
         for request in group:
             tokens = max(min(count_unrun_tokens(request) - (not is_released), budget), 0)
+            tokens = 0 if has_last_token_in_flight(request) else tokens
             wanted.append((request, tokens))
             budget -= tokens
         return wanted
 
-    def _preempt(self, group: RequestGroup) -> None:
+    def _preempt(self, group: RequestGroup, *, drops_output: bool = False) -> None:
+        """Preempt running requests. Tokens of theirs that are not known yet are delivered unless they are dropped."""
         for request in reversed(group):  # puts the main request first in the queue again
             self.running.remove(request)
-            super()._preempt_request(request, time.monotonic())
+            super()._preempt_request(request, time.monotonic(), drop_stale_output=drops_output)
         if self.gangs.get_gang(group[0].request_id):
             self.counters.preemptions += 1
         else:
@@ -198,7 +219,7 @@ class GangScheduler(GangLifecycle):
             while queue and gang is not None and self.gangs.get_gang(queue.peek_request().request_id) is gang:
                 group.append(queue.pop_request())
             examined += group
-            if self._waits_for_grammar(group):
+            if self._waits_for_grammar(group) or any(map(waits_for_output, group)):
                 schedulable += group if gang is None else ()
                 continue
             need = sum(self._count_blocks(request, request.num_tokens) for request in group)
@@ -296,3 +317,17 @@ class GangScheduler(GangLifecycle):
 def count_unrun_tokens(request: VllmRequest) -> int:
     """Count the known tokens of a request that it has not run yet."""
     return request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens  # type: ignore[no-any-return]
+
+
+def has_last_token_in_flight(request: VllmRequest) -> bool:
+    """Return whether a step that is not processed yet samples the last token that a request may have.
+
+    The condition is that of vLLM's loop. It holds under asynchronous scheduling only.
+    """
+    sampled = request.num_computed_tokens + 2 - request.num_output_placeholders
+    return request.num_output_placeholders > 0 and sampled >= request.num_prompt_tokens + request.max_tokens  # type: ignore[no-any-return]
+
+
+def waits_for_output(request: VllmRequest) -> bool:
+    """Return whether a preempted request still receives tokens of earlier steps. vLLM does not resume it before."""
+    return request.num_stale_output_tokens > 0 and not request.drop_stale_output

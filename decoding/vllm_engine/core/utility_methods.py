@@ -26,11 +26,13 @@ def abort_and_count_tokens(core: Any, request_ids: list[str]) -> int | None:
         request_ids: Ids of the gang's engine requests. The last one is that of the main row.
 
     Returns:
-        Generated tokens of the main row, those included that the server process has not received; None if it has ended.
+        Generated tokens of the main row, those included that the server process has not received and that of a step
+        that still runs; None if it has ended.
     """
     main_request = core.scheduler.requests.get(request_ids[-1])
+    count = None if main_request is None else main_request.num_output_tokens + main_request.num_output_placeholders
     core.abort_requests(request_ids)
-    return None if main_request is None else int(main_request.num_output_tokens)
+    return count
 
 
 def build_report(core: Any) -> dict[str, Any]:
@@ -42,6 +44,8 @@ def build_report(core: Any) -> dict[str, Any]:
     Returns:
         Plain data. Tokens, rows and blocks are counts.
     """
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
     scheduler = core.scheduler
     gangs, counters = getattr(scheduler, "gangs", ()), getattr(scheduler, "counters", GangCounters())
     block_pool = scheduler.kv_cache_manager.block_pool
@@ -49,6 +53,7 @@ def build_report(core: Any) -> dict[str, Any]:
         "scheduler": type(scheduler).__name__,
         "is_gang_scheduler": hasattr(scheduler, "gangs"),
         "async_scheduling": bool(core.vllm_config.scheduler_config.async_scheduling),
+        "is_async_scheduler": isinstance(scheduler, AsyncScheduler),
         "counters": counters.as_dict(),
         "gangs": len(gangs),
         "requests": len(scheduler.requests),

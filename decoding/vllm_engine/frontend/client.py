@@ -228,5 +228,5 @@ def start_vllm(settings: VllmSettings, max_model_len: int) -> Any:
         raise Unsupported(f"vLLM does not load: {error}") from error
     args = engine_args.build_engine_args(settings, max_model_len, current_platform.is_cpu())
     config = AsyncEngineArgs(**args).create_engine_config()
-    engine_args.check_config(config)
+    engine_args.check_config(config, settings.async_scheduling)
     return AsyncLLM.from_vllm_config(config, disable_log_stats=True)

@@ -24,6 +24,9 @@ GIB = 1 << 30
 STEP_TOKENS = 2048
 MAX_IMAGES = 64
 
+SCHEDULER = "decoding.vllm_engine.core.scheduler.GangScheduler"
+ASYNC_SCHEDULER = "decoding.vllm_engine.core.async_scheduler.GangAsyncScheduler"
+
 ENVIRONMENT = {
     ENABLE_VARIABLE: "1",
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the patches are made for V1
@@ -93,10 +96,9 @@ def build_engine_args(settings: VllmSettings, max_model_len: int, is_cpu: bool) 
         "max_num_scheduled_tokens": step_tokens,
         "enable_chunked_prefill": True,
         "enable_prefix_caching": settings.prefix_cache,
-        "scheduler_cls": settings.scheduler,
+        "scheduler_cls": settings.scheduler or (ASYNC_SCHEDULER if settings.async_scheduling else SCHEDULER),
         "worker_extension_cls": "decoding.vllm_engine.worker.model_runner_patch.WorkerExtension",
-        # A step is planned from the tokens of the last one, and the token of a lone member can be dropped.
-        "async_scheduling": False,
+        "async_scheduling": settings.async_scheduling,
         "tensor_parallel_size": settings.tensor_parallel,
         "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
         "mm_processor_cache_gb": 0,  # our own encoder provides the pixels
@@ -118,15 +120,21 @@ def hash_sources(*modules: ModuleType) -> str:
     return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()
 
 
-def check_config(config: Any) -> None:
+def check_config(config: Any, is_async: bool = False) -> None:
     """Check vLLM's whole configuration, which may have other sources than our arguments.
 
     Args:
         config: vLLM's VllmConfig.
+        is_async: Whether the settings ask for asynchronous scheduling.
 
     Raises:
-        Unsupported: A feature is on that would break the lockstep of a gang.
+        Unsupported: A feature is on that would break the lockstep of a gang, or asynchronous scheduling is off or was
+            not tested with the rest.
     """
+    if is_async and not config.scheduler_config.async_scheduling:
+        raise Unsupported("async_scheduling: vLLM has switched it off, as its CPU build always does.")
+    if is_async and config.parallel_config.tensor_parallel_size > 1:
+        raise Unsupported("async_scheduling: it was not tested with tensor_parallel; set one of the two.")
     breaking_features = {
         "speculative decoding drafts for rows whose tokens their main row chooses": config.speculative_config,
         "pipeline parallelism runs several steps at once": config.parallel_config.pipeline_parallel_size > 1,
@@ -134,7 +142,7 @@ def check_config(config: Any) -> None:
         "a KV connector loads caches of single members": config.kv_transfer_config,
         "an encoder connector delays single members": getattr(config, "ec_transfer_config", None),
         "the priority policy preempts single members": config.scheduler_config.policy != "fcfs",
-        "asynchronous scheduling cannot drop a token": config.scheduler_config.async_scheduling,
+        "asynchronous scheduling needs another scheduler": config.scheduler_config.async_scheduling and not is_async,
         "the V2 model runner has other methods": getattr(config, "use_v2_model_runner", False),
         "LoRA was not tested": config.lora_config,
     }

@@ -28,7 +28,7 @@ from decoding.text.prompt_encoder import ModelInputs
 from decoding.vllm_engine.core.bounded_grammars import build_grammar_spec
 from decoding.vllm_engine.frontend.checkpoint import Checkpoint
 from decoding.vllm_engine.frontend.client import VllmEngineRequest
-from decoding.vllm_engine.frontend.member_builder import MemberRequest
+from decoding.vllm_engine.frontend.member_builder import MemberRequest, find_end_tokens
 from decoding.vllm_engine.member import Member
 
 IMAGE = "image"
@@ -160,7 +160,7 @@ def build_main_params(
         min_p=sampling.min_p,
         seed=None if sampling.seed is None else sampling.seed % SEED_RANGE,
         logit_bias=dict(sampling.logit_bias) or None,
-        stop_token_ids=[*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids)],
+        stop_token_ids=list(find_end_tokens(sampling, eos_token_ids)),
         ignore_eos=sampling.ignore_eos,
         structured_outputs=None if grammar is None else StructuredOutputsParams(json=build_grammar_spec(grammar)),
         logprobs=sampling.top_logprobs,

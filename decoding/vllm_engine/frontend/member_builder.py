@@ -10,6 +10,7 @@ from decoding.errors import BadRequest
 from decoding.pipeline.composition import select_branch_names
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest, ProbeRequest, StateHandle
+from decoding.sampling_params import SamplingParams
 from decoding.tensor_hooks import TensorHooks
 from decoding.text.prompt_encoder import AnswerStart, ModelInputs
 from decoding.vllm_engine.member import Member, ProbeSpec, PruningSpec, StateUpdate, StrategySpec
@@ -65,6 +66,7 @@ def build_members(
     """
     prompts = {MAIN: request.prompt, **request.branches}
     size, sampling = len(prompts), request.sampling
+    end_token_ids = find_end_tokens(sampling, eos_token_ids)
     has_hooks = any(strategy.list_hooks() for strategy in request.stack)
     is_plain = size == 1 and not (
         has_hooks
@@ -88,7 +90,7 @@ def build_members(
         min_tokens=sampling.min_tokens,
         eos_token_ids=(*eos_token_ids, *sampling.stop_token_ids),
         grounding_branch=request.grounding_branch,
-        state_update=StateUpdate(StrategySpec.from_strategy(request.state_updater), updated_state.handle)
+        state_update=StateUpdate(StrategySpec.from_strategy(request.state_updater), updated_state.handle, end_token_ids)
         if request.state_updater and updated_state
         else None,
     )
@@ -145,6 +147,11 @@ def build_probe_members(
         if name != probe.main
     ]
     return [main, *others]
+
+
+def find_end_tokens(sampling: SamplingParams, eos_token_ids: Sequence[int]) -> tuple[int, ...]:
+    """Find the tokens with which vLLM ends an answer."""
+    return (*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids))
 
 
 def find_prunings(request: GenerateRequest) -> dict[str, PruningSpec]:

@@ -23,11 +23,12 @@ REQUIRED_PATCHES = frozenset(
 )
 
 
-def check_report(report: Mapping[str, Any]) -> None:
+def check_report(report: Mapping[str, Any], is_async: bool = False) -> None:
     """Check that vLLM runs what this engine needs.
 
     Args:
         report: Report of the engine core.
+        is_async: Whether vLLM must schedule asynchronously.
 
     Raises:
         EngineFailed: A part is not in place.
@@ -40,8 +41,8 @@ def check_report(report: Mapping[str, Any]) -> None:
             raise EngineFailed("vLLM runs another model runner than V1.")
     if not report["is_gang_scheduler"]:
         raise EngineFailed(f"vLLM schedules with {report['scheduler']}, which does not keep branches together.")
-    if report["async_scheduling"]:
-        raise EngineFailed("vLLM schedules asynchronously.")
+    if {report["async_scheduling"], report["is_async_scheduler"]} != {is_async}:
+        raise EngineFailed(f"vLLM does not schedule {'asynchronously' if is_async else 'synchronously'}.")
 
 
 def check_lockstep(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decoding.errors import EngineFailed
-from decoding.pipeline.composition import combine_head_scales
+from decoding.pipeline.composition import combine_head_scales, copy_numbers
 from decoding.tensor_hooks import Tensors
 from decoding.vllm_engine.member import Member, ProbeSpec, build_stack
 from decoding.vllm_engine.worker import head_projection
@@ -209,7 +209,8 @@ class GangHeadTap:
                 record_failure(token_info, rows.request_ids[row], error, "head_scales_failed")
         if (scaled_rows == self.buffers.unscaled_row).all():
             return None
-        return torch.from_numpy(scaled_rows.repeat(np.diff(rows.token_starts))).to(self.buffers.token_rows.device)
+        token_rows = scaled_rows.repeat(np.diff(rows.token_starts))
+        return copy_numbers(token_rows.tolist(), torch.long, self.buffers.token_rows.device)
 
     def _combine_scales(self, member: Member) -> Tensor | None:
         """Return the [layers, own heads] scales of a row, or None. Branches have no stack, so they have no scales."""

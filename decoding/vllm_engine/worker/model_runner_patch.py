@@ -200,9 +200,11 @@ def patch_sample(original: Callable[..., Any]) -> Callable[..., Any]:
 def patch_sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
     def sample_tokens(runner: Any, *args: Any, **kwargs: Any) -> Any:
         output = original(runner, *args, **kwargs)
-        if getattr(runner, "step_rows", None) is not None and output is not None:
-            output.token_info = runner.step_hook_runner.take_token_info()
-        return output
+        if getattr(runner, "step_rows", None) is None or output is None:
+            return output
+        from decoding.vllm_engine.worker.async_output import add_token_info
+
+        return add_token_info(output, runner.step_hook_runner.take_token_info())
 
     return sample_tokens
 

@@ -18,13 +18,15 @@ from torch import Tensor
 from decoding.errors import EngineFailed
 from decoding.pipeline.composition import attribute_errors, copy_numbers
 from decoding.pipeline.early_exits import ExitsByRow, find_early_exits
-from decoding.pipeline.grounding import compute_grounding, score_texts
-from decoding.pipeline.logits_hooks import CHANGED, HookResults, LogitsHookRunner, RequestHooks, to_index
+from decoding.pipeline.grounding import compute_grounding, compute_text_logprobs
+from decoding.pipeline.logits_hooks import HookResults, LogitsHookRunner, RequestHooks, to_index
 from decoding.requests import MAIN
 from decoding.tensor_hooks import Activations, EarlyExits
 from decoding.text.prompt_encoder import AnswerStart
 from decoding.vllm_engine.member import Member, build_stack
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
+from decoding.vllm_engine.worker.newest_tokens import PLACEHOLDER, NewestTokens, forbid_completions
+from decoding.vllm_engine.worker.pending_token_info import PendingTokenInfo
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
 from decoding.vllm_engine.worker.step_tap import StepTap
@@ -51,6 +53,7 @@ class StepHookRunner:
         self.sampler_hook_runner = SamplerHookRunner(self.states, device)
         self.missing: dict[str, str] = {}
         self.token_info: TokenInfo = {}
+        self._pending: PendingTokenInfo | None = None
 
     def add_early_exit_tap(self, tap: GangEarlyExitTap) -> None:
         """Add the tap whose logits the hooks around the sampler read."""
@@ -59,7 +62,7 @@ class StepHookRunner:
 
     def before_forward(self, rows: StepRows) -> None:
         """Set up the taps."""
-        self.token_info = {}
+        self.token_info, self._pending = {}, None
         for tap in self.taps:
             with self._isolate_failures(rows):
                 tap.before_forward(rows, self.token_info)
@@ -92,12 +95,13 @@ class StepHookRunner:
             sampled: [rows, 1] sampled tokens, changed in place.
         """
         with self._isolate_failures(rows):
-            self.sampler_hook_runner.after_sampling(rows, sampled, self.token_info)
+            self._pending = self.sampler_hook_runner.after_sampling(rows, sampled, self.token_info)
 
-    def take_token_info(self) -> TokenInfo:
+    def take_token_info(self) -> PendingTokenInfo:
         """Return the information about the tokens of this step, and drop it."""
-        token_info, self.token_info = self.token_info, {}
-        return token_info
+        pending = PendingTokenInfo(self.token_info) if self._pending is None else self._pending
+        self.token_info, self._pending = {}, None
+        return pending
 
     @contextmanager
     def _isolate_failures(self, rows: StepRows) -> Iterator[None]:
@@ -114,6 +118,7 @@ class StepHookRunner:
         except Exception as error:
             for row in rows.members:
                 record_failure(self.token_info, rows.request_ids[row], error, "step_hooks_failed")
+            self._pending = None
             self.sampler_hook_runner.reset()
             for tap in self.taps:
                 tap.reset()
@@ -145,6 +150,7 @@ class GangRows:
     hooks: RequestHooks
     early_exits: Mapping[str, EarlyExits]  # strategy -> its early exits
     rows: Mapping[str, int]  # MAIN or name of a branch -> row
+    end_tokens: Tensor | None = None  # [n] tokens after which no logits are folded into a state
 
     @property
     def main_row(self) -> int:
@@ -154,13 +160,17 @@ class GangRows:
         """Return the number of tokens of the answer so far, its prefix included."""
         return int(rows.num_generated_tokens[self.main_row]) + self.member.answer_prefix_length
 
-    def find_forbidden_tokens(self, rows: StepRows) -> list[int]:
-        """Return the tokens that would complete a ruled-out sequence."""
-        ruled_out, end = self.member.ruled_out, int(rows.num_tokens[self.main_row])
-        count = min(max(map(len, ruled_out)) - 1, self.count_tokens(rows))
-        return AnswerStart(ruled_out=ruled_out).find_forbidden_tokens(
-            rows.token_ids[self.main_row, end - count : end].tolist()
-        )
+    def find_last_tokens(self, rows: StepRows) -> list[int]:
+        """Return the tokens of the answer that may begin a ruled-out sequence, with vLLM's placeholders."""
+        end = int(rows.num_tokens[self.main_row])
+        count = min(self.longest_beginning, self.count_tokens(rows))
+        last_ids: list[int] = rows.token_ids[self.main_row, end - count : end].tolist()
+        return last_ids
+
+    @property
+    def longest_beginning(self) -> int:
+        """Length of the longest ruled-out sequence, less one; 0 if none is ruled out."""
+        return max(map(len, self.member.ruled_out), default=1) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +198,15 @@ class SamplerHookRunner:
         self._has_lazy_branches = False
         self._main_rows, self._main_rows_of_branches, self._branch_rows = (to_index([], device) for _ in range(3))
         self._pending: PendingStep | None = None
+        self._newest_tokens = NewestTokens()
+        self._has_ended: dict[str, Tensor] = {}  # request id -> [] whether the answer had ended before the step
 
     def reset(self) -> None:
         """Drop the rows of the last step, so that the next one finds its gangs anew."""
         self._layout, self._gangs, self._exits, self._pending = (), [], {}, None
         self._main_rows, self._main_rows_of_branches, self._branch_rows = (to_index([], self.device) for _ in range(3))
+        self._newest_tokens.clear()
+        self._has_ended = {}
 
     # Before the sampler
 
@@ -261,7 +275,12 @@ class SamplerHookRunner:
             if gang.count_tokens(rows) < gang.member.min_tokens:
                 forbidden += gang.member.eos_token_ids
             if gang.member.ruled_out:
-                forbidden += gang.find_forbidden_tokens(rows)
+                last_ids = gang.find_last_tokens(rows)
+                if PLACEHOLDER in last_ids:
+                    newest = self._newest_tokens.fill_in(gang.request_id, last_ids, self.device)
+                    forbid_completions(logits[gang.main_row], gang.member.ruled_out, newest)
+                else:
+                    forbidden += AnswerStart(ruled_out=gang.member.ruled_out).find_forbidden_tokens(last_ids)
             if forbidden:
                 logits[gang.main_row].index_fill_(-1, copy_numbers(forbidden, torch.long, self.device), -torch.inf)
 
@@ -275,36 +294,68 @@ class SamplerHookRunner:
 
     # After the sampler
 
-    def after_sampling(self, rows: StepRows, sampled: Tensor, token_info: TokenInfo) -> None:
-        """Copy the token of each main row to its branches, and record the information for the server process.
+    def after_sampling(self, rows: StepRows, sampled: Tensor, token_info: TokenInfo) -> PendingTokenInfo:
+        """Copy the token of each main row to its branches, and collect the information for the server process.
+
+        Nothing here waits for the device.
 
         Args:
             rows: Rows of the step.
             sampled: [rows, 1] sampled tokens, changed in place.
-            token_info: Receives the information about the tokens of the main rows.
+            token_info: Information that the host knows already. It receives failures.
+
+        Returns:
+            The information about the tokens of the main rows.
         """
         self._force_tokens(rows, sampled)
         if len(self._branch_rows):
             sampled[self._branch_rows] = sampled[self._main_rows_of_branches]
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
+        info, pending = PendingTokenInfo(token_info), self._pending
+        self._pending = None
         tokens = sampled[self._main_rows, 0].long()
-        status = read_status(pending.results.status)
-        for number, gang in enumerate(self._gangs):
-            failure = pending.results.get_failure(number, status[number])
-            if failure is not None:
-                record_failure(token_info, gang.request_id, failure, "logits_hook_failed")
-                continue
-            info = token_info.setdefault(gang.request_id, {})
-            info["changed"] = status[number] == CHANGED
-            if number in pending.grounding:
-                info["grounding"] = float(pending.grounding[number][tokens[number]])
-            if gang.member.forced_token_ids:  # vLLM ranks the sampled token, which may be another one
-                info["logprob"] = float(pending.results.scores[number].log_softmax(-1)[tokens[number]])
-            if gang.member.first_tokens:
-                info["text_logprobs"] = score_texts(pending.results.scores[number], gang.member.first_tokens)
-            self._update_state(gang, pending.raw[number], token_info)
+        own = {gang.request_id: tokens[number : number + 1] for number, gang in enumerate(self._gangs)}
+        if pending is not None:
+            info.add_results(pending.results, list(own))
+            for number, gang in enumerate(self._gangs):
+                self._add_values(info, gang, number, own[gang.request_id], pending)
+                if number not in pending.results.failures:
+                    self._update_state(gang, pending.raw[number], token_info)
+            info.start_copy()
+        self._remember_tokens(own)
+        return info
+
+    def _add_values(
+        self, info: PendingTokenInfo, gang: GangRows, number: int, token: Tensor, pending: PendingStep
+    ) -> None:
+        """Add what the server process needs to know about the [1] token of a gang."""
+        scores = pending.results.scores[number]
+        if number in pending.grounding:
+            info.add_value(gang.request_id, "grounding", pending.grounding[number].gather(0, token))
+        if gang.member.forced_token_ids:  # vLLM ranks the sampled token, which may be another one
+            info.add_value(gang.request_id, "logprob", scores.log_softmax(-1).gather(0, token))
+        if first_tokens := gang.member.first_tokens:
+            logprobs = compute_text_logprobs(scores, first_tokens)
+            info.add_value(gang.request_id, "text_logprobs", logprobs, list(first_tokens))
+
+    def _remember_tokens(self, tokens: Mapping[str, Tensor]) -> None:
+        """Keep the tokens that the next step needs and that the host may not know by then.
+
+        Args:
+            tokens: Request id -> [1] token.
+        """
+        self._newest_tokens.append(
+            {
+                gang.request_id: (tokens[gang.request_id], gang.longest_beginning)
+                for gang in self._gangs
+                if gang.longest_beginning
+            }
+        )
+        earlier, self._has_ended = self._has_ended, {}
+        for gang in self._gangs:
+            if gang.end_tokens is not None:
+                is_end = (tokens[gang.request_id] == gang.end_tokens).any()
+                before = earlier.get(gang.request_id)
+                self._has_ended[gang.request_id] = is_end if before is None else is_end | before
 
     def _force_tokens(self, rows: StepRows, sampled: Tensor) -> None:
         """Replace sampled tokens by the forced first tokens of the answer."""
@@ -316,6 +367,8 @@ class SamplerHookRunner:
     def _update_state(self, gang: GangRows, raw: Tensor, token_info: TokenInfo) -> None:
         """Fold the raw logits, [vocab], into the state of the answer.
 
+        Under asynchronous scheduling a step may follow the end of the answer. It leaves the state as it is.
+
         Requests do not share these calls: their states would be views of one tensor, which the last one keeps alive.
         """
         update = gang.member.state_update
@@ -324,7 +377,11 @@ class SamplerHookRunner:
         try:
             (strategy,) = build_stack((update.strategy,))
             with attribute_errors(strategy):
-                state = strategy.update_state(self.states.get_or_empty(update.handle), Activations(logits=raw))
+                earlier = self.states.get_or_empty(update.handle)
+                state = strategy.update_state(earlier, Activations(logits=raw))
+            has_ended = self._has_ended.get(gang.request_id)
+            if has_ended is not None and earlier:
+                state = {name: torch.where(has_ended, earlier[name], tensor) for name, tensor in state.items()}
             self.states.put(update.handle, state)
         except Exception as error:
             record_failure(token_info, gang.request_id, error, "update_state_failed")
@@ -337,18 +394,18 @@ class SamplerHookRunner:
         for row, member in rows.members.items():
             if rows.is_sampling[row]:
                 by_gang[member.gang][member.name] = row
-        known = {gang.request_id: (gang.hooks, gang.early_exits) for gang in self._gangs}
+        known = {gang.request_id: (gang.hooks, gang.early_exits, gang.end_tokens) for gang in self._gangs}
         self._gangs = []
         for rows_by_name in by_gang.values():
             if MAIN not in rows_by_name or len(rows_by_name) < rows.members[rows_by_name[MAIN]].size:
                 continue
             member, request_id = rows.members[rows_by_name[MAIN]], rows.request_ids[rows_by_name[MAIN]]
             try:
-                hooks, exits = known.get(request_id) or self._build_request_hooks(member)
+                hooks, exits, end_tokens = known.get(request_id) or self._build_request_hooks(member)
             except Exception as error:
                 record_failure(token_info, request_id, error, "hooks_not_built")
-                hooks, exits = RequestHooks.from_stack((), member.branches, {}), {}
-            self._gangs.append(GangRows(request_id, member, hooks, exits, rows_by_name))
+                hooks, exits, end_tokens = RequestHooks.from_stack((), member.branches, {}), {}, None
+            self._gangs.append(GangRows(request_id, member, hooks, exits, rows_by_name, end_tokens))
         pairs = [(gang.main_row, row) for gang in self._gangs for name, row in gang.rows.items() if name != MAIN]
         self._hooks = [gang.hooks for gang in self._gangs]
         self._rows = [gang.rows for gang in self._gangs]
@@ -359,18 +416,21 @@ class SamplerHookRunner:
         self._branch_rows = to_index([row for _, row in pairs], self.device)
         self._layout = rows.layout
 
-    def _build_request_hooks(self, member: Member) -> tuple[RequestHooks, dict[str, EarlyExits]]:
-        """Build the strategies of a gang. Return their hooks, and their early exits by strategy."""
+    def _build_request_hooks(self, member: Member) -> tuple[RequestHooks, Mapping[str, EarlyExits], Tensor | None]:
+        """Build the strategies of a gang.
+
+        Returns:
+            Their hooks, their early exits by strategy, and the [n] tokens after which no logits are folded.
+
+        Raises:
+            EngineFailed: A strategy reads early exits, and the layers are not tapped.
+        """
         states = self.states.get_all(member.states)
-        stack, tap = build_stack(member.stack), self.early_exit_tap
+        stack, tap, update = build_stack(member.stack), self.early_exit_tap, member.state_update
         hooks = RequestHooks.from_stack(stack, member.branches, states)
+        end_tokens = to_index(update.end_token_ids, self.device) if update and update.end_token_ids else None
         if not any("early_exit_layers" in strategy.list_hooks() for strategy in stack):
-            return hooks, {}
+            return hooks, {}, end_tokens
         if tap is None:
             raise EngineFailed("The layers of the model are not tapped.")
-        return hooks, find_early_exits(stack, tap.num_layers, tap.has_tied_embeddings)
-
-
-def read_status(status: Tensor) -> list[int]:
-    """Read the [gangs] status of a step, as in `HookResults`. Here a step waits for the device."""
-    return status.tolist()
+        return hooks, find_early_exits(stack, tap.num_layers, tap.has_tied_embeddings), end_tokens

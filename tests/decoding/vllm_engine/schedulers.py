@@ -6,6 +6,7 @@ import functools
 import random
 from collections.abc import Sequence
 
+from decoding.vllm_engine.core.async_scheduler import GangAsyncScheduler
 from decoding.vllm_engine.core.gangs import VllmRequest
 from decoding.vllm_engine.core.scheduler import GangScheduler, RequestGroup
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
@@ -26,6 +27,10 @@ class FaultyScheduler(GangScheduler):
             withheld = self._random.randrange(len(unit))
             return [request for number, request in enumerate(unit) if number != withheld]
         return unit
+
+
+class FaultyAsyncScheduler(FaultyScheduler, GangAsyncScheduler):
+    """Breaks the lockstep under asynchronous scheduling."""
 
 
 class RegisteringScheduler(GangScheduler):

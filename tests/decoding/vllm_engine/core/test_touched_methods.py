@@ -28,11 +28,13 @@ def test_overridden_and_wrapped_methods_are_listed() -> None:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    from decoding.vllm_engine.core.scheduler import GangScheduler
+    from decoding.vllm_engine.core.async_scheduler import GangAsyncScheduler
     from decoding.vllm_engine.frontend.engine_request_builder import MainSamplingParams
 
     listed = {name for names in METHODS.values() for name in names}
-    ours = {name for kind in GangScheduler.__mro__ if not kind.__module__.startswith("vllm") for name in vars(kind)}
+    ours = {
+        name for kind in GangAsyncScheduler.__mro__ if not kind.__module__.startswith("vllm") for name in vars(kind)
+    }
     overridden = {f"Scheduler.{name}" for name in ours & set(vars(Scheduler)) if callable(vars(Scheduler)[name])}
     assert "Scheduler.schedule" in overridden
     tapped = {".".join(name.rsplit(".", 2)[1:]) for name in TAPPED_LAYERS}

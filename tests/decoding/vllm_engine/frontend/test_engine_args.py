@@ -36,7 +36,7 @@ def test_missing_vllm_is_refused_with_the_install_command(monkeypatch: pytest.Mo
 
 
 def config(**changes: Any) -> SimpleNamespace:
-    parallel = {name: changes.pop(name, 1) for name in PARALLEL}
+    parallel = {name: changes.pop(name, 1) for name in (*PARALLEL, "tensor_parallel_size")}
     scheduler = {"policy": "fcfs", "async_scheduling": False}
     scheduler |= {name: changes.pop(name) for name in list(changes) if name in scheduler}
     whole = {"speculative_config": None, "kv_transfer_config": None, "lora_config": None, "use_v2_model_runner": False}
@@ -65,6 +65,22 @@ def test_configuration_that_breaks_the_lockstep_is_refused(change: dict[str, Any
     engine_args.check_config(config())
     with pytest.raises(Unsupported, match="cannot keep the branches of a request together"):
         engine_args.check_config(config(**change))
+
+
+def test_asynchronous_scheduling_is_checked() -> None:
+    engine_args.check_config(config(async_scheduling=True), is_async=True)
+    with pytest.raises(Unsupported, match="async_scheduling: vLLM has switched it off"):
+        engine_args.check_config(config(), is_async=True)
+    with pytest.raises(Unsupported, match="async_scheduling: it was not tested with tensor_parallel"):
+        engine_args.check_config(config(async_scheduling=True, tensor_parallel_size=2), is_async=True)
+
+
+def test_asynchronous_scheduling_has_a_scheduler_of_its_own() -> None:
+    for is_async, name in ((True, "GangAsyncScheduler"), (False, "GangScheduler")):
+        settings = VllmSettings("model", async_scheduling=is_async)
+        args = engine_args.build_engine_args(settings, max_model_len=64, is_cpu=False)
+        assert args["async_scheduling"] is is_async
+        assert args["scheduler_cls"].endswith(f".{name}")
 
 
 def test_tensor_parallelism_has_a_process_for_each_device() -> None:

@@ -118,4 +118,4 @@ def test_probe_fails_if_what_it_captures_is_not_tapped(kind: str, reason: str) -
     with structlog.testing.capture_logs():
         install_taps(build_runner(None), hooks, HeadShards())
         hooks.before_forward(build_step(member, lengths=[PROMPT], computed=[0]))
-    assert hooks.take_token_info()["row-0"]["error"] == reason
+    assert hooks.take_token_info().resolve()["row-0"]["error"] == reason

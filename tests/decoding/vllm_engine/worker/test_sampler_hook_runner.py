@@ -10,12 +10,14 @@ import structlog
 import torch
 from torch import Tensor
 
+from decoding.errors import EngineFailed
 from decoding.logits_ops import contrast, mask_logits, plausibility_mask
 from decoding.registry import load_registry
 from decoding.requests import MAIN
 from decoding.strategies.vcd import VCD
 from decoding.strategy import Step
 from decoding.vllm_engine.member import Member, StateUpdate, StrategySpec
+from decoding.vllm_engine.worker.newest_tokens import PLACEHOLDER, NewestTokens
 from decoding.vllm_engine.worker.state_store import StateStore
 from decoding.vllm_engine.worker.step_hook_runner import SamplerHookRunner
 from decoding.vllm_engine.worker.step_rows import TokenInfo
@@ -81,7 +83,7 @@ def test_branches_take_the_main_rows_token() -> None:
     runner, token_info = create_runner(), TokenInfo()
     runner.before_sampling(step, draw_logits(5), token_info)
     sampled = torch.tensor([[10], [11], [12], [13], [14]], dtype=torch.int32)
-    runner.after_sampling(step, sampled, token_info)
+    runner.after_sampling(step, sampled, token_info).resolve()
     assert sampled.flatten().tolist() == [13, 11, 12, 13, 12]
     assert set(token_info) == {"row-2", "row-3"}
 
@@ -92,7 +94,7 @@ def test_incomplete_gang_is_left_alone() -> None:
     runner, given, token_info = create_runner(), draw_logits(2), TokenInfo()
     assert torch.equal(runner.before_sampling(step, given.clone(), token_info), given)
     sampled = torch.tensor([[1], [2]])
-    runner.after_sampling(step, sampled, token_info)
+    runner.after_sampling(step, sampled, token_info).resolve()
     assert sampled.flatten().tolist() == [1, 2]
     assert not token_info
 
@@ -123,7 +125,7 @@ def test_state_update_folds_sampled_steps_only() -> None:
     for step in range(3):
         given = draw_logits(1, seed=step)
         runner.before_sampling(build_rows(member, is_sampling=[step > 0]), given, token_info)
-        runner.after_sampling(build_rows(member, is_sampling=[step > 0]), torch.tensor([[3]]), token_info)
+        runner.after_sampling(build_rows(member, is_sampling=[step > 0]), torch.tensor([[3]]), token_info).resolve()
     expected = torch.stack([draw_logits(1, seed=step)[0].log_softmax(-1) for step in (1, 2)]).amax(0)
     assert torch.allclose(runner.states.get("state-0")["support"], expected)
     assert not any("error" in note for note in token_info.values())
@@ -135,7 +137,7 @@ def test_state_that_does_not_fit_fails_its_request() -> None:
     step = build_rows(Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0")), None)
     with structlog.testing.capture_logs():
         runner.before_sampling(step, draw_logits(2), token_info)
-        runner.after_sampling(step, torch.tensor([[3], [4]]), token_info)
+        runner.after_sampling(step, torch.tensor([[3], [4]]), token_info).resolve()
     assert token_info["row-0"]["error_code"] == "memory_full"
     assert len(runner.states) == runner.states.num_bytes == 0
 
@@ -153,7 +155,7 @@ def test_logits_hook_that_raises_fails_its_own_requests_only(monkeypatch: pytest
     with structlog.testing.capture_logs():
         step = build_rows(good, bad[MAIN], bad["vcd/noisy"])
         scores = runner.before_sampling(step, draw_logits(3), token_info).clone()
-        runner.after_sampling(step, torch.tensor([[3], [4], [5]]), token_info)
+        runner.after_sampling(step, torch.tensor([[3], [4], [5]]), token_info).resolve()
     assert token_info["row-1"] == {
         "error": "Strategy 'vcd' failed: RuntimeError.",
         "strategy": "vcd",
@@ -169,7 +171,7 @@ def test_prefix_tokens_are_forced() -> None:
         token_info, step = TokenInfo(), build_rows(member, generated=generated)
         runner.before_sampling(step, draw_logits(1), token_info)
         sampled = torch.tensor([[3]])
-        runner.after_sampling(step, sampled, token_info)
+        runner.after_sampling(step, sampled, token_info).resolve()
         assert sampled.item() == token
         assert token_info["row-0"]["logprob"] == pytest.approx(draw_logits(1)[0].log_softmax(-1)[token].item())
 
@@ -217,3 +219,52 @@ def test_ruled_out_sequences_are_forbidden_where_they_would_be_completed() -> No
         step.token_ids[0, -1] = last_token
         scores = create_runner().before_sampling(step, given.clone(), TokenInfo())
         assert (scores[0] == -math.inf).nonzero().flatten().tolist() == forbidden
+
+
+def test_ruled_out_sequences_are_forbidden_although_the_host_has_placeholders() -> None:
+    """Under asynchronous scheduling the host knows only the tokens with which a row has joined the batch."""
+    member = Member("g", MAIN, 1, ruled_out=((4, 5), (4, 4, 6), (7,)), answer_prefix_length=1)
+    runner, joined, given = create_runner(), [3, 4], draw_logits(1)
+    newest: list[int] = []
+    for sampled, forbidden in ((None, [5, 7]), (4, [5, 6, 7]), (4, [5, 6, 7]), (9, [7]), (4, [5, 7])):
+        newest += [] if sampled is None else [sampled]
+        step = build_rows(member, generated=len(newest) + 1)
+        step.token_ids[0, -len(newest) - 2 :] = [*joined, *[PLACEHOLDER] * len(newest)]
+        if sampled is not None:
+            runner.after_sampling(step, torch.tensor([[sampled]]), {})
+        scores = runner.before_sampling(step, given.clone(), TokenInfo())
+        assert (scores[0] == -math.inf).nonzero().flatten().tolist() == forbidden
+
+
+def test_step_fails_if_the_newest_tokens_are_not_known() -> None:
+    member = Member("g", MAIN, 1, ruled_out=((4, 5),), answer_prefix_length=1)
+    step = build_rows(member, generated=1)
+    step.token_ids[0, -1] = PLACEHOLDER
+    with pytest.raises(EngineFailed, match="newest tokens"):
+        create_runner().before_sampling(step, draw_logits(1), TokenInfo())
+
+
+@pytest.mark.parametrize("end_token_ids", [(), (9, 3)])
+def test_state_takes_in_nothing_after_the_end_of_the_answer(end_token_ids: tuple[int, ...]) -> None:
+    """Under asynchronous scheduling a step may follow the end token."""
+    (vdgd,) = build_specs("vdgd")
+    member = Member("g", MAIN, 1, state_update=StateUpdate(vdgd, "state-0", end_token_ids))
+    runner = create_runner()
+    for number, sampled in enumerate((8, 3, 8, 8)):
+        step = build_rows(member, generated=number)
+        runner.before_sampling(step, draw_logits(1, seed=number), {})
+        info = runner.after_sampling(step, torch.tensor([[sampled]]), {}).resolve()
+        assert "error" not in info["row-0"]
+    folded = range(2 if end_token_ids else 4)
+    expected = torch.stack([draw_logits(1, seed=number)[0].log_softmax(-1) for number in folded]).amax(0)
+    assert torch.allclose(runner.states.get("state-0")["support"], expected)
+
+
+def test_tokens_of_a_row_that_comes_back_to_the_batch_are_those_of_the_host() -> None:
+    tokens, cpu = NewestTokens(), torch.device("cpu")
+    for token in (1, 2):
+        tokens.append({"row": (torch.tensor([token]), 2)})
+    assert tokens.fill_in("row", [PLACEHOLDER, PLACEHOLDER], cpu).tolist() == [1, 2]
+    assert tokens.fill_in("row", [5, 6], cpu).tolist() == [5, 6]  # after steps without the row
+    tokens.append({"row": (torch.tensor([7]), 2)})
+    assert tokens.fill_in("row", [6, PLACEHOLDER], cpu).tolist() == [6, 7]

@@ -34,7 +34,7 @@ def test_failure_of_a_step_resets_the_tap() -> None:
     runner.before_sampling(step, torch.randn(1, VOCAB))
     assert tap.is_idle
     assert not tap.buffers.last_tokens.any()
-    assert runner.take_token_info()["row-0"]["error"] == "The engine failed on this request."
+    assert runner.take_token_info().resolve()["row-0"]["error"] == "The engine failed on this request."
 
 
 @torch.inference_mode()
@@ -59,7 +59,7 @@ def test_hooks_receive_their_own_early_logits() -> None:
         torch.testing.assert_close(scores[row], expected)
     assert (scores[1] == -torch.inf).any()
     runner.after_sampling(step, scores.argmax(-1, keepdim=True))
-    assert not any("error" in info for info in runner.take_token_info().values())
+    assert not any("error" in info for info in runner.take_token_info().resolve().values())
 
 
 def test_request_fails_if_the_model_is_not_tapped() -> None:
@@ -68,4 +68,4 @@ def test_request_fails_if_the_model_is_not_tapped() -> None:
     raw = torch.randn(1, VOCAB)
     assert torch.equal(runner.before_sampling(step, raw.clone()), raw)
     runner.after_sampling(step, torch.tensor([[3]]))
-    assert runner.take_token_info()["row-0"]["error"] == "The layers of the model are not tapped."
+    assert runner.take_token_info().resolve()["row-0"]["error"] == "The layers of the model are not tapped."
