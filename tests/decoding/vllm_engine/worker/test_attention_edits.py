@@ -37,6 +37,7 @@ EDITED = Member("edited", MAIN, 1, stack=build_specs("pai", pai={"alpha": 2.0, "
 ANSWER = Member("answer", MAIN, 1, stack=build_specs("iat", iat={"alpha": 2.0, "first": 0.0}))
 QUESTION = Member("question", MAIN, 1, stack=build_specs("vaf", vaf={"enhance": 2.0, "suppress": 0.5, "first": 0.0}))
 WEAK = Member("weak", MAIN, 1, stack=build_specs("spin", spin={"kept": 0.5, "suppress": 0.25}))
+BY_HEAD = Member("by head", MAIN, 1, stack=build_specs("adaiat", adaiat={"alpha": 0.5, "first": 0.0}))
 BOTH = Member("both", MAIN, 1, stack=QUESTION.stack + EDITED.stack)
 Factor = Callable[[int, float], float]  # key and its score -> factor of the score
 
@@ -104,6 +105,24 @@ def test_tokens_of_the_answer_are_marked() -> None:
     for row, token, position in ((0, 1, 5), (1, 2, 8), (3, 6, 5), (3, 7, 6), (3, 9, 8)):
         expected = attend(step, row, token, position, factor=raise_answer)
         torch.testing.assert_close(step.output[token], expected)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_statistics_scale_weights_of_visible_tokens_of_the_answer(window: int) -> None:
+    """Statistics of 1 in hallucinations give M of .5, 1, 2 and 3. The longer row has more keys than the first one."""
+    torch.manual_seed(0)
+    step = ToyStep(build_step(BY_HEAD, BY_HEAD, computed=[7, 9], lengths=[1, 1]), torch.device("cpu"))
+    tap, layer = build_tap(torch.device("cpu"), window)
+    assert step.run(tap, layer) == {}
+    for row, position in ((0, 7), (1, 9)):
+        blocks = step.cache[step.block_table[row]]
+        for head, factor in enumerate((0.75, 1.0, 1.5, 2.0)):
+            keys, values = blocks[:, head * KV_HEADS // HEADS].flatten(0, 1)[: position + 1].split(HEAD_DIM, -1)
+            first = max(0, position - window + 1) if window else 0
+            weights = (keys[first:] @ step.query[row, head] * HEAD_DIM**-0.5).softmax(-1)
+            weights[max(PROMPT - first, 0) :] *= factor
+            expected = weights @ values[first:] / weights.sum()
+            torch.testing.assert_close(step.output[row, head], expected)
 
 
 def test_heads_that_look_at_the_image_least_are_weakened() -> None:
@@ -179,7 +198,7 @@ def test_blocks_of_other_requests_do_not_change_an_edit() -> None:
 
 def test_edits_do_not_wait_for_the_device() -> None:
     with simulate_device(), torch.no_grad():
-        rows = build_step(EDITED, WEAK, BOTH, ANSWER, computed=[4, 7, 3, 6], lengths=[2, 1, 6, 1])
+        rows = build_step(EDITED, WEAK, BOTH, BY_HEAD, computed=[4, 7, 3, 6], lengths=[2, 1, 6, 1])
         step = ToyStep(rows, DEVICE)
         tap, layer = build_tap(DEVICE)
         assert step.run(tap, layer) == {}
