@@ -89,8 +89,10 @@ async def hf_engine() -> AsyncIterator[Any]:
     from decoding.hf_engine.engine import HFEngine
     from decoding.hf_engine.settings import HFSettings
 
-    engine = HFEngine(HFSettings(str(EMBEDDED), device="cpu", max_waiting=10_000))
-    await engine.start()
+    with TemporaryDirectory() as folder:
+        statistics = write_drawn_statistics(EMBEDDED, Path(folder))
+        engine = HFEngine(HFSettings(str(EMBEDDED), attention_statistics=statistics, device="cpu", max_waiting=10_000))
+        await engine.start()
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     yield engine
     await engine.close()
