@@ -59,8 +59,9 @@ def measure(arguments: argparse.Namespace) -> None:
     means = AttentionMeans.zeros(model)
     for number, caption in enumerate(captions, 1):
         means.add_caption(model, caption, images, arguments.prompt)
-        print(f"\r{number} of {len(captions)} captions", end="", file=sys.stderr)
-    print(file=sys.stderr)
+        if sys.stderr.isatty():
+            end = "\n" if number == len(captions) else ""
+            print(f"\r{number} of {len(captions)} captions", end=end, file=sys.stderr)
     real, hallucinated = means.counts
     if min(real, hallucinated) < MIN_MENTIONS:
         raise InvalidCaptions(
