@@ -15,6 +15,7 @@ from torch import Tensor
 
 from decoding.conformance.simulated_device import DEVICE, simulate_device
 from decoding.requests import MAIN
+from decoding.strategies.attention.adaiat import AdaIAT
 from decoding.strategies.attention.pai import PAI
 from decoding.tensor_hooks import AttentionKeys
 from decoding.vllm_engine.member import Member
@@ -105,6 +106,22 @@ def test_tokens_of_the_answer_are_marked() -> None:
     for row, token, position in ((0, 1, 5), (1, 2, 8), (3, 6, 5), (3, 7, 6), (3, 9, 8)):
         expected = attend(step, row, token, position, factor=raise_answer)
         torch.testing.assert_close(step.output[token], expected)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_keys_that_the_mask_leaves_are_marked(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def record_visible(_: AdaIAT, scores: Tensor, keys: AttentionKeys, _state: object) -> Tensor:
+        seen.append(keys.is_visible)
+        return scores
+
+    monkeypatch.setattr(AdaIAT, "edit_attention_scores", record_visible)
+    step = ToyStep(build_step(BY_HEAD, BY_HEAD, computed=[7, 9], lengths=[1, 1]), torch.device("cpu"))
+    assert step.run(*build_tap(torch.device("cpu"), window)) == {}
+    (visible,) = seen
+    expected = [range(position - window + 1 if window else 0, position + 1) for position in (7, 9)]
+    assert [row.nonzero().flatten().tolist() for row in visible] == [list(each) for each in expected]
 
 
 @pytest.mark.parametrize("window", [0, 3])
