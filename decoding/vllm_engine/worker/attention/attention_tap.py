@@ -73,7 +73,7 @@ class GangAttentionTap:
             lambda request_id: find_image_tokens(runner.requests[request_id]),
             runner.device,
             shards,
-            load_attention_statistics(find_statistics_file(config), config.model_config.hf_config, runner.device),
+            load_attention_statistics(find_statistics_file(config), runner.model_config.hf_config, runner.device),
         )
         return cls(layers, context)
 
