@@ -199,10 +199,11 @@ class BaseEngine(ABC):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Capabilities of the engine, the model and the matcher."""
-        relevance: frozenset[Capability] = frozenset({"relevance"})
-        own = self._get_model_capabilities()
-        return own | relevance if self.settings.matcher else own - relevance
+        """Capabilities of the engine, the model, the matcher and the attention statistics."""
+        optional: frozenset[Capability] = frozenset({"relevance", "attention_statistics"})
+        missing: set[Capability] = set() if self.settings.matcher else {"relevance"}
+        missing |= set() if self.settings.attention_statistics else {"attention_statistics"}
+        return (self._get_model_capabilities() | optional) - missing
 
     @property
     def missing_reasons(self) -> Mapping[str, str]:

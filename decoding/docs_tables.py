@@ -230,9 +230,10 @@ def changes_greedy(strategy: Strategy, run: DryRun) -> bool:
 
 
 def collect_engine_capabilities() -> Mapping[str, frozenset[Capability]]:
-    """Return the capabilities of the engines with a matcher, by title."""
+    """Return the capabilities of the engines with a matcher and attention statistics, by title."""
     hf, vllm = HFEngine(HFSettings("", matcher="")), VllmEngine(VllmSettings("", matcher=""))
-    return {"transformers": hf.capabilities | {"relevance"}, "vLLM": vllm.capabilities | {"relevance"}}
+    optional: frozenset[Capability] = frozenset({"relevance", "attention_statistics"})
+    return {"transformers": hf.capabilities | optional, "vLLM": vllm.capabilities | optional}
 
 
 def describe_support(title: str, run: DryRun, capabilities: frozenset[Capability]) -> str:

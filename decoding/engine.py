@@ -15,6 +15,7 @@ Capability = Literal[
     "head_scales",
     "edit_attention_scores",
     "gate_heads",
+    "attention_statistics",
     "keep_image_tokens",
     "early_exit_layers",
     "probe",
@@ -38,6 +39,7 @@ class EngineSettings:
 
     model: str
     matcher: str | None = None  # image-text matcher; None: strategies that need relevance maps are refused
+    attention_statistics: Path | None = None  # file of the model's; None: strategies that need them are refused
     name: str | None = None  # the model's name in the API; None: the last part of `model`
     chat_template: Path | None = None  # file with a Jinja template; None: the checkpoint's
     max_rows: int = 64  # prompts and branches that run at once

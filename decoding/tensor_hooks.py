@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar, Self
 
@@ -60,6 +60,9 @@ class AttentionKeys:
     layer: int
     layers: int
     generated: Tensor | None = None  # [..., keys] true for tokens of the answer, the newest included; None: none is
+    visible: Tensor | None = None  # [..., keys] true for keys that the mask leaves; None: all are
+    # Name -> [layers, heads] statistics of the model, with `reads_attention_statistics`.
+    statistics: Tensors = field(default_factory=dict)
 
     @property
     def is_image(self) -> Tensor:
@@ -71,10 +74,15 @@ class AttentionKeys:
         """[..., keys] true for tokens of the answer."""
         return torch.zeros_like(self.is_image) if self.generated is None else self.generated
 
+    @property
+    def is_visible(self) -> Tensor:
+        """[..., keys] true for keys that the mask leaves."""
+        return torch.ones_like(self.is_image) if self.visible is None else self.visible
+
     def select_rows(self, rows: slice) -> AttentionKeys:
         """Return the keys of some rows of a batch."""
-        generated = None if self.generated is None else self.generated[rows]
-        return AttentionKeys(self.image_token_index[rows], self.layer, self.layers, generated)
+        generated, visible = (None if each is None else each[rows] for each in (self.generated, self.visible))
+        return replace(self, image_token_index=self.image_token_index[rows], generated=generated, visible=visible)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,8 @@ class TensorHooks(BaseModel):
     uncut: ClassVar[Mapping[str, Any]] = {}  # parameters with which `logits` rules no token out
     # Whether `edit_attention_scores` and `gate_heads` also act on the tokens of the prompt after its last image.
     edits_question: ClassVar[bool] = False
+    # Whether these hooks read `AttentionKeys.statistics`, which the operator measures once for each model.
+    reads_attention_statistics: ClassVar[bool] = False
 
     def without_cut(self) -> Self:
         """Return this strategy with `uncut`, for the probabilities of claims.

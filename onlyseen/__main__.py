@@ -11,13 +11,14 @@ COMMANDS = {
     "serve": ("server.__main__", "start the server (also onlyseen-server)"),
     "eval": ("eval.__main__", "evaluate strategies (also onlyseen-eval)"),
     "check": ("onlyseen.check", "check a strategy of your own (also onlyseen-check)"),
+    "attention-statistics": ("onlyseen.attention_statistics", "measure a model's attention heads for adaiat"),
     "strategies": ("onlyseen.strategies", "list the installed strategies"),
 }
 
 
 def format_usage() -> str:
     """Return the text of `--help`."""
-    lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<22}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(["usage: python -m onlyseen COMMAND [OPTIONS]", "", *lines, "", "  --version   print the version"])
 
 

@@ -27,6 +27,7 @@ def create_engine(settings: Settings) -> Engine:
                 HFSettings(
                     model=settings.model,
                     matcher=settings.matcher_source,
+                    attention_statistics=settings.attention_statistics,
                     name=settings.name,
                     chat_template=settings.chat_template,
                     device=settings.device,
@@ -68,6 +69,7 @@ def create_vllm_engine(settings: Settings) -> Engine:
         VllmSettings(
             model=settings.model,
             matcher=settings.matcher_source,
+            attention_statistics=settings.attention_statistics,
             name=settings.name,
             chat_template=settings.chat_template,
             dtype=settings.dtype,

@@ -73,6 +73,10 @@ class Settings(BaseSettings):
         str | None,
         Field(description="folder or hub id of the image-text matcher (AGLA); the embedded model has its own"),
     ] = None
+    attention_statistics: Annotated[
+        Path | None,
+        Field(description="file with statistics of the model's attention heads (adaiat), see docs/operations.md"),
+    ] = None
     chat_template: Annotated[
         Path | None, Field(description="file with a Jinja chat template, in place of the checkpoint's")
     ] = None
@@ -253,9 +257,9 @@ class Settings(BaseSettings):
             raise ValueError(f"there is no folder {source}, and a hub id has the form OWNER/NAME")
         return source
 
-    @field_validator("chat_template")
+    @field_validator("chat_template", "attention_statistics")
     @classmethod
-    def _check_chat_template(cls, file: Path | None) -> Path | None:
+    def _check_file(cls, file: Path | None) -> Path | None:
         if file is not None and not file.is_file():
             raise ValueError(f"there is no file {file}")
         return file

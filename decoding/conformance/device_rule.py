@@ -53,7 +53,12 @@ def run_hooks_on_device(strategy: Strategy) -> Problems:
         state = copy_all_to_device(one.state)
         yield from call_on_device(strategy, "keep_image_tokens", state)
         device_keys = AttentionKeys(
-            copy_to_device(keys.image_token_index), keys.layer, keys.layers, copy_to_device(keys.is_generated)
+            copy_to_device(keys.image_token_index),
+            keys.layer,
+            keys.layers,
+            copy_to_device(keys.is_generated),
+            copy_to_device(keys.is_visible),
+            copy_all_to_device(keys.statistics),
         )
         for hook in ("edit_attention_scores", "gate_heads"):
             yield from call_on_device(strategy, hook, copy_to_device(scores), device_keys, state)

@@ -27,6 +27,7 @@ from decoding.conformance.samples import (
     draw_attention,
     get_numeric_bounds,
     list_tensors,
+    stack_keys,
 )
 from decoding.drafts import ReadDraft
 from decoding.errors import OnlySeenError, StrategyFailed
@@ -35,7 +36,7 @@ from decoding.pipeline.composition import batch_stacks, check_layout, find_inval
 from decoding.pipeline.dry_run import QUESTION, build_fake_reply, create_blank_image, run_program
 from decoding.pipeline.program import ProgramResult, StrategyProgram, start_program
 from decoding.requests import GenerateRequest, ProbeRequest, Prompt
-from decoding.strategy import PER_ROW, TEXT_SIDE, AttentionKeys, Strategy
+from decoding.strategy import PER_ROW, TEXT_SIDE, Strategy
 from decoding.tensor_hooks import ATTENTION_HOOKS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -299,9 +300,7 @@ def check_batch(strategy_class: type[Strategy]) -> Problems:
         needed = [call(strategy, "needs_branches", step.raw) for step in steps]
         yield from compare_rows("needs_branches", call(strategy, "needs_branches", batch.raw), needed)
         attention = [draw_attention(dtype, seed) for seed in SEEDS]
-        index = torch.stack([each.image_token_index for _, each in attention])
-        generated = torch.stack([each.is_generated for _, each in attention])
-        keys = AttentionKeys(index, LAYERS - 1, LAYERS, generated)
+        keys = stack_keys([each for _, each in attention])
         scores = torch.stack([each for each, _ in attention])
         for hook in sorted(ATTENTION_HOOKS):
             alone = [call(strategy, hook, *each, step.state) for each, step in zip(attention, steps, strict=True)]

@@ -18,6 +18,11 @@ VOCAB, LAYERS, HEADS, HEAD_DIM = 50, 8, 6, 4
 TOWER_LAYERS, TOWER_HEADS = 4, 2
 IMAGE_TOKENS, KEYS = 16, 21  # tokens of an image, and all keys of a query
 DESCRIPTION_TOKENS = 5
+# Heads attend to the answer less where they hallucinate, in all but one of six.
+STATISTICS = {
+    "hallucinated": torch.full((LAYERS, HEADS), 0.05),
+    "real": torch.linspace(0.04, 0.14, HEADS).repeat(LAYERS, 1),
+}
 
 
 class Samples:
@@ -133,7 +138,21 @@ def draw_attention(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[T
     after = KEYS - IMAGE_TOKENS - 2
     index = torch.tensor([-1, -1, *range(IMAGE_TOKENS), *[-1] * after])
     generated = torch.arange(KEYS) >= KEYS - after + 1
-    return scores, AttentionKeys(index, LAYERS - 1, LAYERS, generated)
+    return scores, AttentionKeys(index, LAYERS // 2, LAYERS, generated, draw_visible(seed), STATISTICS)
+
+
+def draw_visible(seed: int) -> Tensor:
+    """Draw the [keys] that a row sees. Some rows begin with padding."""
+    return torch.arange(KEYS) >= seed % 2
+
+
+def stack_keys(keys: Sequence[AttentionKeys]) -> AttentionKeys:
+    """Stack the keys of rows, each [keys], of one layer."""
+    index, generated, visible = (
+        torch.stack([getattr(each, name) for each in keys])
+        for name in ("image_token_index", "is_generated", "is_visible")
+    )
+    return AttentionKeys(index, keys[0].layer, keys[0].layers, generated, visible, keys[0].statistics)
 
 
 def batch_steps(steps: Sequence[Step]) -> Step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class EditGroup:
         self.requests = requests
         self.num_layers = model.num_layers
         self.device = model.device
+        self.statistics = model.attention_statistics
         self.index = to_row_index(rows, model.device)
         self.stack = batch_attention_stacks([request.attention_stack for request in requests])
 
@@ -62,7 +64,7 @@ class EditGroup:
             num_keys = image_token_index.shape[1]
             starts = copy_numbers([num_keys - offsets[row][1] for row in self.rows], torch.long, self.device)
             generated = torch.arange(num_keys, device=self.device) >= starts[:, None]
-        keys = AttentionKeys(image_token_index, 0, self.num_layers, generated)
+        keys = AttentionKeys(image_token_index, 0, self.num_layers, generated, statistics=self.statistics)
         edit_scores = build_edit_scores(self.stack, self.requests, keys)
         return AttentionEdit(self.index, newest_positions[:, None], edit_scores)
 
@@ -92,7 +94,7 @@ def build_question_edits(
             (strategy, {name: tensor.expand(count, *tensor.shape) for name, tensor in state.items()})
             for strategy, state in request.question_stack
         ]
-        keys = AttentionKeys(index.expand(count, -1), 0, model.num_layers)
+        keys = AttentionKeys(index.expand(count, -1), 0, model.num_layers, statistics=model.attention_statistics)
         edit_scores = build_edit_scores(stack, [request] * count, keys)
         positions_tensor = copy_numbers(tokens, torch.long, model.device)[None]
         edits.append(AttentionEdit(slice(row, row + 1), positions_tensor, edit_scores))
@@ -108,13 +110,19 @@ def build_edit_scores(stack: StatefulStack, requests: Sequence[RequestState], ke
         keys: Keys that the n tokens attend to. Their layer is replaced.
 
     Returns:
-        Function of a layer and its scores, [n, heads, keys] before and after. It also returns [n, heads] factors of the
-        head outputs, or None for all 1.
+        Function of a layer, its scores, [n, heads, keys] before and after, and the [n, keys] that the mask leaves. It
+        also returns [n, heads] factors of the head outputs, or None for all 1.
     """
 
-    def edit_scores(layer: int, scores: Tensor) -> tuple[Tensor, Tensor | None]:
-        generated = None if keys.generated is None else keys.generated.to(scores.device)
-        own_keys = AttentionKeys(keys.image_token_index.to(scores.device), layer, keys.layers, generated)
+    def edit_scores(layer: int, scores: Tensor, visible: Tensor) -> tuple[Tensor, Tensor | None]:
+        device = scores.device
+        own_keys = replace(
+            keys,
+            image_token_index=keys.image_token_index.to(device),
+            layer=layer,
+            generated=None if keys.generated is None else keys.generated.to(device),
+            visible=visible,
+        )
         edited, gates, failures = edit_attention(stack, own_keys, scores)
         for number, error in failures.items():
             requests[number].failure = error

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 
+from decoding.engine import Capability
 from decoding.errors import Unsupported
 from decoding.tensor_hooks import TensorHooks
 
 REASONS = {
     "relevance": "the server has no image-text matcher; start it with --matcher",
+    "attention_statistics": "the server has no statistics of the model's heads; start it with --attention-statistics",
     "vision_attention": "it needs a vision tower with a class token, as LLaVA's",
     "keep_image_tokens": "the transformers engine drops image tokens inside LLaVA models only",
 }
@@ -56,4 +58,10 @@ def require_hooks(
     """Check that an engine runs all tensor hooks of a stack, and raise `Unsupported` otherwise."""
     for strategy in stack:
         # An engine without lazy branches runs them in every step, which does not change the output.
-        require_capabilities(strategy, strategy.list_hooks() - {"needs_branches"}, capabilities, reasons)
+        needs = strategy.list_hooks() - {"needs_branches"} | find_statistics_needs(strategy)
+        require_capabilities(strategy, needs, capabilities, reasons)
+
+
+def find_statistics_needs(strategy: TensorHooks) -> frozenset[Capability]:
+    """Return the capability that a strategy needs because it reads statistics of the model's heads."""
+    return frozenset({"attention_statistics"}) if strategy.reads_attention_statistics else frozenset()

@@ -13,6 +13,7 @@ from decoding.drafts import DraftEffect, ReadDraft, Segment, SendTokens, StartDr
 from decoding.engine import Capability
 from decoding.errors import StrategyFailed
 from decoding.outputs import Answer, FinishInfo, RelevanceMap, StateHandle, Token, TokenLogprob, Usage
+from decoding.pipeline.capabilities import find_statistics_needs
 from decoding.pipeline.program import ProgramResult, start_program
 from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt, RelevanceRequest
 from decoding.strategy import Effect, Strategy
@@ -54,7 +55,7 @@ def dry_run(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> DryRun:
     probes = [request for request in requests if isinstance(request, ProbeRequest)]
     relevances = [request for request in requests if isinstance(request, RelevanceRequest)]
     final = [outcome] if isinstance(outcome, GenerateRequest) else []
-    needs: set[Capability] = set(CAPABILITY_HOOKS & strategy.list_hooks())
+    needs: set[Capability] = set(CAPABILITY_HOOKS & strategy.list_hooks() | find_statistics_needs(strategy))
     for request in (*generations, *final):
         needs |= find_request_needs(request)
     if probes:

@@ -40,7 +40,7 @@ class AGLA(PlausibleContrast):
 
     name = "agla"
     paper = "arXiv:2406.12718"
-    official_code = "Lackel/AGLA, licence not checked"
+    official_code = "Lackel/AGLA, no licence"
     neutral = {"alpha": 0, "beta": 0}
 
     alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the masked image; 0 turns it off."), PER_ROW] = (

@@ -50,7 +50,7 @@ class MVP(Strategy):
 
     name = "mvp"
     paper = "arXiv:2408.17150"
-    official_code = "GasolSun36/MVP, licence not checked"
+    official_code = "GasolSun36/MVP, no licence"
     neutral = {"bottom_up": 0, "top_down": 0, "regular": 0}
 
     bottom_up: Annotated[float, Field(ge=0, le=1, description="Weight of the view from the details; 0 skips it.")] = 0.4

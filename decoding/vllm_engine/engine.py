@@ -131,7 +131,12 @@ class VllmEngine(BaseEngine):
         settings = self.settings
         loop = asyncio.get_running_loop()
         checkpoint = await loop.run_in_executor(
-            self._encode_thread, Checkpoint, settings.model, settings.context, settings.chat_template
+            self._encode_thread,
+            Checkpoint,
+            settings.model,
+            settings.context,
+            settings.chat_template,
+            settings.attention_statistics,
         )
         self._checkpoint = checkpoint
         self._grammars = checkpoint.grammars

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from decoding.strategies.attention.adaiat import AdaIAT
 from decoding.strategies.attention.hgai import HGAI
 from decoding.strategies.attention.iat import IAT
 from decoding.strategies.attention.spin import SPIN
@@ -24,7 +25,14 @@ Change = Callable[[int, Tensor], None]  # layer, [heads, tokens, tokens] scores,
 
 Gate = Callable[[int, Tensor, list[Tensor]], None]  # layer, scores, outputs of heads, which it edits in place
 
-current: list[Change] = []
+
+class WeightChange(NamedTuple):
+    """A change of weights after the softmax, instead of scores."""
+
+    apply: Change
+
+
+current: list[Change | WeightChange] = []
 current_gates: list[Gate] = []
 
 
@@ -37,13 +45,19 @@ def attention(
         [query[0, head].double() @ key[0, head // shared].double().T * scaling for head in range(heads)]
     )
     own = scores.clone()
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
     for change in current:
-        change(int(module.layer_idx), scores)  # type: ignore[arg-type]
+        if not isinstance(change, WeightChange):
+            change(layer, scores)
     if mask is not None:
         scores = scores + mask[0, 0]
-    outputs = [scores[head].softmax(-1) @ value[0, head // shared].double() for head in range(heads)]
+    weights = torch.stack([scores[head].softmax(-1) for head in range(heads)])
+    for change in current:
+        if isinstance(change, WeightChange):
+            change.apply(layer, weights)
+    outputs = [weights[head] @ value[0, head // shared].double() for head in range(heads)]
     for gate in current_gates:
-        gate(int(module.layer_idx), own, outputs)  # type: ignore[arg-type]
+        gate(layer, own, outputs)
     return torch.stack(outputs, dim=1)[None].to(query.dtype), None
 
 
@@ -52,8 +66,8 @@ AttentionMaskInterface.register("naive", eager_mask)
 
 
 @contextmanager
-def edit_attention(decoder: Any, *changes: Change, gates: Sequence[Gate] = ()) -> Iterator[None]:
-    """Apply each change to the decoder's attention scores, in turn, and each gate to its heads by the first scores."""
+def edit_attention(decoder: Any, *changes: Change | WeightChange, gates: Sequence[Gate] = ()) -> Iterator[None]:
+    """Apply each change to the decoder's attention, in turn, and each gate to its heads by the first scores."""
     own = decoder.config._attn_implementation
     decoder.config._attn_implementation = "naive"
     current.extend(changes)
@@ -145,6 +159,40 @@ def raise_answer_scores(length: int, iat: IAT, depth: int) -> Change:
                 scores[:, row, token] += iat.alpha * scores[:, row, token].abs()
 
     return change
+
+
+def raise_answer_weights(length: int, adaiat: AdaIAT, depth: int, heads: int) -> WeightChange:
+    """Raise weights of the answer's own tokens as AdaIAT does, in its rows.
+
+    Args:
+        length: Tokens of the prompt.
+        adaiat: The strategy.
+        depth: Layers of the model.
+        heads: Heads of each layer.
+
+    Returns:
+        The change.
+    """
+    hallucinated, real = (each.tolist() for each in draw_attention_statistics(depth, heads))
+    first, last = math.floor(adaiat.first * depth + 0.5), math.floor(adaiat.last * depth + 0.5)
+
+    def change(layer: int, weights: Tensor) -> None:
+        for row in range(length, weights.shape[1]) if first <= layer <= last else ():
+            own = weights[:, row, length : row + 1]  # [heads, answer]
+            least = sum(hallucinated[layer])
+            if sum(float(own[head].mean()) for head in range(heads)) < least + adaiat.beta * (sum(real[layer]) - least):
+                for head in range(heads):
+                    own[head] *= max(1 + adaiat.alpha * (real[layer][head] / hallucinated[layer][head] - 1), 1e-6)
+                    weights[head, row] /= weights[head, row].sum()
+
+    return WeightChange(change)
+
+
+def draw_attention_statistics(layers: int, heads: int) -> tuple[Tensor, Tensor]:
+    """Draw statistics for AdaIAT: [layers, heads] attention in hallucinations and elsewhere."""
+    random = torch.Generator().manual_seed(0)
+    hallucinated = 0.02 + 0.1 * torch.rand(layers, heads, generator=random)
+    return hallucinated, hallucinated * (0.9 + torch.rand(layers, heads, generator=random))
 
 
 def weaken_heads(visual: Tensor, spin: SPIN, depth: int) -> Gate:

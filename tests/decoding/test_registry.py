@@ -77,7 +77,7 @@ def test_stack_is_built_outermost_first() -> None:
 @pytest.mark.parametrize(
     ("names", "parameters", "param", "text"),
     [
-        ("magic", {}, "decoding.strategy", "Unknown strategy 'magic'. Known: agla"),
+        ("magic", {}, "decoding.strategy", "Unknown strategy 'magic'. Known: adaiat, agla"),
         ("", {}, "decoding.strategy", "Unknown strategy ''"),
         ("agla+", {}, "decoding.strategy", "Unknown strategy ''"),
         ("agla vhr", {}, "decoding.strategy", "Unknown strategy"),
@@ -88,7 +88,7 @@ def test_stack_is_built_outermost_first() -> None:
         ("paint+zoomeye", {}, "decoding.strategy", "'paint' cannot stand outside 'zoomeye': "),
         ("vhr+zoomeye", {}, "decoding.strategy", "'vhr' cannot stand outside 'zoomeye'"),
         ("vhr+agla+zoomeye", {}, "decoding.strategy", "'vhr' cannot stand outside 'zoomeye'"),
-        ("auto", {}, "decoding.strategy", "Unknown strategy 'auto'. Known: agla"),
+        ("auto", {}, "decoding.strategy", "Unknown strategy 'auto'. Known: adaiat, agla"),
         ("agla", {"vhr": {}}, "decoding.vhr", "Unknown field 'vhr'"),
         ("agla", {"alpha": 2}, "decoding.alpha", "decoding.agla.alpha"),
         ("agla", {"agla": {"gama": 1}}, "decoding.agla.gama", "decoding.agla.gama"),

@@ -31,6 +31,10 @@ class ToyEngine(RecordingEngine):
         readout = torch.Generator().manual_seed(0)
         self.readout = torch.randn(LAYERS, HEADS, WIDTH, VOCABULARY, generator=readout)
         self.prior = torch.randn(VOCABULARY, generator=readout)
+        self.statistics = {
+            "hallucinated": torch.full((LAYERS, HEADS), 0.1),
+            "real": torch.linspace(0.1, 0.8, HEADS).repeat(LAYERS, 1),
+        }
         self.tensors: dict[StateHandle, Tensors] = {}
 
     def outputs(
@@ -50,7 +54,7 @@ class ToyEngine(RecordingEngine):
         image_keys = IMAGE_KEYS if prompt.images else 0
         images = torch.tensor([*range(image_keys), *[-1] * (KEYS - image_keys)])
         generated = torch.arange(KEYS) >= max(KEYS - len(tokens), IMAGE_KEYS)
-        keys = [AttentionKeys(images, layer, LAYERS, generated) for layer in range(LAYERS)]
+        keys = [AttentionKeys(images, layer, LAYERS, generated, statistics=self.statistics) for layer in range(LAYERS)]
         for strategy in reversed(stack):
             rows, state = list(zip(scores, keys, strict=True)), states.get(strategy.name, {})
             for number, row in enumerate(rows):

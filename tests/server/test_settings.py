@@ -99,6 +99,12 @@ def test_missing_folder_is_refused(field: Any, source: str) -> None:
         Settings(**{field: source})
 
 
+@pytest.mark.parametrize("field", ["chat_template", "attention_statistics"])
+def test_missing_file_is_refused(field: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=f"{field}\n.*no file {tmp_path}/missing"):
+        Settings(**{field: tmp_path / "missing"})
+
+
 def test_embedded_matcher_is_the_default_of_the_embedded_model_only(tmp_path: Path) -> None:
     assert Settings(model=str(tmp_path)).matcher_source is None
     assert Settings(model=str(tmp_path), matcher="hub/id").matcher_source == "hub/id"

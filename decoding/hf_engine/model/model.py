@@ -27,6 +27,7 @@ from decoding.hf_engine.taps.vision_attention import VisionAttentionTap
 from decoding.multimodal.config import load_config
 from decoding.multimodal.model_families import ModelFamily, get_family, get_max_model_len
 from decoding.multimodal.processor import get_eos_token_ids, load_processor
+from decoding.pipeline.attention_statistics import load_attention_statistics
 from decoding.pipeline.composition import copy_numbers
 from decoding.text.chat_template import use_chat_template
 from decoding.text.prompt_encoder import ModelInputs, PromptEncoder
@@ -63,17 +64,18 @@ class Model:
         pack_linears(self.decoder, self.head)
         self.step_threads = choose_step_threads(self.decoder.layers)
         text_config = self.decoder.config
+        embedding = self.network.get_input_embeddings().weight
         self.head_tap = HeadTap(
             [getattr_path(layer, self.family.output_projection_path) for layer in self.decoder.layers],
             text_config.num_attention_heads,
         )
         self.attention_tap = AttentionTap(self.decoder)
+        self.attention_statistics = load_attention_statistics(settings.attention_statistics, config, embedding.device)
         self.early_exit_tap = EarlyExitTap(self.decoder, self._compute_logits)
         self.token_pruning_tap = TokenPruningTap(self.decoder) if self.family.supports_token_pruning else None
         self.vision_attention_tap = build_vision_attention_tap(self.network, self.family)
         self.sliding_window: int | None = getattr(text_config, "sliding_window", None)
         self.layer_types: frozenset[str] = frozenset(getattr(text_config, "layer_types", None) or ())
-        embedding = self.network.get_input_embeddings().weight
         self.device: torch.device = embedding.device
         self.dtype: torch.dtype = embedding.dtype
         self.image_token_id: int = self.network.config.image_token_id

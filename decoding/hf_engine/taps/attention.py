@@ -19,12 +19,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION_NAME = "onlyseen"
-# Layer, [rows * tokens, heads, keys] scores -> the same, edited, and [rows * tokens, heads] factors of the outputs.
-EditScores = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
+# Layer, [rows * tokens, heads, keys] scores, [rows * tokens, keys] true for keys that the mask leaves -> the scores,
+# edited, and [rows * tokens, heads] factors of the outputs.
+EditScores = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 ObserveWeights = Callable[[int, Tensor], None]  # layer, [rows * tokens, heads, keys] attention weights
 
 
-def keep_scores(_: int, scores: Tensor) -> tuple[Tensor, None]:
+def keep_scores(_layer: int, scores: Tensor, _visible: Tensor) -> tuple[Tensor, None]:
     return scores, None
 
 
@@ -109,7 +110,8 @@ class AttentionTap:
             tokens = edit.tokens.to(device)
             queries = inputs.query[rows].take_along_dim(tokens[:, None, :, None], 2)  # [n, heads, m, head_dim]
             scores = multiply_by_head(queries, inputs.key[rows].mT).transpose(1, 2) * inputs.scaling
-            edited_scores, gates = edit.edit_scores(layer, scores.flatten(0, 1).to(home))
+            visible = inputs.find_visible_keys(rows, tokens).expand(*tokens.shape, -1).flatten(0, 1)
+            edited_scores, gates = edit.edit_scores(layer, scores.flatten(0, 1).to(home), visible.to(home))
             masked = inputs.mask_scores(edited_scores.to(device).view_as(scores), rows, tokens)
             weights = masked.softmax(-1, dtype=torch.float32).to(output.dtype)  # [n, m, heads, keys]
             if edit.observe_weights is not None:
@@ -137,6 +139,11 @@ class AttentionInputs:
     value: Tensor
     mask: Tensor | None
     scaling: float
+
+    def find_visible_keys(self, rows: slice | Tensor, tokens: Tensor) -> Tensor:
+        """Return [n, m, keys] true for the keys that the mask leaves to tokens, at positions [n, m] of [n] rows."""
+        masked = self.mask_scores(self.query.new_zeros(*tokens.shape, 1, self.key.shape[2]), rows, tokens)
+        return masked[:, :, 0] > torch.finfo(self.query.dtype).min
 
     def mask_scores(self, scores: Tensor, rows: slice | Tensor, tokens: Tensor) -> Tensor:
         """Mask the scores of some tokens. Without a mask, a token sees itself and those before it.

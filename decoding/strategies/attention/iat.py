@@ -20,8 +20,8 @@ class IAT(LayerRange, Strategy):
     Layers go from `first` to `last`, as shares of the depth. The defaults give the paper's 5 ... 17 of 32
     (LLaVA-1.5-7B).
 
-    Source: arXiv:2603.04908 (CVPR 2026). The paper's main method, AdaIAT, chooses heads and steps by statistics of the
-    model. Here is the variant that it is compared with.
+    Source: arXiv:2603.04908 (CVPR 2026). The paper's main method is `adaiat`, which chooses heads and steps by
+    statistics of the model. Here is the variant that it is compared with.
 
     Deviations from the official code:
     - Layers follow the depth of the model. The code has numbers.

@@ -40,7 +40,7 @@ class SID(PlausibleContrast):
 
     name = "sid"
     paper = "arXiv:2408.02032"
-    official_code = "huofushuo/SID, licence not checked"
+    official_code = "huofushuo/SID, no licence"
     neutral = {"alpha": 0, "beta": 0}
 
     alpha: Contrast = 1.0

@@ -12,6 +12,7 @@ from decoding.multimodal.config import load_config
 from decoding.multimodal.model_families import get_family, get_max_model_len
 from decoding.multimodal.processor import get_eos_token_ids, load_processor
 from decoding.multimodal.weight_files import find_weight_folder, read_weight_counts
+from decoding.pipeline.attention_statistics import load_attention_statistics
 from decoding.text.chat_template import use_chat_template
 from decoding.text.detokenizer import TokenText
 from decoding.text.grammar_mask import GrammarCompiler
@@ -27,13 +28,20 @@ REFUSAL_REASONS = {
 class Checkpoint:
     """Encoder, tokenizer and limits of a model that vLLM runs."""
 
-    def __init__(self, model: str, max_model_len: int | None, chat_template: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        max_model_len: int | None,
+        chat_template: Path | None = None,
+        attention_statistics: Path | None = None,
+    ) -> None:
         """Read a checkpoint.
 
         Args:
             model: Folder or hub id.
             max_model_len: Most tokens of prompt and answer together. None: as many as the model takes.
             chat_template: File with a Jinja template. None: the checkpoint's.
+            attention_statistics: File of statistics of the model, which is checked here. The workers read it.
 
         Raises:
             Unsupported: This engine does not serve the model's family, or its files are damaged.
@@ -46,6 +54,7 @@ class Checkpoint:
                 f"Model type '{config.model_type}' is not served by the vLLM engine: {reason}. It runs "
                 f"{', '.join(SERVED_FAMILIES)}; for others start with --engine hf."
             )
+        load_attention_statistics(attention_statistics, config)
         if (folder := find_weight_folder(model)) is not None:
             read_weight_counts(folder)
         limit = get_max_model_len(config)

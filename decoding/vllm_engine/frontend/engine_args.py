@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from decoding.errors import Unsupported
+from decoding.pipeline.attention_statistics import STATISTICS_KEY
 from decoding.vllm_engine.plugin import ENABLE_VARIABLE
 from decoding.vllm_engine.settings import VllmSettings
 from decoding.vllm_engine.worker import attention_layers, early_exit_tap, head_projection
@@ -81,6 +82,7 @@ def build_engine_args(settings: VllmSettings, max_model_len: int, is_cpu: bool) 
         Arguments of vLLM's AsyncEngineArgs.
     """
     step_tokens = settings.step_tokens or STEP_TOKENS
+    statistics = settings.attention_statistics
     sizes = {
         "num_gpu_blocks_override": settings.cache_blocks,
         "block_size": settings.block_tokens,
@@ -107,7 +109,10 @@ def build_engine_args(settings: VllmSettings, max_model_len: int, is_cpu: bool) 
         "max_logprobs": 20,
         "structured_outputs_config": {"backend": "guidance"},  # reads schemas as the transformers engine does
         # Part of the key of vLLM's cache of compiled models, which holds models compiled without our modules, too.
-        "additional_config": {"onlyseen": hash_sources(attention_layers, head_projection, early_exit_tap)},
+        "additional_config": {
+            "onlyseen": hash_sources(attention_layers, head_projection, early_exit_tap),
+            **({} if statistics is None else {STATISTICS_KEY: str(statistics.absolute())}),
+        },
         "enforce_eager": is_cpu if settings.compiled is None else not settings.compiled,
         "disable_log_stats": True,
         "enable_log_requests": False,

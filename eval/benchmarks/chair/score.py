@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eval.benchmarks.chair.ground_truth import ImageId, load_annotations
 from eval.benchmarks.chair.object_extraction import CaptionObjects, Mention, Variant, build_extractor
+from eval.benchmarks.chair.tokenizer import locate_tokens
 from eval.benchmarks.chair.vocabulary import ObjectVocabulary
 from eval.core.jsonl import read_records
 
@@ -38,6 +39,20 @@ class CaptionScore:
         """Nodes in the image that the caption mentions."""
         return self.ground_truth.intersection(mention.node for mention in self.objects.mentions)
 
+    def locate_mentions(self) -> list[dict[str, object]]:
+        """Return start and end of each mention in the caption, and whether it is hallucinated.
+
+        Mentions whose words the tokeniser has changed beyond recognition are left out.
+        """
+        spans = locate_tokens(self.caption, list(self.objects.tokens))
+        located: list[dict[str, object]] = []
+        for mention in self.objects.mentions:
+            first, last = spans[mention.first], spans[mention.last]
+            if first is not None and last is not None:
+                is_hallucinated = mention.node not in self.ground_truth
+                located.append({"start": first[0], "end": last[1], "hallucinated": is_hallucinated})
+        return located
+
     def as_json(self) -> dict[str, object]:
         """Return the line of `--per-caption`."""
         return {
@@ -46,6 +61,8 @@ class CaptionScore:
             "nodes": [mention.node for mention in self.objects.mentions],
             "hallucinated": [[mention.word, mention.node] for mention in self.hallucinated],
             "gt_nodes": sorted(self.ground_truth),
+            "caption": self.caption,
+            "mentions": self.locate_mentions(),
         }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ import structlog
 
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
+from decoding.multimodal.config import load_config
+from decoding.pipeline.attention_statistics import write_attention_statistics
 from tests.decoding.hf_engine.harness import FakeMatcher
 from tests.decoding.hf_engine.reference import Reference
+from tests.decoding.naive_reference import draw_attention_statistics
 
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
 
@@ -64,8 +68,18 @@ def run_engine(model: Path, **settings: Any) -> Iterator[HFEngine]:
     asyncio.run(engine.close())
 
 
+def write_drawn_statistics(model: Path, folder: Path) -> Path:
+    """Write the attention statistics that `draw_attention_statistics` draws for a model."""
+    config = load_config(str(model)).get_text_config()
+    hallucinated, real = draw_attention_statistics(config.num_hidden_layers, config.num_attention_heads)
+    write_attention_statistics(file := folder / "statistics.safetensors", hallucinated, real)
+    return file
+
+
 def start_engine(model: Path, **settings: Any) -> HFEngine:
-    engine = HFEngine(HFSettings(str(model), device="cpu", **settings))
-    asyncio.run(engine.start())
+    with TemporaryDirectory() as folder:
+        statistics = write_drawn_statistics(model, Path(folder))
+        engine = HFEngine(HFSettings(str(model), device="cpu", **{"attention_statistics": statistics, **settings}))
+        asyncio.run(engine.start())
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine

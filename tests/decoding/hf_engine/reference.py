@@ -23,6 +23,7 @@ from decoding.outputs import RelevanceMap
 from decoding.prompt import ImageInput, Prompt
 from decoding.requests import GenerateRequest
 from decoding.strategies.agla import AGLA
+from decoding.strategies.attention.adaiat import AdaIAT
 from decoding.strategies.attention.hgai import HGAI
 from decoding.strategies.attention.iat import IAT
 from decoding.strategies.attention.pai import PAI
@@ -47,6 +48,7 @@ from decoding.strategy import Strategy
 from tests.decoding.naive_reference import (
     Change,
     Gate,
+    WeightChange,
     cut_layers,
     deco_rule,
     edit_attention,
@@ -56,6 +58,7 @@ from tests.decoding.naive_reference import (
     penalize,
     plausible,
     raise_answer_scores,
+    raise_answer_weights,
     raise_image_scores,
     raise_mean_scores,
     scale_scores,
@@ -127,7 +130,7 @@ class Reference:
         factors: Factors = {}
         branch_prompts: dict[str, EncodedPrompt] = {}
         description: list[Tensor] = []  # log P_j, [vocab] each
-        changes: list[Change] = []
+        changes: list[Change | WeightChange] = []
         gates: list[Gate] = []
         branch_changes: dict[str, Change] = {}  # in a branch
         for depth, strategy in enumerate(stack):
@@ -149,6 +152,9 @@ class Reference:
                     changes.append(raise_mean_scores(visual, strategy, len(self.layers)))
                 case IAT():
                     changes.append(raise_answer_scores(len(self.encode(prompt).ids), strategy, len(self.layers)))
+                case AdaIAT():
+                    sizes = len(self.layers), self.decoder.config.num_attention_heads
+                    changes.append(raise_answer_weights(len(self.encode(prompt).ids), strategy, *sizes))
                 case SPIN():
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     gates.append(weaken_heads(visual, strategy, len(self.layers)))
@@ -238,7 +244,7 @@ class Reference:
         tokens: Sequence[int],
         factors: Factors,
         heads: list[Tensor] | None = None,
-        changes: Sequence[Change] = (),
+        changes: Sequence[Change | WeightChange] = (),
         depth: int | None = None,
         gates: Sequence[Gate] = (),
     ) -> Tensor:

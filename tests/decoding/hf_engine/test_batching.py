@@ -31,6 +31,7 @@ COMPANIONS = [
             build_stack("vdgd+vcd"),
             build_stack("pai"),
             build_stack("dola+paint"),
+            build_stack("adaiat", adaiat={"alpha": 20.0, "beta": 10.0, "first": 0.0, "last": 1.0}),
             build_stack("deco+pai", pai={"gamma": 1.0, "alpha": 0.5}),
         ]
     )

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from decoding.errors import BadRequest
 from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.taps import attention
 from decoding.pipeline.runner import collect_answer
 from decoding.requests import GenerateRequest
+from decoding.strategies.attention.adaiat import AdaIAT
+from decoding.strategy import AttentionKeys, Tensors
 from tests.decoding.hf_engine.harness import build_stack, exact_length, make_prompt, run_strategies
 
 
@@ -80,3 +83,18 @@ async def test_choices_use_the_hooks_inside_the_model(engine: HFEngine) -> None:
     ]
     assert plain != attentive
     assert plain != layered
+
+
+async def test_padding_of_a_batch_is_not_visible(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: set[int] = set()
+    own = AdaIAT.edit_attention_scores
+
+    def record_lengths(strategy: AdaIAT, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
+        if keys.generated is not None and len(scores) == 2:  # a step of both rows
+            lengths.update((keys.is_visible & ~keys.is_generated).sum(-1).tolist())
+        return own(strategy, scores, keys, state)
+
+    monkeypatch.setattr(AdaIAT, "edit_attention_scores", record_lengths)
+    prompts = [make_prompt(text=text) for text in ("What?", "What? " * 20)]
+    await asyncio.gather(*(run_strategies(engine, "adaiat", prompt, exact_length(6)) for prompt in prompts))
+    assert lengths == {len(engine.encoder.encode(prompt)) for prompt in prompts}

@@ -28,6 +28,7 @@ PASSES = {
     "hgai": N,
     "vaf": N,
     "iat": N,
+    "adaiat": N,
     "spin": N,
     "sid": 2 * N,
     "avisc": 2 * N,

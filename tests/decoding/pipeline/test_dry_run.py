@@ -46,6 +46,7 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
         "ritual": DryRun(frozenset({"logits", "branches"}), ("transformed",), {}),
         "nolan": DryRun(frozenset({"logits", "branches"}), ("blind",), {}),
         "iat": DryRun(frozenset({"edit_attention_scores"}), (), {}),
+        "adaiat": DryRun(frozenset({"edit_attention_scores", "attention_statistics"}), (), {}),
         "vaf": DryRun(frozenset({"edit_attention_scores"}), (), {}),
         "spin": DryRun(frozenset({"gate_heads"}), (), {}),
         "hgai": DryRun(frozenset({"edit_attention_scores"}), (), {}),

@@ -1,10 +1,14 @@
 """Worked examples: a vocabulary of four, results by hand from the papers' formulas."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from decoding.strategies.agla import AGLA
+from decoding.strategies.attention.adaiat import AdaIAT
 from decoding.strategies.attention.hgai import HGAI
 from decoding.strategies.attention.iat import IAT
 from decoding.strategies.attention.pai import PAI
@@ -127,6 +131,59 @@ def test_iat_raises_scores_of_the_answer() -> None:
         torch.testing.assert_close(after, torch.tensor([[0.5, 1.0, -0.1, 0.36]]))
     without = IAT().edit_attention_scores(scores, AttentionKeys(text, 5, 32), {})  # the last token of the prompt
     assert torch.equal(without, scores)
+
+
+def build_adaiat_keys(layer: int = 5, **changes: Any) -> AttentionKeys:
+    """Build four keys, of which two belong to the answer. The heads have M - 1 of 1.2 and -.1."""
+    keys = AttentionKeys(
+        torch.full((4,), -1),
+        layer,
+        32,
+        torch.tensor([False, False, True, True]),
+        statistics={"hallucinated": torch.full((32, 2), 0.2), "real": torch.tensor([0.44, 0.18]).repeat(32, 1)},
+    )
+    return replace(keys, **changes)
+
+
+def test_adaiat_scales_weights_of_the_answer() -> None:
+    """The sum of the means is .398561. The threshold is .4 + beta .22."""
+    scores = torch.tensor([[0.5, 1.0, -0.5, 0.2], [0.1, -1.0, -2.0, 0.3]])
+    expected = torch.tensor([[0.085179, 0.140436, 0.256951, 0.517435], [0.534641, 0.177966, 0.026188, 0.261205]])
+    for layer in (4, 18):
+        assert AdaIAT().edit_attention_scores(scores, build_adaiat_keys(layer), {}) is scores
+    for layer in (5, 17):
+        after = AdaIAT().edit_attention_scores(scores, build_adaiat_keys(layer), {})
+        torch.testing.assert_close(after.softmax(-1), expected, rtol=0, atol=1e-6)
+    without = AdaIAT().edit_attention_scores(scores, build_adaiat_keys(generated=None), {})
+    assert torch.equal(without, scores)  # the last token of the prompt
+
+
+def test_adaiat_leaves_layers_that_look_at_the_answer_enough() -> None:
+    scores = torch.tensor([[0.5, 1.0, -0.5, 0.2], [0.1, -1.0, -2.0, 0.3]])
+    for total, is_edited in ((0.3985, False), (0.3987, True)):
+        statistics = {"hallucinated": torch.full((32, 2), total / 2), "real": torch.full((32, 2), 0.3)}
+        keys = build_adaiat_keys(statistics=statistics)
+        after = AdaIAT(beta=0).edit_attention_scores(scores, keys, {})
+        assert torch.equal(after, scores) != is_edited
+
+
+def test_adaiat_counts_and_edits_visible_tokens_only() -> None:
+    scores = torch.tensor([[0.5, 1.0, -0.5, 0.2], [0.1, -1.0, -2.0, 0.3]])
+    padded = torch.cat([torch.full((2, 2), 9.0), scores, torch.full((2, 1), 9.0)], dim=1)
+    keys = build_adaiat_keys(
+        image_token_index=torch.full((7,), -1),
+        generated=torch.tensor([False, False, False, False, True, True, True]),
+        visible=torch.tensor([False, False, True, True, True, True, False]),
+    )
+    after = AdaIAT().edit_attention_scores(padded, keys, {})
+    assert torch.equal(after[:, 2:6], AdaIAT().edit_attention_scores(scores, build_adaiat_keys(), {}))
+    assert torch.equal(after[:, [0, 1, 6]], padded[:, [0, 1, 6]])
+
+
+def test_adaiat_has_no_negative_weights() -> None:
+    keys = build_adaiat_keys(statistics={"hallucinated": torch.ones(32, 2), "real": torch.zeros(32, 2)})
+    after = AdaIAT(beta=0).edit_attention_scores(torch.zeros(2, 4), keys, {})
+    torch.testing.assert_close(after[:, 2:].exp(), torch.full((2, 2), 1e-6))
 
 
 def test_vaf_scales_scores_of_image_and_instruction() -> None:

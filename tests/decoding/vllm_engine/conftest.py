@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Iterator
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from tests.decoding.hf_engine.conftest import write_drawn_statistics
 from tests.decoding.hf_engine.harness import FakeMatcher
 
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
@@ -64,8 +66,11 @@ async def start_engine(**settings: Any) -> Any:
     from decoding.vllm_engine.settings import VllmSettings
 
     defaults: dict[str, Any] = {"block_tokens": 32, "cache_bytes": 1 << 28}
-    engine = VllmEngine(VllmSettings(**{"model": str(EMBEDDED), **defaults, **settings}))
-    await engine.start()
+    model = settings.pop("model", str(EMBEDDED))
+    with TemporaryDirectory() as folder:
+        defaults["attention_statistics"] = write_drawn_statistics(Path(model), Path(folder))
+        engine = VllmEngine(VllmSettings(model, **{**defaults, **settings}))
+        await engine.start()
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine
 
@@ -84,8 +89,10 @@ async def hf_engine() -> AsyncIterator[Any]:
     from decoding.hf_engine.engine import HFEngine
     from decoding.hf_engine.settings import HFSettings
 
-    engine = HFEngine(HFSettings(str(EMBEDDED), device="cpu", max_waiting=10_000))
-    await engine.start()
+    with TemporaryDirectory() as folder:
+        statistics = write_drawn_statistics(EMBEDDED, Path(folder))
+        engine = HFEngine(HFSettings(str(EMBEDDED), attention_statistics=statistics, device="cpu", max_waiting=10_000))
+        await engine.start()
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     yield engine
     await engine.close()

@@ -47,6 +47,8 @@ STACKS = {
     "paint, sensitive": build_stack("paint", paint={"modulation": "sensitive", "alpha": 2.0, "first_layer": 0}),
     "hgai": build_stack("hgai"),
     "iat": build_stack("iat"),
+    "adaiat": build_stack("adaiat"),
+    "adaiat, strong": build_stack("adaiat", adaiat={"alpha": 20.0, "beta": 10.0, "first": 0.0, "last": 1.0}),
     "vaf": build_stack("vaf"),
     "vaf, strong": build_stack("vaf", vaf={"enhance": 2.0, "suppress": 0.5, "first": 0.0, "last": 1.0}),
     "spin": build_stack("spin"),

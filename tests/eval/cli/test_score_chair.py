@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.eval.cli_driver import run_process, write_jsonl
 from tests.eval.coco_data import CAPTIONS
@@ -30,8 +31,19 @@ def test_json_and_per_caption_output_have_all_keys(tmp_path: Path, annotations: 
         "nodes": ["person", "dog", "cat"],
         "hallucinated": [["cat", "cat"]],
         "gt_nodes": ["dog", "person"],
+        "caption": CAPTIONS[0]["caption"],
+        "mentions": locate(CAPTIONS[0]["caption"], {"woman": False, "dog": False, "cat": True}),
     }
-    assert each[2] == {"image_id": 3, "words": [], "nodes": [], "hallucinated": [], "gt_nodes": []}
+    empty = {"words": [], "nodes": [], "hallucinated": [], "gt_nodes": [], "mentions": []}
+    assert each[2] == {"image_id": 3, "caption": CAPTIONS[2]["caption"], **empty}
+
+
+def locate(caption: Any, words: dict[str, bool]) -> list[dict[str, object]]:
+    starts = {word: caption.lower().index(word) for word in words}
+    return [
+        {"start": starts[word], "end": starts[word] + len(word), "hallucinated": is_hallucinated}
+        for word, is_hallucinated in words.items()
+    ]
 
 
 def test_an_unwritable_file_is_reported(tmp_path: Path, annotations: Path, synonyms: Path) -> None:

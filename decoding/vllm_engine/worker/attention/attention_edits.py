@@ -109,7 +109,8 @@ class GangAttentionEdits:
         for edited in self._edited:
             length = edited.image_token_index.shape[1]
             keys, values = call.gather_keys_and_values(edited.rows, edited.positions, length)
-            scores, gates = self._edit_scores(edited, call.layer, call.compute_scores(edited.tokens, keys))
+            visible = call.build_mask(edited.positions, length)
+            scores, gates = self._edit_scores(edited, call.layer, call.compute_scores(edited.tokens, keys), visible)
             weights = call.compute_weights(scores, edited.positions)
             weights = torch.unflatten(weights, 1, (keys.shape[1], -1))
             outputs = (weights @ values).flatten(1, 2)
@@ -131,19 +132,22 @@ class GangAttentionEdits:
         """Drop the step."""
         self._requests, self._edited, self._failures = {}, [], {}
 
-    def _edit_scores(self, tokens: EditedTokens, layer: int, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _edit_scores(
+        self, tokens: EditedTokens, layer: int, scores: Tensor, visible: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Call the hooks on the scores of all heads. A hook that fails, fails its own request.
 
         Args:
             tokens: The edited tokens.
             layer: Number of the layer, from 0.
             scores: [n, own heads, keys].
+            visible: [n, keys] true for keys that the mask leaves.
 
         Returns:
             The edited scores of the own heads, and [n, own heads] factors of their outputs, or None for all 1.
         """
-        shards = self.context.shards
-        keys = AttentionKeys(tokens.image_token_index, layer, self.context.num_layers, tokens.generated)
+        shards, index, statistics = self.context.shards, tokens.image_token_index, self.context.statistics
+        keys = AttentionKeys(index, layer, self.context.num_layers, tokens.generated, visible, statistics)
         edited, gates, failures = edit_attention(tokens.stack, keys, shards.gather(scores, 1))
         self._failures |= {tokens.requests[number].request_id: error for number, error in failures.items()}
         own_gates = None if gates is None else shards.select_own(gates, 1)

@@ -8,10 +8,12 @@ Edits of scores and branches that see a part of the image replace the output. Ca
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from decoding.pipeline.attention_statistics import STATISTICS_KEY, load_attention_statistics
 from decoding.vllm_engine.worker.attention.attention_capture import GangAttentionCapture
 from decoding.vllm_engine.worker.attention.attention_edits import GangAttentionEdits
 from decoding.vllm_engine.worker.attention.paged_attention import AttentionCall, check_attention
@@ -63,13 +65,15 @@ class GangAttentionTap:
         layers = [module.attn for module in runner.model.modules() if has_attention(module)]
         if not layers:
             raise ValueError("the model has no attention with a KV cache")
-        check_attention(layers, bool(runner.vllm_config.compilation_config.pass_config.fuse_attn_quant))
+        config = runner.vllm_config
+        check_attention(layers, bool(config.compilation_config.pass_config.fuse_attn_quant))
         context = AttentionContext(
             len(layers),
             states,
             lambda request_id: find_image_tokens(runner.requests[request_id]),
             runner.device,
             shards,
+            load_attention_statistics(find_statistics_file(config), runner.model_config.hf_config, runner.device),
         )
         return cls(layers, context)
 
@@ -131,3 +135,9 @@ class GangAttentionTap:
             return result
 
         return forward
+
+
+def find_statistics_file(config: Any) -> Path | None:
+    """Return the file of attention statistics that the engine has put into vLLM's configuration, or None."""
+    file = (config.additional_config or {}).get(STATISTICS_KEY)
+    return None if file is None else Path(file)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
+from decoding.tensor_hooks import Tensors
 from decoding.vllm_engine.worker.attention.paged_attention import AttentionCall
 from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.image_tokens import FindImageTokens
@@ -24,6 +25,7 @@ class AttentionContext:
         find_image_tokens: Function of a request id. It returns the image tokens of the prompt.
         device: Device of the model.
         shards: The heads that this process runs.
+        statistics: Name -> [layers, heads] statistics of the model.
     """
 
     num_layers: int
@@ -31,6 +33,7 @@ class AttentionContext:
     find_image_tokens: FindImageTokens
     device: torch.device
     shards: HeadShards
+    statistics: Tensors = field(default_factory=dict)
 
 
 class SecondAttention(StepTap, Protocol):

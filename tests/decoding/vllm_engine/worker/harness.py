@@ -123,7 +123,15 @@ class ToyStep:
 def build_tap(device: torch.device, window: int = 0, states: StateStore | None = None) -> tuple[GangAttentionTap, Any]:
     layer = SimpleNamespace(impl=FlashAttentionImpl(window))
     image_tokens = ImageTokens(torch.tensor(IMAGE), 3, 4)
-    context = AttentionContext(1, states or StateStore(1 << 20), lambda _: image_tokens, device, HeadShards())
+    statistics = {"hallucinated": torch.full((1, HEADS), 1.0), "real": torch.tensor([[0.5, 1.0, 2.0, 3.0]])}
+    context = AttentionContext(
+        1,
+        states or StateStore(1 << 20),
+        lambda _: image_tokens,
+        device,
+        HeadShards(),
+        {name: tensor.to(device) for name, tensor in statistics.items()},
+    )
     return GangAttentionTap([layer], context), layer
 
 

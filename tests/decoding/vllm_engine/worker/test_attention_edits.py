@@ -15,6 +15,7 @@ from torch import Tensor
 
 from decoding.conformance.simulated_device import DEVICE, simulate_device
 from decoding.requests import MAIN
+from decoding.strategies.attention.adaiat import AdaIAT
 from decoding.strategies.attention.pai import PAI
 from decoding.tensor_hooks import AttentionKeys
 from decoding.vllm_engine.member import Member
@@ -37,6 +38,7 @@ EDITED = Member("edited", MAIN, 1, stack=build_specs("pai", pai={"alpha": 2.0, "
 ANSWER = Member("answer", MAIN, 1, stack=build_specs("iat", iat={"alpha": 2.0, "first": 0.0}))
 QUESTION = Member("question", MAIN, 1, stack=build_specs("vaf", vaf={"enhance": 2.0, "suppress": 0.5, "first": 0.0}))
 WEAK = Member("weak", MAIN, 1, stack=build_specs("spin", spin={"kept": 0.5, "suppress": 0.25}))
+BY_HEAD = Member("by head", MAIN, 1, stack=build_specs("adaiat", adaiat={"alpha": 0.5, "first": 0.0}))
 BOTH = Member("both", MAIN, 1, stack=QUESTION.stack + EDITED.stack)
 Factor = Callable[[int, float], float]  # key and its score -> factor of the score
 
@@ -104,6 +106,40 @@ def test_tokens_of_the_answer_are_marked() -> None:
     for row, token, position in ((0, 1, 5), (1, 2, 8), (3, 6, 5), (3, 7, 6), (3, 9, 8)):
         expected = attend(step, row, token, position, factor=raise_answer)
         torch.testing.assert_close(step.output[token], expected)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_keys_that_the_mask_leaves_are_marked(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def record_visible(_: AdaIAT, scores: Tensor, keys: AttentionKeys, _state: object) -> Tensor:
+        seen.append(keys.is_visible)
+        return scores
+
+    monkeypatch.setattr(AdaIAT, "edit_attention_scores", record_visible)
+    step = ToyStep(build_step(BY_HEAD, BY_HEAD, computed=[7, 9], lengths=[1, 1]), torch.device("cpu"))
+    assert step.run(*build_tap(torch.device("cpu"), window)) == {}
+    (visible,) = seen
+    expected = [range(position - window + 1 if window else 0, position + 1) for position in (7, 9)]
+    assert [row.nonzero().flatten().tolist() for row in visible] == [list(each) for each in expected]
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_statistics_scale_weights_of_visible_tokens_of_the_answer(window: int) -> None:
+    """Statistics of 1 in hallucinations give M of .5, 1, 2 and 3. The longer row has more keys than the first one."""
+    torch.manual_seed(0)
+    step = ToyStep(build_step(BY_HEAD, BY_HEAD, computed=[7, 9], lengths=[1, 1]), torch.device("cpu"))
+    tap, layer = build_tap(torch.device("cpu"), window)
+    assert step.run(tap, layer) == {}
+    for row, position in ((0, 7), (1, 9)):
+        blocks = step.cache[step.block_table[row]]
+        for head, factor in enumerate((0.75, 1.0, 1.5, 2.0)):
+            keys, values = blocks[:, head * KV_HEADS // HEADS].flatten(0, 1)[: position + 1].split(HEAD_DIM, -1)
+            first = max(0, position - window + 1) if window else 0
+            weights = (keys[first:] @ step.query[row, head] * HEAD_DIM**-0.5).softmax(-1)
+            weights[max(PROMPT - first, 0) :] *= factor
+            expected = weights @ values[first:] / weights.sum()
+            torch.testing.assert_close(step.output[row, head], expected)
 
 
 def test_heads_that_look_at_the_image_least_are_weakened() -> None:
@@ -179,7 +215,7 @@ def test_blocks_of_other_requests_do_not_change_an_edit() -> None:
 
 def test_edits_do_not_wait_for_the_device() -> None:
     with simulate_device(), torch.no_grad():
-        rows = build_step(EDITED, WEAK, BOTH, ANSWER, computed=[4, 7, 3, 6], lengths=[2, 1, 6, 1])
+        rows = build_step(EDITED, WEAK, BOTH, BY_HEAD, computed=[4, 7, 3, 6], lengths=[2, 1, 6, 1])
         step = ToyStep(rows, DEVICE)
         tap, layer = build_tap(DEVICE)
         assert step.run(tap, layer) == {}

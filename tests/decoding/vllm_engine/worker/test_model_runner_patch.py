@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from decoding.errors import Unsupported
+from decoding.pipeline.attention_statistics import STATISTICS_KEY, write_attention_statistics
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest
 from decoding.vllm_engine.engine import VllmEngine
@@ -43,13 +45,15 @@ def with_toy_attention(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "has_attention", is_toy_attention)
 
 
-def build_runner(impl: object) -> Any:
+def build_runner(impl: object, **additional_config: Any) -> Any:
     """Build a model runner whose attention layers have the given implementation."""
     limits = SimpleNamespace(
         scheduler_config=SimpleNamespace(max_num_seqs=2),
         compilation_config=SimpleNamespace(pass_config=SimpleNamespace(fuse_attn_quant=False)),
+        additional_config=additional_config,
     )
-    config = SimpleNamespace(dtype=torch.float32)
+    sizes = SimpleNamespace(num_hidden_layers=LAYERS, num_attention_heads=2)
+    config = SimpleNamespace(dtype=torch.float32, hf_config=SimpleNamespace(get_text_config=lambda: sizes))
     model = ToyModel()
     for layer in model.decoder.layers:
         layer.attention.attn = SimpleNamespace(num_heads=2, impl=impl)
@@ -104,6 +108,16 @@ def test_head_tap_reads_the_captures_of_the_attention_tap(monkeypatch: pytest.Mo
     assert isinstance(attention, GangAttentionTap)
     assert heads.captured_attention is attention.captured_attention
     assert heads.collect_vision_attention is None
+
+
+def test_attention_tap_loads_the_statistics_that_the_configuration_names(tmp_path: Path) -> None:
+    file, statistics = tmp_path / "s.safetensors", torch.rand(2, LAYERS, 2)
+    write_attention_statistics(file, *statistics)
+    for expected, additional_config in ((statistics, {STATISTICS_KEY: str(file)}), (None, {})):
+        runner = build_runner(FlashAttentionImpl(), **additional_config)
+        tap = GangAttentionTap.from_runner(runner, StepHookRunner(CPU).states, HeadShards())
+        found = tap.context.statistics
+        assert found == {} if expected is None else torch.equal(found["real"], expected[1])
 
 
 @pytest.mark.parametrize(
