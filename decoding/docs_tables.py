@@ -207,9 +207,10 @@ def changes_greedy(strategy: Strategy, run: DryRun) -> bool:
 
 
 def collect_engine_capabilities() -> Mapping[str, frozenset[Capability]]:
-    """Return the capabilities of the engines with a matcher, by title."""
+    """Return the capabilities of the engines with a matcher and steering vectors, by title."""
+    optional: frozenset[Capability] = frozenset({"relevance", "vectors"})
     hf, vllm = HFEngine(HFSettings("", matcher="")), VllmEngine(VllmSettings("", matcher=""))
-    return {"transformers": hf.capabilities | {"relevance"}, "vLLM": vllm.capabilities | {"relevance"}}
+    return {"transformers": hf.capabilities | optional, "vLLM": vllm.capabilities | optional}
 
 
 def describe_support(title: str, run: DryRun, capabilities: frozenset[Capability]) -> str:

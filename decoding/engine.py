@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from decoding.outputs import RelevanceMap, StateHandle, Token, Usage
-from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
+from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest, VectorsRequest
 from decoding.sampling_params import Grammar
 
 Capability = Literal[
@@ -17,11 +17,13 @@ Capability = Literal[
     "gate_heads",
     "keep_image_tokens",
     "early_exit_layers",
+    "steer",
     "probe",
     "vision_attention",
     "attention",
     "update_state",
     "relevance",
+    "vectors",
     "noise",
     "scored_texts",
     "forced_token_ids",
@@ -39,6 +41,7 @@ class EngineSettings:
     model: str
     matcher: str | None = None  # image-text matcher; None: strategies that need relevance maps are refused
     name: str | None = None  # the model's name in the API; None: the last part of `model`
+    vectors: Path | None = None  # folder with steering vectors; None: strategies that need some are refused
     chat_template: Path | None = None  # file with a Jinja template; None: the checkpoint's
     max_rows: int = 64  # prompts and branches that run at once
     max_waiting: int = 256  # rows in the queue; beyond them requests are refused
@@ -101,6 +104,8 @@ class Engine(Protocol):
     async def probe(self, request: ProbeRequest) -> tuple[StateHandle, Usage]: ...
 
     async def compute_relevance_map(self, request: RelevanceRequest) -> RelevanceMap: ...
+
+    async def load_vectors(self, request: VectorsRequest) -> StateHandle: ...
 
     def free_state(self, state: StateHandle) -> None:
         """Free a strategy state. Its handle is invalid afterwards."""

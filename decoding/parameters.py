@@ -18,6 +18,15 @@ DescriptionTokens = Annotated[
     int, Field(ge=1, le=8192, description="Maximum length of a description, in tokens."), TEXT_SIDE
 ]
 FirstLayerShare = Annotated[float, Field(ge=0, le=1, description="First edited layer, as a share of the depth.")]
+VectorsFile = Annotated[
+    str,
+    Field(
+        max_length=200,
+        pattern=r"^\w[\w.-]*\.safetensors$",
+        description="File of vectors in the server's folder, without a path.",
+    ),
+    TEXT_SIDE,
+]
 LastLayerShare = Annotated[float, Field(ge=0, le=1, description="Last edited layer, as a share of the depth.")]
 
 

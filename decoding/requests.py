@@ -24,6 +24,7 @@ __all__ = [
     "RelevanceRequest",
     "SamplingParams",
     "StateHandle",
+    "VectorsRequest",
 ]
 
 MAIN = "main"  # name of the request's own prompt, next to the names of its branches
@@ -142,3 +143,15 @@ class RelevanceRequest:
     image: ImageInput
     text: str
     cache_salt: str | None = None  # set by the runner, as in `GenerateRequest`
+
+
+@dataclass(frozen=True, slots=True)
+class VectorsRequest:
+    """Load vectors from the operator's folder: one for each layer.
+
+    The reply is a `StateHandle`. Its state is "vectors", [layers, width] in float32, with zeros for layers that the
+    file lacks.
+    """
+
+    file: str  # name of a safetensors file in the folder
+    param: str  # parameter of the client that names the file, for errors

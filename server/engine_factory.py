@@ -27,6 +27,7 @@ def create_engine(settings: Settings) -> Engine:
                 HFSettings(
                     model=settings.model,
                     matcher=settings.matcher_source,
+                    vectors=settings.steering_vectors,
                     name=settings.name,
                     chat_template=settings.chat_template,
                     device=settings.device,
@@ -68,6 +69,7 @@ def create_vllm_engine(settings: Settings) -> Engine:
         VllmSettings(
             model=settings.model,
             matcher=settings.matcher_source,
+            vectors=settings.steering_vectors,
             name=settings.name,
             chat_template=settings.chat_template,
             dtype=settings.dtype,

@@ -17,6 +17,7 @@ from decoding.conformance.samples import (
     draw_attention,
 )
 from decoding.conformance.simulated_device import DEVICE, copy_all_to_device, copy_to_device, simulate_device
+from decoding.conformance.steering_rule import draw_outputs, list_places
 from decoding.requests import GenerateRequest, ProbeRequest
 from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
 
@@ -57,6 +58,8 @@ def run_hooks_on_device(strategy: Strategy) -> Problems:
         )
         for hook in ("edit_attention_scores", "gate_heads"):
             yield from call_on_device(strategy, hook, copy_to_device(scores), device_keys, state)
+        for place in list_places(strategy):
+            yield from call_on_device(strategy, "steer", copy_to_device(draw_outputs(DTYPE)[0]), place, state)
         for probe in probes:
             folded: Tensors = {}
             for activations in map(copy_activations_to_device, probe):

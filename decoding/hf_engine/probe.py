@@ -69,7 +69,8 @@ class RunningProbe:
         except Exception as error:
             return error
         is_scaled_later = scales is not None and not self.request.layerwise
-        if is_scaled_later or strategy.acts_on_attention():  # the KV states were computed without
+        acts_later = strategy.acts_on_attention() or "steer" in strategy.list_hooks()
+        if is_scaled_later or acts_later:  # the KV states were computed without
             return StoredStrategyState(state)
         output = outputs[self.rows[main]]
         output = replace(output, key_values=output.clone_key_values())

@@ -10,6 +10,7 @@ from decoding.tensor_hooks import TensorHooks
 
 REASONS = {
     "relevance": "the server has no image-text matcher; start it with --matcher",
+    "vectors": "the server has no folder of steering vectors; start it with --steering-vectors",
     "vision_attention": "it needs a vision tower with a class token, as LLaVA's",
     "keep_image_tokens": "the transformers engine drops image tokens inside LLaVA models only",
 }

@@ -56,7 +56,8 @@ class OutputProcessor:
         prefix_ids = prompt.ids[-RAW_TEXT_CONTEXT:].tolist() if request.prompt.raw_text else []
         self.detokenizer = Detokenizer(tokenizer, request.sampling.stop, prefix_ids, request.sampling.min_tokens)
         self.acts_inside_model = any(
-            strategy.acts_on_attention() or "head_scales" in strategy.list_hooks() for strategy in request.stack
+            strategy.acts_on_attention() or {"head_scales", "steer"} & strategy.list_hooks()
+            for strategy in request.stack
         )
         self.stats = RequestStats(prompt_tokens=len(prompt))
         self.is_finished = False

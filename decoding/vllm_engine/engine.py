@@ -12,10 +12,10 @@ from typing import Any
 
 from decoding.base_engine import BaseEngine, run_in_thread
 from decoding.engine import Capability
-from decoding.errors import EngineFailed
+from decoding.errors import EngineFailed, Unsupported
 from decoding.outputs import Answer, StateHandle, Token, Usage
 from decoding.pipeline.early_exits import find_early_exits
-from decoding.requests import GenerateRequest, ProbeRequest
+from decoding.requests import GenerateRequest, ProbeRequest, VectorsRequest
 from decoding.sampling_params import SamplingParams
 from decoding.text.detokenizer import OutputProcessor
 from decoding.text.grammar import TOO_COMPLICATED, InvalidSchema
@@ -37,6 +37,7 @@ from decoding.vllm_engine.frontend.state_handles import StateHandles
 from decoding.vllm_engine.settings import VllmSettings
 from decoding.vllm_engine.worker.state_store import measure_updated_state
 
+UNTAPPED = {"steer": "the vLLM engine does not edit what leaves a layer"}
 PROBE_SAMPLING = SamplingParams(max_tokens=1, ignore_eos=True)
 
 
@@ -54,7 +55,9 @@ class VllmEngine(BaseEngine):
         self._checkpoint: Checkpoint | None = None
         self._client: VllmClient | None = None
         self._limits: EngineLimits | None = None
-        self._missing: Mapping[str, str] = {}  # capability that the model lacks -> reason, from the worker's report
+        self._missing: Mapping[str, str] = (
+            UNTAPPED  # capability that the model lacks -> reason, from the worker's report
+        )
         self._engine_request_builder: Any = None  # an EngineRequestBuilder, whose module imports vLLM
 
     @property
@@ -111,6 +114,7 @@ class VllmEngine(BaseEngine):
             "keep_image_tokens",
             "vision_attention",
             "probe",
+            "vectors",
             "noise",
             "scored_texts",
             "forced_token_ids",
@@ -139,7 +143,7 @@ class VllmEngine(BaseEngine):
         report = await self._client.report()
         check_report(report)
         worker = report["workers"][0]  # all have the same model, and run the same hooks
-        self._missing = worker["missing"]
+        self._missing = {**UNTAPPED, **worker["missing"]}
         self._limits = EngineLimits(
             max_model_len=checkpoint.max_model_len,
             max_rows=report["max_rows"],
@@ -249,6 +253,9 @@ class VllmEngine(BaseEngine):
                     self.free_state(state)
         self._state_handles.known.add(state.handle)
         return state, Usage(forward_passes=len(members))
+
+    async def load_vectors(self, request: VectorsRequest) -> StateHandle:
+        raise Unsupported(f"{request.param}: {UNTAPPED['steer']}.", param=request.param)
 
     async def _submit(
         self, members: Sequence[MemberRequest], sampling: SamplingParams, new_tokens: int

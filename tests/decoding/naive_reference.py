@@ -18,11 +18,14 @@ from decoding.strategies.attention.spin import SPIN
 from decoding.strategies.attention.vaf import VAF
 from decoding.strategies.deco import DeCo
 from decoding.strategies.nolan import NoLan
+from decoding.strategies.steering.steer import Steer as AddVectors
 from decoding.strategies.vdgd import VDGD
 
 Change = Callable[[int, Tensor], None]  # layer, [heads, tokens, tokens] scores, which it edits in place
 
 Gate = Callable[[int, Tensor, list[Tensor]], None]  # layer, scores, outputs of heads, which it edits in place
+
+Steer = Callable[[str, int, Tensor], Tensor]  # part of a layer, its number, [tokens, width] outputs -> the same, edited
 
 current: list[Change] = []
 current_gates: list[Gate] = []
@@ -64,6 +67,61 @@ def edit_attention(decoder: Any, *changes: Change, gates: Sequence[Gate] = ()) -
         current.clear()
         current_gates.clear()
         decoder.config._attn_implementation = own
+
+
+@contextmanager
+def steer_layers(decoder: Any, steers: Sequence[Steer]) -> Iterator[None]:
+    """Apply each edit to what the parts of all layers return for one prompt, in turn."""
+    replaced: list[Any] = []
+
+    def replace(module: Any, part: str, number: int) -> None:
+        own = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            result = own(*args, **kwargs)
+            hidden = (result[0] if isinstance(result, tuple) else result)[0]
+            for steer in steers:
+                hidden = steer(part, number, hidden)
+            return (hidden[None], *result[1:]) if isinstance(result, tuple) else hidden[None]
+
+        module.forward = forward
+        replaced.append(module)
+
+    for number, layer in enumerate(decoder.layers) if steers else ():
+        replace(layer, "layer", number)
+        replace(layer.mlp, "feed_forward", number)
+        replace(layer.self_attn, "attention", number)
+    try:
+        yield
+    finally:
+        for module in replaced:
+            del module.forward
+
+
+def add_vectors(vectors: Tensor, steer: AddVectors, length: int, depth: int) -> Steer:
+    """Add vectors as `steer` does, token by token in float64.
+
+    Args:
+        vectors: [layers, width].
+        steer: The strategy.
+        length: Tokens of the prompt.
+        depth: Layers of the model.
+
+    Returns:
+        The edit.
+    """
+    first, last = (min(math.floor(share * depth + 0.5), depth - 1) for share in (steer.first, steer.last))
+
+    def edit(part: str, number: int, hidden: Tensor) -> Tensor:
+        if part != steer.part or not first <= number <= last:
+            return hidden
+        rows = [row.double() for row in hidden]
+        for position in range(0 if steer.positions == "all" else length, len(rows)):
+            moved = rows[position] + steer.strength * vectors[number].double()
+            rows[position] = moved * (rows[position].norm() / moved.norm()) if steer.normalize else moved
+        return torch.stack(rows).to(hidden.dtype)
+
+    return edit
 
 
 @contextmanager
@@ -249,3 +307,14 @@ def penalize(
         count = list(answer).count(token)
         scores[token] -= frequency * count + presence * (count > 0)
     return scores
+
+
+@torch.no_grad()
+def rank_patches(tower: Any, pixels: Tensor | None) -> list[int]:
+    """Rank patches by query times key of the last layer but one, heads not separated, as DAMRO's code does."""
+    hidden = tower(pixels, output_hidden_states=True).hidden_states
+    layer = tower.encoder.layers[len(hidden) - 3]
+    normed = layer.layer_norm1(hidden[len(hidden) - 3])[0]
+    scores = layer.self_attn.k_proj(normed) @ layer.self_attn.q_proj(normed)[0]
+    order: list[int] = scores[1:].argsort(descending=True).tolist()
+    return order

@@ -14,6 +14,7 @@ from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
 from tests.decoding.hf_engine.harness import FakeMatcher
 from tests.decoding.hf_engine.reference import Reference
+from tests.decoding.steering_vectors import write_vectors
 
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
 
@@ -65,7 +66,7 @@ def run_engine(model: Path, **settings: Any) -> Iterator[HFEngine]:
 
 
 def start_engine(model: Path, **settings: Any) -> HFEngine:
-    engine = HFEngine(HFSettings(str(model), device="cpu", **settings))
+    engine = HFEngine(HFSettings(str(model), device="cpu", vectors=write_vectors(model), **settings))
     asyncio.run(engine.start())
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +39,7 @@ from decoding.strategies.image_tokens.sira import SIRA
 from decoding.strategies.nolan import NoLan
 from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
+from decoding.strategies.steering.steer import Steer as AddVectors
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
@@ -47,6 +47,8 @@ from decoding.strategy import Strategy
 from tests.decoding.naive_reference import (
     Change,
     Gate,
+    Steer,
+    add_vectors,
     cut_layers,
     deco_rule,
     edit_attention,
@@ -58,10 +60,13 @@ from tests.decoding.naive_reference import (
     raise_answer_scores,
     raise_image_scores,
     raise_mean_scores,
+    rank_patches,
     scale_scores,
+    steer_layers,
     vdgd_rule,
     weaken_heads,
 )
+from tests.decoding.steering_vectors import read_all_vectors
 
 STIC_PROMPT, STIC_QUESTION = "Detail the composition and subjects within the frame.", "Image description:\n{}\n\n{}"
 Factors = Mapping[tuple[int, int], float]  # (layer, head) -> what its output is multiplied by
@@ -92,6 +97,7 @@ class Reference:
         self.relevance = relevance
         self.decoder = self.model.model.language_model
         self.layers = self.decoder.layers
+        self.vectors = read_all_vectors(folder)
 
     def decode(
         self,
@@ -129,6 +135,7 @@ class Reference:
         description: list[Tensor] = []  # log P_j, [vocab] each
         changes: list[Change] = []
         gates: list[Gate] = []
+        steers: list[Steer] = []
         branch_changes: dict[str, Change] = {}  # in a branch
         for depth, strategy in enumerate(stack):
             match strategy:
@@ -152,6 +159,9 @@ class Reference:
                 case SPIN():
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     gates.append(weaken_heads(visual, strategy, len(self.layers)))
+                case AddVectors():
+                    vectors, start = self.vectors[strategy.vectors], len(self.encode(prompt).ids)
+                    steers.insert(0, add_vectors(vectors, strategy, start, len(self.layers)))
                 case VAF():
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     changes.append(scale_scores(visual, strategy, len(self.layers)))
@@ -179,7 +189,7 @@ class Reference:
         main, decoded = self.encode(prompt), Decoded(list(prefix))
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         while len(decoded.tokens) < length:
-            z = self.logits(main, decoded.tokens, factors, changes=changes, gates=gates).clone()
+            z = self.logits(main, decoded.tokens, factors, changes=changes, gates=gates, steers=steers).clone()
             for sequence in ruled_out:
                 if decoded.tokens[len(decoded.tokens) - len(sequence) + 1 :] == list(sequence[:-1]):
                     z[sequence[-1]] = -torch.inf
@@ -194,7 +204,9 @@ class Reference:
             scores = z
             for strategy in reversed(stack):
                 early = {
-                    depth: self.logits(main, decoded.tokens, factors, changes=changes, gates=gates, depth=depth)
+                    depth: self.logits(
+                        main, decoded.tokens, factors, changes=changes, gates=gates, depth=depth, steers=steers
+                    )
                     for depth in self.exit_depths(strategy)
                 }
                 scores = apply_rule(strategy, scores, z, branches, early, description)
@@ -241,6 +253,7 @@ class Reference:
         changes: Sequence[Change] = (),
         depth: int | None = None,
         gates: Sequence[Gate] = (),
+        steers: Sequence[Steer] = (),
     ) -> Tensor:
         """Compute the logits after a prompt and an answer so far.
 
@@ -252,13 +265,20 @@ class Reference:
             changes: Edits of the attention.
             depth: Number of layers after which the model ends; None for all.
             gates: Edits of the outputs of attention heads.
+            steers: Edits of what leaves the parts of the layers.
 
         Returns:
             [vocab], float64.
         """
         ids = torch.cat([encoded.ids, torch.tensor(tokens, dtype=torch.long)])[None]
         inside = edit_attention(self.decoder, *changes, gates=gates) if changes or gates else nullcontext()
-        with self.edit_heads(factors, [] if heads is None else heads), inside, cut_layers(self.decoder, depth):
+        steering = steer_layers(self.decoder, steers)
+        with (
+            self.edit_heads(factors, [] if heads is None else heads),
+            inside,
+            steering,
+            cut_layers(self.decoder, depth),
+        ):
             out = self.model(input_ids=ids, pixel_values=encoded.pixels, use_cache=False)
         return out.logits[0, -1].double()
 
@@ -473,14 +493,3 @@ def apply_rule(
 def flip(image: ImageInput) -> ImageInput:
     """Exchange left and right."""
     return image.with_image(Image.fromarray(np.array(image.visible)[:, ::-1]))
-
-
-@torch.no_grad()
-def rank_patches(tower: Any, pixels: Tensor | None) -> list[int]:
-    """Rank patches by query times key of the last layer but one, heads not separated, as DAMRO's code does."""
-    hidden = tower(pixels, output_hidden_states=True).hidden_states
-    layer = tower.encoder.layers[len(hidden) - 3]
-    normed = layer.layer_norm1(hidden[len(hidden) - 3])[0]
-    scores = layer.self_attn.k_proj(normed) @ layer.self_attn.q_proj(normed)[0]
-    order: list[int] = scores[1:].argsort(descending=True).tolist()
-    return order
