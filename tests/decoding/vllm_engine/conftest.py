@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tests.decoding.hf_engine.harness import FakeMatcher
+from tests.decoding.steering_vectors import write_vectors
 
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
 
@@ -32,6 +33,7 @@ WITHOUT_VLLM = (
     "worker/test_paged_attention.py",
     "worker/test_sampler_hook_runner.py",
     "worker/test_simulated_device.py",
+    "worker/test_steering_tap.py",
     "worker/test_step_hook_runner.py",
     "worker/test_token_pruning.py",
     "worker/test_vision_attention_tap.py",
@@ -64,7 +66,9 @@ async def start_engine(**settings: Any) -> Any:
     from decoding.vllm_engine.settings import VllmSettings
 
     defaults: dict[str, Any] = {"block_tokens": 32, "cache_bytes": 1 << 28}
-    engine = VllmEngine(VllmSettings(**{"model": str(EMBEDDED), **defaults, **settings}))
+    engine = VllmEngine(
+        VllmSettings(**{"model": str(EMBEDDED), "vectors": write_vectors(EMBEDDED), **defaults, **settings})
+    )
     await engine.start()
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine
@@ -84,7 +88,7 @@ async def hf_engine() -> AsyncIterator[Any]:
     from decoding.hf_engine.engine import HFEngine
     from decoding.hf_engine.settings import HFSettings
 
-    engine = HFEngine(HFSettings(str(EMBEDDED), device="cpu", max_waiting=10_000))
+    engine = HFEngine(HFSettings(str(EMBEDDED), vectors=write_vectors(EMBEDDED), device="cpu", max_waiting=10_000))
     await engine.start()
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     yield engine
