@@ -22,7 +22,7 @@ from decoding.pipeline.attention_hooks import (
 )
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.early_exits import EarlyLogits
-from decoding.pipeline.steering import batch_steering_stacks, expand_steering_stack, steer_outputs
+from decoding.pipeline.steering import expand_steering_stack, steer_outputs
 from decoding.requests import MAIN
 from decoding.tensor_hooks import AttentionKeys, LayerPlace
 
@@ -204,7 +204,7 @@ class PassHookRunner:
     def _build_step_steering(self, rows: Sequence[int]) -> SteeringEdit:
         """Build the edit of a step: the only token of each row."""
         requests = [self._main_rows[row] for row in rows]
-        stack = batch_steering_stacks([request.steering_stack for request in requests])
+        stack = batch_attention_stacks([request.steering_stack for request in requests])
         return build_steering_edit(requests, stack, to_row_index(rows, self.model.device), slice(0, 1))
 
     @contextmanager

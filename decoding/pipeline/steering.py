@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from decoding.errors import BadRequest
-from decoding.pipeline.attention_hooks import StatefulStack, batch_attention_stacks
+from decoding.pipeline.attention_hooks import StatefulStack
 from decoding.pipeline.composition import attribute_errors, check_layout
 from decoding.pipeline.logits_hooks import Failures, isolate_failures
 from decoding.tensor_hooks import LayerPlace, TensorHooks, Tensors
@@ -40,25 +40,6 @@ def expand_steering_stack(stack: StatefulStack, count: int) -> StatefulStack:
         (strategy, {name: tensor.expand(count, *tensor.shape) for name, tensor in state.items()})
         for strategy, state in stack
     ]
-
-
-def batch_steering_stacks(stacks: Sequence[StatefulStack]) -> StatefulStack:
-    """Merge stacks with equal batch keys, one per row, into one stack with states of [rows, *shape].
-
-    Args:
-        stacks: The stacks, with states of [*shape].
-
-    Returns:
-        The stack. Its states are views where all rows have the same tensors, as the vectors of one file.
-    """
-    first = stacks[0]
-    is_shared = all(
-        own[name] is tensor
-        for depth, (_, state) in enumerate(first)
-        for name, tensor in state.items()
-        for own in (stack[depth][1] for stack in stacks)
-    )
-    return expand_steering_stack(first, len(stacks)) if is_shared else batch_attention_stacks(stacks)
 
 
 def find_steered_places(stack: StatefulStack, num_layers: int) -> frozenset[LayerPlace]:

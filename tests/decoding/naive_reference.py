@@ -18,6 +18,7 @@ from decoding.strategies.attention.spin import SPIN
 from decoding.strategies.attention.vaf import VAF
 from decoding.strategies.deco import DeCo
 from decoding.strategies.nolan import NoLan
+from decoding.strategies.steering.fade import FADE
 from decoding.strategies.steering.steer import Steer as AddVectors
 from decoding.strategies.vdgd import VDGD
 
@@ -120,6 +121,20 @@ def add_vectors(vectors: Tensor, steer: AddVectors, length: int, depth: int) -> 
             moved = rows[position] + steer.strength * vectors[number].double()
             rows[position] = moved * (rows[position].norm() / moved.norm()) if steer.normalize else moved
         return torch.stack(rows).to(hidden.dtype)
+
+    return edit
+
+
+def weaken_layer(fade: FADE, start: int, depth: int) -> Steer:
+    """Weaken the feed-forward network of a layer as FADE does, in a model of `depth` layers, after `start` tokens."""
+    layer = min(math.floor(fade.layer * depth + 0.5), depth - 1)
+
+    def edit(part: str, number: int, hidden: Tensor) -> Tensor:
+        hidden = hidden.clone()
+        if (part, number) == ("feed_forward", layer):
+            for row in hidden[0 if fade.positions == "all" else start :]:
+                row -= fade.alpha * row
+        return hidden
 
     return edit
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from decoding.parameters import FirstLayerShare, LastLayerShare, LayerRange, VectorsFile
+from decoding.parameters import FirstLayerShare, LastLayerShare, LayerRange, SteeredPositions, VectorsFile
 from decoding.requests import GenerateRequest, StateHandle, VectorsRequest
 from decoding.strategy import LayerPlace, Program, SteeredLayers, Strategy, Tensors
 
@@ -38,9 +38,7 @@ class Steer(LayerRange, Strategy):
     part: Annotated[
         Literal["feed_forward", "attention", "layer"], Field(description="Part of the layers whose output is steered.")
     ] = "layer"
-    positions: Annotated[
-        Literal["all", "answer"], Field(description="Steered tokens: those of prompt and answer, or of the answer.")
-    ] = "all"
+    positions: SteeredPositions = "all"
     normalize: Annotated[bool, Field(description="Keep the length of what is steered.")] = False
     first: FirstLayerShare = 0.0
     last: LastLayerShare = 1.0

@@ -15,10 +15,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from decoding.pipeline.attention_hooks import StatefulStack, compute_attention_batch_key
+from decoding.pipeline.attention_hooks import StatefulStack, batch_attention_stacks, compute_attention_batch_key
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.steering import (
-    batch_steering_stacks,
     expand_steering_stack,
     find_steered_places,
     select_prompt_steering,
@@ -235,7 +234,7 @@ class GangSteeringTap:
             requests = [request for request, _ in tokens]
             stacks = [request.prompt_stack if is_prompt else request.stack for request in requests]
             index = copy_numbers([number for _, number in tokens], torch.long, self.device)
-            steered.append(SteeredTokens(requests, index, batch_steering_stacks(stacks)))
+            steered.append(SteeredTokens(requests, index, batch_attention_stacks(stacks)))
         return steered
 
 

@@ -39,6 +39,7 @@ from decoding.strategies.image_tokens.sira import SIRA
 from decoding.strategies.nolan import NoLan
 from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
+from decoding.strategies.steering.fade import FADE
 from decoding.strategies.steering.steer import Steer as AddVectors
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
@@ -65,6 +66,7 @@ from tests.decoding.naive_reference import (
     steer_layers,
     vdgd_rule,
     weaken_heads,
+    weaken_layer,
 )
 from tests.decoding.steering_vectors import read_all_vectors
 
@@ -162,6 +164,8 @@ class Reference:
                 case AddVectors():
                     vectors, start = self.vectors[strategy.vectors], len(self.encode(prompt).ids)
                     steers.insert(0, add_vectors(vectors, strategy, start, len(self.layers)))
+                case FADE():
+                    steers.insert(0, weaken_layer(strategy, len(self.encode(prompt).ids), len(self.layers)))
                 case VAF():
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     changes.append(scale_scores(visual, strategy, len(self.layers)))

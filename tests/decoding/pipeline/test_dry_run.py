@@ -47,6 +47,7 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
         "nolan": DryRun(frozenset({"logits", "branches"}), ("blind",), {}),
         "iat": DryRun(frozenset({"edit_attention_scores"}), (), {}),
         "vaf": DryRun(frozenset({"edit_attention_scores"}), (), {}),
+        "fade": DryRun(frozenset({"steer"}), (), {}),
         "steer": DryRun(frozenset({"steer", "vectors"}), (), {}),
         "spin": DryRun(frozenset({"gate_heads"}), (), {}),
         "hgai": DryRun(frozenset({"edit_attention_scores"}), (), {}),

@@ -56,6 +56,7 @@ STACKS = {
     "steer a feed-forward": build_stack("steer", steer={"part": "feed_forward", "normalize": True, "strength": 0.3}),
     "steer an attention": build_stack("steer", steer={"part": "attention", "strength": -0.5, "last": 0.5}),
     "deco+steer+pai": build_stack("deco+steer+pai", steer={"strength": 0.3}),
+    "fade": build_stack("fade", fade={"alpha": 1.0}),
     "nolan": build_stack("nolan"),
     "ritual": build_stack("ritual"),
     "sira": build_stack("sira"),
