@@ -24,7 +24,7 @@ from decoding.vllm_engine.settings import VllmSettings
 NONE = "none"
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 DEVIATIONS = re.compile(r"^(?:Deviations|Choices where)[^\n]*:?\n(?:(?!\n).+\n?)*", re.MULTILINE)
-VENUE = re.compile(r"\b(?:CVPR|ECCV|ICLR|NeurIPS|EMNLP|COLING|ACL Findings|ACL) 20\d\d")
+VENUE = re.compile(r"\b(?:CVPR|ECCV|ICLR|ICML|NeurIPS|EMNLP|COLING|ACL Findings|ACL) 20\d\d")
 # Title, section of results.md, kind of the row and column of the figure.
 EFFECTS = (
     ("captions, CHAIR_i", "chair-greedy", "plain", 2),

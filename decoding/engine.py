@@ -21,6 +21,7 @@ Capability = Literal[
     "probe",
     "vision_attention",
     "attention",
+    "hidden_states",
     "update_state",
     "relevance",
     "vectors",

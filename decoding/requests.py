@@ -112,10 +112,19 @@ class ProbeRequest:
 
     prompts: Mapping[str, Prompt]
     main: str
-    capture: frozenset[Literal["heads", "attention", "vision_attention"]] = frozenset({"heads"})
+    capture: frozenset[Literal["heads", "attention", "vision_attention", "hidden_states"]] = frozenset({"heads"})
     layerwise: bool = False
     assigned_strategy: TensorHooks | None = None  # set by the runner
     cache_salt: str | None = None  # set by the runner, as in `GenerateRequest`
+
+    def __post_init__(self) -> None:
+        """Check the combination of fields.
+
+        Raises:
+            ValueError: `layerwise` is set, and hidden states are captured.
+        """
+        if self.layerwise and "hidden_states" in self.capture:
+            raise ValueError("the hidden state after a layer is known too late to scale the heads of the layer")
 
     @property
     def strategy(self) -> TensorHooks:

@@ -112,8 +112,8 @@ class LayerPlace:
 class Activations:
     """Input of `update_state`.
 
-    A probe calls the hook once per layer and fills `heads`, `attention` and `vision_attention`, as far as its
-    `capture` names them. A generation request with `updates_state` calls it once per token and fills `logits`.
+    A probe calls the hook once per layer and fills `heads`, `attention`, `vision_attention` and `hidden_states`, as far
+    as its `capture` names them. A generation request with `updates_state` calls it once per token and fills `logits`.
     """
 
     heads: Tensors = field(default_factory=dict)  # prompt name -> [heads, head_dim] at the last position, one layer
@@ -122,6 +122,7 @@ class Activations:
     vision_attention: Tensors = field(default_factory=dict)  # prompt name -> [tower layers, images, heads, patches]
     attention: Tensors = field(default_factory=dict)  # prompt name -> [heads, image tokens], of the last token
     logits: Tensor | None = None  # [vocab] raw logits of one generated token
+    hidden_states: Tensors = field(default_factory=dict)  # prompt name -> [width] after the layer, at the last position
 
 
 class TensorHooks(BaseModel):

@@ -93,5 +93,6 @@ def copy_activations_to_device(activations: Activations) -> Activations:
         heads=copy_all_to_device(activations.heads),
         vision_attention=copy_all_to_device(activations.vision_attention),
         attention=copy_all_to_device(activations.attention),
+        hidden_states=copy_all_to_device(activations.hidden_states),
         logits=None if activations.logits is None else copy_to_device(activations.logits),
     )

@@ -128,7 +128,10 @@ def draw_activations(request: GenerateRequest | ProbeRequest, seed: int) -> Iter
         if "attention" in request.capture:
             drawn = {name: torch.rand(HEADS, IMAGE_TOKENS, generator=random) for name in request.prompts}
             attention = {name: scores.softmax(-1) for name, scores in drawn.items()}
-        yield Activations(heads, layer, LAYERS, vision_attention, attention)
+        hidden_states = {}
+        if "hidden_states" in request.capture:
+            hidden_states = {name: torch.randn(WIDTH, generator=random) for name in request.prompts}
+        yield Activations(heads, layer, LAYERS, vision_attention, attention, hidden_states=hidden_states)
 
 
 def draw_attention(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, AttentionKeys]:

@@ -60,8 +60,8 @@ def dry_run(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> DryRun:
     if probes:
         needs.add("probe")
         captured = frozenset[str]().union(*(probe.capture for probe in probes))
-        needs |= {"vision_attention"} if "vision_attention" in captured else set()
-        needs |= {"attention"} if "attention" in captured else set()
+        kinds: tuple[Capability, ...] = ("vision_attention", "attention", "hidden_states")
+        needs |= {kind for kind in kinds if kind in captured}
     if relevances:
         needs.add("relevance")
     if any(isinstance(request, VectorsRequest) for request in requests):

@@ -125,6 +125,7 @@ class VllmEngine(BaseEngine):
             "edit_attention_scores",
             "gate_heads",
             "attention",
+            "hidden_states",
             "keep_image_tokens",
             "vision_attention",
             "probe",

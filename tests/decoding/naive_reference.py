@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,12 +20,14 @@ from decoding.strategies.deco import DeCo
 from decoding.strategies.nolan import NoLan
 from decoding.strategies.steering.fade import FADE
 from decoding.strategies.steering.steer import Steer as AddVectors
+from decoding.strategies.steering.vista import VISTA
 from decoding.strategies.vdgd import VDGD
 
 Change = Callable[[int, Tensor], None]  # layer, [heads, tokens, tokens] scores, which it edits in place
 
 Gate = Callable[[int, Tensor, list[Tensor]], None]  # layer, scores, outputs of heads, which it edits in place
 
+Factors = Mapping[tuple[int, int], float]  # (layer, head) -> what its output is multiplied by
 Steer = Callable[[str, int, Tensor], Tensor]  # part of a layer, its number, [tokens, width] outputs -> the same, edited
 
 current: list[Change] = []
@@ -139,15 +141,62 @@ def weaken_layer(fade: FADE, start: int, depth: int) -> Steer:
     return edit
 
 
+def record_layers(found: dict[int, Tensor]) -> Steer:
+    """Record what leaves each layer at the last position."""
+
+    def record(part: str, number: int, hidden: Tensor) -> Tensor:
+        if part == "layer":
+            found[number] = hidden[-1].double()
+        return hidden
+
+    return record
+
+
+def rotate_outputs(vectors: Tensor, vista: VISTA) -> Steer:
+    """Rotate what the feed-forward networks return as VISTA does, by [layers, width] vectors."""
+
+    def edit(part: str, number: int, hidden: Tensor) -> Tensor:
+        if part != "feed_forward":
+            return hidden
+        vector, rows = vectors[number], []
+        for row in hidden.double():
+            cosine = float(row @ vector / (row.norm() * vector.norm()))
+            sum_ = row / row.norm() + vista.strength * (1 + max(0.0, -cosine)) * vector / vector.norm()
+            rows.append(row.norm() * sum_ / sum_.norm())
+        return torch.stack(rows).to(hidden.dtype)
+
+    return edit
+
+
 @contextmanager
-def cut_layers(decoder: Any, depth: int | None) -> Iterator[None]:
-    """Cut a decoder off after `depth` layers; None leaves it whole."""
-    layers = decoder.layers
-    decoder.layers = layers[:depth]
+def edit_heads(layers: Any, count: int, factors: Factors, heads: list[Tensor]) -> Iterator[None]:
+    """Multiply the outputs of heads, and append those of each layer at the last position to `heads`."""
+
+    def edit(layer: int) -> Callable[..., tuple[Tensor]]:
+        def edit_outputs(_: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            outputs = list(inputs[0].chunk(count, dim=-1))
+            heads.append(torch.stack([output[0, -1] for output in outputs]).double())
+            return (torch.cat([output * factors.get((layer, i), 1.0) for i, output in enumerate(outputs)], -1),)
+
+        return edit_outputs
+
+    handles = [layer.self_attn.o_proj.register_forward_pre_hook(edit(number)) for number, layer in enumerate(layers)]
     try:
         yield
     finally:
-        decoder.layers = layers
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def cut_layers(decoder: Any, depth: int | None, normed: bool = True) -> Iterator[None]:
+    """Cut a decoder off after `depth` layers; None leaves it whole. The final norm may be left out."""
+    layers, norm = decoder.layers, decoder.norm
+    decoder.layers, decoder.norm = layers[:depth], norm if normed or depth is None else nn.Identity()
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.norm = layers, norm
 
 
 def raise_image_scores(visual: Tensor, alpha: float | Tensor, first_layer: int, heads: Tensor | None = None) -> Change:

@@ -131,7 +131,15 @@ class ToyEngine(RecordingEngine):
             attention = {name: output[layer, :, :IMAGE_KEYS].softmax(-1) for name, output in outputs.items()}
             heads = {name: output[layer] for name, output in outputs.items()}
             state = probe.strategy.update_state(
-                state, Activations(heads, layer, LAYERS, self.draw_vision_attention(probe), attention)
+                state,
+                Activations(
+                    heads,
+                    layer,
+                    LAYERS,
+                    self.draw_vision_attention(probe),
+                    attention,
+                    hidden_states={name: output[layer].flatten() for name, output in outputs.items()},
+                ),
             )
         return self.store_state(state), Usage()
 

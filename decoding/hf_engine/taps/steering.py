@@ -34,7 +34,7 @@ class SteeringEdit:
     def apply(self, place: LayerPlace, outputs: Tensor) -> None:
         """Edit [rows, tokens, width] outputs of a place in place."""
         rows = self.rows if isinstance(self.rows, slice) else self.rows.to(outputs.device)
-        own = outputs[rows, self.tokens]
+        own = outputs[rows, self.tokens].clone()  # an edit may return its input, which must not be written into itself
         outputs[rows, self.tokens] = self.steer(place, own.flatten(0, 1)).view_as(own)
 
 

@@ -126,6 +126,7 @@ def install_taps(runner: Any, hooks: StepHookRunner, shards: HeadShards) -> None
     """
     attention_tap: GangAttentionTap | None = None
     vision_attention_tap: CachedVisionAttentionTap | None = None
+    steering_tap: GangSteeringTap | None = None
     try:
         attention_tap = GangAttentionTap.from_runner(runner, hooks.states, shards)
     except ValueError as reason:
@@ -140,13 +141,16 @@ def install_taps(runner: Any, hooks: StepHookRunner, shards: HeadShards) -> None
     try:
         early_exit_tap = GangEarlyExitTap.from_runner(runner)
         hooks.add_early_exit_tap(early_exit_tap)
-        hooks.taps.append(GangSteeringTap(early_exit_tap.layers, hooks.states, runner.device))
+        steering_tap = GangSteeringTap(early_exit_tap.layers, hooks.states, runner.device)
+        hooks.taps.append(steering_tap)
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(
-            ("early_exit_layers", "steer"), f"vLLM's layers of this model cannot be tapped: {reason}"
+            ("early_exit_layers", "steer", "hidden_states"), f"vLLM's layers of this model cannot be tapped: {reason}"
         )
     try:
-        head_tap = GangHeadTap.from_runner(runner, hooks.states, attention_tap, vision_attention_tap, shards)
+        head_tap = GangHeadTap.from_runner(
+            runner, hooks.states, attention_tap, vision_attention_tap, steering_tap, shards
+        )
         hooks.taps.append(head_tap)
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(

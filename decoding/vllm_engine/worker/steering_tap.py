@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -125,6 +125,8 @@ class GangSteeringTap:
         self._steered: list[SteeredTokens] = []
         self._is_steering = False
         self._failures: dict[str, Exception] = {}
+        # Functions of a layer and its [tokens, width] outputs, for one step that runs uncompiled.
+        self.observers: Sequence[Callable[[int, Tensor], None]] = ()
         for number, holder in enumerate(layers):
             for part, name in PARTS.items():
                 setattr(holder.layer, name, SteeredModule(getattr(holder.layer, name), part, number, self))
@@ -132,8 +134,8 @@ class GangSteeringTap:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is steered in this step."""
-        return not self._is_steering
+        """Whether nothing is steered or observed in this step."""
+        return not (self._is_steering or self.observers)
 
     def before_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
         """Find the tokens of the step that are steered.
@@ -172,9 +174,11 @@ class GangSteeringTap:
             outputs: [tokens, width], with tokens of padding after those of the step.
             residual: [tokens, width] that is added to the outputs, or None.
         """
-        if not self._is_steering:
-            return
-        for steered in self._steered:
+        if self.observers and place.part == "layer":
+            hidden = outputs if residual is None else outputs + residual
+            for observe in self.observers:
+                observe(place.layer, hidden)
+        for steered in self._steered if self._is_steering else ():
             if place not in steered.requests[0].places:
                 continue
             own = outputs[steered.tokens]
@@ -192,7 +196,7 @@ class GangSteeringTap:
             rows: Rows of the step.
             token_info: Receives failures.
         """
-        self._is_steering = False
+        self._is_steering, self.observers = False, ()
         failures, self._failures = self._failures, {}
         for request_id, error in failures.items():
             record_failure(token_info, request_id, error, "steer_failed")
@@ -200,7 +204,7 @@ class GangSteeringTap:
     def reset(self) -> None:
         """Drop the step."""
         self._requests, self._layout, self._steered, self._failures = {}, (), [], {}
-        self._is_steering = False
+        self._is_steering, self.observers = False, ()
 
     def _get_request(self, request_id: str, member: Member) -> SteeredRequest:
         request = self._requests.get(request_id)

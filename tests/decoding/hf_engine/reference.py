@@ -6,10 +6,11 @@ No cache, no batch, no hook that is shared with the engine; formulas written out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,18 +42,21 @@ from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.steering.fade import FADE
 from decoding.strategies.steering.steer import Steer as AddVectors
+from decoding.strategies.steering.vista import VISTA
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategy import Strategy
 from tests.decoding.naive_reference import (
     Change,
+    Factors,
     Gate,
     Steer,
     add_vectors,
     cut_layers,
     deco_rule,
     edit_attention,
+    edit_heads,
     mask_keys,
     most_divergent_layer,
     nolan_rule,
@@ -62,6 +66,8 @@ from tests.decoding.naive_reference import (
     raise_image_scores,
     raise_mean_scores,
     rank_patches,
+    record_layers,
+    rotate_outputs,
     scale_scores,
     steer_layers,
     vdgd_rule,
@@ -71,7 +77,6 @@ from tests.decoding.naive_reference import (
 from tests.decoding.steering_vectors import read_all_vectors
 
 STIC_PROMPT, STIC_QUESTION = "Detail the composition and subjects within the frame.", "Image description:\n{}\n\n{}"
-Factors = Mapping[tuple[int, int], float]  # (layer, head) -> what its output is multiplied by
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class Reference:
         self.relevance = relevance
         self.decoder = self.model.model.language_model
         self.layers = self.decoder.layers
+        self.heads = self.model.config.text_config.num_attention_heads
         self.vectors = read_all_vectors(folder)
 
     def decode(
@@ -166,6 +172,9 @@ class Reference:
                     steers.insert(0, add_vectors(vectors, strategy, start, len(self.layers)))
                 case FADE():
                     steers.insert(0, weaken_layer(strategy, len(self.encode(prompt).ids), len(self.layers)))
+                case VISTA():
+                    moved = [self.read_layers(each) for each in (prompt, prompt.without_images())]
+                    steers.insert(0, rotate_outputs(moved[0] - moved[1], strategy))
                 case VAF():
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     changes.append(scale_scores(visual, strategy, len(self.layers)))
@@ -193,7 +202,8 @@ class Reference:
         main, decoded = self.encode(prompt), Decoded(list(prefix))
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         while len(decoded.tokens) < length:
-            z = self.logits(main, decoded.tokens, factors, changes=changes, gates=gates, steers=steers).clone()
+            edits: dict[str, Any] = {"factors": factors, "changes": changes, "gates": gates, "steers": steers}
+            z = self.logits(main, decoded.tokens, **edits).clone()
             for sequence in ruled_out:
                 if decoded.tokens[len(decoded.tokens) - len(sequence) + 1 :] == list(sequence[:-1]):
                     z[sequence[-1]] = -torch.inf
@@ -209,7 +219,7 @@ class Reference:
             for strategy in reversed(stack):
                 early = {
                     depth: self.logits(
-                        main, decoded.tokens, factors, changes=changes, gates=gates, depth=depth, steers=steers
+                        main, decoded.tokens, **edits, depth=depth, normed=not isinstance(strategy, VISTA)
                     )
                     for depth in self.exit_depths(strategy)
                 }
@@ -258,6 +268,7 @@ class Reference:
         depth: int | None = None,
         gates: Sequence[Gate] = (),
         steers: Sequence[Steer] = (),
+        normed: bool = True,
     ) -> Tensor:
         """Compute the logits after a prompt and an answer so far.
 
@@ -270,42 +281,27 @@ class Reference:
             depth: Number of layers after which the model ends; None for all.
             gates: Edits of the outputs of attention heads.
             steers: Edits of what leaves the parts of the layers.
+            normed: Whether the final norm applies.
 
         Returns:
             [vocab], float64.
         """
         ids = torch.cat([encoded.ids, torch.tensor(tokens, dtype=torch.long)])[None]
         inside = edit_attention(self.decoder, *changes, gates=gates) if changes or gates else nullcontext()
-        steering = steer_layers(self.decoder, steers)
         with (
-            self.edit_heads(factors, [] if heads is None else heads),
+            edit_heads(self.layers, self.heads, factors, [] if heads is None else heads),
             inside,
-            steering,
-            cut_layers(self.decoder, depth),
+            steer_layers(self.decoder, steers),
+            cut_layers(self.decoder, depth, normed),
         ):
             out = self.model(input_ids=ids, pixel_values=encoded.pixels, use_cache=False)
         return out.logits[0, -1].double()
 
-    @contextmanager
-    def edit_heads(self, factors: Factors, heads: list[Tensor]) -> Iterator[None]:
-        count = self.model.config.text_config.num_attention_heads
-
-        def edit(layer: int) -> Callable[..., tuple[Tensor]]:
-            def edit_outputs(_: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
-                outputs = list(inputs[0].chunk(count, dim=-1))
-                heads.append(torch.stack([output[0, -1] for output in outputs]).double())
-                return (torch.cat([output * factors.get((layer, i), 1.0) for i, output in enumerate(outputs)], -1),)
-
-            return edit_outputs
-
-        handles = [
-            layer.self_attn.o_proj.register_forward_pre_hook(edit(number)) for number, layer in enumerate(self.layers)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def read_layers(self, prompt: Prompt) -> Tensor:
+        """Read the [layers, width] hidden states after each layer at the last position."""
+        found: dict[int, Tensor] = {}
+        self.logits(self.encode(prompt), [], {}, steers=[record_layers(found)])
+        return torch.stack([found[number] for number in sorted(found)])
 
     def exit_depths(self, strategy: Strategy) -> list[int]:
         """Return the numbers of layers after which the strategy needs logits."""
@@ -315,6 +311,8 @@ class Reference:
                 return [*range(layers // 2, layers, 2)]
             case DoLa():
                 return [*range(2 if self.model.config.tie_word_embeddings else 0, layers // 2, 2)]
+            case VISTA():
+                return [*range(min(round(26 / 32 * layers), layers - 1), layers)]
             case DeCo():
                 return [depth for depth in range(layers) if round(20 / 32 * layers) <= depth <= round(28 / 32 * layers)]
             case _:
@@ -488,6 +486,8 @@ def apply_rule(
             return (scores.log_softmax(-1) - premature.log_softmax(-1)).where(plausible(z, strategy.beta), -math.inf)
         case DeCo():
             return deco_rule(scores, z, early, strategy)
+        case VISTA():
+            return (1 - strategy.gamma) * scores + strategy.gamma * sum(early.values()) / len(early)
         case VDGD():
             return vdgd_rule(scores, z, description, strategy)
         case _:

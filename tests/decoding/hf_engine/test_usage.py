@@ -29,6 +29,7 @@ PASSES = {
     "vaf": N,
     "iat": N,
     "spin": N,
+    "vista": N + 2,
     "sid": 2 * N,
     "avisc": 2 * N,
     "dola": N,

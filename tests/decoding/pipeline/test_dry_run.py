@@ -47,6 +47,12 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
         "nolan": DryRun(frozenset({"logits", "branches"}), ("blind",), {}),
         "iat": DryRun(frozenset({"edit_attention_scores"}), (), {}),
         "vaf": DryRun(frozenset({"edit_attention_scores"}), (), {}),
+        "vista": DryRun(
+            frozenset({"logits", "steer", "early_exit_layers", "probe", "hidden_states"}),
+            (),
+            {"probed prompts": 2},
+            extra_rows=2,
+        ),
         "fade": DryRun(frozenset({"steer"}), (), {}),
         "steer": DryRun(frozenset({"steer", "vectors"}), (), {}),
         "spin": DryRun(frozenset({"gate_heads"}), (), {}),

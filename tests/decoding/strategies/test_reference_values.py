@@ -1,5 +1,7 @@
 """Worked examples: a vocabulary of four, results by hand from the papers' formulas."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,10 +27,11 @@ from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.steering.fade import FADE
 from decoding.strategies.steering.steer import Steer
+from decoding.strategies.steering.vista import VISTA
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
-from decoding.strategy import Activations, AttentionKeys, LayerPlace, SteeredLayers, Step, Strategy, Tensors
+from decoding.strategy import Activations, AttentionKeys, EarlyExits, LayerPlace, SteeredLayers, Step, Strategy, Tensors
 from tests.decoding.naive_reference import most_divergent_layer
 
 OUT = -torch.inf
@@ -142,6 +145,25 @@ def test_vaf_scales_scores_of_image_and_instruction() -> None:
         torch.testing.assert_close(after, torch.tensor(expected))
     text = VAF().edit_attention_scores(scores, AttentionKeys(torch.full((5,), -1), 9, 32), {})
     assert torch.equal(text, scores)  # without an image nothing stands before it
+
+
+def test_vista_rotates_outputs_and_mixes_early_logits() -> None:
+    outputs, vector = torch.tensor([1.0, -2.0, 0.5, 2.0]), torch.tensor([0.5, 1.0, 0.0, 0.5])
+    place = LayerPlace("feed_forward", 0, 1)
+    after = VISTA().steer(outputs, place, {"vectors": vector[None]})
+    torch.testing.assert_close(after, torch.tensor([1.248551, -1.532393, 0.503687, 2.255924]), atol=1e-5, rtol=1e-5)
+    after = VISTA().steer(outputs, place, {"vectors": -vector[None]})
+    torch.testing.assert_close(after, torch.tensor([0.761067, -2.336637, 0.482346, 1.725759]), atol=1e-5, rtol=1e-5)
+    assert VISTA().early_exit_layers(32, False) == EarlyExits((26, 27, 28, 29, 30, 31), False)
+    early = torch.tensor([[0.5, 1.0, 0.3, -0.2], [0.9, 1.4, 0.1, -0.6]])
+    mixed = VISTA().logits(replace(step(), early_logits=early))
+    torch.testing.assert_close(mixed, torch.tensor([1.61, 1.41, 0.06, -0.82]))
+    with_image, without = torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([[0.5, 1.0], [1.0, 1.0]])
+    state: Tensors = {}
+    for layer in range(2):
+        pair = {"with_image": with_image[layer], "without_image": without[layer]}
+        state = VISTA().update_state(state, Activations(layer=layer, layers=2, hidden_states=pair))
+    torch.testing.assert_close(state["vectors"], torch.tensor([[0.5, 1.0], [-0.5, -2.0]]))
 
 
 def test_fade_weakens_one_layer() -> None:

@@ -57,6 +57,8 @@ STACKS = {
     "steer an attention": build_stack("steer", steer={"part": "attention", "strength": -0.5, "last": 0.5}),
     "deco+steer+pai": build_stack("deco+steer+pai", steer={"strength": 0.3}),
     "fade": build_stack("fade", fade={"alpha": 1.0}),
+    "vista": build_stack("vista"),
+    "vcd+vista": build_stack("vcd+vista", vista={"strength": 0.5}),
     "nolan": build_stack("nolan"),
     "ritual": build_stack("ritual"),
     "sira": build_stack("sira"),

@@ -70,7 +70,13 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason() -> None:
     )
     attention = dict.fromkeys(("edit_attention_scores", "gate_heads", "attention", "keep_image_tokens"), other)
     vision = "vLLM's vision tower of this model cannot be tapped: it needs a LLaVA model with a CLIP tower"
-    assert hooks.missing == {"early_exit_layers": reason, "steer": reason, **attention, "vision_attention": vision}
+    assert hooks.missing == {
+        "early_exit_layers": reason,
+        "steer": reason,
+        "hidden_states": reason,
+        **attention,
+        "vision_attention": vision,
+    }
     assert hooks.get_stats() == {
         "states": 0,
         "state_bytes": 0,
@@ -88,7 +94,15 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason() -> None:
     runner.model.decoder.layers = nn.ModuleList()
     with structlog.testing.capture_logs():
         install_taps(runner, hooks, HeadShards())
-    assert set(hooks.missing) == {"early_exit_layers", "steer", *attention, "vision_attention", "head_scales", "probe"}
+    assert set(hooks.missing) == {
+        "early_exit_layers",
+        "steer",
+        "hidden_states",
+        *attention,
+        "vision_attention",
+        "head_scales",
+        "probe",
+    }
 
 
 def test_head_tap_reads_the_captures_of_the_attention_tap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +124,11 @@ def test_head_tap_reads_the_captures_of_the_attention_tap(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("attention", "The attention is not tapped."), ("vision_attention", "The vision tower is not tapped.")],
+    [
+        ("attention", "The attention is not tapped."),
+        ("vision_attention", "The vision tower is not tapped."),
+        ("hidden_states", "The layers are not tapped."),
+    ],
 )
 def test_probe_fails_if_what_it_captures_is_not_tapped(kind: str, reason: str) -> None:
     """The server refuses such probes at their admission."""
