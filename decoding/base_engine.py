@@ -14,16 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from decoding.engine import Capability, EngineSettings, ModelCard
 from decoding.errors import BadRequest, EngineFailed, OnlySeenError, Unsupported, to_public_error
 from decoding.matcher.service import MatcherService
+from decoding.multimodal.config import load_config
+from decoding.multimodal.vector_files import VectorFiles
 from decoding.outputs import Answer, RelevanceMap, StateHandle, Token, Usage
-from decoding.pipeline.capabilities import require_capabilities, require_hooks
+from decoding.pipeline.capabilities import REASONS, require_capabilities, require_hooks
 from decoding.pipeline.runner import collect_answer
 from decoding.prompt import ImageInput, Prompt
-from decoding.requests import MAIN, GenerateRequest, ProbeRequest, RelevanceRequest
+from decoding.requests import MAIN, GenerateRequest, ProbeRequest, RelevanceRequest, VectorsRequest
 from decoding.row_reservation import RowReservation, count_waiting_rows, reserve_rows
 from decoding.sampling_params import Grammar, SamplingParams
 from decoding.text.grammar_mask import GrammarCompiler
@@ -88,6 +92,7 @@ class BaseEngine(ABC):
         self._grammar_threads = ThreadPoolExecutor(GRAMMAR_THREADS, "onlyseen-grammar")
         self._grammars: GrammarCompiler  # of the loaded model; `_load_model` sets it
         self._reservations: set[RowReservation] = set()
+        self._vector_files: VectorFiles | None = None  # of the encode thread
 
     # Parts that differ between the engines
 
@@ -199,10 +204,11 @@ class BaseEngine(ABC):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Capabilities of the engine, the model, the matcher and the attention statistics."""
+        """Capabilities of the engine, the model, the matcher, the attention statistics and the steering vectors."""
         optional: frozenset[Capability] = frozenset({"relevance", "attention_statistics"})
         missing: set[Capability] = set() if self.settings.matcher else {"relevance"}
         missing |= set() if self.settings.attention_statistics else {"attention_statistics"}
+        missing |= set() if self.settings.vectors else {"vectors"}
         return (self._get_model_capabilities() | optional) - missing
 
     @property
@@ -268,6 +274,35 @@ class BaseEngine(ABC):
         except Exception as error:
             failure = to_public_error(error, "matcher_failed")
             raise failure from error
+
+    @abstractmethod
+    async def load_vectors(self, request: VectorsRequest) -> StateHandle:
+        """Load vectors from the operator's folder. Return the state with them."""
+
+    async def _read_vectors(self, request: VectorsRequest, device: torch.device) -> Tensor:
+        """Read the vectors of a file.
+
+        Args:
+            request: The request for them.
+            device: Device of the vectors.
+
+        Returns:
+            [layers, width], float32.
+
+        Raises:
+            Unsupported: The settings have no folder of vectors.
+        """
+
+        def read(folder: Path) -> Tensor:
+            if self._vector_files is None:
+                config = load_config(self.settings.model).get_text_config()
+                self._vector_files = VectorFiles(folder, config.num_hidden_layers, config.hidden_size, device)
+            return self._vector_files.load(request)
+
+        folder = self.settings.vectors
+        if folder is None:
+            raise Unsupported(f"{request.param}: {REASONS['vectors']}.", param=request.param)
+        return await self._encode(lambda: read(folder))
 
     # Rows
 

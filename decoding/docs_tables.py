@@ -25,7 +25,7 @@ from decoding.vllm_engine.settings import VllmSettings
 NONE = "none"
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 DEVIATIONS = re.compile(r"^(?:Deviations|Choices where)[^\n]*:?\n(?:(?!\n).+\n?)*", re.MULTILINE)
-VENUE = re.compile(r"\b(?:CVPR|ECCV|ICLR|NeurIPS|EMNLP|COLING|ACL Findings|ACL) 20\d\d")
+VENUE = re.compile(r"\b(?:CVPR|ECCV|ICLR|ICML|NeurIPS|EMNLP|COLING|ACL Findings|ACL) 20\d\d")
 # Title, section of results.md, kind of the row and column of the figure.
 EFFECTS = (
     ("captions, CHAIR_i", "chair-greedy", "plain", 2),
@@ -230,9 +230,9 @@ def changes_greedy(strategy: Strategy, run: DryRun) -> bool:
 
 
 def collect_engine_capabilities() -> Mapping[str, frozenset[Capability]]:
-    """Return the capabilities of the engines with a matcher and attention statistics, by title."""
+    """Return the capabilities of the engines with a matcher, attention statistics and steering vectors, by title."""
     hf, vllm = HFEngine(HFSettings("", matcher="")), VllmEngine(VllmSettings("", matcher=""))
-    optional: frozenset[Capability] = frozenset({"relevance", "attention_statistics"})
+    optional: frozenset[Capability] = frozenset({"relevance", "attention_statistics", "vectors"})
     return {"transformers": hf.capabilities | optional, "vLLM": vllm.capabilities | optional}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from decoding.outputs import RelevanceMap, StateHandle, Token, Usage
-from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
+from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest, VectorsRequest
 from decoding.sampling_params import Grammar
 
 Capability = Literal[
@@ -18,11 +18,14 @@ Capability = Literal[
     "attention_statistics",
     "keep_image_tokens",
     "early_exit_layers",
+    "steer",
     "probe",
     "vision_attention",
     "attention",
+    "hidden_states",
     "update_state",
     "relevance",
+    "vectors",
     "noise",
     "scored_texts",
     "forced_token_ids",
@@ -41,6 +44,7 @@ class EngineSettings:
     matcher: str | None = None  # image-text matcher; None: strategies that need relevance maps are refused
     attention_statistics: Path | None = None  # file of the model's; None: strategies that need them are refused
     name: str | None = None  # the model's name in the API; None: the last part of `model`
+    vectors: Path | None = None  # folder with steering vectors; None: strategies that need some are refused
     chat_template: Path | None = None  # file with a Jinja template; None: the checkpoint's
     max_rows: int = 64  # prompts and branches that run at once
     max_waiting: int = 256  # rows in the queue; beyond them requests are refused
@@ -103,6 +107,8 @@ class Engine(Protocol):
     async def probe(self, request: ProbeRequest) -> tuple[StateHandle, Usage]: ...
 
     async def compute_relevance_map(self, request: RelevanceRequest) -> RelevanceMap: ...
+
+    async def load_vectors(self, request: VectorsRequest) -> StateHandle: ...
 
     def free_state(self, state: StateHandle) -> None:
         """Free a strategy state. Its handle is invalid afterwards."""

@@ -1,7 +1,7 @@
 """Parameters that several strategies share, with their bounds and descriptions."""
 
 import math
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -18,6 +18,18 @@ DescriptionTokens = Annotated[
     int, Field(ge=1, le=8192, description="Maximum length of a description, in tokens."), TEXT_SIDE
 ]
 FirstLayerShare = Annotated[float, Field(ge=0, le=1, description="First edited layer, as a share of the depth.")]
+SteeredPositions = Annotated[
+    Literal["all", "answer"], Field(description="Steered tokens: those of prompt and answer, or of the answer.")
+]
+VectorsFile = Annotated[
+    str,
+    Field(
+        max_length=200,
+        pattern=r"^\w[\w.-]*\.safetensors$",
+        description="File of vectors in the server's folder, without a path.",
+    ),
+    TEXT_SIDE,
+]
 LastLayerShare = Annotated[float, Field(ge=0, le=1, description="Last edited layer, as a share of the depth.")]
 
 

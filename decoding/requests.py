@@ -24,6 +24,7 @@ __all__ = [
     "RelevanceRequest",
     "SamplingParams",
     "StateHandle",
+    "VectorsRequest",
 ]
 
 MAIN = "main"  # name of the request's own prompt, next to the names of its branches
@@ -113,10 +114,19 @@ class ProbeRequest:
 
     prompts: Mapping[str, Prompt]
     main: str
-    capture: frozenset[Literal["heads", "attention", "vision_attention"]] = frozenset({"heads"})
+    capture: frozenset[Literal["heads", "attention", "vision_attention", "hidden_states"]] = frozenset({"heads"})
     layerwise: bool = False
     assigned_strategy: TensorHooks | None = None  # set by the runner
     cache_salt: str | None = None  # set by the runner, as in `GenerateRequest`
+
+    def __post_init__(self) -> None:
+        """Check the combination of fields.
+
+        Raises:
+            ValueError: `layerwise` is set, and hidden states are captured.
+        """
+        if self.layerwise and "hidden_states" in self.capture:
+            raise ValueError("the hidden state after a layer is known too late to scale the heads of the layer")
 
     @property
     def strategy(self) -> TensorHooks:
@@ -144,3 +154,15 @@ class RelevanceRequest:
     image: ImageInput
     text: str
     cache_salt: str | None = None  # set by the runner, as in `GenerateRequest`
+
+
+@dataclass(frozen=True, slots=True)
+class VectorsRequest:
+    """Load vectors from the operator's folder: one for each layer.
+
+    The reply is a `StateHandle`. Its state is "vectors", [layers, width] in float32, with zeros for layers that the
+    file lacks.
+    """
+
+    file: str  # name of a safetensors file in the folder
+    param: str  # parameter of the client that names the file, for errors

@@ -7,13 +7,16 @@ from functools import cache
 from typing import Any, ClassVar
 
 from decoding.drafts import DraftProgram
-from decoding.requests import Answer, GenerateRequest, ProbeRequest, RelevanceRequest
+from decoding.requests import Answer, GenerateRequest, ProbeRequest, RelevanceRequest, VectorsRequest
 from decoding.tensor_hooks import (
     PER_ROW,
     TEXT_SIDE,
     Activations,
     AttentionKeys,
     EarlyExits,
+    LayerPart,
+    LayerPlace,
+    SteeredLayers,
     Step,
     TensorHooks,
     Tensors,
@@ -26,14 +29,17 @@ __all__ = [
     "AttentionKeys",
     "EarlyExits",
     "Effect",
+    "LayerPart",
+    "LayerPlace",
     "Program",
+    "SteeredLayers",
     "Step",
     "Strategy",
     "TensorHooks",
     "Tensors",
 ]
 
-Effect = GenerateRequest | ProbeRequest | RelevanceRequest | list[GenerateRequest]
+Effect = GenerateRequest | ProbeRequest | RelevanceRequest | VectorsRequest | list[GenerateRequest]
 Program = Generator[Effect, Any, GenerateRequest | Answer]
 
 
@@ -64,8 +70,8 @@ class Strategy(TensorHooks):
         it with `replace` keeps them; a new `GenerateRequest` does not have them.
 
         Yields:
-            A generation, probe or relevance request, or a list of generation requests that run together. The reply is
-            an `Answer`, a `StateHandle`, a `RelevanceMap`, or a list of answers.
+            A generation, probe, relevance or vectors request, or a list of generation requests that run together. The
+            reply is an `Answer`, a `StateHandle`, a `RelevanceMap`, a `StateHandle`, or a list of answers.
 
         Returns:
             The request whose tokens are streamed, or an `Answer` that ends the stack.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +28,7 @@ TENSOR_HOOKS = (
     "gate_heads",
     "keep_image_tokens",
     "early_exit_layers",
+    "steer",
 )
 ATTENTION_HOOKS = frozenset({"edit_attention_scores", "gate_heads"})  # act on the attention of single tokens
 
@@ -85,12 +86,42 @@ class AttentionKeys:
         return replace(self, image_token_index=self.image_token_index[rows], generated=generated, visible=visible)
 
 
+LayerPart = Literal["feed_forward", "attention", "layer"]
+
+
+@dataclass(frozen=True, slots=True)
+class SteeredLayers:
+    """Places whose outputs `steer` edits.
+
+    The output of `feed_forward` and `attention` is that which the layer adds to the residual stream. The output of
+    `layer` is the residual stream after it.
+    """
+
+    layers: tuple[int, ...]  # from 0
+    part: LayerPart = "layer"
+    positions: Literal["all", "answer"] = "all"  # all tokens of prompt and answer, or the tokens of the answer alone
+
+    @property
+    def acts_on_prompt(self) -> bool:
+        """Whether tokens of the prompt are edited."""
+        return self.positions == "all"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlace:
+    """A part of one layer, whose output `steer` receives."""
+
+    part: LayerPart
+    layer: int
+    layers: int
+
+
 @dataclass(frozen=True, slots=True)
 class Activations:
     """Input of `update_state`.
 
-    A probe calls the hook once per layer and fills `heads`, `attention` and `vision_attention`, as far as its
-    `capture` names them. A generation request with `updates_state` calls it once per token and fills `logits`.
+    A probe calls the hook once per layer and fills `heads`, `attention`, `vision_attention` and `hidden_states`, as far
+    as its `capture` names them. A generation request with `updates_state` calls it once per token and fills `logits`.
     """
 
     heads: Tensors = field(default_factory=dict)  # prompt name -> [heads, head_dim] at the last position, one layer
@@ -99,6 +130,7 @@ class Activations:
     vision_attention: Tensors = field(default_factory=dict)  # prompt name -> [tower layers, images, heads, patches]
     attention: Tensors = field(default_factory=dict)  # prompt name -> [heads, image tokens], of the last token
     logits: Tensor | None = None  # [vocab] raw logits of one generated token
+    hidden_states: Tensors = field(default_factory=dict)  # prompt name -> [width] after the layer, at the last position
 
 
 class TensorHooks(BaseModel):
@@ -107,6 +139,7 @@ class TensorHooks(BaseModel):
     Tensor hooks keep shape, dtype and device, do not modify their inputs, and keep -inf at -inf. `head_scales`,
     `edit_attention_scores` and `gate_heads` act on the main row only: `head_scales` at every position, prompt included;
     the other two on the query of the newest token, and with `edits_question` also on the prompt's after its last image.
+    `steer` acts on the main row only, too, where `steered_layers` selects.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -208,6 +241,23 @@ class TensorHooks(BaseModel):
             The layers, and whether the final norm applies.
         """
         return EarlyExits(())
+
+    def steer(self, outputs: Tensor, place: LayerPlace, state: Tensors) -> Tensor:
+        """Edit the outputs of a part of a layer, token by token.
+
+        Args:
+            outputs: [..., width], where `...` may be tokens of one prompt.
+            place: The part of the layer, one that `steered_layers` selects.
+            state: Result of this strategy's `update_state`, or its vectors, each [..., *shape].
+
+        Returns:
+            [..., width] outputs. That of a token depends on no other token, so that caches and batches do not matter.
+        """
+        return outputs
+
+    def steered_layers(self, layers: int) -> SteeredLayers:
+        """Select the places on which `steer` acts, in a model of so many layers."""
+        return SteeredLayers(tuple(range(layers)))
 
     def batch_key(self) -> tuple[type[TensorHooks], str]:
         """Return a key that is equal for strategies which share hook calls.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from decoding.prompt import ImageInput, Message, Noise, Prompt
-    from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest
+    from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest, VectorsRequest
     from decoding.sampling_params import SamplingParams
     from decoding.strategy import (
         PER_ROW,
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
         AttentionKeys,
         EarlyExits,
         Effect,
+        LayerPart,
+        LayerPlace,
         Program,
+        SteeredLayers,
         Step,
         Strategy,
         Tensors,
@@ -56,6 +59,8 @@ __all__ = [
     "FinishReason",
     "GenerateRequest",
     "ImageInput",
+    "LayerPart",
+    "LayerPlace",
     "Message",
     "Noise",
     "ProbeRequest",
@@ -69,12 +74,14 @@ __all__ = [
     "SendTokens",
     "StartDraft",
     "StateHandle",
+    "SteeredLayers",
     "Step",
     "Strategy",
     "Tensors",
     "Token",
     "TokenLogprob",
     "Usage",
+    "VectorsRequest",
     "__version__",
 ]
 

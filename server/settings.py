@@ -77,6 +77,10 @@ class Settings(BaseSettings):
         Path | None,
         Field(description="file with statistics of the model's attention heads (adaiat), see docs/operations.md"),
     ] = None
+    steering_vectors: Annotated[
+        Path | None,
+        Field(description="folder with steering vectors as safetensors files, which clients select by name"),
+    ] = None
     chat_template: Annotated[
         Path | None, Field(description="file with a Jinja chat template, in place of the checkpoint's")
     ] = None
@@ -263,6 +267,13 @@ class Settings(BaseSettings):
         if file is not None and not file.is_file():
             raise ValueError(f"there is no file {file}")
         return file
+
+    @field_validator("steering_vectors")
+    @classmethod
+    def _check_steering_vectors(cls, folder: Path | None) -> Path | None:
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
+        return folder
 
     @field_validator("allowed_hosts")
     @classmethod

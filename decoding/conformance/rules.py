@@ -16,9 +16,11 @@ from decoding.conformance.device_rule import check_device
 from decoding.conformance.fake_drafts import MAX_EFFECTS, FakeDrafts, list_sent_tokens
 from decoding.conformance.hook_calls import HookError, Problems, Rule, call
 from decoding.conformance.samples import (
+    DTYPES,
     HEADS,
     IMAGE_TOKENS,
     LAYERS,
+    MODEL_DEPTHS,
     RecordedBranches,
     Samples,
     batch_steps,
@@ -29,6 +31,7 @@ from decoding.conformance.samples import (
     list_tensors,
     stack_keys,
 )
+from decoding.conformance.steering_rule import check_steering
 from decoding.drafts import ReadDraft
 from decoding.errors import OnlySeenError, StrategyFailed
 from decoding.outputs import NO_TOKEN
@@ -39,9 +42,7 @@ from decoding.requests import GenerateRequest, ProbeRequest, Prompt
 from decoding.strategy import PER_ROW, TEXT_SIDE, Strategy
 from decoding.tensor_hooks import ATTENTION_HOOKS
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SEEDS = range(4)
-MODEL_DEPTHS = (1, 2, 3, 6, 8, 28, 32, 48)
 MAX_PROBLEMS = 5  # reported per rule
 
 
@@ -160,10 +161,8 @@ def check_text_side(strategy_class: type[Strategy]) -> Problems:
         yield from close(program, f"on a prompt with {images} images")
     yields, is_finished = 0, False
     while not is_finished:
-        program, reply = (
-            start_program(strategy_class(), GenerateRequest(Prompt.from_text(QUESTION, create_blank_image()))),
-            None,
-        )
+        request, reply = GenerateRequest(Prompt.from_text(QUESTION, create_blank_image())), None
+        program = start_program(strategy_class(), request)
         for _ in range(yields):
             effect = program.advance(reply)
             if isinstance(effect, ProgramResult):
@@ -495,5 +494,6 @@ RULES: tuple[Rule, ...] = (
     check_image_tokens,
     check_neutral,
     check_uncut,
+    check_steering,
     check_device,
 )

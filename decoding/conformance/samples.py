@@ -11,10 +11,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from decoding.pipeline.dry_run import list_requests, run_program
-from decoding.requests import GenerateRequest, ProbeRequest
+from decoding.requests import GenerateRequest, ProbeRequest, VectorsRequest
 from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MODEL_DEPTHS = (1, 2, 3, 6, 8, 28, 32, 48)
 VOCAB, LAYERS, HEADS, HEAD_DIM = 50, 8, 6, 4
+WIDTH = HEADS * HEAD_DIM  # of hidden states
 TOWER_LAYERS, TOWER_HEADS = 4, 2
 IMAGE_TOKENS, KEYS = 16, 21  # tokens of an image, and all keys of a query
 DESCRIPTION_TOKENS = 5
@@ -39,7 +42,7 @@ class Samples:
         self.branches = [name.removeprefix(f"{strategy.name}/") for name in branches]
 
     def fold_state(self, strategy: Strategy, seed: int = 0) -> Tensors:
-        """Fold random activations into a state, as the last probe or description of the strategy does.
+        """Fold random activations into a state, as the last probe or description does, or draw vectors.
 
         Args:
             strategy: Strategy whose `update_state` is called.
@@ -50,6 +53,8 @@ class Samples:
         """
         state: Tensors = {}
         for request in self.requests:
+            if isinstance(request, VectorsRequest):
+                state = {"vectors": torch.randn(LAYERS, WIDTH, generator=torch.Generator().manual_seed(seed))}
             if isinstance(request, ProbeRequest) or (isinstance(request, GenerateRequest) and request.updates_state):
                 state = {}
                 for activations in draw_activations(request, seed):
@@ -128,7 +133,10 @@ def draw_activations(request: GenerateRequest | ProbeRequest, seed: int) -> Iter
         if "attention" in request.capture:
             drawn = {name: torch.rand(HEADS, IMAGE_TOKENS, generator=random) for name in request.prompts}
             attention = {name: scores.softmax(-1) for name, scores in drawn.items()}
-        yield Activations(heads, layer, LAYERS, vision_attention, attention)
+        hidden_states = {}
+        if "hidden_states" in request.capture:
+            hidden_states = {name: torch.randn(WIDTH, generator=random) for name in request.prompts}
+        yield Activations(heads, layer, LAYERS, vision_attention, attention, hidden_states=hidden_states)
 
 
 def draw_attention(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, AttentionKeys]:

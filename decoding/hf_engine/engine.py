@@ -19,7 +19,7 @@ from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.hf_engine.worker import Worker
 from decoding.malloc import limit_arenas
 from decoding.outputs import StateHandle, Token, Usage
-from decoding.requests import GenerateRequest, ProbeRequest
+from decoding.requests import GenerateRequest, ProbeRequest, VectorsRequest
 from decoding.text.detokenizer import TokenText
 from decoding.text.grammar_mask import GrammarCompiler
 from decoding.text.prompt_encoder import AnswerStart, ModelInputs, PromptEncoder
@@ -156,6 +156,10 @@ class HFEngine(BaseEngine):
             inputs = await self._encode(lambda: self._encode_prompts(probe.prompts))
             state = await self.worker.run_task(EncodedProbe(probe, inputs))
         return self._store_state(state), Usage(forward_passes=len(inputs))
+
+    async def load_vectors(self, request: VectorsRequest) -> StateHandle:
+        vectors = await self._read_vectors(request, self.model.device)
+        return self._store_state(StoredStrategyState({"vectors": vectors}))
 
     def _can_prefill_answer(self, request: GenerateRequest) -> bool:
         """Return whether no strategy edits attention: it edits that of a token when the token is the newest."""

@@ -1,4 +1,4 @@
-"""Strategy hooks inside one pass of the model: edited attention, early exits, and tokens that branches do not see."""
+"""Strategy hooks inside one pass of the model: edited attention, steering, early exits, and pruned tokens."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from decoding.hf_engine.kv_cache.aligned_cache import AlignedCache
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.request import RequestState
 from decoding.hf_engine.taps.attention import AttentionEdit, EditScores
+from decoding.hf_engine.taps.steering import SteeringEdit
 from decoding.pipeline.attention_hooks import (
     StatefulStack,
     batch_attention_stacks,
@@ -22,8 +23,9 @@ from decoding.pipeline.attention_hooks import (
 )
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.early_exits import EarlyLogits
+from decoding.pipeline.steering import expand_steering_stack, steer_outputs
 from decoding.requests import MAIN
-from decoding.tensor_hooks import AttentionKeys
+from decoding.tensor_hooks import AttentionKeys, LayerPlace
 
 MAX_EDITED_TOKENS = 64  # of a prompt, in one call of the hooks
 PromptOffsets = Mapping[int, tuple[int, int]]  # row -> keys of the pass before and after those of the row's prompt
@@ -131,6 +133,55 @@ def build_edit_scores(stack: StatefulStack, requests: Sequence[RequestState], ke
     return edit_scores
 
 
+def build_steering_edit(
+    requests: Sequence[RequestState], stack: StatefulStack, rows: slice | Tensor, tokens: slice
+) -> SteeringEdit:
+    """Build an edit of what leaves the layers. A hook that fails, fails its own request.
+
+    Args:
+        requests: Request of each edited token. Their stacks select the same places.
+        stack: Strategies with their states, [tokens, *shape].
+        rows: [n] rows of the pass.
+        tokens: Positions in the pass, as many of each row.
+
+    Returns:
+        The edit.
+    """
+
+    def steer(place: LayerPlace, outputs: Tensor) -> Tensor:
+        edited, failures = steer_outputs(stack, place, outputs)
+        for number, error in failures.items():
+            requests[number].failure = error
+        return edited
+
+    return SteeringEdit(rows, tokens, requests[0].steered_places, steer)
+
+
+def build_prompt_steering(row: int, request: RequestState, length: int) -> list[SteeringEdit]:
+    """Build the edits of a prompt: of its tokens, and of those of the answer prefix after them.
+
+    Args:
+        row: Row of the prompt in the pass.
+        request: The request.
+        length: Length of the prompt, with the answer prefix.
+
+    Returns:
+        The edits of parts of the prompt that have tokens and strategies.
+    """
+    start = length - len(request.answer_start.ids)
+    edits = []
+    for stack, tokens in (
+        (request.prompt_steering_stack, slice(0, start)),
+        (request.steering_stack, slice(start, length)),
+    ):
+        count = tokens.stop - tokens.start
+        if not stack or not count:
+            continue
+        expanded = expand_steering_stack(stack, count)
+        edits.append(build_steering_edit([request] * count, expanded, slice(row, row + 1), tokens))
+    return edits
+
+
 class PassHookRunner:
     """The hooks for the rows of a pass, given as requests and prompt names. Strategies act on the main rows."""
 
@@ -147,12 +198,22 @@ class PassHookRunner:
             number: request.early_exits for number, request in self._main_rows.items() if request.early_exits
         }
         groups: dict[object, list[int]] = defaultdict(list)
+        steered: dict[object, list[int]] = defaultdict(list)
         for number, request in self._main_rows.items():
             if request.attention_stack:
                 groups[request.attention_batch_key].append(number)
+            if request.steering_stack:
+                steered[request.steering_batch_key].append(number)
+        self._steering = [self._build_step_steering(numbers) for numbers in steered.values()]
         self._edit_groups = [
             EditGroup(model, numbers, [self._main_rows[number] for number in numbers]) for numbers in groups.values()
         ]
+
+    def _build_step_steering(self, rows: Sequence[int]) -> SteeringEdit:
+        """Build the edit of a step: the only token of each row."""
+        requests = [self._main_rows[row] for row in rows]
+        stack = batch_attention_stacks([request.steering_stack for request in requests])
+        return build_steering_edit(requests, stack, to_row_index(rows, self.model.device), slice(0, 1))
 
     @contextmanager
     def apply_to_prefill(self, lengths: Sequence[int]) -> Iterator[EarlyLogits]:
@@ -173,13 +234,18 @@ class PassHookRunner:
             for edit in build_question_edits(self.model, row, request, lengths[row], offsets[row])
         ]
         edits = [*question_edits, *(group.build_edit(newest, offsets, is_step=False) for group in self._edit_groups)]
-        with self._apply(newest, edits) as early_logits:
+        steering = [
+            edit
+            for row, request in self._main_rows.items()
+            for edit in build_prompt_steering(row, request, lengths[row])
+        ]
+        with self._apply(newest, edits, steering) as early_logits:
             yield early_logits
 
     @contextmanager
     def apply_to_step(self, cache: AlignedCache) -> Iterator[None]:
         """Apply the hooks to a pass over one token per row. Early logits are stored in the requests."""
-        if not (self._edit_groups or self._exits or self._kept_tokens):
+        if not (self._edit_groups or self._steering or self._exits or self._kept_tokens):
             yield
             return
         columns = sum(cache.count_columns_around(0, 0))
@@ -194,17 +260,22 @@ class PassHookRunner:
         }
         newest = dict.fromkeys(self._main_rows, 0)
         edits = [group.build_edit(newest, offsets, is_step=True) for group in self._edit_groups]
-        with self._apply(newest, edits, hidden_keys if self._kept_tokens else None) as early_logits:
+        with self._apply(newest, edits, self._steering, hidden_keys if self._kept_tokens else None) as early_logits:
             yield
         for row, own_logits in early_logits.items():
             self._main_rows[row].early_logits = own_logits
 
     @contextmanager
     def _apply(
-        self, newest: Mapping[int, int], edits: Sequence[AttentionEdit], hidden_keys: Tensor | None = None
+        self,
+        newest: Mapping[int, int],
+        edits: Sequence[AttentionEdit],
+        steering: Sequence[SteeringEdit],
+        hidden_keys: Tensor | None = None,
     ) -> Iterator[EarlyLogits]:
         with (
             self.model.attention_tap.edit(edits, hidden_keys),
+            self.model.steering_tap.edit(steering),
             self.model.early_exit_tap.capture(self._exits, newest) as early_logits,
         ):
             yield early_logits

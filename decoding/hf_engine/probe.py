@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -13,10 +13,11 @@ from decoding.hf_engine.model.model import Model, PrefillOutput
 from decoding.hf_engine.prefill import can_share_pass
 from decoding.hf_engine.strategy_state import StoredStrategyState
 from decoding.hf_engine.taps.attention import AttentionEdit
+from decoding.hf_engine.taps.steering import SteeringEdit
 from decoding.pipeline.composition import attribute_errors, copy_numbers
 from decoding.pipeline.probe_fold import ProbeFold
 from decoding.requests import ProbeRequest
-from decoding.tensor_hooks import Activations
+from decoding.tensor_hooks import Activations, LayerPlace
 from decoding.text.prompt_encoder import ModelInputs
 
 
@@ -69,7 +70,8 @@ class RunningProbe:
         except Exception as error:
             return error
         is_scaled_later = scales is not None and not self.request.layerwise
-        if is_scaled_later or strategy.acts_on_attention():  # the KV states were computed without
+        acts_later = strategy.acts_on_attention() or "steer" in strategy.list_hooks()
+        if is_scaled_later or acts_later:  # the KV states were computed without
             return StoredStrategyState(state)
         output = outputs[self.rows[main]]
         output = replace(output, key_values=output.clone_key_values())
@@ -99,29 +101,48 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
     ]
     capture = probes[0].request.capture
     attention: dict[int, Tensor] = {}  # row -> [heads, image tokens] in the layer that has just run
+    heads: dict[int, Tensor] = {}  # row -> [heads, head_dim] in the layer that runs
+    hidden: dict[int, Tensor] = {}  # row -> [width] after the layer that has just run
+    observes_layers = "hidden_states" in capture
     vision: dict[int, Tensor] = {}  # row -> [tower layers, images, heads, patches]
 
     def observe_heads(layer: int, outputs: Tensor) -> Tensor:  # [rows, length, heads, head_dim], as the result
         if vision_attention and not vision:
             vision.update(enumerate(split_by_prompt(vision_attention, prompts)))
-        factors: dict[int, Tensor] = {}  # main row -> [heads]
-        for probe in running:
-            activations = Activations(
-                {name: outputs[row, newest[row]].to(model.device) for name, row in probe.rows.items()},
-                layer,
-                model.num_layers,
-                {name: vision[row] for name, row in probe.rows.items()} if vision else {},
-                {name: attention[row] for name, row in probe.rows.items()} if attention else {},
-            )
-            scales = probe.probe_fold.fold(activations)
-            if scales is not None:
-                factors[probe.rows[probe.request.main]] = scales
+        heads.update({row: outputs[row, last].to(model.device) for row, last in enumerate(newest)})
+        factors = {} if observes_layers else fold(layer)
         if not factors:
             return outputs
         outputs = outputs.clone()
         for row, scale in factors.items():
             outputs[row] *= scale[:, None].to(outputs.device)
         return outputs
+
+    def fold(layer: int) -> dict[int, Tensor]:  # main row -> [heads]
+        factors: dict[int, Tensor] = {}
+        for probe in running:
+            activations = Activations(
+                {name: heads[row] for name, row in probe.rows.items()},
+                layer,
+                model.num_layers,
+                {name: vision[row] for name, row in probe.rows.items()} if vision else {},
+                {name: attention[row] for name, row in probe.rows.items()} if attention else {},
+                hidden_states={name: hidden[row] for name, row in probe.rows.items()} if hidden else {},
+            )
+            scales = probe.probe_fold.fold(activations)
+            if scales is not None:
+                factors[probe.rows[probe.request.main]] = scales
+        return factors
+
+    def build_observer(row: int) -> Callable[[LayerPlace, Tensor], Tensor]:
+        def observe(place: LayerPlace, outputs: Tensor) -> Tensor:  # [1, width]
+            hidden[row] = outputs[0].clone().to(model.device)
+            if len(hidden) == len(prompts):
+                fold(place.layer)
+                hidden.clear()
+            return outputs
+
+        return observe
 
     image_positions = [(prompt.ids == model.image_token_id).nonzero().flatten().to(model.device) for prompt in prompts]
 
@@ -132,7 +153,16 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
     newest_positions = copy_numbers(newest, torch.long, model.device)
     edit = AttentionEdit(slice(None), newest_positions[:, None], observe_weights=observe_attention)
     edits = [edit] if "attention" in capture else []
-    with capture_vision_attention(capture, model) as vision_attention, model.attention_tap.edit(edits):
+    places = frozenset(LayerPlace("layer", layer, model.num_layers) for layer in range(model.num_layers))
+    observers = [
+        SteeringEdit(slice(row, row + 1), slice(last, last + 1), places, build_observer(row))
+        for row, last in enumerate(newest if observes_layers else ())
+    ]
+    with (
+        capture_vision_attention(capture, model) as vision_attention,
+        model.attention_tap.edit(edits),
+        model.steering_tap.edit(observers),
+    ):
         outputs = model.prefill_observed(prompts, observe_heads)
     return [probe.build_result(outputs) for probe in running]
 

@@ -29,6 +29,7 @@ from decoding.pipeline.early_exits import find_early_exits
 from decoding.pipeline.grounding import compute_grounding, score_texts
 from decoding.pipeline.kept_tokens import find_kept_tokens, index_image_tokens
 from decoding.pipeline.logits_hooks import RequestHooks
+from decoding.pipeline.steering import find_steered_places, select_prompt_steering, select_steering_stack
 from decoding.prompt import Prompt
 from decoding.requests import MAIN, GenerateRequest
 from decoding.row_reservation import RowReservation
@@ -111,6 +112,10 @@ class RequestState:
         attention_batch_key: Requests with equal keys share hook calls of their `attention_stack`.
         question_stack: Strategies of `attention_stack` that also edit the prompt's tokens after its last image.
         question_start: Position after the last image of the prompt.
+        steering_stack: Strategies that steer the main row, innermost first, with their states.
+        steering_batch_key: Requests with equal keys share hook calls of their `steering_stack`.
+        steered_places: Places of all strategies of `steering_stack`.
+        prompt_steering_stack: Strategies of `steering_stack` that also steer the tokens of the prompt.
         early_exits: Strategy name -> its early exits.
         early_logits: Strategy name -> [exits, vocab] at the current step.
         image_token_index: [prompt tokens] number of the image token; -1 at text.
@@ -158,6 +163,10 @@ class RequestState:
         self.attention_stack = select_attention_stack(stack, self.hooks.states)
         self.attention_batch_key = compute_attention_batch_key(self.attention_stack)
         self.question_stack = select_question_stack(self.attention_stack)
+        self.steering_stack = select_steering_stack(stack, self.hooks.states)
+        self.steering_batch_key = compute_attention_batch_key(self.steering_stack)
+        self.steered_places = find_steered_places(self.steering_stack, model.num_layers)
+        self.prompt_steering_stack = select_prompt_steering(self.steering_stack, model.num_layers)
         self.early_exits = find_early_exits(stack, model.num_layers, model.has_tied_embeddings)
         self.early_logits: Mapping[str, Tensor] = {}
         self.image_token_index = index_image_tokens(main_ids == model.image_token_id)
@@ -211,7 +220,7 @@ class RequestState:
 
     def find_probe_prefill(self) -> PrefillOutput | None:
         """Return the prefill of a probe with the same main prompt and head scales, or None."""
-        if self.attention_stack or self.early_exits or self.answer_start.ids:
+        if self.attention_stack or self.early_exits or self.answer_start.ids or self.prompt_steering_stack:
             return None
         for state in self._states.values():
             if state.fits(self.source.prompt, self.head_scales):
@@ -222,7 +231,8 @@ class RequestState:
         """Return whether no strategy acts inside the model while the prompt `name` runs."""
         if name != MAIN:
             return name not in self.kept_tokens
-        return self.head_scales is None and not self.attention_stack and not self.early_exits
+        is_steered = self.prompt_steering_stack or (self.steering_stack and self.answer_start.ids)
+        return not (self.head_scales is not None or self.attention_stack or self.early_exits or is_steered)
 
     def update_state(self, raw: Tensor) -> None:
         """Fold the raw logits of a step, [vocab], into the state of `source.state_updater`, if there is one."""

@@ -20,6 +20,9 @@ class ModelFamily:
         decoder_path: Attribute path from the model to the language model without its head.
         output_projection_path: Attribute path from a decoder layer to the attention's output projection. Its input is
             the concatenated head outputs.
+        feed_forward_path: Attribute path from a decoder layer to the module whose output the layer adds to the residual
+            stream after its feed-forward network.
+        attention_path: The same after its attention.
         processor_class: Transformers class of the processor. None: the class that the checkpoint names.
         has_chat_template: If False, the prompt is the texts of its messages, joined by newlines.
         vision_tower_path: Attribute path to a vision tower with a class token, whose patches are the image tokens one
@@ -35,6 +38,8 @@ class ModelFamily:
     title: str
     decoder_path: str = "model.language_model"
     output_projection_path: str = "self_attn.o_proj"
+    feed_forward_path: str = "mlp"
+    attention_path: str = "self_attn"
     processor_class: str | None = None
     has_chat_template: bool = True
     vision_tower_path: str | None = None
@@ -89,7 +94,12 @@ FAMILIES = MappingProxyType(
         "smolvlm": ModelFamily(
             "SmolVLM", processor_class="Idefics3Processor", decoder_path="model.text_model", image_axis=1
         ),
-        "gemma3": ModelFamily("Gemma 3", per_token=("token_type_ids",)),
+        "gemma3": ModelFamily(
+            "Gemma 3",
+            feed_forward_path="post_feedforward_layernorm",
+            attention_path="post_attention_layernorm",
+            per_token=("token_type_ids",),
+        ),
         "internvl": ModelFamily("InternVL", processor_class="InternVLProcessor"),
         "qianfan_ocr": ModelFamily("Qianfan-OCR"),
         "aya_vision": ModelFamily("Aya Vision"),

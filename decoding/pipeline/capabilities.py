@@ -12,6 +12,7 @@ from decoding.tensor_hooks import TensorHooks
 REASONS = {
     "relevance": "the server has no image-text matcher; start it with --matcher",
     "attention_statistics": "the server has no statistics of the model's heads; start it with --attention-statistics",
+    "vectors": "the server has no folder of steering vectors; start it with --steering-vectors",
     "vision_attention": "it needs a vision tower with a class token, as LLaVA's",
     "keep_image_tokens": "the transformers engine drops image tokens inside LLaVA models only",
 }

@@ -15,14 +15,14 @@ from decoding.errors import StrategyFailed
 from decoding.outputs import Answer, FinishInfo, RelevanceMap, StateHandle, Token, TokenLogprob, Usage
 from decoding.pipeline.capabilities import find_statistics_needs
 from decoding.pipeline.program import ProgramResult, start_program
-from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt, RelevanceRequest
+from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt, RelevanceRequest, VectorsRequest
 from decoding.strategy import Effect, Strategy
 
 QUESTION = "Is there a cat in the image?"
 IMAGE_SIZE = 512  # pixels a side
 MAX_REQUESTS = 10_000
 CAPABILITY_HOOKS: frozenset[Capability] = frozenset(
-    {"logits", "head_scales", "edit_attention_scores", "gate_heads", "keep_image_tokens", "early_exit_layers"}
+    {"logits", "head_scales", "edit_attention_scores", "gate_heads", "keep_image_tokens", "early_exit_layers", "steer"}
 )
 
 
@@ -61,10 +61,12 @@ def dry_run(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> DryRun:
     if probes:
         needs.add("probe")
         captured = frozenset[str]().union(*(probe.capture for probe in probes))
-        needs |= {"vision_attention"} if "vision_attention" in captured else set()
-        needs |= {"attention"} if "attention" in captured else set()
+        kinds: tuple[Capability, ...] = ("vision_attention", "attention", "hidden_states")
+        needs |= {kind for kind in kinds if kind in captured}
     if relevances:
         needs.add("relevance")
+    if any(isinstance(request, VectorsRequest) for request in requests):
+        needs.add("vectors")
     if reads_drafts:
         needs.add("answer_prefix")
     counts = {
@@ -136,9 +138,11 @@ def run_program(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> tuple[l
     raise StrategyFailed(strategy.name, f"does not end a dry run within {max_requests} requests")
 
 
-def list_requests(effects: Sequence[Effect | DraftEffect]) -> list[GenerateRequest | ProbeRequest | RelevanceRequest]:
+def list_requests(
+    effects: Sequence[Effect | DraftEffect],
+) -> list[GenerateRequest | ProbeRequest | RelevanceRequest | VectorsRequest]:
     """List the requests among effects. Those of a list count one by one."""
-    requests: list[GenerateRequest | ProbeRequest | RelevanceRequest] = []
+    requests: list[GenerateRequest | ProbeRequest | RelevanceRequest | VectorsRequest] = []
     for effect in effects:
         if not isinstance(effect, StartDraft | ReadDraft | SendTokens):
             requests += effect if isinstance(effect, list) else [effect]
@@ -159,7 +163,7 @@ def build_fake_reply(effect: Effect | DraftEffect) -> Any:
             count = effect.sampling.top_logprobs or 0
             top = [TokenLogprob(number, "A", b"A", -np.log(count).item()) for number in range(count)]
             return Answer("Yes.", (Token(0, "Yes.", top=tuple(top), finish=finish),), finish)
-        case ProbeRequest():
+        case ProbeRequest() | VectorsRequest():
             return StateHandle("dry run")
         case RelevanceRequest():
             return RelevanceMap(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), similarity=0.5, input_size=32)

@@ -328,8 +328,20 @@ def build_batch(
 
 
 def stack_states(states: Sequence[Tensors]) -> dict[str, Tensor]:
-    """Stack one strategy's states of several requests: name -> [requests, *shape]."""
-    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    """Stack one strategy's states of several requests: name -> [requests, *shape].
+
+    Args:
+        states: States with equal names and shapes.
+
+    Returns:
+        The state. A tensor that all requests share, as the vectors of a file, is repeated without a copy.
+    """
+    return {
+        name: first.expand(len(states), *first.shape)
+        if all(state[name] is first for state in states)
+        else torch.stack([state[name] for state in states])
+        for name, first in states[0].items()
+    }
 
 
 def to_index(numbers: Sequence[int], device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ import structlog
 from decoding.drafts import ReadDraft, SendTokens, StartDraft
 from decoding.errors import OnlySeenError, StrategyFailed
 from decoding.outputs import Answer, FinishReason
-from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest
+from decoding.requests import GenerateRequest, ProbeRequest, RelevanceRequest, VectorsRequest
 from decoding.strategy import Strategy
 
 log = structlog.get_logger(__name__)
@@ -74,7 +74,7 @@ class StrategyProgram:
     def _qualify_effect(self, effect: Any) -> Any:
         if isinstance(effect, GenerateRequest | ProbeRequest):
             return effect.with_strategy(self.strategy)
-        if isinstance(effect, RelevanceRequest):
+        if isinstance(effect, RelevanceRequest | VectorsRequest):
             return effect
         if isinstance(effect, list) and all(isinstance(each, GenerateRequest) for each in effect):
             return [each.with_strategy(self.strategy) for each in effect]

@@ -15,7 +15,7 @@ from decoding.outputs import Answer, RelevanceMap, StateHandle, Token, Usage
 from decoding.pipeline.capabilities import require_hooks
 from decoding.pipeline.draft_runner import DraftedAnswer, DraftRunner, Outcome, as_request
 from decoding.pipeline.program import ProgramResult, StrategyProgram, advance_program
-from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, RelevanceRequest
+from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, RelevanceRequest, VectorsRequest
 from decoding.strategy import Effect, Strategy
 
 GROUNDING = "grounding/blind"
@@ -164,6 +164,10 @@ class StrategyRunner:
                 return state
             case RelevanceRequest():
                 return await self.engine.compute_relevance_map(replace(effect, cache_salt=self.cache_salt))
+            case VectorsRequest():
+                state = await self.engine.load_vectors(effect)
+                self._states.append(state)
+                return state
             case list():
                 return await self._gather(self._answer(request, inner) for request in effect)
 

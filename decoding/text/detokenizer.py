@@ -57,7 +57,8 @@ class OutputProcessor:
         min_tokens = request.sampling.min_tokens - request.continued_tokens
         self.detokenizer = Detokenizer(tokenizer, request.sampling.stop, prefix_ids, min_tokens)
         self.acts_inside_model = any(
-            strategy.acts_on_attention() or "head_scales" in strategy.list_hooks() for strategy in request.stack
+            strategy.acts_on_attention() or {"head_scales", "steer"} & strategy.list_hooks()
+            for strategy in request.stack
         )
         self.stats = RequestStats(prompt_tokens=self.prompt_tokens)
         self.is_finished = False

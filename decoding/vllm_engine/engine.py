@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from decoding.base_engine import BaseEngine, run_in_thread
 from decoding.engine import Capability
 from decoding.errors import EngineFailed, Unsupported
 from decoding.outputs import Answer, StateHandle, Token, Usage
 from decoding.pipeline.early_exits import find_early_exits
-from decoding.requests import GenerateRequest, ProbeRequest
+from decoding.pipeline.steering import find_steered_places, select_steering_stack
+from decoding.requests import GenerateRequest, ProbeRequest, VectorsRequest
 from decoding.sampling_params import SamplingParams
 from decoding.text.detokenizer import OutputProcessor
 from decoding.text.grammar import TOO_COMPLICATED, InvalidSchema
@@ -37,7 +43,16 @@ from decoding.vllm_engine.frontend.state_handles import StateHandles
 from decoding.vllm_engine.settings import VllmSettings
 from decoding.vllm_engine.worker.state_store import measure_updated_state
 
+VECTORS_DIGEST = 32  # hexadecimal digits
 PROBE_SAMPLING = SamplingParams(max_tokens=1, ignore_eos=True)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorsState:
+    """Vectors of a file, [layers, width], and their state next to the model."""
+
+    vectors: Tensor
+    state: StateHandle
 
 
 class VllmEngine(BaseEngine):
@@ -54,6 +69,7 @@ class VllmEngine(BaseEngine):
         self._checkpoint: Checkpoint | None = None
         self._client: VllmClient | None = None
         self._limits: EngineLimits | None = None
+        self._vector_states: dict[str, VectorsState] = {}  # by the name of a file
         self._missing: Mapping[str, str] = {}  # capability that the model lacks -> reason, from the worker's report
         self._engine_request_builder: Any = None  # an EngineRequestBuilder, whose module imports vLLM
 
@@ -105,12 +121,15 @@ class VllmEngine(BaseEngine):
             "update_state",
             "head_scales",
             "early_exit_layers",
+            "steer",
             "edit_attention_scores",
             "gate_heads",
             "attention",
+            "hidden_states",
             "keep_image_tokens",
             "vision_attention",
             "probe",
+            "vectors",
             "noise",
             "scored_texts",
             "forced_token_ids",
@@ -255,6 +274,24 @@ class VllmEngine(BaseEngine):
         self._state_handles.known.add(state.handle)
         return state, Usage(forward_passes=len(members))
 
+    async def load_vectors(self, request: VectorsRequest) -> StateHandle:
+        """Load vectors from the operator's folder. The handle depends on their values, so that requests share it.
+
+        Returns:
+            The state with the vectors.
+        """
+        vectors = await self._read_vectors(request, torch.device("cpu"))
+        known = self._vector_states.get(request.file)
+        if known is not None and known.vectors is vectors:
+            return known.state
+        state = StateHandle(f"vectors-{hashlib.sha256(vectors.numpy().tobytes()).hexdigest()[:VECTORS_DIGEST]}")
+        await self.client.load_vectors(state.handle, vectors)
+        self._state_handles.known.add(state.handle)
+        self._vector_states[request.file] = VectorsState(vectors, state)
+        if known is not None:  # its file has changed
+            self.free_state(known.state)
+        return state
+
     async def _submit(
         self, members: Sequence[MemberRequest], sampling: SamplingParams, new_tokens: int
     ) -> list[OutputCollector]:
@@ -307,12 +344,20 @@ class VllmEngine(BaseEngine):
             raise Unsupported(message, param="stop_token_ids")
         # Refuses layers that do not exist.
         find_early_exits(request.stack, limits.num_layers, limits.has_tied_embeddings)
+        find_steered_places(select_steering_stack(request.stack, {}), limits.num_layers)
         inputs = self._encode_request(request, answer_start)
         first_tokens = self.encoder.find_first_tokens(request.scored_texts)
         if request.sampling.grammar is not None:  # vLLM reports only after scheduling that no token begins
             checkpoint.grammars.compile(request.sampling.grammar)
         return build_members(
-            request, inputs, self._create_gang_id(), first_tokens, checkpoint.eos_token_ids, updated_state, answer_start
+            request,
+            inputs,
+            self._create_gang_id(),
+            first_tokens,
+            checkpoint.eos_token_ids,
+            updated_state,
+            answer_start,
+            limits.num_layers,
         )
 
     def _check_length(self, request: GenerateRequest, answer_start: AnswerStart) -> None:
@@ -351,7 +396,9 @@ class VllmEngine(BaseEngine):
     # Strategy states
 
     def free_state(self, state: StateHandle) -> None:
-        """Free a state, now or with the last request that uses it."""
+        """Free a state, now or with the last request that uses it. The vectors of a file stay until it changes."""
+        if any(state == each.state for each in self._vector_states.values()):
+            return
         if self._state_handles.free(state) and self.is_alive:
             self.client.free_states([state.handle])
 

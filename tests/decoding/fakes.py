@@ -12,7 +12,7 @@ from PIL import Image
 
 from decoding.engine import Capability, ModelCard
 from decoding.outputs import FinishInfo, RelevanceMap, StateHandle, Token, Usage
-from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt, RelevanceRequest
+from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt, RelevanceRequest, VectorsRequest
 
 EVERYTHING: frozenset[Capability] = frozenset(get_args(Capability))
 
@@ -34,7 +34,7 @@ class RecordingEngine:
         self.capabilities = EVERYTHING - lacks
         self.missing_reasons: Mapping[str, str] = {}
         self.stuck = asyncio.Semaphore(0)
-        self.history: list[GenerateRequest | ProbeRequest | RelevanceRequest] = []
+        self.history: list[GenerateRequest | ProbeRequest | RelevanceRequest | VectorsRequest] = []
         self.held_states: list[StateHandle] = []  # not freed yet
         self.freed_states: list[StateHandle] = []
         self.running = 0
@@ -94,6 +94,10 @@ class RecordingEngine:
         self.history.append(relevance)
         await self._pace()
         return RelevanceMap(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), similarity=0.5, input_size=32)
+
+    async def load_vectors(self, request: VectorsRequest) -> StateHandle:
+        self.history.append(request)
+        return self._new_state_handle()
 
     @property
     def counter_help(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,11 +19,17 @@ from decoding.strategies.attention.spin import SPIN
 from decoding.strategies.attention.vaf import VAF
 from decoding.strategies.deco import DeCo
 from decoding.strategies.nolan import NoLan
+from decoding.strategies.steering.fade import FADE
+from decoding.strategies.steering.steer import Steer as AddVectors
+from decoding.strategies.steering.vista import VISTA
 from decoding.strategies.vdgd import VDGD
 
 Change = Callable[[int, Tensor], None]  # layer, [heads, tokens, tokens] scores, which it edits in place
 
 Gate = Callable[[int, Tensor, list[Tensor]], None]  # layer, scores, outputs of heads, which it edits in place
+
+Factors = Mapping[tuple[int, int], float]  # (layer, head) -> what its output is multiplied by
+Steer = Callable[[str, int, Tensor], Tensor]  # part of a layer, its number, [tokens, width] outputs -> the same, edited
 
 
 class WeightChange(NamedTuple):
@@ -81,14 +87,130 @@ def edit_attention(decoder: Any, *changes: Change | WeightChange, gates: Sequenc
 
 
 @contextmanager
-def cut_layers(decoder: Any, depth: int | None) -> Iterator[None]:
-    """Cut a decoder off after `depth` layers; None leaves it whole."""
-    layers = decoder.layers
-    decoder.layers = layers[:depth]
+def steer_layers(decoder: Any, steers: Sequence[Steer]) -> Iterator[None]:
+    """Apply each edit to what the parts of all layers return for one prompt, in turn."""
+    replaced: list[Any] = []
+
+    def replace(module: Any, part: str, number: int) -> None:
+        own = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            result = own(*args, **kwargs)
+            hidden = (result[0] if isinstance(result, tuple) else result)[0]
+            for steer in steers:
+                hidden = steer(part, number, hidden)
+            return (hidden[None], *result[1:]) if isinstance(result, tuple) else hidden[None]
+
+        module.forward = forward
+        replaced.append(module)
+
+    for number, layer in enumerate(decoder.layers) if steers else ():
+        replace(layer, "layer", number)
+        replace(layer.mlp, "feed_forward", number)
+        replace(layer.self_attn, "attention", number)
     try:
         yield
     finally:
-        decoder.layers = layers
+        for module in replaced:
+            del module.forward
+
+
+def add_vectors(vectors: Tensor, steer: AddVectors, length: int, depth: int) -> Steer:
+    """Add vectors as `steer` does, token by token in float64.
+
+    Args:
+        vectors: [layers, width].
+        steer: The strategy.
+        length: Tokens of the prompt.
+        depth: Layers of the model.
+
+    Returns:
+        The edit.
+    """
+    first, last = (min(math.floor(share * depth + 0.5), depth - 1) for share in (steer.first, steer.last))
+
+    def edit(part: str, number: int, hidden: Tensor) -> Tensor:
+        if part != steer.part or not first <= number <= last:
+            return hidden
+        rows = [row.double() for row in hidden]
+        for position in range(0 if steer.positions == "all" else length, len(rows)):
+            moved = rows[position] + steer.strength * vectors[number].double()
+            rows[position] = moved * (rows[position].norm() / moved.norm()) if steer.normalize else moved
+        return torch.stack(rows).to(hidden.dtype)
+
+    return edit
+
+
+def weaken_layer(fade: FADE, start: int, depth: int) -> Steer:
+    """Weaken the feed-forward network of a layer as FADE does, in a model of `depth` layers, after `start` tokens."""
+    layer = min(math.floor(fade.layer * depth + 0.5), depth - 1)
+
+    def edit(part: str, number: int, hidden: Tensor) -> Tensor:
+        hidden = hidden.clone()
+        if (part, number) == ("feed_forward", layer):
+            for row in hidden[0 if fade.positions == "all" else start :]:
+                row -= fade.alpha * row
+        return hidden
+
+    return edit
+
+
+def record_layers(found: dict[int, Tensor]) -> Steer:
+    """Record what leaves each layer at the last position."""
+
+    def record(part: str, number: int, hidden: Tensor) -> Tensor:
+        if part == "layer":
+            found[number] = hidden[-1].double()
+        return hidden
+
+    return record
+
+
+def rotate_outputs(vectors: Tensor, vista: VISTA) -> Steer:
+    """Rotate what the feed-forward networks return as VISTA does, by [layers, width] vectors."""
+
+    def edit(part: str, number: int, hidden: Tensor) -> Tensor:
+        if part != "feed_forward":
+            return hidden
+        vector, rows = vectors[number], []
+        for row in hidden.double():
+            cosine = float(row @ vector / (row.norm() * vector.norm()))
+            sum_ = row / row.norm() + vista.strength * (1 + max(0.0, -cosine)) * vector / vector.norm()
+            rows.append(row.norm() * sum_ / sum_.norm())
+        return torch.stack(rows).to(hidden.dtype)
+
+    return edit
+
+
+@contextmanager
+def edit_heads(layers: Any, count: int, factors: Factors, heads: list[Tensor]) -> Iterator[None]:
+    """Multiply the outputs of heads, and append those of each layer at the last position to `heads`."""
+
+    def edit(layer: int) -> Callable[..., tuple[Tensor]]:
+        def edit_outputs(_: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            outputs = list(inputs[0].chunk(count, dim=-1))
+            heads.append(torch.stack([output[0, -1] for output in outputs]).double())
+            return (torch.cat([output * factors.get((layer, i), 1.0) for i, output in enumerate(outputs)], -1),)
+
+        return edit_outputs
+
+    handles = [layer.self_attn.o_proj.register_forward_pre_hook(edit(number)) for number, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def cut_layers(decoder: Any, depth: int | None, normed: bool = True) -> Iterator[None]:
+    """Cut a decoder off after `depth` layers; None leaves it whole. The final norm may be left out."""
+    layers, norm = decoder.layers, decoder.norm
+    decoder.layers, decoder.norm = layers[:depth], norm if normed or depth is None else nn.Identity()
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.norm = layers, norm
 
 
 def raise_image_scores(visual: Tensor, alpha: float | Tensor, first_layer: int, heads: Tensor | None = None) -> Change:
@@ -297,3 +419,14 @@ def penalize(
         count = list(answer).count(token)
         scores[token] -= frequency * count + presence * (count > 0)
     return scores
+
+
+@torch.no_grad()
+def rank_patches(tower: Any, pixels: Tensor | None) -> list[int]:
+    """Rank patches by query times key of the last layer but one, heads not separated, as DAMRO's code does."""
+    hidden = tower(pixels, output_hidden_states=True).hidden_states
+    layer = tower.encoder.layers[len(hidden) - 3]
+    normed = layer.layer_norm1(hidden[len(hidden) - 3])[0]
+    scores = layer.self_attn.k_proj(normed) @ layer.self_attn.q_proj(normed)[0]
+    order: list[int] = scores[1:].argsort(descending=True).tolist()
+    return order

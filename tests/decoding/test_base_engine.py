@@ -12,7 +12,7 @@ from decoding.base_engine import BaseEngine, ForcedPrefix
 from decoding.engine import Capability, EngineSettings
 from decoding.errors import BadRequest, EngineFailed, Unsupported
 from decoding.outputs import FinishInfo, StateHandle, Token, Usage
-from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
+from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest, VectorsRequest
 from decoding.text.prompt_encoder import AnswerStart
 from tests.decoding.hf_engine.harness import make_image
 
@@ -35,6 +35,9 @@ class EngineWithoutModel(BaseEngine):
     @property
     def counter_help(self) -> Mapping[str, str]:
         return {}
+
+    async def load_vectors(self, request: VectorsRequest) -> StateHandle:
+        raise NotImplementedError
 
     async def get_counters(self) -> Mapping[str, int]:
         return {}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from decoding.outputs import FinishInfo, StateHandle, Token, TokenLogprob, Usage
 from decoding.pipeline.composition import select_branches
-from decoding.requests import GenerateRequest, ProbeRequest, Prompt
-from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
+from decoding.requests import GenerateRequest, ProbeRequest, Prompt, VectorsRequest
+from decoding.strategy import Activations, AttentionKeys, LayerPlace, Step, Strategy, Tensors
 from tests.decoding.fakes import RecordingEngine
 
 VOCABULARY, LAYERS, HEADS, WIDTH = 24, 8, 4, 6
@@ -63,7 +63,13 @@ class ToyEngine(RecordingEngine):
             scores = torch.stack([strategy.edit_attention_scores(*row, state) for row in rows])
         if kept is not None:
             scores[..., :image_keys] = scores[..., :image_keys].masked_fill(~kept[:, None, :image_keys], -torch.inf)
-        return torch.einsum("lhk,lhkd->lhd", scores.softmax(-1), values)
+        outputs = torch.einsum("lhk,lhkd->lhd", scores.softmax(-1), values)
+        for strategy in reversed(stack):
+            steered = strategy.steered_layers(LAYERS)
+            for layer in steered.layers if "steer" in strategy.list_hooks() else ():
+                place, own = LayerPlace(steered.part, layer, LAYERS), outputs[layer].flatten()
+                outputs[layer] = strategy.steer(own, place, states.get(strategy.name, {})).view(HEADS, WIDTH)
+        return outputs
 
     def logits(self, outputs: Tensor, factors: Tensor, depth: int = LAYERS) -> Tensor:
         """Compute [vocab] logits after the first `depth` layers."""
@@ -129,9 +135,20 @@ class ToyEngine(RecordingEngine):
             attention = {name: output[layer, :, :IMAGE_KEYS].softmax(-1) for name, output in outputs.items()}
             heads = {name: output[layer] for name, output in outputs.items()}
             state = probe.strategy.update_state(
-                state, Activations(heads, layer, LAYERS, self.draw_vision_attention(probe), attention)
+                state,
+                Activations(
+                    heads,
+                    layer,
+                    LAYERS,
+                    self.draw_vision_attention(probe),
+                    attention,
+                    hidden_states={name: output[layer].flatten() for name, output in outputs.items()},
+                ),
             )
         return self.store_state(state), Usage()
+
+    async def load_vectors(self, request: VectorsRequest) -> StateHandle:
+        return self.store_state({"vectors": torch.randn(LAYERS, HEADS * WIDTH)})
 
     def find_kept_tokens(
         self, stack: tuple[Strategy, ...], branch: str, states: Mapping[str, Tensors]

@@ -40,7 +40,7 @@ def run_check(target: str, env: dict[str, str], folder: Path) -> subprocess.Comp
 def test_third_party_strategy_passes(target: str, plugin_env: dict[str, str], tmp_path: Path) -> None:
     completed = run_check(target, plugin_env, tmp_path)
     assert completed.returncode == 0, completed.stdout
-    assert completed.stdout.splitlines()[-1] == f"{target}: all 17 rules passed"
+    assert completed.stdout.splitlines()[-1] == f"{target}: all 18 rules passed"
 
 
 def test_broken_strategy_fails_with_rule_and_hook(plugin_env: dict[str, str], tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_broken_strategy_fails_with_rule_and_hook(plugin_env: dict[str, str], tm
     completed = run_check("broken_strategy:Broken", plugin_env, tmp_path)
     assert completed.returncode == 1
     lines = completed.stdout.splitlines()
-    assert lines[-1] == "broken_strategy:Broken: 2 of 17 rules failed"
+    assert lines[-1] == "broken_strategy:Broken: 2 of 18 rules failed"
     assert lines[lines.index("FAIL  branches") + 1] == "      `logits` does not read the branch 'unused'"
     assert "`logits` returned" in lines[lines.index("FAIL  values") + 1]
 

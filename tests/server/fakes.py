@@ -23,7 +23,7 @@ from decoding.outputs import (
     TokenLogprob,
     Usage,
 )
-from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest
+from decoding.requests import GenerateRequest, ProbeRequest, Prompt, RelevanceRequest, VectorsRequest
 from decoding.sampling_params import Grammar
 from decoding.strategy import Program, Strategy, Tensors
 
@@ -131,6 +131,9 @@ class FakeEngine:
 
     async def compute_relevance_map(self, relevance: RelevanceRequest) -> RelevanceMap:
         return RelevanceMap(np.ones((4, 4), dtype=np.float32), similarity=0.5, input_size=32)
+
+    async def load_vectors(self, request: VectorsRequest) -> StateHandle:
+        return self._store_state()
 
     @property
     def counter_help(self) -> dict[str, str]:

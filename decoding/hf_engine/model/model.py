@@ -22,6 +22,7 @@ from decoding.hf_engine.settings import DEFAULT_CONTEXTS, HFSettings
 from decoding.hf_engine.taps.attention import AttentionTap
 from decoding.hf_engine.taps.early_exit import EarlyExitTap
 from decoding.hf_engine.taps.head import HeadObserver, HeadTap, LayerScales
+from decoding.hf_engine.taps.steering import SteeringTap
 from decoding.hf_engine.taps.token_pruning import TokenPruningTap
 from decoding.hf_engine.taps.vision_attention import VisionAttentionTap
 from decoding.multimodal.config import load_config
@@ -72,6 +73,7 @@ class Model:
         self.attention_tap = AttentionTap(self.decoder)
         self.attention_statistics = load_attention_statistics(settings.attention_statistics, config, embedding.device)
         self.early_exit_tap = EarlyExitTap(self.decoder, self._compute_logits)
+        self.steering_tap = SteeringTap(self.decoder, self.family)
         self.token_pruning_tap = TokenPruningTap(self.decoder) if self.family.supports_token_pruning else None
         self.vision_attention_tap = build_vision_attention_tap(self.network, self.family)
         self.sliding_window: int | None = getattr(text_config, "sliding_window", None)

@@ -84,7 +84,7 @@ class ZoomEye(Strategy):
     def incompatible_with(cls, outer: type[Strategy]) -> str | None:
         if (
             "update_state" in outer.list_hooks()
-            and {"head_scales", "edit_attention_scores", "gate_heads"} & outer.list_hooks()
+            and {"head_scales", "edit_attention_scores", "gate_heads", "steer"} & outer.list_hooks()
         ):
             return f"its measurements of the whole image would act on the crop that {cls.name} finds"
         return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from torch import Tensor
 
 from decoding.base_engine import STOPPED
 from decoding.errors import BadRequest, EngineFailed, Unsupported
@@ -187,6 +188,12 @@ class VllmClient:
         """Free strategy states next to the model."""
         if self.is_alive:
             self.run_in_background(self.llm.collective_rpc("onlyseen_free_states", args=(list(handles),)))
+
+    async def load_vectors(self, handle: str, vectors: Tensor) -> None:
+        """Copy [layers, width] steering vectors next to the model, under a handle."""
+        await self.llm.collective_rpc(
+            "onlyseen_load_vectors", args=(handle, vectors.numpy().tobytes(), vectors.shape[0])
+        )
 
     async def close(self) -> None:
         """Stop vLLM. Requests that still run fail with `EngineFailed`."""

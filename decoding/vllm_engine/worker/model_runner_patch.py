@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import structlog
+import torch
 from torch import Tensor
 
 from decoding.vllm_engine.member import Member
@@ -20,6 +21,7 @@ from decoding.vllm_engine.worker.attention.attention_tap import GangAttentionTap
 from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
+from decoding.vllm_engine.worker.steering_tap import GangSteeringTap
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
 from decoding.vllm_engine.worker.step_rows import StepRows
 from decoding.vllm_engine.worker.vision_attention_tap import CachedVisionAttentionTap
@@ -38,6 +40,18 @@ class WorkerExtension:
         """Free strategy states."""
         for handle in handles:
             self.model_runner.step_hook_runner.states.free(handle)
+
+    def onlyseen_load_vectors(self, handle: str, vectors: bytes, num_layers: int) -> None:
+        """Keep steering vectors under a handle.
+
+        Args:
+            handle: Their handle.
+            vectors: [layers, width] numbers in float32.
+            num_layers: Layers.
+        """
+        runner = self.model_runner
+        tensor = torch.frombuffer(bytearray(vectors), dtype=torch.float32).view(num_layers, -1)
+        runner.step_hook_runner.states.put_vectors(handle, {"vectors": tensor.to(runner.device)})
 
     def onlyseen_worker_report(self) -> dict[str, Any]:
         """Report on the model runner of this process.
@@ -112,6 +126,7 @@ def install_taps(runner: Any, hooks: StepHookRunner, shards: HeadShards) -> None
     """
     attention_tap: GangAttentionTap | None = None
     vision_attention_tap: CachedVisionAttentionTap | None = None
+    steering_tap: GangSteeringTap | None = None
     try:
         attention_tap = GangAttentionTap.from_runner(runner, hooks.states, shards)
     except ValueError as reason:
@@ -124,11 +139,18 @@ def install_taps(runner: Any, hooks: StepHookRunner, shards: HeadShards) -> None
     except ValueError as reason:
         hooks.missing["vision_attention"] = f"vLLM's vision tower of this model cannot be tapped: {reason}"
     try:
-        hooks.add_early_exit_tap(GangEarlyExitTap.from_runner(runner))
+        early_exit_tap = GangEarlyExitTap.from_runner(runner)
+        hooks.add_early_exit_tap(early_exit_tap)
+        steering_tap = GangSteeringTap(early_exit_tap.layers, hooks.states, runner.device)
+        hooks.taps.append(steering_tap)
     except ValueError as reason:
-        hooks.missing["early_exit_layers"] = f"vLLM's layers of this model cannot be tapped: {reason}"
+        hooks.missing |= dict.fromkeys(
+            ("early_exit_layers", "steer", "hidden_states"), f"vLLM's layers of this model cannot be tapped: {reason}"
+        )
     try:
-        head_tap = GangHeadTap.from_runner(runner, hooks.states, attention_tap, vision_attention_tap, shards)
+        head_tap = GangHeadTap.from_runner(
+            runner, hooks.states, attention_tap, vision_attention_tap, steering_tap, shards
+        )
         hooks.taps.append(head_tap)
     except ValueError as reason:
         hooks.missing |= dict.fromkeys(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ class ProbeCapture:
         self._captured_attention = captured_attention
         self._vision_attention = vision_attention
         self._shards = shards
+        self._activations = Activations()
+        self.captures_hidden_states = "hidden_states" in spec.capture
         self._last_tokens = {name: int(rows.token_starts[row + 1]) - 1 for name, row in rows_by_name.items()}
         self._main_tokens = slice(int(rows.token_starts[main]), int(rows.token_starts[main + 1]))
 
@@ -64,9 +67,20 @@ class ProbeCapture:
         own = torch.stack([heads[token] for token in self._last_tokens.values()])
         captured = dict(zip(self._last_tokens, self._shards.gather(own, 1), strict=True))
         attention = {name: self._captured_attention[row] for name, row in self._rows_by_name.items()}
-        scales = self.probe_fold.fold(Activations(captured, layer, self.num_layers, self._vision_attention, attention))
+        self._activations = Activations(captured, layer, self.num_layers, self._vision_attention, attention)
+        scales = None if self.captures_hidden_states else self.probe_fold.fold(self._activations)
         if scales is not None:
             heads[self._main_tokens] *= self._shards.select_own(scales, 0)[:, None].to(heads)
+
+    def observe_layer(self, layer: int, hidden: Tensor) -> None:
+        """Fold the activations of a layer into the state, with the hidden states after it.
+
+        Args:
+            layer: Number of the layer, from 0, whose heads have been observed.
+            hidden: [tokens, width] hidden states of all tokens of the step.
+        """
+        states = {name: hidden[token].clone() for name, token in self._last_tokens.items()}
+        self.probe_fold.fold(replace(self._activations, layer=layer, hidden_states=states))
 
 
 def find_probes(rows: StepRows) -> Iterator[tuple[ProbeSpec, dict[str, int]]]:

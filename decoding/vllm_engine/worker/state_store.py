@@ -20,6 +20,7 @@ class StateStore:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._states: dict[str, Tensors] = {}
+        self._vectors: dict[str, Tensors] = {}  # not counted
 
     def __len__(self) -> int:
         return len(self._states)
@@ -40,9 +41,13 @@ class StateStore:
         self._states[handle] = state
         self.num_bytes = num_bytes
 
+    def put_vectors(self, handle: str, state: Tensors) -> None:
+        """Store vectors of a file, whose bytes the server process bounds."""
+        self._vectors[handle] = state
+
     def get(self, handle: str) -> Tensors:
         """Return a state that exists."""
-        return self._states[handle]
+        return self._vectors[handle] if handle in self._vectors else self._states[handle]
 
     def get_all(self, handles: Mapping[str, str]) -> dict[str, Tensors]:
         """Return strategy -> its state, for the handles of strategies. The states exist."""
@@ -54,6 +59,7 @@ class StateStore:
 
     def free(self, handle: str) -> None:
         """Drop a state, if it exists."""
+        self._vectors.pop(handle, None)
         self.num_bytes -= count_bytes(self._states.pop(handle, {}))
 
 

@@ -18,6 +18,7 @@ from decoding.pipeline.attention_statistics import write_attention_statistics
 from tests.decoding.hf_engine.harness import FakeMatcher
 from tests.decoding.hf_engine.reference import Reference
 from tests.decoding.naive_reference import draw_attention_statistics
+from tests.decoding.steering_vectors import write_vectors
 
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
 
@@ -79,7 +80,8 @@ def write_drawn_statistics(model: Path, folder: Path) -> Path:
 def start_engine(model: Path, **settings: Any) -> HFEngine:
     with TemporaryDirectory() as folder:
         statistics = write_drawn_statistics(model, Path(folder))
-        engine = HFEngine(HFSettings(str(model), device="cpu", **{"attention_statistics": statistics, **settings}))
+        files = {"attention_statistics": statistics, "vectors": write_vectors(model)}
+        engine = HFEngine(HFSettings(str(model), device="cpu", **files | settings))
         asyncio.run(engine.start())
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     return engine

@@ -6,8 +6,8 @@ No cache, no batch, no hook that is shared with the engine; formulas written out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,24 @@ from decoding.strategies.image_tokens.sira import SIRA
 from decoding.strategies.nolan import NoLan
 from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
+from decoding.strategies.steering.fade import FADE
+from decoding.strategies.steering.steer import Steer as AddVectors
+from decoding.strategies.steering.vista import VISTA
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
 from decoding.strategy import Strategy
 from tests.decoding.naive_reference import (
     Change,
+    Factors,
     Gate,
+    Steer,
     WeightChange,
+    add_vectors,
     cut_layers,
     deco_rule,
     edit_attention,
+    edit_heads,
     mask_keys,
     most_divergent_layer,
     nolan_rule,
@@ -61,13 +68,18 @@ from tests.decoding.naive_reference import (
     raise_answer_weights,
     raise_image_scores,
     raise_mean_scores,
+    rank_patches,
+    record_layers,
+    rotate_outputs,
     scale_scores,
+    steer_layers,
     vdgd_rule,
     weaken_heads,
+    weaken_layer,
 )
+from tests.decoding.steering_vectors import read_all_vectors
 
 STIC_PROMPT, STIC_QUESTION = "Detail the composition and subjects within the frame.", "Image description:\n{}\n\n{}"
-Factors = Mapping[tuple[int, int], float]  # (layer, head) -> what its output is multiplied by
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,8 @@ class Reference:
         self.relevance = relevance
         self.decoder = self.model.model.language_model
         self.layers = self.decoder.layers
+        self.heads = self.model.config.text_config.num_attention_heads
+        self.vectors = read_all_vectors(folder)
 
     def decode(
         self,
@@ -132,6 +146,7 @@ class Reference:
         description: list[Tensor] = []  # log P_j, [vocab] each
         changes: list[Change | WeightChange] = []
         gates: list[Gate] = []
+        steers: list[Steer] = []
         branch_changes: dict[str, Change] = {}  # in a branch
         for depth, strategy in enumerate(stack):
             match strategy:
@@ -158,6 +173,14 @@ class Reference:
                 case SPIN():
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     gates.append(weaken_heads(visual, strategy, len(self.layers)))
+                case AddVectors():
+                    vectors, start = self.vectors[strategy.vectors], len(self.encode(prompt).ids)
+                    steers.insert(0, add_vectors(vectors, strategy, start, len(self.layers)))
+                case FADE():
+                    steers.insert(0, weaken_layer(strategy, len(self.encode(prompt).ids), len(self.layers)))
+                case VISTA():
+                    moved = [self.read_layers(each) for each in (prompt, prompt.without_images())]
+                    steers.insert(0, rotate_outputs(moved[0] - moved[1], strategy))
                 case VAF():
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     changes.append(scale_scores(visual, strategy, len(self.layers)))
@@ -185,7 +208,8 @@ class Reference:
         main, decoded = self.encode(prompt), Decoded(list(prefix))
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         while len(decoded.tokens) < length:
-            z = self.logits(main, decoded.tokens, factors, changes=changes, gates=gates).clone()
+            edits: dict[str, Any] = {"factors": factors, "changes": changes, "gates": gates, "steers": steers}
+            z = self.logits(main, decoded.tokens, **edits).clone()
             for sequence in ruled_out:
                 if decoded.tokens[len(decoded.tokens) - len(sequence) + 1 :] == list(sequence[:-1]):
                     z[sequence[-1]] = -torch.inf
@@ -200,7 +224,9 @@ class Reference:
             scores = z
             for strategy in reversed(stack):
                 early = {
-                    depth: self.logits(main, decoded.tokens, factors, changes=changes, gates=gates, depth=depth)
+                    depth: self.logits(
+                        main, decoded.tokens, **edits, depth=depth, normed=not isinstance(strategy, VISTA)
+                    )
                     for depth in self.exit_depths(strategy)
                 }
                 scores = apply_rule(strategy, scores, z, branches, early, description)
@@ -247,6 +273,8 @@ class Reference:
         changes: Sequence[Change | WeightChange] = (),
         depth: int | None = None,
         gates: Sequence[Gate] = (),
+        steers: Sequence[Steer] = (),
+        normed: bool = True,
     ) -> Tensor:
         """Compute the logits after a prompt and an answer so far.
 
@@ -258,36 +286,28 @@ class Reference:
             changes: Edits of the attention.
             depth: Number of layers after which the model ends; None for all.
             gates: Edits of the outputs of attention heads.
+            steers: Edits of what leaves the parts of the layers.
+            normed: Whether the final norm applies.
 
         Returns:
             [vocab], float64.
         """
         ids = torch.cat([encoded.ids, torch.tensor(tokens, dtype=torch.long)])[None]
         inside = edit_attention(self.decoder, *changes, gates=gates) if changes or gates else nullcontext()
-        with self.edit_heads(factors, [] if heads is None else heads), inside, cut_layers(self.decoder, depth):
+        with (
+            edit_heads(self.layers, self.heads, factors, [] if heads is None else heads),
+            inside,
+            steer_layers(self.decoder, steers),
+            cut_layers(self.decoder, depth, normed),
+        ):
             out = self.model(input_ids=ids, pixel_values=encoded.pixels, use_cache=False)
         return out.logits[0, -1].double()
 
-    @contextmanager
-    def edit_heads(self, factors: Factors, heads: list[Tensor]) -> Iterator[None]:
-        count = self.model.config.text_config.num_attention_heads
-
-        def edit(layer: int) -> Callable[..., tuple[Tensor]]:
-            def edit_outputs(_: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
-                outputs = list(inputs[0].chunk(count, dim=-1))
-                heads.append(torch.stack([output[0, -1] for output in outputs]).double())
-                return (torch.cat([output * factors.get((layer, i), 1.0) for i, output in enumerate(outputs)], -1),)
-
-            return edit_outputs
-
-        handles = [
-            layer.self_attn.o_proj.register_forward_pre_hook(edit(number)) for number, layer in enumerate(self.layers)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def read_layers(self, prompt: Prompt) -> Tensor:
+        """Read the [layers, width] hidden states after each layer at the last position."""
+        found: dict[int, Tensor] = {}
+        self.logits(self.encode(prompt), [], {}, steers=[record_layers(found)])
+        return torch.stack([found[number] for number in sorted(found)])
 
     def exit_depths(self, strategy: Strategy) -> list[int]:
         """Return the numbers of layers after which the strategy needs logits."""
@@ -297,6 +317,8 @@ class Reference:
                 return [*range(layers // 2, layers, 2)]
             case DoLa():
                 return [*range(2 if self.model.config.tie_word_embeddings else 0, layers // 2, 2)]
+            case VISTA():
+                return [*range(min(round(26 / 32 * layers), layers - 1), layers)]
             case DeCo():
                 return [depth for depth in range(layers) if round(20 / 32 * layers) <= depth <= round(28 / 32 * layers)]
             case _:
@@ -445,23 +467,17 @@ def apply_rule(
             return scores.where(plausible(z, strategy.beta), -math.inf)
         case Sharpen():
             return (strategy.scale * scores).where(plausible(z, strategy.beta), -math.inf)
-        case VCD():
-            contrasted = (1 + strategy.alpha) * scores - strategy.alpha * branches["vcd"]
-            return contrasted.where(plausible(z, strategy.beta), -math.inf)
-        case RITUAL():
-            return (scores + strategy.alpha * branches["ritual"]).where(plausible(z, strategy.beta), -math.inf)
+        case RITUAL() | AGLA():
+            raised = scores + strategy.alpha * branches[strategy.name]
+            return raised.where(plausible(z, strategy.beta), -math.inf)
         case NoLan():
             return nolan_rule(scores, z, branches["nolan"], strategy)
         case SIRA():
             return (1 + strategy.alpha) * scores - strategy.alpha * branches["sira"]
-        case AGLA():
-            return (scores + strategy.alpha * branches["agla"]).where(plausible(z, strategy.beta), -math.inf)
-        case SID() | AvisC() | DAMRO():
+        case VCD() | SID() | AvisC() | DAMRO():
             contrasted = (1 + strategy.alpha) * scores - strategy.alpha * branches[strategy.name]
             return contrasted.where(plausible(z, strategy.beta), -math.inf)
-        case PAI(gamma=1.0):
-            return scores
-        case PAI():
+        case PAI() if strategy.gamma != 1:
             with_image, without_image = scores.log_softmax(-1), branches["pai"].log_softmax(-1)
             guided = strategy.gamma * (with_image - without_image) + without_image
             return guided.where(plausible(z, strategy.beta), -math.inf)
@@ -470,6 +486,8 @@ def apply_rule(
             return (scores.log_softmax(-1) - premature.log_softmax(-1)).where(plausible(z, strategy.beta), -math.inf)
         case DeCo():
             return deco_rule(scores, z, early, strategy)
+        case VISTA():
+            return (1 - strategy.gamma) * scores + strategy.gamma * sum(early.values()) / len(early)
         case VDGD():
             return vdgd_rule(scores, z, description, strategy)
         case _:
@@ -479,14 +497,3 @@ def apply_rule(
 def flip(image: ImageInput) -> ImageInput:
     """Exchange left and right."""
     return image.with_image(Image.fromarray(np.array(image.visible)[:, ::-1]))
-
-
-@torch.no_grad()
-def rank_patches(tower: Any, pixels: Tensor | None) -> list[int]:
-    """Rank patches by query times key of the last layer but one, heads not separated, as DAMRO's code does."""
-    hidden = tower(pixels, output_hidden_states=True).hidden_states
-    layer = tower.encoder.layers[len(hidden) - 3]
-    normed = layer.layer_norm1(hidden[len(hidden) - 3])[0]
-    scores = layer.self_attn.k_proj(normed) @ layer.self_attn.q_proj(normed)[0]
-    order: list[int] = scores[1:].argsort(descending=True).tolist()
-    return order

@@ -30,6 +30,7 @@ PASSES = {
     "iat": N,
     "adaiat": N,
     "spin": N,
+    "vista": N + 2,
     "sid": 2 * N,
     "avisc": 2 * N,
     "dola": N,

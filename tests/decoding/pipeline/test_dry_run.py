@@ -48,6 +48,14 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
         "iat": DryRun(frozenset({"edit_attention_scores"}), (), {}),
         "adaiat": DryRun(frozenset({"edit_attention_scores", "attention_statistics"}), (), {}),
         "vaf": DryRun(frozenset({"edit_attention_scores"}), (), {}),
+        "vista": DryRun(
+            frozenset({"logits", "steer", "early_exit_layers", "probe", "hidden_states"}),
+            (),
+            {"probed prompts": 2},
+            extra_rows=2,
+        ),
+        "fade": DryRun(frozenset({"steer"}), (), {}),
+        "steer": DryRun(frozenset({"steer", "vectors"}), (), {}),
         "spin": DryRun(frozenset({"gate_heads"}), (), {}),
         "hgai": DryRun(frozenset({"edit_attention_scores"}), (), {}),
         "sira": DryRun(

@@ -27,10 +27,13 @@ from decoding.strategies.nolan import NoLan
 from decoding.strategies.plain import Plain
 from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
+from decoding.strategies.steering.fade import FADE
+from decoding.strategies.steering.steer import Steer
+from decoding.strategies.steering.vista import VISTA
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
-from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
+from decoding.strategy import Activations, AttentionKeys, EarlyExits, LayerPlace, SteeredLayers, Step, Strategy, Tensors
 from tests.decoding.naive_reference import most_divergent_layer
 
 OUT = -torch.inf
@@ -197,6 +200,42 @@ def test_vaf_scales_scores_of_image_and_instruction() -> None:
         torch.testing.assert_close(after, torch.tensor(expected))
     text = VAF().edit_attention_scores(scores, AttentionKeys(torch.full((5,), -1), 9, 32), {})
     assert torch.equal(text, scores)  # without an image nothing stands before it
+
+
+def test_vista_rotates_outputs_and_mixes_early_logits() -> None:
+    outputs, vector = torch.tensor([1.0, -2.0, 0.5, 2.0]), torch.tensor([0.5, 1.0, 0.0, 0.5])
+    place = LayerPlace("feed_forward", 0, 1)
+    after = VISTA().steer(outputs, place, {"vectors": vector[None]})
+    torch.testing.assert_close(after, torch.tensor([1.248551, -1.532393, 0.503687, 2.255924]), atol=1e-5, rtol=1e-5)
+    after = VISTA().steer(outputs, place, {"vectors": -vector[None]})
+    torch.testing.assert_close(after, torch.tensor([0.761067, -2.336637, 0.482346, 1.725759]), atol=1e-5, rtol=1e-5)
+    assert VISTA().early_exit_layers(32, False) == EarlyExits((26, 27, 28, 29, 30, 31), False)
+    early = torch.tensor([[0.5, 1.0, 0.3, -0.2], [0.9, 1.4, 0.1, -0.6]])
+    mixed = VISTA().logits(replace(step(), early_logits=early))
+    torch.testing.assert_close(mixed, torch.tensor([1.61, 1.41, 0.06, -0.82]))
+    with_image, without = torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([[0.5, 1.0], [1.0, 1.0]])
+    state: Tensors = {}
+    for layer in range(2):
+        pair = {"with_image": with_image[layer], "without_image": without[layer]}
+        state = VISTA().update_state(state, Activations(layer=layer, layers=2, hidden_states=pair))
+    torch.testing.assert_close(state["vectors"], torch.tensor([[0.5, 1.0], [-0.5, -2.0]]))
+
+
+def test_fade_weakens_one_layer() -> None:
+    stream, attention, outputs = torch.tensor([1.0, 2.0]), torch.tensor([0.1, -0.2]), torch.tensor([-0.5, 1.0])
+    assert FADE().steered_layers(32) == SteeredLayers((18,), "feed_forward")
+    assert FADE(layer=0.625, positions="answer").steered_layers(32) == SteeredLayers((20,), "feed_forward", "answer")
+    after = stream + attention + FADE().steer(outputs, LayerPlace("feed_forward", 18, 32), {})
+    torch.testing.assert_close(after, torch.tensor([0.9, 2.2]))
+
+
+def test_steer_adds_vectors() -> None:
+    state, outputs = {"vectors": torch.tensor([[0.0, 0.0], [1.0, -1.0]])}, torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    place = LayerPlace("layer", 1, 2)
+    torch.testing.assert_close(Steer(strength=2).steer(outputs, place, state), torch.tensor([[5.0, 2.0], [2.0, -1.0]]))
+    after = Steer(strength=2, normalize=True).steer(outputs, place, state)
+    torch.testing.assert_close(after[0], torch.tensor([5.0, 2.0]) * 5 / 29**0.5)
+    torch.testing.assert_close(after.norm(dim=-1), outputs.norm(dim=-1))
 
 
 def test_spin_weakens_the_heads_that_look_at_the_image_least() -> None:

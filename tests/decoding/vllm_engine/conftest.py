@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from tests.decoding.hf_engine.conftest import write_drawn_statistics
 from tests.decoding.hf_engine.harness import FakeMatcher
+from tests.decoding.steering_vectors import write_vectors
 
 EMBEDDED = Path(__file__).parents[3] / "embedded" / "model"
 
@@ -34,6 +35,7 @@ WITHOUT_VLLM = (
     "worker/test_paged_attention.py",
     "worker/test_sampler_hook_runner.py",
     "worker/test_simulated_device.py",
+    "worker/test_steering_tap.py",
     "worker/test_step_hook_runner.py",
     "worker/test_token_pruning.py",
     "worker/test_vision_attention_tap.py",
@@ -69,6 +71,7 @@ async def start_engine(**settings: Any) -> Any:
     model = settings.pop("model", str(EMBEDDED))
     with TemporaryDirectory() as folder:
         defaults["attention_statistics"] = write_drawn_statistics(Path(model), Path(folder))
+        defaults["vectors"] = write_vectors(Path(model))
         engine = VllmEngine(VllmSettings(model, **{**defaults, **settings}))
         await engine.start()
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
@@ -90,8 +93,11 @@ async def hf_engine() -> AsyncIterator[Any]:
     from decoding.hf_engine.settings import HFSettings
 
     with TemporaryDirectory() as folder:
-        statistics = write_drawn_statistics(EMBEDDED, Path(folder))
-        engine = HFEngine(HFSettings(str(EMBEDDED), attention_statistics=statistics, device="cpu", max_waiting=10_000))
+        files = {
+            "attention_statistics": write_drawn_statistics(EMBEDDED, Path(folder)),
+            "vectors": write_vectors(EMBEDDED),
+        }
+        engine = HFEngine(HFSettings(str(EMBEDDED), device="cpu", max_waiting=10_000, **files))
         await engine.start()
     engine.matcher_service.matcher = FakeMatcher()  # type: ignore[assignment]
     yield engine

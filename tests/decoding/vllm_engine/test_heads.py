@@ -206,7 +206,8 @@ async def test_compiled_model_calls_the_taps(hf_engine: Any, monkeypatch: pytest
     stacks = [
         build_stack("plain"),
         *STACKS.values(),
-        *map(build_stack, ("dola", "deco+vcd", "deco+vhr", "pai", "pai+vhr", "spin")),
+        *map(build_stack, ("dola", "deco+vcd", "deco+vhr", "pai", "pai+vhr", "spin", "steer", "dola+steer+pai")),
+        *(build_stack("steer", steer={"part": part, "positions": "answer"}) for part in ("attention", "feed_forward")),
     ]
     requests = [(strategies, prompt) for prompt in load_prompts(2) for strategies in stacks]
     expected = await generate_all(hf_engine, requests, TOKENS)

@@ -47,7 +47,7 @@ async def test_continued_answer_equals_the_uninterrupted_one(names: str, either:
         assert rest.finish.usage.completion_tokens == LENGTH
 
 
-@pytest.mark.parametrize("names", ["plain", "vcd", "vhr", "pai", "vdgd+vcd"])
+@pytest.mark.parametrize("names", ["plain", "vcd", "vhr", "pai", "steer", "steer the answer", "vdgd+vcd"])
 async def test_foreign_prefix_equals_recomputation(names: str, either: HFEngine, reference: Reference) -> None:
     prefix = (20, 31, 42, 23, 54)
     decoded = reference.decode(STACKS[names], PROMPT, LENGTH, prefix=prefix)

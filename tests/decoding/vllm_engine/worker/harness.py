@@ -143,11 +143,13 @@ class ToyLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.self_attn = nn.Linear(WIDTH, WIDTH)
+        self.mlp = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         residual = hidden_states if residual is None else hidden_states + residual
-        return self.linear(residual).tanh(), residual
+        residual = residual + self.self_attn(residual).tanh()
+        return self.mlp(residual).tanh(), residual
 
 
 class ToyDecoder(nn.Module):
@@ -195,5 +197,6 @@ def sum_layers(decoder: Any, hidden: Tensor, depth: int) -> Tensor:
     """Return the hidden states after some layers, computed by hand."""
     for layer in list(decoder.layers)[:depth]:
         own = layer.layer if isinstance(layer, TappedLayer) else layer
-        hidden = hidden + own.linear(hidden).tanh()
+        hidden = hidden + own.self_attn(hidden).tanh()
+        hidden = hidden + own.mlp(hidden).tanh()
     return hidden

@@ -25,6 +25,7 @@ from decoding.vllm_engine.worker.early_exit_tap import GangEarlyExitTap
 from decoding.vllm_engine.worker.head_shards import HeadShards
 from decoding.vllm_engine.worker.head_tap import GangHeadTap
 from decoding.vllm_engine.worker.model_runner_patch import install_taps
+from decoding.vllm_engine.worker.steering_tap import GangSteeringTap
 from decoding.vllm_engine.worker.step_hook_runner import StepHookRunner
 from tests.decoding.hf_engine.harness import build_stack
 from tests.decoding.vllm_engine.worker.harness import (
@@ -73,7 +74,13 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason() -> None:
     )
     attention = dict.fromkeys(("edit_attention_scores", "gate_heads", "attention", "keep_image_tokens"), other)
     vision = "vLLM's vision tower of this model cannot be tapped: it needs a LLaVA model with a CLIP tower"
-    assert hooks.missing == {"early_exit_layers": reason, **attention, "vision_attention": vision}
+    assert hooks.missing == {
+        "early_exit_layers": reason,
+        "steer": reason,
+        "hidden_states": reason,
+        **attention,
+        "vision_attention": vision,
+    }
     assert hooks.get_stats() == {
         "states": 0,
         "state_bytes": 0,
@@ -91,7 +98,15 @@ def test_model_that_cannot_be_tapped_is_refused_with_the_reason() -> None:
     runner.model.decoder.layers = nn.ModuleList()
     with structlog.testing.capture_logs():
         install_taps(runner, hooks, HeadShards())
-    assert set(hooks.missing) == {"early_exit_layers", *attention, "vision_attention", "head_scales", "probe"}
+    assert set(hooks.missing) == {
+        "early_exit_layers",
+        "steer",
+        "hidden_states",
+        *attention,
+        "vision_attention",
+        "head_scales",
+        "probe",
+    }
 
 
 def test_head_tap_reads_the_captures_of_the_attention_tap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +117,8 @@ def test_head_tap_reads_the_captures_of_the_attention_tap(monkeypatch: pytest.Mo
         install_taps(runner, hooks, HeadShards())
     assert hooks.missing.keys() == {"vision_attention"}
     assert hooks.get_stats()["layers"] == LAYERS
-    early_exits, heads, attention = hooks.taps
+    early_exits, steering, heads, attention = hooks.taps
+    assert isinstance(steering, GangSteeringTap)
     assert isinstance(early_exits, GangEarlyExitTap)
     assert isinstance(heads, GangHeadTap)
     assert isinstance(attention, GangAttentionTap)
@@ -122,7 +138,11 @@ def test_attention_tap_loads_the_statistics_that_the_configuration_names(tmp_pat
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("attention", "The attention is not tapped."), ("vision_attention", "The vision tower is not tapped.")],
+    [
+        ("attention", "The attention is not tapped."),
+        ("vision_attention", "The vision tower is not tapped."),
+        ("hidden_states", "The layers are not tapped."),
+    ],
 )
 def test_probe_fails_if_what_it_captures_is_not_tapped(kind: str, reason: str) -> None:
     """The server refuses such probes at their admission."""

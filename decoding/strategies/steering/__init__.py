@@ -1,0 +1,1 @@
+"""Strategies that edit what leaves a layer."""
