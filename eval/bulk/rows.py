@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from eval.bulk.inputs import import_parquet
 from eval.bulk.items import BulkItem, JobSettings
 from eval.core.answer_store import ReceivedReceipt, StoredAnswer
+from eval.core.parquet import import_parquet
 
 RowFormat = Literal["parquet", "jsonl"]
 
