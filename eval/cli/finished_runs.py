@@ -112,6 +112,17 @@ def compare(
         RunDirectory(out).write_file("compare.md", render_comparison(comparison))
 
 
+def leaderboard(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, of any tasks and models.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("leaderboard.html"),
+) -> None:
+    """Write one page with the strategies of several runs and models, without a server."""
+    from eval.workflows.leaderboard import write_leaderboard
+
+    write_leaderboard(runs, out)
+    typer.echo(out)
+
+
 def track(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     to: Annotated[Literal["wandb", "mlflow"], typer.Option(help="The tracker. Its package is an extra.")],

@@ -38,9 +38,9 @@ SPLIT_EXPLANATION = (
 DETECTION_HEADERS = ("strategy", "signal", "AUROC", "average precision", "check minus this", "DeLong's test")
 DETECTION_EXPLANATION = (
     "A mention is hallucinated by CHAIR's labels. AUROC is the probability that a hallucinated mention is ranked above "
-    "a real one. Check minus this is the AUROC of the check minus that of the signal. Intervals are resampled by image, "
-    "but DeLong's test of this difference takes mentions as independent. A combination of signals is the mean of their "
-    "ranks."
+    "a real one. Check minus this is the AUROC of the check minus that of the signal. Intervals are resampled by "
+    "image, but DeLong's test of this difference takes mentions as independent. A combination of signals is the mean "
+    "of their ranks."
 )
 VERDICT_PHRASES = {
     "better": "is better than",
