@@ -16,8 +16,9 @@ from scipy.stats import rankdata
 from eval.analysis.score_table import ScoreTable
 from eval.benchmarks.chair.tokenizer import locate_tokens
 from eval.core.answer_store import ReceivedClaim, StoredAnswer
+from eval.core.delong import delong_test
 from eval.core.metrics import Floats, divide_or_nan
-from eval.core.results import CalibrationBin, DetectionResult, Estimate, SignalResult
+from eval.core.results import CalibrationBin, DelongComparison, DetectionResult, Estimate, SignalResult
 from eval.core.statistics import Bootstrap, percentile_intervals
 
 CHECK = "check"
@@ -141,6 +142,7 @@ def summarize_mentions(
             auroc=_estimate(area, samples),
             average_precision=_estimate(*average_precision(mentions, name, draws)),
             check_lead=None if name == CHECK else _estimate(check - area, check_samples - samples),
+            delong=None if name == CHECK else _compare_areas(mentions, name),
         )
     return DetectionResult(
         strategy=label,
@@ -151,6 +153,12 @@ def summarize_mentions(
         calibration_error=_estimate(*calibration_error(mentions, draws)),
         calibration=build_calibration_bins(mentions),
     )
+
+
+def _compare_areas(mentions: Sequence[LabelledMention], signal: str) -> DelongComparison:
+    values, is_positive, _ = _as_arrays(mentions, signal)
+    result = delong_test(_as_arrays(mentions, CHECK)[0], values, is_positive)
+    return DelongComparison(low=result.low, high=result.high, p=result.p)
 
 
 def _estimate(value: float, samples: Floats) -> Estimate:

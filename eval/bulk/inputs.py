@@ -9,7 +9,7 @@ import base64
 import binascii
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic_core import from_json
 
 from eval.bulk.items import BulkItem, split_prompts
+from eval.core.parquet import import_parquet, iterate_parquet
 from eval.errors import InputError
 
 T = TypeVar("T")
@@ -24,7 +25,6 @@ T = TypeVar("T")
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 LINE_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-PARQUET_SLICE = 64  # rows of a parquet file in memory
 SEPARATOR = "::"  # between a file and the place inside it
 
 
@@ -136,7 +136,7 @@ def iterate_file(file: Path, name: str, options: InputOptions) -> Iterator[BulkI
     elif lowered.endswith(tuple(LINE_SUFFIXES)):
         yield from _iterate_records(_read_lines(file), file, name, options)
     elif lowered.endswith(".parquet"):
-        yield from _iterate_records(_read_parquet(file), file, name, options)
+        yield from _iterate_records(iterate_parquet(file), file, name, options)
     elif lowered.endswith(ARCHIVE_SUFFIXES):
         yield from _iterate_samples(file, name, options)
     else:
@@ -195,7 +195,7 @@ def build_problem(problem: str) -> BulkItem:
 
 
 def _iterate_records(
-    records: Iterator[tuple[int, dict[str, Any] | str]], file: Path, name: str, options: InputOptions
+    records: Iterable[tuple[int, dict[str, Any] | str]], file: Path, name: str, options: InputOptions
 ) -> Iterator[BulkItem]:
     """Iterate over the items of numbered records. A record that is a text is the problem of its line."""
     for number, record in records:
@@ -244,35 +244,6 @@ def _read_lines(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield number, f"line {number} is not JSON: {error}"
             else:
                 yield number, value if isinstance(value, dict) else f"line {number} is not a JSON object"
-
-
-def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    number = 0
-    parquet = import_parquet()
-    try:
-        with parquet.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(PARQUET_SLICE):
-                for record in batch.to_pylist():
-                    yield number, record
-                    number += 1
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise InputError(f"cannot be read: {error}", file) from None
-
-
-def import_parquet() -> Any:
-    """Import the parquet library.
-
-    Returns:
-        The module.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError("needs pyarrow: pip install '.[batch]' in the folder of OnlySeen", "parquet") from None
-    return pyarrow.parquet
 
 
 def _iterate_samples(file: Path, name: str, options: InputOptions) -> Iterator[BulkItem]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.bulk.executor import BulkExecutor
-from eval.bulk.inputs import InputOptions, count_items, import_parquet, iterate_items
+from eval.bulk.inputs import InputOptions, count_items, iterate_items
 from eval.bulk.items import BulkItem, JobSettings
 from eval.bulk.progress import JobProgress, JobSummary
 from eval.bulk.rows import RowFormat
 from eval.bulk.servers import JobPlan, ServerPool, prepare_job
 from eval.bulk.store import RowStore, StoredJob
+from eval.core.parquet import import_parquet
 from eval.errors import EvaluationError, RunError
 from eval.runs.client import EvalClient
 from eval.runs.request import SamplingSettings

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from eval.bulk.inputs import import_parquet
 from eval.bulk.items import BulkItem, JobSettings
 from eval.core.answer_store import ReceivedReceipt, StoredAnswer
+from eval.core.parquet import import_parquet
 
 RowFormat = Literal["parquet", "jsonl"]
 READ_ROWS = 500  # in memory at a time while a part is written or read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from eval.cli.data import build_pope, fetch_chair
-from eval.cli.finished_runs import compare, export, judge, merge, report, rescore, track, verify
+from eval.cli.finished_runs import compare, export, judge, leaderboard, merge, report, rescore, track, verify
 from eval.cli.reproduce import reproduce
 from eval.cli.run import run
 from eval.cli.score import (
@@ -48,6 +48,7 @@ app.command("judge")(judge)
 app.command("rescore")(rescore)
 app.command("report")(report)
 app.command("compare")(compare)
+app.command("leaderboard")(leaderboard)
 app.command("track")(track)
 app.command("merge")(merge)
 app.command("export")(export)

@@ -112,6 +112,17 @@ def compare(
         RunDirectory(out).write_file("compare.md", render_comparison(comparison))
 
 
+def leaderboard(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, of any tasks and models.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("leaderboard.html"),
+) -> None:
+    """Write one page with the strategies of several runs and models, without a server."""
+    from eval.workflows.leaderboard import write_leaderboard
+
+    write_leaderboard(runs, out)
+    typer.echo(out)
+
+
 def track(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     to: Annotated[Literal["wandb", "mlflow"], typer.Option(help="The tracker. Its package is an extra.")],
@@ -139,14 +150,36 @@ def merge(
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    strategy: Annotated[str, typer.Option(help="Label of the strategy, as in the tables of the run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the files, one for each scope of the task.")],
-    style: Annotated[Literal["official", "llava"], typer.Option(help="Format of the files.")] = "official",
+    folder: Annotated[str, typer.Argument(help="Folder of a run. With --task: `embedded` or data, as in run --data.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    strategy: Annotated[str | None, typer.Option(help="Label of the strategy whose answers are written.")] = None,
+    style: Annotated[Literal["official", "llava"], typer.Option(help="Format of the answers.")] = "official",
+    to: Annotated[
+        Literal["lmms-eval", "vlmevalkit", "inspect"] | None,
+        typer.Option(help="Write the questions for this toolkit, instead of answers."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="With --to: a task, whose questions need no run.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --task: questions of every scope.")] = None,
     data: Annotated[str | None, typer.Option(help="Current data folder, if it has moved.")] = None,
 ) -> None:
-    """Write the answers of a run in the official formats, for the authors' own scripts."""
+    """Write the answers of a run for the authors' scripts, or its yes/no questions for another toolkit."""
+    from eval.errors import EvaluationError
     from eval.workflows.exporter import export_run
+    from eval.workflows.toolkit_export import read_run_questions, read_task_questions, write_questions
 
-    for file in export_run(folder, strategy, out, style, data):
+    if (strategy is None) == (to is None):
+        raise EvaluationError("--strategy, --to: give one of them. Answers need a strategy, and questions a toolkit.")
+    if (task or limit) and to is None:
+        raise EvaluationError("--task, --limit: use them with --to.")
+    if limit and task is None:
+        raise EvaluationError("--limit: use it with --task. The questions of a run have its own limit.")
+    if strategy is not None:
+        for file in export_run(Path(folder), strategy, out, style, data):
+            typer.echo(file)
+        return
+    assert to is not None
+    questions = read_task_questions(task, folder, limit) if task else read_run_questions(Path(folder), data)
+    for file in write_questions(questions, to, out):
         typer.echo(file)
+    if questions.left_out:
+        warn(f"{questions.left_out} questions have no image and are left out.")

@@ -38,7 +38,7 @@ def reproduce(
     retries: Annotated[int, typer.Option(min=0, help="Retries of a failed request, with growing pauses.")] = 5,
 ) -> None:
     """Run the setting of a published table, and show its numbers beside ours."""
-    from eval.core.dataset import resolve_data_folder
+    from eval.hub.data_folder import normalize_data
     from eval.published.records import read_records
     from eval.published.reproduction import (
         HEADERS,
@@ -59,7 +59,7 @@ def reproduce(
         return
     settings = load_settings(table)
     records = read_records(tables) if tables else []
-    folder = data if data == "embedded" else str(resolve_data_folder(data).resolve())
+    folder = normalize_data(data)
     options, labels = build_run_options(settings, folder, model, limit, controls=controls)
     client = EvalClient(base_url, api_key, timeout, attempts=retries + 1, connections=concurrency)
     outcome = run_to_end(options, client, out, concurrency)

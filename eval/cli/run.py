@@ -30,7 +30,9 @@ def run(
     ] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Default: the only model that the server lists.")] = None,
     strategies: Annotated[str, typer.Option(help="plain,vcd,agla:alpha=1.0,agla+vhr:vhr.alpha=2")] = "plain",
-    data: Annotated[str, typer.Option(help="`embedded`, or a folder with images and official files.")] = "embedded",
+    data: Annotated[
+        str, typer.Option(help="`embedded`, a folder of official files, parquet files, or hf:NAME of a dataset.")
+    ] = "embedded",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Number of questions of every scope, spread over images.")
     ] = None,
@@ -85,9 +87,9 @@ def run(
     """Compare strategies on the same questions, images and seeds."""
     from eval.benchmarks.llm_judge import Judge
     from eval.benchmarks.registry import load_task
-    from eval.core.dataset import resolve_data_folder
     from eval.core.task import TaskOptions
     from eval.errors import EvaluationError
+    from eval.hub.data_folder import normalize_data, open_data_folder
     from eval.runs.client import EvalClient
     from eval.runs.plan import Shard
     from eval.runs.preparation import RunOptions
@@ -114,10 +116,10 @@ def run(
         similarity=similarity,
         judge=build_judge_settings(judge, judge_prompt),
     )
-    task = load_task(benchmark, resolve_data_folder(data), task_options)
+    task = load_task(benchmark, open_data_folder(data, benchmark), task_options)
     options = RunOptions(
         task=benchmark,
-        data=data if data == "embedded" else str(resolve_data_folder(data).resolve()),
+        data=normalize_data(data),
         model=model,
         specs=parse_specs(strategies),
         controls=controls,

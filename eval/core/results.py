@@ -291,6 +291,14 @@ class ExtraTable(BaseModel):
     decimals: int = 0
 
 
+class DelongComparison(BaseModel):
+    """DeLong's interval and test of a difference of areas, which take mentions as independent."""
+
+    low: Number
+    high: Number
+    p: Number
+
+
 class SignalResult(BaseModel):
     """How well a signal separates hallucinated mentions from real ones.
 
@@ -298,11 +306,13 @@ class SignalResult(BaseModel):
         auroc: Area under the ROC curve.
         average_precision: Average precision, with hallucinated mentions as positives.
         check_lead: Area of the check minus the area of this signal. None for the check itself.
+        delong: DeLong's test of this difference. None in results of earlier versions, too.
     """
 
     auroc: Estimate
     average_precision: Estimate
     check_lead: Estimate | None = None
+    delong: DelongComparison | None = None
 
 
 class CalibrationBin(BaseModel):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from eval.core.results import (
     BiasResult,
     ControlComparison,
+    DelongComparison,
     DetectionResult,
     Difference,
     Estimate,
@@ -31,6 +34,13 @@ SPLIT_EXPLANATION = (
     "The gain over sampled plain decoding is the sum of three parts. Cut is the gain of the matched control truncate. "
     "Bias is the expected gain if the constant is added to the logit of yes under the same cut and temperature. The "
     "yes ratio then changes as under the strategy. Rest is what remains."
+)
+DETECTION_HEADERS = ("strategy", "signal", "AUROC", "average precision", "check minus this", "DeLong's test")
+DETECTION_EXPLANATION = (
+    "A mention is hallucinated by CHAIR's labels. AUROC is the probability that a hallucinated mention is ranked above "
+    "a real one. Check minus this is the AUROC of the check minus that of the signal. Intervals are resampled by "
+    "image, but DeLong's test of this difference takes mentions as independent. A combination of signals is the mean "
+    "of their ranks."
 )
 VERDICT_PHRASES = {
     "better": "is better than",
@@ -73,6 +83,29 @@ def describe_detection(result: DetectionResult) -> str:
     )
 
 
+def list_detection_rows(results: Sequence[DetectionResult]) -> list[list[str]]:
+    """List the cells of the table of signals, in the order of `DETECTION_HEADERS`."""
+    rows: list[list[str]] = []
+    for result in results:
+        name = result.strategy
+        for signal, each in result.signals.items():
+            areas = [format_estimate(each.auroc), format_estimate(each.average_precision)]
+            lead = [format_estimate(each.check_lead, sign=True), _format_delong(each.delong)]
+            rows.append([name, signal, *areas, *([""] * len(lead) if each.check_lead is None else lead)])
+            name = ""
+    return rows
+
+
+def _format_delong(test: DelongComparison | None) -> str:
+    """Format p-value and interval of DeLong's test."""
+    if test is None or test.p is None:
+        return NO_VALUE
+    text = _format_p(test.p)
+    if test.low is not None and test.high is not None:
+        text += f" [{test.low:+.3f}, {test.high:+.3f}]".replace("-", MINUS)
+    return text
+
+
 def format_interval(estimate: Estimate | Difference, column: MetricColumn, *, sign: bool = False) -> str:
     """Format a confidence interval, or return an empty string if there is none."""
     if estimate.low is None or estimate.high is None:
@@ -87,6 +120,10 @@ def format_p_value(difference: Difference) -> str:
     p = difference.effective_p
     if p is None:
         return ""
+    return _format_p(p)
+
+
+def _format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 

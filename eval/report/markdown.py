@@ -6,6 +6,8 @@ from eval.core.results import DetectionResult, ExtraTable, Results, ScopeResult,
 from eval.report.formatting import (
     BIAS_EXPLANATION,
     BIAS_HEADERS,
+    DETECTION_EXPLANATION,
+    DETECTION_HEADERS,
     NO_VALUE,
     SPLIT_EXPLANATION,
     SPLIT_HEADERS,
@@ -13,12 +15,12 @@ from eval.report.formatting import (
     describe_control_comparison,
     describe_detection,
     describe_size,
-    format_estimate,
     format_interval,
     format_number,
     format_significance,
     format_table_value,
     list_bias_rows,
+    list_detection_rows,
     list_split_rows,
 )
 from eval.report.statements import describe_outcome, describe_strategies
@@ -30,11 +32,6 @@ EXPLANATION = (
     "Each number has its 95 % interval, resampled by {cluster}. Below it is the paired difference to plain decoding "
     "with its interval and its p-value. The p-value is adjusted after Holm over the requested strategies. Detectable "
     "is the smallest true difference that a run of this size detects with a power of 80 %."
-)
-
-DETECTION_EXPLANATION = (
-    "A mention is hallucinated by CHAIR's labels. AUROC is the probability that a hallucinated mention is ranked above "
-    "a real one. Intervals are resampled by image. A combination of signals is the mean of their ranks."
 )
 
 
@@ -61,9 +58,7 @@ def render_markdown(results: Results, manifest: Manifest) -> str:
     for table in results.tables:
         lines += [f"## {table.title}", "", *_render_extra_table(table), ""]
     if results.detection:
-        lines += ["## Detection of hallucinated mentions", "", DETECTION_EXPLANATION, ""]
-    for result in results.detection:
-        lines += [f"### {result.strategy}", "", f"{describe_detection(result)}.", "", *_render_detection(result), ""]
+        lines += _render_detection(results.detection)
     if results.warnings:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in results.warnings), ""]
     lines += ["## Provenance", "", *(f"- `{name}` sha256 {value}" for name, value in manifest.files.items())]
@@ -123,30 +118,20 @@ def _render_extra_table(table: ExtraTable) -> list[str]:
     return render_table(["strategy", *table.headers], rows)
 
 
-def _render_detection(result: DetectionResult) -> list[str]:
-    rows = [
-        [
-            name,
-            format_estimate(signal.auroc),
-            format_estimate(signal.average_precision),
-            format_estimate(signal.check_lead, sign=True),
+def _render_detection(detection: list[DetectionResult]) -> list[str]:
+    """Render all signals of all strategies in one table, and the calibration of each strategy."""
+    rows = [[f"`{name}`" if name else "", *cells] for name, *cells in list_detection_rows(detection)]
+    lines = ["## Detection of hallucinated mentions", "", DETECTION_EXPLANATION, ""]
+    lines += [f"- `{result.strategy}`: {describe_detection(result)}." for result in detection]
+    lines += ["", *render_table([*DETECTION_HEADERS], rows), ""]
+    for result in detection:
+        bins = [
+            [f"{each.low:.1f} to {each.high:.1f}", str(each.mentions), f"{each.probability:.3f}", f"{each.real:.3f}"]
+            for each in result.calibration
         ]
-        for name, signal in result.signals.items()
-    ]
-    bins = [
-        [
-            f"{each.low:.1f} to {each.high:.1f}",
-            str(each.mentions),
-            f"{each.probability:.3f}",
-            f"{each.real:.3f}",
-        ]
-        for each in result.calibration
-    ]
-    return [
-        *render_table(["signal", "AUROC", "average precision", "AUROC of the check minus this"], rows),
-        "",
-        *render_table(["P(yes)", "mentions", "mean P(yes)", "in the image"], bins),
-    ]
+        lines += [f"### Calibration: {result.strategy}", ""]
+        lines += [*render_table(["P(yes)", "mentions", "mean P(yes)", "in the image"], bins), ""]
+    return lines
 
 
 def _render_costs(costs: list[StrategyCost]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from eval.core.results import Difference, MetricColumn, Results, ScopeResult, StrategyResult
-from eval.report.formatting import format_number, format_p_value
+from eval.report.formatting import format_interval, format_number, format_p_value
 
 
 class Statement(NamedTuple):
@@ -99,6 +99,8 @@ def _describe_controls(strategy: str, column: MetricColumn, scope: ScopeResult) 
         for comparison in scope.control_comparisons
         if comparison.strategy == strategy and comparison.differences[column.name].verdict != "better"
     ]
+    if split := _describe_split(strategy, column, scope):
+        return [*parts, split]  # The threshold is a part of it, while plain decoding at a threshold is greedy.
     for control in scope.bias.controls if scope.bias else []:
         metric = control.metrics.get(column.name)
         if control.strategy != strategy or metric is None or metric.bias is None or metric.gain is None:
@@ -107,6 +109,23 @@ def _describe_controls(strategy: str, column: MetricColumn, scope: ScopeResult) 
         parts.append(f"another threshold on p(yes) of plain decoding gives {part} of {column.title}")
         break  # The first one has a threshold for each scope, which favours the control.
     return parts
+
+
+def _describe_split(strategy: str, column: MetricColumn, scope: ScopeResult) -> str:
+    """Describe the parts of a gain over sampled plain decoding, or return an empty string if it is not split."""
+    for split in scope.bias.splits if scope.bias else []:
+        metric = split.metrics.get(column.name)
+        if split.strategy != strategy or metric is None:
+            continue
+        named = [("cut", metric.cut), ("bias", metric.bias), ("rest", metric.rest)]
+        parts = [
+            f"{format_number(part.value, column, sign=True)} {name} {format_interval(part, column, sign=True)}".rstrip()
+            for name, part in named
+            if part is not None
+        ]
+        gain = format_number(metric.gain.value, column, sign=True)
+        return f"of the {gain} points of {column.title} are {', '.join(parts)}"
+    return ""
 
 
 def _describe_cost(strategy: str, results: Results) -> list[str]:

@@ -22,6 +22,7 @@ from eval.core.results import (
 from eval.report.formatting import (
     BIAS_EXPLANATION,
     BIAS_HEADERS,
+    DETECTION_HEADERS,
     MINUS,
     NO_VALUE,
     SPLIT_EXPLANATION,
@@ -30,9 +31,9 @@ from eval.report.formatting import (
     describe_control_comparison,
     describe_detection,
     describe_size,
-    format_estimate,
     format_number,
     list_bias_rows,
+    list_detection_rows,
     list_split_rows,
 )
 from eval.report.statements import describe_outcome, describe_strategies
@@ -63,9 +64,10 @@ def print_results(results: Results, console: Console) -> None:
                 console.print(escape(text), highlight=False)
     _print_bias(overall, results, console)
     console.print(_build_cost_table(results.costs))
+    if results.detection:
+        console.print(_build_detection_table(results.detection))
     for result in results.detection:
-        console.print(_build_detection_table(result))
-        console.print(f"{describe_detection(result)}.", highlight=False)
+        console.print(f"{escape(result.strategy)}: {describe_detection(result)}.", highlight=False)
     for warning in results.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False)
 
@@ -149,17 +151,12 @@ def format_cell(estimate: Estimate, difference: Difference | None, column: Metri
     return f"{text} [{COLOURS[difference.verdict]}]{change}{stars}[/]"
 
 
-def _build_detection_table(result: DetectionResult) -> Table:
-    table = Table(title=f"Detection of hallucinated mentions, {escape(result.strategy)}")
-    for name in ("signal", "AUROC", "average precision", "check minus this"):
-        table.add_column(name, justify="left" if name == "signal" else "right")
-    for name, signal in result.signals.items():
-        table.add_row(
-            name,
-            format_estimate(signal.auroc),
-            format_estimate(signal.average_precision),
-            format_estimate(signal.check_lead, sign=True),
-        )
+def _build_detection_table(detection: list[DetectionResult]) -> Table:
+    table = Table(title="Detection of hallucinated mentions")
+    for name in DETECTION_HEADERS:
+        table.add_column(name, justify="left" if name in {"strategy", "signal"} else "right")
+    for row in list_detection_rows(detection):
+        table.add_row(*map(escape, row))
     return table
 
 

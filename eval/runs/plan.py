@@ -13,9 +13,9 @@ from typing import Any, Literal, Self
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from eval.benchmarks.registry import load_task
-from eval.core.dataset import resolve_data_folder
 from eval.core.task import BenchmarkQuestion, BenchmarkTask, TaskOptions
 from eval.errors import EvaluationError, InputError
+from eval.hub.data_folder import open_data_folder
 from eval.runs.question_sample import sample_questions
 from eval.runs.request import EvalRequest, SamplingSettings, derive_seed
 from eval.runs.stack_spec import StackSpec
@@ -84,7 +84,7 @@ class RunPlan(BaseModel):
 
     Attributes:
         task: Name of the task.
-        data: `embedded`, or the data folder.
+        data: `embedded`, the data folder, or the place of tables that are unpacked.
         model: Name of the model.
         weights: Fingerprint of the weights, if the server reports one.
         arms: The arms, plain decoding first.
@@ -118,8 +118,8 @@ class RunPlan(BaseModel):
 
     @property
     def data_folder(self) -> Path:
-        """The data folder."""
-        return resolve_data_folder(self.data)
+        """The folder with the official files."""
+        return open_data_folder(self.data, self.task)
 
     def load_task(self) -> BenchmarkTask:
         """Create the task."""

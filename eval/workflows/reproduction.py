@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from eval.benchmarks.registry import load_task
-from eval.core.dataset import resolve_data_folder
 from eval.core.task import TaskOptions
 from eval.errors import EvaluationError
+from eval.hub.data_folder import open_data_folder
 from eval.published.settings import TableSettings
 from eval.runs.preparation import RunOptions
 from eval.runs.request import SamplingSettings
@@ -35,7 +35,7 @@ def build_run_options(
     options = TaskOptions(
         suffix=settings.suffix, prompt=settings.prompt, parser=settings.parser, variant=settings.variant
     )
-    task = load_task(settings.task, resolve_data_folder(data), options)
+    task = load_task(settings.task, open_data_folder(data, settings.task), options)
     if task.needs_judge:
         raise EvaluationError(f"{settings.title}: tables of {settings.task} need a judge. Use `run {settings.task}`.")
     run_options = RunOptions(

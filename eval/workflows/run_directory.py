@@ -95,6 +95,22 @@ class RunDirectory:
                 raise InputError(f"is not a {file.stem} of a run: {describe_error(error)}", file) from None
         return None
 
+    def load_results(self) -> Results:
+        """Load the results of a finished run.
+
+        Returns:
+            The results.
+
+        Raises:
+            InputError: The file results.json is missing or cannot be parsed.
+        """
+        try:
+            return Results.model_validate_json(self.results_file.read_bytes())
+        except OSError:
+            raise InputError("no such file. Is this the folder of a finished run?", self.results_file) from None
+        except ValidationError as error:
+            raise InputError(f"not results: {describe_error(error)}", self.results_file) from None
+
     def load_verdicts(self) -> dict[str, str]:
         """Load the verdicts of judges, by the hash of judge and prompt. A run without a judge has none."""
         if not self.verdicts_file.is_file():

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from eval.core.answer_store import describe_error
 from eval.core.results import Results
-from eval.errors import EvaluationError, InputError
+from eval.errors import EvaluationError
 from eval.runs.manifest import read_manifest
 from eval.workflows.run_directory import RunDirectory
 
@@ -64,24 +61,15 @@ def track_run(path: Path, tracker: str, project: str, location: str | None = Non
 
 
 def read_tracked_run(path: Path) -> TrackedRun:
-    """Read results and manifest of a run.
+    """Read results and manifest of a run. A folder without them raises `InputError`.
 
     Args:
         path: Folder of the run.
 
     Returns:
         The data for a tracker.
-
-    Raises:
-        InputError: results.json is missing or cannot be parsed.
     """
-    manifest, directory = read_manifest(path), RunDirectory(path)
-    try:
-        results = Results.model_validate_json(directory.results_file.read_bytes())
-    except OSError:
-        raise InputError("no such file. Is this the folder of a finished run?", directory.results_file) from None
-    except ValidationError as error:
-        raise InputError(f"not results: {describe_error(error)}", directory.results_file) from None
+    manifest, results = read_manifest(path), RunDirectory(path).load_results()
     plan = manifest.plan
     settings = {
         "task": plan.task,

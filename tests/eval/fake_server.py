@@ -129,7 +129,10 @@ class ScriptedServer:
     def _build_completion(self, request: dict[str, Any], reply: ScriptedReply) -> dict[str, Any]:
         tokens = len(reply.text.split()) + 1
         document: dict[str, Any] = {
+            "id": "chatcmpl-1",
             "object": "chat.completion",
+            "created": 0,
+            "model": request["model"],
             "choices": [
                 {"index": 0, "message": {"role": "assistant", "content": reply.text}, "finish_reason": reply.finish}
             ],

@@ -23,7 +23,7 @@ OBJECT = re.compile(r"\ban? (.+) in the iman?ge\b", re.IGNORECASE)
 LISTED = 3  # unanswered questions that an error names
 
 QuestionKey = tuple[str, str]
-"""File name of the image, and the object or, in a question of another form, its text."""
+"""File name of the image without suffix, and the object or, in a question of another form, its text."""
 
 
 class AskedQuestion(NamedTuple):
@@ -194,9 +194,9 @@ def relabel_answers(
 
 
 def build_key(image: str, text: str) -> QuestionKey:
-    """Build the key of a question from the name of its image and its text."""
+    """Build the key of a question from its image and its text. Copies of POPE differ in the format of images."""
     named = OBJECT.search(text)
-    return Path(image).name, named[1] if named else text
+    return Path(image).stem, named[1] if named else text
 
 
 def _read_key(question: JsonRecord) -> QuestionKey:

@@ -73,6 +73,12 @@ def test_areas_equal_their_definition(seed: int) -> None:
     assert lead is not None
     assert lead.value == pytest.approx(area_by_pairs(mentions, "check") - area_by_pairs(mentions, "grounding"))
     assert result.signals["check"].check_lead is None
+    assert result.signals["check"].delong is None
+    test = result.signals["grounding"].delong
+    assert test is not None
+    assert test.low is not None
+    assert test.high is not None
+    assert (test.low + test.high) / 2 == pytest.approx(lead.value)
 
 
 def test_intervals_resample_images() -> None:
@@ -142,6 +148,7 @@ def test_run_reports_detection_for_each_strategy(data: Path, tmp_path: Path) -> 
         text = (tmp_path / "run" / report).read_text()
         assert "Detection of hallucinated mentions" in text
         assert "average precision" in text
+        assert text.count("DeLong&#39;s test</th>" if report.endswith("html") else "| DeLong's test |") == 1
     assert "Calibration of the check" in (tmp_path / "run" / "report.html").read_text()
     assert invoke("verify", tmp_path / "run").exit_code == 0
 

@@ -6,12 +6,15 @@ import pytest
 
 from eval.core.results import (
     ArmSummary,
+    BiasResult,
     ControlComparison,
     Difference,
     Estimate,
+    GainSplit,
     MetricColumn,
     Results,
     ScopeResult,
+    SplitMetric,
     StrategyCost,
     StrategyResult,
 )
@@ -133,3 +136,17 @@ def test_the_outcome_names_the_strategies_that_are_better(results: Results) -> N
 def test_equal_answers_are_stated(results: Results) -> None:
     results.scopes[0].rows[2].against_plain["chair_s"] = build_difference(0, 1, "unclear", gained=0, lost=0)
     assert dict(describe_strategies(results))["vcd"] == "CHAIR_s: no question differs."
+
+
+def test_the_gain_of_a_sampled_strategy_is_split_in_its_sentence(results: Results) -> None:
+    parts = {"gain": Estimate(value=-0.13), "bias": Estimate(value=-0.02), "rest": Estimate(value=-0.01, low=-0.03)}
+    parts["rest"].high = 0.02
+    metric = SplitMetric(plain=0.5, strategy=0.37, cut=Estimate(value=-0.1), **parts)
+    split = GainSplit(strategy="vhr", control="truncate", added=0.1, metrics={"chair_s": metric})
+    bias = BiasResult(answers=9, left_out=0, bounded=0, auroc=Estimate(value=0.9), controls=[], splits=[split])
+    results.scopes[0].bias = bias
+    sentence = dict(describe_strategies(results))["vhr"].replace("\N{MINUS SIGN}", "-")
+    assert "of the -13.0 points of CHAIR_s are -10.0 cut, -2.0 bias, -1.0 rest [-3.0, +2.0];" in sentence
+    metric.cut = None
+    sentence = dict(describe_strategies(results))["vhr"].replace("\N{MINUS SIGN}", "-")
+    assert "are -2.0 bias, -1.0 rest" in sentence

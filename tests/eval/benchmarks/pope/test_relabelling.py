@@ -92,7 +92,7 @@ def test_a_label_without_an_answer_needs_a_flag(tmp_path: Path, labels: Path) ->
     questions = write_jsonl(tmp_path / "q.json", rows)
     answers = write_jsonl(tmp_path / "a.jsonl", [{"answer": "Yes"}] * 5)
     pairs = read_labelled_answers(questions, answers, OFFICIAL)
-    with pytest.raises(InputError, match=r"has 2 labels of questions that .* lacks \(b.jpg: bed; b.jpg: vase\)"):
+    with pytest.raises(InputError, match=r"has 2 labels of questions that .* lacks \(b: bed; b: vase\)"):
         relabel_answers(questions, pairs, labels, OFFICIAL)
     found = relabel_answers(questions, pairs, labels, OFFICIAL, allow_missing=True)
     assert (len(found.pairs.labels), found.unanswered) == (4, 2)
