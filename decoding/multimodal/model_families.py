@@ -71,12 +71,35 @@ FAMILIES = MappingProxyType(
         "qwen3_vl_moe": ModelFamily(
             "Qwen3-VL-MoE", processor_class="Qwen3VLProcessor", per_token=("mm_token_type_ids",)
         ),
-        "glm4v": ModelFamily("GLM-4.1V", processor_class="Glm4vProcessor", per_token=("mm_token_type_ids",)),
+        "glm4v": ModelFamily(
+            "GLM-4.1V",
+            feed_forward_path="post_mlp_layernorm",
+            attention_path="post_self_attn_layernorm",
+            processor_class="Glm4vProcessor",
+            per_token=("mm_token_type_ids",),
+        ),
         "glm4v_moe": ModelFamily("GLM-4.5V", processor_class="Glm4vProcessor", per_token=("mm_token_type_ids",)),
-        "glm46v": ModelFamily("GLM-4.6V-Flash", processor_class="Glm46VProcessor", per_token=("mm_token_type_ids",)),
-        "glm_ocr": ModelFamily("GLM-OCR", processor_class="Glm46VProcessor", per_token=("mm_token_type_ids",)),
+        "glm46v": ModelFamily(
+            "GLM-4.6V-Flash",
+            feed_forward_path="post_mlp_layernorm",
+            attention_path="post_self_attn_layernorm",
+            processor_class="Glm46VProcessor",
+            per_token=("mm_token_type_ids",),
+        ),
+        "glm_ocr": ModelFamily(
+            "GLM-OCR",
+            feed_forward_path="post_mlp_layernorm",
+            attention_path="post_self_attn_layernorm",
+            processor_class="Glm46VProcessor",
+            per_token=("mm_token_type_ids",),
+        ),
         "paddleocr_vl": ModelFamily("PaddleOCR-VL", per_token=("mm_token_type_ids",)),
-        "exaone4_5": ModelFamily("EXAONE 4.5", processor_class="Exaone4_5_Processor"),
+        "exaone4_5": ModelFamily(
+            "EXAONE 4.5",
+            feed_forward_path="post_feedforward_layernorm",
+            attention_path="post_attention_layernorm",
+            processor_class="Exaone4_5_Processor",
+        ),
         "video_llama_3": ModelFamily("VideoLLaMA 3", processor_class="VideoLlama3Processor"),
         "lighton_ocr": ModelFamily("LightOnOCR", padded=("pixel_values",)),
         "instructblip": ModelFamily(

@@ -10,6 +10,7 @@ from decoding import registry
 from decoding.hf_engine import engine
 from decoding.hf_engine.settings import DEFAULT_CONTEXTS
 from decoding.matcher import model
+from decoding.multimodal import vector_files
 from decoding.text import grammar
 from decoding.text.grammar_check import LIMITS
 from server import __main__ as main
@@ -91,6 +92,8 @@ FIXED = {
     "Time of a batch, on the wall clock": batches.COMPLETION_WINDOW / 3600,
     "Results in memory that the storage does not take": runner.MAX_UNSTORED_BYTES / 1_000_000,
     "Relevance maps in the matcher's cache": model.CACHE_SIZE,
+    "File of steering vectors": vector_files.MAX_FILE_BYTES >> 20,
+    "Steering vectors of all files that requests have named": vector_files.MAX_BYTES >> 30,
 }
 ROWS = {"Rows in one batch of the transformers engine": "hf", "Rows in one batch of the vLLM engine": "vllm"}
 
