@@ -26,7 +26,8 @@ async def is_free(engine: Any) -> bool:
         and report["free_blocks"] == report["blocks"] - 1
         and engine.client.llm.output_processor.get_num_unfinished_requests() == 0
         and not engine._reservations
-        and not engine._state_handles.known
+        # Vectors of a file stay, for the next request that names it.
+        and all(handle.startswith("vectors-") for handle in engine._state_handles.known)
     )
 
 
