@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from collections.abc import Sequence
 
 from bench.harness.chat_requests import build_request
 from bench.harness.server_process import ServerProcess
@@ -122,6 +123,23 @@ def build_checked_request(seed: int) -> bytes:
     return json.dumps(build_request(image, **fields)).encode()
 
 
+def build_long_request() -> bytes:
+    """Return a body that asks for the largest answers about the largest image."""
+    image = draw_noise("RGB", COSTLY_SIDE, 0, "png", compress_level=1)
+    fields = {"max_tokens": 400, "logprobs": True, "top_logprobs": 20, "decoding": {"strategy": "vcd+icd+m3id"}}
+    return json.dumps(build_request(image, **LONG_ANSWERS | fields)).encode()
+
+
+async def attack_with_answers(server: ServerProcess, table: AttackTable) -> None:
+    """Send one request for the largest answers.
+
+    Args:
+        server: A fresh server, which has not yet taken memory for others.
+        table: Gets a row.
+    """
+    await _add_answers(server, table, ANSWERS, [build_long_request()])
+
+
 async def attack_with_checked_answers(server: ServerProcess, table: AttackTable) -> None:
     """Send requests that take memory of every kind, each with an image and a schema of its own.
 
@@ -129,26 +147,12 @@ async def attack_with_checked_answers(server: ServerProcess, table: AttackTable)
         server: A fresh server.
         table: Gets a row.
     """
-    if not table.is_selected(CHECKED_ANSWERS):
+    await _add_answers(server, table, CHECKED_ANSWERS, [build_checked_request(seed) for seed in range(PARALLEL)])
+
+
+async def _add_answers(server: ServerProcess, table: AttackTable, name: str, bodies: Sequence[bytes]) -> None:
+    if not table.is_selected(name):
         return
-    bodies = [build_checked_request(seed) for seed in range(PARALLEL)]
     with measure_cost(server) as cost:
         answers = await asyncio.gather(*(post(server.port, CHAT, body) for body in bodies))
-    table.add(CHECKED_ANSWERS, PARALLEL, count_outcomes(answers), cost=cost)
-
-
-async def attack_with_answers(server: ServerProcess, table: AttackTable) -> None:
-    """Request the largest answers about the largest image, on a server that has not yet taken memory for others.
-
-    Args:
-        server: A fresh server.
-        table: Gets a row.
-    """
-    if not table.is_selected(ANSWERS):
-        return
-    image = draw_noise("RGB", COSTLY_SIDE, 0, "png", compress_level=1)
-    fields = {"max_tokens": 400, "logprobs": True, "top_logprobs": 20, "decoding": {"strategy": "vcd+icd+m3id"}}
-    body = json.dumps(build_request(image, **LONG_ANSWERS | fields)).encode()
-    with measure_cost(server) as cost:
-        answer = await post(server.port, CHAT, body)
-    table.add(ANSWERS, 1, count_outcomes([answer]), cost=cost)
+    table.add(name, len(bodies), count_outcomes(answers), cost=cost)
