@@ -156,8 +156,13 @@ def _list_numbers(
             change = {"row": f"{name} - {BASELINE}", "value": _convert(difference, column), "published": changes}
             yield number.model_copy(update=change)
     for row in scope.constant_rows:
-        value = _convert(row.metrics[column.name], column)
-        yield ReproducedNumber(scope=scope.scope, metric=column.title, row=row.strategy, value=value, published=[])
+        yield ReproducedNumber(
+            scope=scope.scope,
+            metric=column.title,
+            row=row.strategy,
+            value=_convert(row.metrics[column.name], column),
+            published=[],
+        )
 
 
 def _convert(estimate: Estimate | Difference, column: MetricColumn) -> Estimate:

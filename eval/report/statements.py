@@ -98,7 +98,7 @@ def _recommend_clean(rows: list[StrategyResult], scope: ScopeResult, results: Re
     sentence += "".join(f" {warning}." for warning in best.warnings)
     if others:
         names = ", ".join(
-            f"{row.strategy} ({cost[0]})" if (cost := _describe_cost(row.strategy, results)) else row.strategy
+            f"{row.strategy} ({parts[0]})" if (parts := _describe_cost(row.strategy, results)) else row.strategy
             for row in others
         )
         sentence += f" Smaller gains at no price: {names}. The strategies are not tested against each other."
