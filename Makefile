@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := 2.13.0
 VLLM_TESTS := tests/decoding/vllm_engine
+TOOLKIT_TESTS := tests/eval/toolkits
 
-.PHONY: install install-vllm serve test test-vllm check format docs train
+.PHONY: install install-vllm install-toolkits serve test test-vllm test-toolkits check format docs train
 
 install: .venv/installed
 
@@ -32,6 +33,21 @@ install-vllm: .venv-vllm/installed
 
 test-vllm: install-vllm
 	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest --numprocesses 2 --dist loadfile --maxfail 10 $(VLLM_TESTS)
+
+# Toolkits pin other packages, and ms-vlmeval requires many that the tests do not use.
+install-toolkits: .venv-toolkits/installed
+
+.venv-toolkits/installed: pyproject.toml $(TOOLKIT_TESTS)/requirements.txt
+	rm -rf .venv-toolkits
+	$(PYTHON) -m venv .venv-toolkits
+	.venv-toolkits/bin/pip install --quiet torch==$(TORCH)
+	.venv-toolkits/bin/pip install --quiet --editable '.[dev]'
+	.venv-toolkits/bin/pip install --quiet --requirement $(TOOLKIT_TESTS)/requirements.txt
+	.venv-toolkits/bin/pip install --quiet --no-deps ms-vlmeval==0.0.20
+	touch $@
+
+test-toolkits: install-toolkits
+	OMP_NUM_THREADS=1 .venv-toolkits/bin/pytest $(TOOLKIT_TESTS)
 
 check: install
 	$(BIN)/ruff format --check .

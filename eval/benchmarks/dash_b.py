@@ -27,10 +27,16 @@ TRUE_NEGATIVE_RATE = ({"tn": 1.0}, {"negative": 1.0})
 TRUE_POSITIVE_RATE = ({"tp": 1.0}, {"positive": 1.0})
 
 METRICS = (
-    Metric("accuracy", "ACC", {"right": 1}, ALL, per_question=True, primary=True),
-    Metric("tnr", "TNR", *TRUE_NEGATIVE_RATE),
-    Metric("tpr", "TPR", *TRUE_POSITIVE_RATE),
-    Metric("harmonic_mean", "Harmonic Mean", *TRUE_NEGATIVE_RATE, second=TRUE_POSITIVE_RATE),
+    Metric("accuracy", "ACC", {"right": 1}, ALL, per_question=True, primary=True, meaning="share of right answers"),
+    Metric("tnr", "TNR", *TRUE_NEGATIVE_RATE, meaning="share of absent objects that are denied"),
+    Metric("tpr", "TPR", *TRUE_POSITIVE_RATE, meaning="share of present objects that are confirmed"),
+    Metric(
+        "harmonic_mean",
+        "Harmonic Mean",
+        *TRUE_NEGATIVE_RATE,
+        second=TRUE_POSITIVE_RATE,
+        meaning="harmonic mean of TNR and TPR",
+    ),
     Metric("yes_ratio", "Yes", {"yes": 1}, ALL, better="neither"),
 )
 

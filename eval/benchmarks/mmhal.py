@@ -27,11 +27,29 @@ IMAGE_FOLDERS = ("images", ".")
 ALL = {"n": 1.0}
 
 METRICS = (
-    Metric("rating", "Rating", {"rating": 1}, ALL, percent=False, primary=True),
     Metric(
-        "hallucination_rate", "Hallucinated", {"hallucinated": 1}, ALL, better="lower", per_question=True, primary=True
+        "rating", "Rating", {"rating": 1}, ALL, percent=False, primary=True, meaning="mean rating of the judge, 0 to 6"
     ),
-    Metric("words", "Words", {"words": 1}, ALL, better="neither", percent=False, max_relative_change=0.15),
+    Metric(
+        "hallucination_rate",
+        "Hallucinated",
+        {"hallucinated": 1},
+        ALL,
+        better="lower",
+        per_question=True,
+        primary=True,
+        meaning="share of answers that the judge rates below 3",
+    ),
+    Metric(
+        "words",
+        "Words",
+        {"words": 1},
+        ALL,
+        better="neither",
+        percent=False,
+        max_relative_change=0.15,
+        meaning="number of words of an answer",
+    ),
 )
 
 

@@ -41,8 +41,15 @@ PATTERNS = tuple(
 )
 
 METRICS = (
-    Metric("pair_accuracy", "Pairs", {"both": 1}, {"pairs": 1}, primary=True),
-    Metric("accuracy", "Accuracy", {"right": 1}, ALL, per_question=True),
+    Metric(
+        "pair_accuracy",
+        "Pairs",
+        {"both": 1},
+        {"pairs": 1},
+        primary=True,
+        meaning="share of pairs with both answers right",
+    ),
+    Metric("accuracy", "Accuracy", {"right": 1}, ALL, per_question=True, meaning="share of right answers"),
     Metric("a_ratio", "A", {"a": 1}, ALL, better="neither"),
 )
 

@@ -27,6 +27,7 @@ class Metric:
         primary: Whether the metric decides if a strategy beats its control.
         max_relative_change: Reports warn of a larger change, relative to plain decoding.
         second: Weights of numerator and denominator of a second ratio. The metric is then the harmonic mean of both.
+        meaning: The value in words, for readers who do not know the benchmark.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metric:
     primary: bool = False
     max_relative_change: float | None = None
     second: tuple[Mapping[str, float], Mapping[str, float]] | None = None
+    meaning: str = ""
 
     def is_positive(self, counts: Mapping[str, float]) -> bool:
         """Return the outcome of one question, for a metric that is per question."""

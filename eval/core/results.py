@@ -242,6 +242,7 @@ class MetricColumn(BaseModel):
     better: Literal["higher", "lower", "neither"]
     percent: bool
     primary: bool
+    meaning: str = ""
 
     @classmethod
     def from_metric(cls, metric: Metric) -> MetricColumn:
@@ -252,6 +253,7 @@ class MetricColumn(BaseModel):
             better=metric.better,
             percent=metric.percent,
             primary=metric.primary,
+            meaning=metric.meaning,
         )
 
 

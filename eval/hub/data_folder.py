@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from eval.core.dataset import resolve_data_folder
-from eval.hub.layouts import OfficialFolder, write_official_folder
+from eval.core.hashing import hash_file, hash_json
+from eval.hub.layouts import OfficialFolder, list_companions, write_official_folder
 from eval.hub.rows import (
     DATASET_PREFIX,
     HubRow,
@@ -43,8 +44,8 @@ def open_data_folder(data: str, task: str) -> Path:
         if is_saved_dataset(path):
             return _unpack_dataset(data, task)
         if tables := list_tables(path):
-            source = path if path.is_dir() else path.parent
-            return _unpack(task, hash_tables(tables), iterate_tables(tables), source)
+            companions = list_companions(task, data, path if path.is_dir() else path.parent)
+            return _unpack(task, hash_tables(tables), iterate_tables(tables), companions)
     return resolve_data_folder(data)
 
 
@@ -63,10 +64,13 @@ def get_cache_folder() -> Path:
 @cache
 def _unpack_dataset(data: str, task: str) -> Path:
     dataset = load_dataset(data)
-    return _unpack(task, dataset.hash, dataset.iterate_rows(), None)
+    companions = list_companions(task, data, dataset.folder)
+    return _unpack(task, dataset.hash, dataset.iterate_rows(), companions)
 
 
-def _unpack(task: str, key: str, rows: Iterable[HubRow], source: Path | None) -> Path:
+def _unpack(task: str, key: str, rows: Iterable[HubRow], companions: Sequence[Path]) -> Path:
+    if companions:
+        key = hash_json([key, *map(hash_file, companions)])
     folder = get_cache_folder() / f"{task}-{LAYOUT_VERSION}-{key[:KEY_LENGTH]}"
     if folder.is_dir():
         return folder
@@ -74,7 +78,7 @@ def _unpack(task: str, key: str, rows: Iterable[HubRow], source: Path | None) ->
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{task}-") as temporary:
         unpacked = Path(temporary) / "data"
         unpacked.mkdir()
-        write_official_folder(task, rows, OfficialFolder(unpacked, source))
+        write_official_folder(task, rows, OfficialFolder(unpacked, companions))
         with suppress(OSError):  # Another process has unpacked the same tables.
             unpacked.rename(folder)
     return resolve_data_folder(str(folder))

@@ -6,14 +6,15 @@ import hashlib
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from eval.core.task import CONSTANT_ANSWERS
-from eval.errors import EvaluationError
+from eval.errors import EvaluationError, InputError
 from eval.hub.rows import IMAGE_COLUMN, HubRow
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
@@ -23,7 +24,9 @@ HALLUSIONBENCH_COLUMNS = (
     "category", "subcategory", "visual_input", "set_id", "figure_id", "question_id", "question", "gt_answer",
 )  # fmt: skip
 OPTIONAL_COLUMNS = ("sample_note", "gt_answer_details", "filename")
-AMBER_FILES = ("relation.json", "safe_words.txt")  # of the authors' repository, which no table has
+COMPANIONS: Mapping[str, Sequence[str]] = {"amber-generative": ("relation.json", "safe_words.txt")}
+"""Files of the authors' repositories that tasks need beside their tables."""
+OBJECTS_COLUMN = "image_content"
 
 
 class OfficialFolder:
@@ -31,12 +34,12 @@ class OfficialFolder:
 
     Args:
         path: The folder.
-        source: Folder of the tables, which may have more official files.
+        companions: Official files that no table has.
     """
 
-    def __init__(self, path: Path, source: Path | None = None) -> None:
+    def __init__(self, path: Path, companions: Sequence[Path] = ()) -> None:
         self.path = path
-        self.source = source
+        self.companions = companions
         self._hashes: dict[str, str] = {}
 
     def write_image(self, row: HubRow, folder: str, name: str = "", *, suffix: str | None = None) -> str:
@@ -224,9 +227,8 @@ def write_amber(rows: Iterable[HubRow], folder: OfficialFolder) -> None:
         folder.write_json(f"query/query_{kind}.json", listed)
     numbers = range(1, max(annotations, default=0) + 1)
     folder.write_json("annotations.json", [annotations.get(number, {"id": number}) for number in numbers])
-    for name in AMBER_FILES:
-        if folder.source is not None and (folder.source / name).is_file():
-            folder.write_text(name, (folder.source / name).read_text(encoding="utf-8"))
+    for file in folder.companions:
+        folder.write_text(file.name, file.read_text(encoding="utf-8"))
 
 
 def write_mmhal(rows: Iterable[HubRow], folder: OfficialFolder) -> None:
@@ -237,8 +239,18 @@ def write_mmhal(rows: Iterable[HubRow], folder: OfficialFolder) -> None:
         question: dict[str, Any] = {name: row.get_text(name) for name in columns if name in row.values}
         name = Path(row.get_text("image_src")).name
         written = folder.write_image(row, "images", name)
-        questions.append({**question, "image_src": written, "image_content": row.get_texts("image_content")})
+        questions.append({**question, "image_src": written, "image_content": _read_objects(row)})
     folder.write_json("response_template.json", questions)
+
+
+def _read_objects(row: HubRow) -> list[str]:
+    """Read the objects of an image. Tables made by the authors' loading script have them as values of `class`."""
+    value = row.values.get(OBJECTS_COLUMN)
+    if isinstance(value, Mapping):
+        value = value.get("class")
+    elif isinstance(value, list):
+        value = [each.get("class") if isinstance(each, Mapping) else each for each in value]
+    return replace(row, values={**row.values, OBJECTS_COLUMN: value}).get_texts(OBJECTS_COLUMN)
 
 
 def _read_answer(row: HubRow, *columns: str) -> str:
@@ -258,6 +270,29 @@ LAYOUTS: Mapping[str, Callable[[Iterable[HubRow], OfficialFolder], None]] = {
     "amber-generative": write_amber,
     "mmhal": write_mmhal,
 }
+
+
+def list_companions(task: str, data: str, folder: Path | None) -> list[Path]:
+    """List the official files that a task needs beside its tables.
+
+    Args:
+        task: Name of the task.
+        data: The value of `--data`.
+        folder: Folder of the tables. None for a dataset without one.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: One of them is missing.
+    """
+    names = COMPANIONS.get(task, ())
+    files = [folder / name for name in names] if folder else []
+    if missing := [file.name for file in files if not file.is_file()] or ([] if files else names):
+        problem = f"{task} also needs {' and '.join(missing)} of the authors' repository"
+        place = "in this folder" if folder else "in a folder with the downloaded tables, and name that folder"
+        raise InputError(f"{problem}. Put them {place}", folder or data, None, "--data")
+    return files
 
 
 def write_official_folder(task: str, rows: Iterable[HubRow], folder: OfficialFolder) -> None:

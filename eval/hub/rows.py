@@ -170,11 +170,13 @@ class LoadedDataset:
         name: Name for errors.
         splits: Name of each split, and its rows. Images are not decoded.
         hash: Hash of the content.
+        folder: Local folder of the dataset, None if only the library knows it.
     """
 
     name: str
     splits: list[tuple[str, Any]]
     hash: str
+    folder: Path | None = None
 
     def iterate_rows(self) -> Iterator[HubRow]:
         """Iterate over the rows of all splits."""
@@ -200,17 +202,54 @@ def load_dataset(name: str) -> LoadedDataset:
     except ImportError:
         raise InputError("needs the package datasets: pip install datasets", name, None, "--data") from None
     place, _, config = name.removeprefix(DATASET_PREFIX).partition(":")
+    path = Path(place).expanduser()
+    folder = path if path.is_dir() else None
     try:
-        if is_saved_dataset(Path(place).expanduser()):
-            loaded = datasets.load_from_disk(str(Path(place).expanduser()))
+        if is_saved_dataset(path):
+            loaded = datasets.load_from_disk(str(path))
+        elif folder:
+            loaded = datasets.load_dataset(str(folder), config or None)
         else:
-            loaded = datasets.load_dataset(place, config or None)
+            loaded, folder = _load_named(datasets, place, config or None)
     except (OSError, ValueError, RuntimeError) as error:  # the errors of the library and of the hub are these
         raise InputError(f"cannot be loaded: {error}", name, None, "--data") from None
     splits = list(loaded.items()) if isinstance(loaded, Mapping) else [(str(loaded.split or ""), loaded)]
     undecoded = [(str(split), _keep_encoded(rows, datasets)) for split, rows in splits]
     hashes = [[split, [hash_file(Path(each["filename"])) for each in rows.cache_files]] for split, rows in splits]
-    return LoadedDataset(name, undecoded, hash_json([hashes, [len(rows) for _, rows in splits]]))
+    return LoadedDataset(name, undecoded, hash_json([hashes, [len(rows) for _, rows in splits]]), folder)
+
+
+def _load_named(datasets: Any, name: str, config: str | None) -> tuple[Any, Path | None]:
+    """Load a dataset from the hub or from the cache of the library.
+
+    Without a connection the library reads only datasets that it has loaded before, and no downloaded repositories.
+
+    Args:
+        datasets: The library.
+        name: Name of the dataset.
+        config: Name of the configuration.
+
+    Returns:
+        The splits, and the folder of the repository if it is read from the cache of downloads.
+
+    Raises:
+        ConnectionError: There is no connection, and no cache has the dataset.
+    """
+    try:
+        return datasets.load_dataset(name, config), None
+    except ConnectionError:
+        if (folder := _find_download(name)) is None:
+            raise
+        return datasets.load_dataset(str(folder), config), folder
+
+
+def _find_download(name: str) -> Path | None:
+    """Return the folder of a repository in the cache of downloads of the hub, None if it is not there."""
+    hub = importlib.import_module("huggingface_hub")  # a requirement of datasets
+    try:
+        return Path(hub.snapshot_download(name, repo_type="dataset", local_files_only=True))
+    except (OSError, ValueError):
+        return None
 
 
 def _keep_encoded(rows: Any, datasets: Any) -> Any:

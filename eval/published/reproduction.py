@@ -126,7 +126,7 @@ def _list_numbers(
     sources: Sequence[PublishedRecord],
     labels: dict[str, str],
 ) -> Iterator[ReproducedNumber]:
-    """Yield the number of every strategy, and its difference to the baseline of the same run or paper."""
+    """Yield the number of every strategy, its difference to the baseline of the same source, and constant answers."""
     published, column = metric
     results = {row.strategy: row for row in scope.rows}
     for name in (BASELINE, *settings.strategies):
@@ -155,6 +155,14 @@ def _list_numbers(
         if (difference := row.against_plain.get(column.name)) is not None:
             change = {"row": f"{name} - {BASELINE}", "value": _convert(difference, column), "published": changes}
             yield number.model_copy(update=change)
+    for row in scope.constant_rows:
+        yield ReproducedNumber(
+            scope=scope.scope,
+            metric=column.title,
+            row=row.strategy,
+            value=_convert(row.metrics[column.name], column),
+            published=[],
+        )
 
 
 def _convert(estimate: Estimate | Difference, column: MetricColumn) -> Estimate:

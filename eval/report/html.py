@@ -19,7 +19,7 @@ from eval.core.answer_store import StoredAnswer
 from eval.core.results import Results
 from eval.core.task import Score
 from eval.report import formatting, plots
-from eval.report.statements import describe_outcome, describe_strategies
+from eval.report.statements import describe_strategies, explain_metrics, recommend_strategy
 from eval.runs.manifest import Manifest
 
 MAX_SIDE = 360  # pixels of a scaled image
@@ -40,7 +40,8 @@ def render_html(results: Results, manifest: Manifest, table: ScoreTable) -> str:
         gallery=_build_gallery(table),
         fmt=formatting,
         statements=describe_strategies(results),
-        outcome=describe_outcome(results),
+        recommendation=recommend_strategy(results),
+        explanation=explain_metrics(results),
         # matplotlib escapes the labels of these SVG files.
         difference_plot=Markup(plots.plot_differences(overall, results)),
         pareto_plot=Markup(plots.plot_pareto(overall, results)),

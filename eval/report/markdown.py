@@ -23,7 +23,7 @@ from eval.report.formatting import (
     list_detection_rows,
     list_split_rows,
 )
-from eval.report.statements import describe_outcome, describe_strategies
+from eval.report.statements import describe_strategies, explain_metrics, recommend_strategy
 from eval.runs.manifest import Manifest
 
 ESCAPED_PIPE = r"\|"
@@ -40,8 +40,9 @@ def render_markdown(results: Results, manifest: Manifest) -> str:
     decoding = "greedy" if results.greedy else f"temperature {manifest.plan.sampling.temperature:g}"
     seeds = "" if results.greedy else f", seeds {', '.join(map(str, results.seeds))}"
     lines = [f"# {results.title}: {results.model}", "", f"{decoding}{seeds}.", ""]
-    lines += [f"- `{strategy}`: {text}" for strategy, text in describe_strategies(results)]
-    lines += ["", describe_outcome(results), ""] if results.scopes else []
+    if recommendation := recommend_strategy(results):
+        lines += [f"**{recommendation}**", "", explain_metrics(results), ""]
+        lines += [*(f"- `{strategy}`: {text}" for strategy, text in describe_strategies(results)), ""]
     lines += [EXPLANATION.format(cluster=results.cluster), ""]
     for scope in results.scopes:
         lines += [f"## {scope.scope}", "", f"{describe_size(scope, results)}.", ""]

@@ -36,7 +36,7 @@ from eval.report.formatting import (
     list_detection_rows,
     list_split_rows,
 )
-from eval.report.statements import describe_outcome, describe_strategies
+from eval.report.statements import describe_strategies, explain_metrics, recommend_strategy
 
 LEGEND = (
     "The second number is the difference to plain: * p < 0.05, ** p < 0.01, *** p < 0.001, adjusted after Holm over "
@@ -47,11 +47,12 @@ COLOURS = {"better": "green", "worse": "red", "unclear": "default"}
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Print a sentence for each strategy, all tables, the comparisons with controls, and the warnings."""
+    """Print a recommendation, a sentence for each strategy, all tables, the comparisons with controls, and warnings."""
+    if recommendation := recommend_strategy(results):
+        console.print(f"[bold]{escape(recommendation)}[/bold]", highlight=False)
+        console.print(escape(explain_metrics(results)), style="dim", highlight=False)
     for strategy, text in describe_strategies(results):
         console.print(f"[bold]{escape(strategy)}[/bold]: {escape(text)}", highlight=False)
-    if outcome := describe_outcome(results):
-        console.print(escape(outcome), highlight=False)
     for scope in results.scopes:
         console.print(_build_metric_table(scope, results))
         console.print(_build_detectable_table(scope, results))

@@ -28,18 +28,72 @@ WORDS: Mapping[str | None, str] = {"yes": "Yes", "no": "No", None: ""}
 
 # The positive class is no. An image has 14 questions, which depend on each other, so that no metric has McNemar's test.
 QUESTION_METRICS = (
-    Metric("accuracy", "Accuracy", {"right": 1}, ALL, primary=True),
-    Metric("precision", "Precision of no", {"true_no": 1}, {"said_no": 1}),
-    Metric("recall", "Recall of no", {"true_no": 1}, {"labelled_no": 1}),
-    Metric("f1", "F1 of no", {"true_no": 2}, {"said_no": 1, "labelled_no": 1}, primary=True),
+    Metric("accuracy", "Accuracy", {"right": 1}, ALL, primary=True, meaning="share of right answers"),
+    Metric(
+        "precision",
+        "Precision of no",
+        {"true_no": 1},
+        {"said_no": 1},
+        meaning="share of right answers among those with no",
+    ),
+    Metric(
+        "recall",
+        "Recall of no",
+        {"true_no": 1},
+        {"labelled_no": 1},
+        meaning="share of questions with the label no that are denied",
+    ),
+    Metric(
+        "f1",
+        "F1 of no",
+        {"true_no": 2},
+        {"said_no": 1, "labelled_no": 1},
+        primary=True,
+        meaning="harmonic mean of precision and recall of the answer no",
+    ),
     Metric("yes_ratio", "Yes", {"yes": 1}, ALL, better="neither"),
 )
 CAPTION_METRICS = (
-    Metric("chair", "CHAIR", {"unsupported": 1}, {"nouns": 1}, better="lower", primary=True),
-    Metric("cover", "Cover", {"covered": 1}, {"present": 1}),
-    Metric("hal", "Hal", {"bad": 1}, ALL, better="lower", per_question=True, primary=True),
-    Metric("cog", "Cog", {"confirmed": 1}, {"likely": 1}, better="lower"),
-    Metric("words", "Words", {"words": 1}, ALL, better="neither", percent=False, max_relative_change=0.15),
+    Metric(
+        "chair",
+        "CHAIR",
+        {"unsupported": 1},
+        {"nouns": 1},
+        better="lower",
+        primary=True,
+        meaning="share of mentions whose object is absent",
+    ),
+    Metric(
+        "cover", "Cover", {"covered": 1}, {"present": 1}, meaning="share of annotated objects that captions mention"
+    ),
+    Metric(
+        "hal",
+        "Hal",
+        {"bad": 1},
+        ALL,
+        better="lower",
+        per_question=True,
+        primary=True,
+        meaning="share of captions that mention an absent object",
+    ),
+    Metric(
+        "cog",
+        "Cog",
+        {"confirmed": 1},
+        {"likely": 1},
+        better="lower",
+        meaning="share of likely hallucinations that captions mention",
+    ),
+    Metric(
+        "words",
+        "Words",
+        {"words": 1},
+        ALL,
+        better="neither",
+        percent=False,
+        max_relative_change=0.15,
+        meaning="number of words of a caption",
+    ),
 )
 
 

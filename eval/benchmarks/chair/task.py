@@ -26,10 +26,38 @@ MAX_CATEGORIES = 12  # columns of the table of hallucinated objects
 PARTS = 5  # parts of a caption in the table by position
 
 METRICS = (
-    Metric("chair_s", "CHAIR_s", {"bad": 1}, ALL, better="lower", per_question=True, primary=True),
-    Metric("chair_i", "CHAIR_i", {"hallucinated": 1}, {"mentions": 1}, better="lower", primary=True),
-    Metric("recall", "Recall", {"recalled": 1}, {"present": 1}),
-    Metric("len", "Length", {"length": 1}, ALL, better="neither", percent=False, max_relative_change=0.15),
+    Metric(
+        "chair_s",
+        "CHAIR_s",
+        {"bad": 1},
+        ALL,
+        better="lower",
+        per_question=True,
+        primary=True,
+        meaning="share of captions that mention an absent object",
+    ),
+    Metric(
+        "chair_i",
+        "CHAIR_i",
+        {"hallucinated": 1},
+        {"mentions": 1},
+        better="lower",
+        primary=True,
+        meaning="share of mentions whose object is absent",
+    ),
+    Metric(
+        "recall", "Recall", {"recalled": 1}, {"present": 1}, meaning="share of present objects that captions mention"
+    ),
+    Metric(
+        "len",
+        "Length",
+        {"length": 1},
+        ALL,
+        better="neither",
+        percent=False,
+        max_relative_change=0.15,
+        meaning="number of tokens of a caption",
+    ),
 )
 
 GroundTruthByImage = dict[ImageId, frozenset[str]]

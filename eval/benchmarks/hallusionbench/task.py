@@ -28,12 +28,25 @@ FILE = "HallusionBench.json"
 FOLDERS = ("hallusion_bench", ".", "images")  # the first one is that of the authors' archive
 GROUPS = {"fAcc": "figure", "qAcc": "question", "easy": "easy", "hard": "hard"}
 """The counts of each official number over groups of answers."""
+MEANINGS = {
+    "fAcc": "share of figures with every answer right",
+    "qAcc": "share of questions with the right answer about every figure",
+    "easy": "qAcc without edited images",
+    "hard": "qAcc of edited images",
+}
 
 # Answers of a set depend on each other, so that no metric has McNemar's test, which takes single questions.
 METRICS = (
-    Metric("accuracy", "aAcc", {"right": 1}, {"n": 1}, primary=True),
+    Metric("accuracy", "aAcc", {"right": 1}, {"n": 1}, primary=True, meaning="share of right answers"),
     *(
-        Metric(f"{count}_accuracy", name, {f"{count}_right": 1}, {count: 1}, primary=name == "qAcc")
+        Metric(
+            f"{count}_accuracy",
+            name,
+            {f"{count}_right": 1},
+            {count: 1},
+            primary=name == "qAcc",
+            meaning=MEANINGS[name],
+        )
         for name, count in GROUPS.items()
     ),
     Metric("yes_ratio", "Yes", {"yes": 1}, {"n": 1}, better="neither"),

@@ -16,9 +16,16 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 ALL = {"n": 1.0}
 
 METRICS = (
-    Metric("score", "Score", {"right": 1, "both": 2}, ALL, primary=True),  # 100 x (accuracy + accuracy+)
-    Metric("accuracy", "Accuracy", {"right": 1}, ALL, per_question=True),
-    Metric("accuracy_plus", "Accuracy+", {"both": 1}, {"pairs": 1}),
+    Metric(
+        "score",
+        "Score",
+        {"right": 1, "both": 2},
+        ALL,
+        primary=True,
+        meaning="sum of accuracy and accuracy+, at most 200",
+    ),  # 100 x (accuracy + accuracy+)
+    Metric("accuracy", "Accuracy", {"right": 1}, ALL, per_question=True, meaning="share of right answers"),
+    Metric("accuracy_plus", "Accuracy+", {"both": 1}, {"pairs": 1}, meaning="share of images with both answers right"),
     Metric("yes_ratio", "Yes", {"yes": 1}, ALL, better="neither"),
 )
 

@@ -27,13 +27,19 @@ SUFFIX = "Please answer this question with one word."
 ALL = {"n": 1.0}
 
 METRICS: tuple[Metric, ...] = (
-    Metric("accuracy", "Accuracy", {"right": 1}, ALL, per_question=True, primary=True),
-    Metric("f1", "F1", {"tp": 2}, {"tp": 2, "fp": 1, "fn": 1}),
-    Metric("precision", "Precision", {"tp": 1}, {"tp": 1, "fp": 1}),
-    Metric("recall", "Recall", {"tp": 1}, {"tp": 1, "fn": 1}),
+    Metric(
+        "accuracy", "Accuracy", {"right": 1}, ALL, per_question=True, primary=True, meaning="share of right answers"
+    ),
+    Metric("f1", "F1", {"tp": 2}, {"tp": 2, "fp": 1, "fn": 1}, meaning="harmonic mean of precision and recall"),
+    Metric(
+        "precision", "Precision", {"tp": 1}, {"tp": 1, "fp": 1}, meaning="share of right answers among those with yes"
+    ),
+    Metric("recall", "Recall", {"tp": 1}, {"tp": 1, "fn": 1}, meaning="share of present objects that are confirmed"),
     Metric("yes_ratio", "Yes", {"yes": 1}, ALL, better="neither"),
 )
-SPECIFICITY = Metric("specificity", "Specificity", {"tn": 1}, {"tn": 1, "fp": 1})
+SPECIFICITY = Metric(
+    "specificity", "Specificity", {"tn": 1}, {"tn": 1, "fp": 1}, meaning="share of absent objects that are denied"
+)
 
 
 def find_label_files(labels: str, data: Path) -> dict[str, Path]:

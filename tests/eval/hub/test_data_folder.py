@@ -18,8 +18,9 @@ from eval.benchmarks.registry import load_task
 from eval.core.task import BenchmarkQuestion, TaskOptions
 from eval.errors import EvaluationError, InputError
 from eval.hub.data_folder import open_data_folder
-from tests.eval.cli_driver import invoke, invoke_run, output_of
-from tests.eval.fake_server import ScriptedServer
+from eval.hub.layouts import list_companions
+from tests.eval.cli_driver import invoke, invoke_run, output_of, read_results
+from tests.eval.fake_server import ScriptedReply, ScriptedServer
 
 Row = dict[str, Any]
 
@@ -107,8 +108,16 @@ TABLES: Mapping[str, Mapping[str, list[Row]]] = {
              "type": "discriminative-attribute-state", "truth": "yes"}
         ]
     },
+    "amber-generative": {
+        "generative/train-00000-of-00001.parquet": [
+            {"image": draw(number, path=f"AMBER_{number}.jpg"), "id": number, "query": "Describe this image.",
+             "type": "generative", "truth": ["dog"], "hallu": ["cat"]}
+            for number in (1, 2)
+        ]
+    },
     "mmhal": {"data/test-00000-of-00001.parquet": [MMHAL]},
 }  # fmt: skip
+COMPANIONS = {"relation.json": '{"dog": ["puppy"], "cat": []}', "safe_words.txt": "image\n"}
 EXPECTED = {
     "pope": [("random/1", "yes", "COCO_val2014_1.jpg"), ("random/2", "no", "COCO_val2014_2.jpg"),
              ("popular/1", "yes", "COCO_val2014_1.jpg"), ("popular/2", "no", "COCO_val2014_2.jpg")],
@@ -117,6 +126,7 @@ EXPECTED = {
     "mmvp": [("1", "A", "1.jpg"), ("2", "B", "2.jpg")],
     "dash-b": [("neg/hub/kite/0-0.jpg", "no", "0-0.jpg"), ("pos/hub/kite/1-0.jpg", "yes", "1-0.jpg")],
     "amber": [("1005", "yes", "AMBER_1.jpg")],
+    "amber-generative": [("1", None, "AMBER_1.jpg"), ("2", None, "AMBER_2.jpg")],
     "mmhal": [("0", "attribute", "a.jpg")],
 }  # fmt: skip
 
@@ -124,6 +134,9 @@ EXPECTED = {
 def write_repository(folder: Path, task: str) -> Path:
     for name, rows in TABLES[task].items():
         write_table(folder / name, rows)
+    if task == "amber-generative":
+        for name, text in COMPANIONS.items():
+            (folder / name).write_text(text)
     return folder
 
 
@@ -134,9 +147,42 @@ def load_questions(task: str, data: str | Path) -> list[BenchmarkQuestion]:
 @pytest.mark.parametrize("task", TABLES)
 def test_tables_of_the_hub_have_the_questions_of_the_official_files(task: str, tmp_path: Path) -> None:
     questions = load_questions(task, write_repository(tmp_path / "hub", task))
-    found = [(each.id.rpartition("amber/")[2], each.truth["label"], each.image and each.image.name)
-             for each in questions]  # fmt: skip
+    found = [(each.id, each.truth.get("label"), each.image and each.image.name) for each in questions]
     assert found == EXPECTED[task]
+
+
+def test_captions_of_amber_from_a_table_are_scored(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.benchmarks.amber.generative.build_noun_extractor", lambda: str.split)
+    server.script = lambda _: ScriptedReply("a puppy and a cat in the image")
+    folder, out = write_repository(tmp_path / "hub", "amber-generative"), tmp_path / "run"
+    result = invoke_run(server, folder, out, "--no-similarity", task="amber-generative")
+    assert result.exit_code == 0, output_of(result)
+    [scope] = read_results(out)["scopes"]
+    metrics = scope["rows"][0]["metrics"]
+    assert [metrics[name]["value"] for name in ("chair", "cover", "hal", "cog")] == [0.5, 1, 1, 1]
+    assert invoke("verify", out).exit_code == 0
+
+
+def test_files_beside_the_tables_are_needed_and_read_again(tmp_path: Path, cache_folder: Path) -> None:
+    folder = write_repository(tmp_path / "hub", "amber-generative")
+    (folder / "relation.json").unlink()
+    with pytest.raises(InputError, match=rf"{folder}: field .--data.: amber-generative also needs relation.json of"):
+        open_data_folder(str(folder), "amber-generative")
+    assert not cache_folder.exists()
+    for text in (COMPANIONS["relation.json"], '{"dog": [], "cat": []}'):
+        (folder / "relation.json").write_text(text)
+        assert (open_data_folder(str(folder), "amber-generative") / "relation.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "objects", [["cup"], [{"class": "cup"}], {"class": ["cup"]}], ids=["texts", "structs", "columns"]
+)
+def test_objects_of_mmhal_may_have_the_form_of_the_loading_script(objects: object, tmp_path: Path) -> None:
+    write_table(tmp_path / "test.parquet", [{**MMHAL, "image_content": objects}])
+    file = open_data_folder(str(tmp_path / "test.parquet"), "mmhal") / "response_template.json"
+    assert json.loads(file.read_text())[0]["image_content"] == ["cup"]
 
 
 def test_images_keep_the_bytes_of_the_table(tmp_path: Path) -> None:
@@ -180,6 +226,78 @@ def test_a_saved_dataset_and_a_named_one_are_loaded_with_datasets(
         assert questions[0].read_image() == ("image/jpeg", draw(1)["bytes"])
     with pytest.raises(InputError, match='nowhere: field "--data": cannot be loaded'):
         open_data_folder(f"hf:{tmp_path / 'nowhere'}", "pope")
+
+
+CONFIGS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    # Configurations of the README in each repository: name, then split and pattern of its files.
+    "pope": {"Full": {"random": "Full/random-*"}, "default": {"test": "data/test-*"}},
+    "hallusionbench": {"default": {"image": "data/image-*", "non_image": "data/non_image-*"}},
+    "amber": {"discriminative": {"train": "discriminative/train-*"}},
+}
+
+
+def write_download(cache: Path, name: str, task: str) -> Path:
+    """Write a repository as the hub's client stores a download: blobs, links to them in a snapshot, and a reference."""
+    repository = cache / f"datasets--{name.replace('/', '--')}"
+    snapshot = write_repository(repository / "snapshots" / ("a" * 40), task)
+    configs = [
+        {"config_name": config, "data_files": [{"split": split, "path": path} for split, path in splits.items()]}
+        for config, splits in CONFIGS[task].items()
+    ]
+    (snapshot / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+    (repository / "blobs").mkdir()
+    for number, file in enumerate(sorted(each for each in snapshot.rglob("*") if each.is_file())):
+        blob = repository / "blobs" / str(number)
+        file.rename(blob)
+        file.symlink_to(os.path.relpath(blob, file.parent))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    return snapshot
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty cache of downloads, without a connection."""
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "downloads"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    return tmp_path / "downloads"
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "count"),
+    [
+        ("pope", "hf:lmms-lab/POPE", 4),
+        ("pope", "hf:lmms-lab/POPE:Full", 2),
+        ("hallusionbench", "hf:lmms-lab/HallusionBench", 2),
+        ("amber", "hf:qgallouedec/amber:discriminative", 1),
+    ],
+)
+def test_a_downloaded_repository_is_read_without_a_connection(
+    task: str, data: str, count: int, hub_cache: Path
+) -> None:
+    write_download(hub_cache, data.split(":")[1], task)
+    questions = load_questions(task, data)
+    found = [(each.id, each.truth["label"], each.image and each.image.name) for each in questions]
+    assert found == EXPECTED[task][:count]
+
+
+def test_a_dataset_that_no_cache_has_is_named(hub_cache: Path) -> None:
+    with pytest.raises(InputError, match=r'hf:lmms-lab/MME: field "--data": cannot be loaded: Couldn\'t reach'):
+        open_data_folder("hf:lmms-lab/MME", "mme")
+
+
+def test_files_beside_a_named_dataset_need_a_folder(hub_cache: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{name: value for name, value in row.items() if name != "image"} for row in TABLES["amber-generative"][
+        "generative/train-00000-of-00001.parquet"]]  # fmt: skip
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match=r"also needs relation\.json and safe_words\.txt .*Put them in this folder"):
+        open_data_folder(f"hf:{tmp_path / 'saved'}", "amber-generative")
+    with pytest.raises(InputError, match=r"hf:a/b: field .*Put them in a folder with the downloaded tables"):
+        list_companions("amber-generative", "hf:a/b", None)
 
 
 def test_a_run_from_a_parquet_file_can_be_verified(server: ScriptedServer, tmp_path: Path) -> None:

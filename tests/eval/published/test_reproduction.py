@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,26 @@ import yaml
 from eval.benchmarks.registry import load_task
 from eval.core.task import TaskOptions
 from eval.errors import EvaluationError, InputError
-from eval.published.records import read_records
+from eval.published.records import PublishedRecord, read_records
 from eval.published.settings import list_tables, load_settings
 from eval.runs.stack_spec import parse_spec
-from tests.eval.cli_driver import invoke, output_of, read_results
+from tests.eval.cli_driver import ROOT, invoke, output_of, read_results
 from tests.eval.fake_server import ScriptedServer
 
+PUBLISHED = Path(os.environ.get("PUBLISHED_TABLES", ROOT.parent / "shared/data/paper_results.yaml"))
+PAI_SETTINGS = """
+title = "Made up, with the numbers of PAI"
+paper = "HGAI"
+task = "chair"
+model = "LLaVA-1.5-7B"
+strategies = { pai = "vhr" }
+max_tokens = 8
+
+[[columns]]
+scope = "captions"
+benchmarks = ["CHAIR coco"]
+metrics = { chair_s = "chair_s" }
+"""
 SETTINGS = """
 title = "Made up, Table 1"
 paper = "Own"
@@ -70,7 +85,7 @@ def tables(tmp_path: Path) -> Path:
 
 def reproduce(server: ScriptedServer, out: Path, *arguments: str | Path) -> Any:
     return invoke(
-        "reproduce", *arguments, "--base-url", server.url, "--data", "embedded", "--retries", "0", "--out", out
+        "reproduce", "--base-url", server.url, "--data", "embedded", "--retries", "0", "--out", out, *arguments
     )
 
 
@@ -89,8 +104,11 @@ def test_a_made_up_table_on_the_embedded_scenes(
     written = json.loads((out / "reproduction.json").read_text())
     numbers = {(each["metric"], each["row"]): each for each in written["numbers"]}
     assert list(numbers) == [
-        (metric, row) for metric in ("Accuracy", "F1") for row in ("plain", "contrast", "contrast - plain")
+        (metric, row)
+        for metric in ("Accuracy", "F1")
+        for row in ("plain", "contrast", "contrast - plain", "all yes", "all no")
     ]
+    assert numbers["Accuracy", "all no"]["value"]["value"] == 50
     accuracy = scope["rows"][0]["metrics"]["accuracy"]
     assert numbers["Accuracy", "plain"]["value"]["value"] == pytest.approx(100 * accuracy["value"])
     assert numbers["Accuracy", "plain"]["value"]["low"] == pytest.approx(100 * accuracy["low"])
@@ -128,6 +146,43 @@ def test_shipped_settings_name_tasks_metrics_and_strategies(tmp_path: Path) -> N
             assert set(part.metrics.values()) <= metrics
         assert all(parse_spec(text).label for text in settings.strategies.values())
     assert "vhr-chair: VHR" in output_of(invoke("reproduce", "list"))
+
+
+@pytest.fixture(scope="module")
+def published() -> list[PublishedRecord]:
+    if not PUBLISHED.is_file():
+        pytest.skip("the file of published numbers is not part of this repository")
+    return read_records(PUBLISHED)
+
+
+def test_all_published_numbers_are_read_and_each_table_has_its_own(published: list[PublishedRecord]) -> None:
+    assert (len(published), sum(len(row) for each in published for row in each.rows.values())) == (327, 4653)
+    assert all(each.source for each in published)
+    assert sum(each.verified for each in published) == 285
+    for name in list_tables():
+        settings = load_settings(name)
+        found = [each for each in published if (each.paper, each.model) == (settings.paper, settings.model)]
+        for part in settings.columns:
+            rows = {row for each in found if each.benchmark in part.benchmarks for row in each.rows}
+            assert set(settings.strategies) <= rows
+
+
+def test_all_numbers_of_a_method_stand_beside_ours(
+    published: list[PublishedRecord],
+    server: ScriptedServer,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Authors print 22.8 to 42.4 as CHAIR_s of PAI on LLaVA-1.5-7B."""
+    monkeypatch.setattr("eval.published.records.read_records", lambda file: published)
+    (tmp_path / "table.toml").write_text(PAI_SETTINGS)
+    result = reproduce(server, tmp_path / "run", tmp_path / "table.toml", "--tables", PUBLISHED, "--data", data)
+    assert result.exit_code == 0, output_of(result)
+    written = json.loads((tmp_path / "run" / "reproduction.json").read_text())
+    numbers = {each["row"]: [one["value"] for one in each["published"]] for each in written["numbers"]}
+    assert {22.8, 24.2, 28.8, 31.8, 42.4} <= set(numbers["pai"])
+    assert {each["paper"] for each in written["sources"]} >= {"VISTA", "HGAI", "AdaIAT"}
 
 
 def test_unknown_tables_and_files_are_refused(server: ScriptedServer, settings: Path, tmp_path: Path) -> None:

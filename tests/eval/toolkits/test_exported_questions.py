@@ -46,7 +46,7 @@ def run_toolkit(folder: Path, *arguments: object, **environment: str) -> str:
 
 def require(package: str) -> None:
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
+        pytest.skip(f"{package} is not installed, `make test-toolkits` runs this test")
 
 
 @pytest.mark.parametrize("toolkit", ["lmms-eval", "vlmevalkit", "inspect"])
