@@ -22,6 +22,7 @@ from decoding.strategies.nolan import NoLan
 from decoding.strategies.steering.fade import FADE
 from decoding.strategies.steering.steer import Steer as AddVectors
 from decoding.strategies.steering.vista import VISTA
+from decoding.strategies.steering.vti import VTI
 from decoding.strategies.vdgd import VDGD
 
 Change = Callable[[int, Tensor], None]  # layer, [heads, tokens, tokens] scores, which it edits in place
@@ -166,8 +167,9 @@ def record_layers(found: dict[int, Tensor]) -> Steer:
     return record
 
 
-def rotate_outputs(vectors: Tensor, vista: VISTA) -> Steer:
-    """Rotate what the feed-forward networks return as VISTA does, by [layers, width] vectors."""
+def rotate_outputs(vectors: Tensor, strategy: VISTA | VTI) -> Steer:
+    """Rotate what the feed-forward networks return as VISTA or VTI does, by [layers, width] vectors."""
+    vectors = vectors.double()
 
     def edit(part: str, number: int, hidden: Tensor) -> Tensor:
         if part != "feed_forward":
@@ -175,7 +177,8 @@ def rotate_outputs(vectors: Tensor, vista: VISTA) -> Steer:
         vector, rows = vectors[number], []
         for row in hidden.double():
             cosine = float(row @ vector / (row.norm() * vector.norm()))
-            sum_ = row / row.norm() + vista.strength * (1 + max(0.0, -cosine)) * vector / vector.norm()
+            weight = 0.1 if isinstance(strategy, VTI) else 1 + max(0.0, -cosine)
+            sum_ = row / row.norm() + strategy.strength * weight * vector / vector.norm()
             rows.append(row.norm() * sum_ / sum_.norm())
         return torch.stack(rows).to(hidden.dtype)
 

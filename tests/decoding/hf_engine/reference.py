@@ -44,6 +44,7 @@ from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.steering.fade import FADE
 from decoding.strategies.steering.steer import Steer as AddVectors
 from decoding.strategies.steering.vista import VISTA
+from decoding.strategies.steering.vti import VTI
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
@@ -181,6 +182,8 @@ class Reference:
                 case VISTA():
                     moved = [self.read_layers(each) for each in (prompt, prompt.without_images())]
                     steers.insert(0, rotate_outputs(moved[0] - moved[1], strategy))
+                case VTI():
+                    steers.insert(0, rotate_outputs(self.vectors[strategy.vectors], strategy))
                 case VAF():
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     changes.append(scale_scores(visual, strategy, len(self.layers)))

@@ -55,6 +55,7 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
             extra_rows=2,
         ),
         "fade": DryRun(frozenset({"steer"}), (), {}),
+        "vti": DryRun(frozenset({"steer", "vectors"}), (), {}),
         "steer": DryRun(frozenset({"steer", "vectors"}), (), {}),
         "spin": DryRun(frozenset({"gate_heads"}), (), {}),
         "hgai": DryRun(frozenset({"edit_attention_scores"}), (), {}),

@@ -30,6 +30,7 @@ from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.steering.fade import FADE
 from decoding.strategies.steering.steer import Steer
 from decoding.strategies.steering.vista import VISTA
+from decoding.strategies.steering.vti import VTI
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
@@ -219,6 +220,13 @@ def test_vista_rotates_outputs_and_mixes_early_logits() -> None:
         pair = {"with_image": with_image[layer], "without_image": without[layer]}
         state = VISTA().update_state(state, Activations(layer=layer, layers=2, hidden_states=pair))
     torch.testing.assert_close(state["vectors"], torch.tensor([[0.5, 1.0], [-0.5, -2.0]]))
+
+
+def test_vti_rotates_outputs() -> None:
+    outputs, direction = torch.tensor([1.0, -2.0, 0.5, 2.0]), torch.tensor([1.71927, 0.719121, 0.14044, 0.21957])
+    assert VTI().steered_layers(2) == SteeredLayers((0, 1), "feed_forward")
+    after = VTI().steer(outputs, LayerPlace("feed_forward", 1, 2), {"vectors": torch.stack([outputs, direction])})
+    torch.testing.assert_close(after, torch.tensor([1.229985, -1.864911, 0.512059, 1.99926]), atol=1e-5, rtol=1e-5)
 
 
 def test_fade_weakens_one_layer() -> None:
