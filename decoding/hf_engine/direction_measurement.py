@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -66,22 +66,17 @@ def read_last_states(model: Model, inputs: ModelInputs) -> Tensor:
     """Return the [1 + layers, width] float64 states at the last token: before the first layer and after each."""
     states: list[Tensor] = []
 
-    def observe_input(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        states.append(hidden[0, -1].double().cpu())
-
-    def observe(_: LayerPlace, outputs: Tensor) -> Tensor:  # [1, width]
+    def observe(place: LayerPlace, outputs: Tensor, layer_input: Tensor | None) -> Tensor:  # [1, width]
+        if place.layer == 0 and layer_input is not None:
+            states.append(layer_input[0].double().cpu())
         states.append(outputs[0].double().cpu())
         return outputs
 
     places = frozenset(LayerPlace("layer", layer, model.num_layers) for layer in range(model.num_layers))
-    edit = SteeringEdit(slice(0, 1), slice(len(inputs) - 1, len(inputs)), places, observe)
-    handle = model.decoder.layers[0].register_forward_pre_hook(observe_input, with_kwargs=True)
-    try:
-        with torch.inference_mode(), model.steering_tap.edit([edit]):
-            model.prefill([inputs])
-    finally:
-        handle.remove()
+    last = slice(len(inputs) - 1, len(inputs))
+    edit = SteeringEdit(slice(0, 1), last, places, observe, reads_layer_input=True)
+    with torch.inference_mode(), model.steering_tap.edit([edit]):
+        model.prefill([inputs])
     return torch.stack(states)
 
 
@@ -131,4 +126,5 @@ def compute_directions(differences: Tensor) -> Tensor:
     if not sizes[0] > 1e-6 * flat.norm():
         raise InvalidCaptions("the pairs change the hidden states alike, so that their changes have no principal axis")
     sign = scores[scores[:, 0].abs().argmax(), 0].sign()
-    return (mean + sign * axes[0]).view(differences.shape[1:])
+    direction: Tensor = mean + sign * axes[0]
+    return direction.view(differences.shape[1:])
