@@ -296,7 +296,8 @@ class BaseEngine(ABC):
         def read(folder: Path) -> Tensor:
             if self._vector_files is None:
                 config = load_config(self.settings.model).get_text_config()
-                self._vector_files = VectorFiles(folder, config.num_hidden_layers, config.hidden_size, device)
+                sizes = config.num_hidden_layers, config.hidden_size
+                self._vector_files = VectorFiles(folder, *sizes, device, self.settings.model)
             return self._vector_files.load(request)
 
         folder = self.settings.vectors

@@ -23,6 +23,8 @@ Capability = Literal[
     "vision_attention",
     "attention",
     "hidden_states",
+    "attention_updates",
+    "layer_inputs",
     "update_state",
     "relevance",
     "vectors",

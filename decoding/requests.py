@@ -114,7 +114,9 @@ class ProbeRequest:
 
     prompts: Mapping[str, Prompt]
     main: str
-    capture: frozenset[Literal["heads", "attention", "vision_attention", "hidden_states"]] = frozenset({"heads"})
+    capture: frozenset[Literal["heads", "attention", "vision_attention", "hidden_states", "attention_updates"]] = (
+        frozenset({"heads"})
+    )
     layerwise: bool = False
     assigned_strategy: TensorHooks | None = None  # set by the runner
     cache_salt: str | None = None  # set by the runner, as in `GenerateRequest`
@@ -123,10 +125,15 @@ class ProbeRequest:
         """Check the combination of fields.
 
         Raises:
-            ValueError: `layerwise` is set, and hidden states are captured.
+            ValueError: `layerwise` is set, and the capture has what only the heads of a layer lead to.
         """
-        if self.layerwise and "hidden_states" in self.capture:
-            raise ValueError("the hidden state after a layer is known too late to scale the heads of the layer")
+        if self.layerwise and self.captures_late:
+            raise ValueError("what a layer or its attention adds is known too late to scale the heads of the layer")
+
+    @property
+    def captures_late(self) -> bool:
+        """Whether activations of a layer are captured that follow from its head outputs."""
+        return bool(self.capture & {"hidden_states", "attention_updates"})
 
     @property
     def strategy(self) -> TensorHooks:

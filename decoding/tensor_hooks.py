@@ -120,8 +120,9 @@ class LayerPlace:
 class Activations:
     """Input of `update_state`.
 
-    A probe calls the hook once per layer and fills `heads`, `attention`, `vision_attention` and `hidden_states`, as far
-    as its `capture` names them. A generation request with `updates_state` calls it once per token and fills `logits`.
+    A probe calls the hook once per layer and fills `heads`, `attention`, `vision_attention`, `hidden_states` and
+    `attention_updates`, as far as its `capture` names them. A generation request with `updates_state` calls it once per
+    token and fills `logits`.
     """
 
     heads: Tensors = field(default_factory=dict)  # prompt name -> [heads, head_dim] at the last position, one layer
@@ -131,6 +132,7 @@ class Activations:
     attention: Tensors = field(default_factory=dict)  # prompt name -> [heads, image tokens], of the last token
     logits: Tensor | None = None  # [vocab] raw logits of one generated token
     hidden_states: Tensors = field(default_factory=dict)  # prompt name -> [width] after the layer, at the last position
+    attention_updates: Tensors = field(default_factory=dict)  # prompt name -> [length, width] added by the attention
 
 
 class TensorHooks(BaseModel):
@@ -149,6 +151,9 @@ class TensorHooks(BaseModel):
     edits_question: ClassVar[bool] = False
     # Whether these hooks read `AttentionKeys.statistics`, which the operator measures once for each model.
     reads_attention_statistics: ClassVar[bool] = False
+    # Whether the state that `steer` receives also has "layer_input", [..., width]: the residual stream that enters the
+    # layer of the place, for the same tokens.
+    reads_layer_input: ClassVar[bool] = False
 
     def without_cut(self) -> Self:
         """Return this strategy with `uncut`, for the probabilities of claims.
@@ -248,7 +253,8 @@ class TensorHooks(BaseModel):
         Args:
             outputs: [..., width], where `...` may be tokens of one prompt.
             place: The part of the layer, one that `steered_layers` selects.
-            state: Result of this strategy's `update_state`, or its vectors, each [..., *shape].
+            state: Result of this strategy's `update_state`, or its vectors, each [..., *shape]. With
+                `reads_layer_input`, also "layer_input", [..., width].
 
         Returns:
             [..., width] outputs. That of a token depends on no other token, so that caches and batches do not matter.

@@ -12,6 +12,7 @@ COMMANDS = {
     "eval": ("eval.__main__", "evaluate strategies (also onlyseen-eval)"),
     "check": ("onlyseen.check", "check a strategy of your own (also onlyseen-check)"),
     "attention-statistics": ("onlyseen.attention_statistics", "measure a model's attention heads for adaiat"),
+    "steering-vectors": ("onlyseen.steering_vectors", "measure a model's directions of true captions for vti"),
     "strategies": ("onlyseen.strategies", "list the installed strategies"),
 }
 

@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from decoding.errors import OnlySeenError
-    from decoding.hf_engine.attention_measurement import InvalidCaptions
+    from decoding.hf_engine.captions import InvalidCaptions
 
     try:
         measure(arguments)
@@ -47,7 +47,8 @@ def measure(arguments: argparse.Namespace) -> None:
     Raises:
         InvalidCaptions: The captions or their images cannot be used, or too few of their objects have either label.
     """
-    from decoding.hf_engine.attention_measurement import AttentionMeans, CaptionImages, InvalidCaptions, read_captions
+    from decoding.hf_engine.attention_measurement import AttentionMeans, read_captions
+    from decoding.hf_engine.captions import CaptionImages, InvalidCaptions
     from decoding.hf_engine.model.model import Model
     from decoding.hf_engine.settings import HFSettings
     from decoding.pipeline.attention_statistics import write_attention_statistics

@@ -17,7 +17,7 @@ from decoding.conformance.samples import (
     draw_attention,
 )
 from decoding.conformance.simulated_device import DEVICE, copy_all_to_device, copy_to_device, simulate_device
-from decoding.conformance.steering_rule import draw_outputs, list_places
+from decoding.conformance.steering_rule import draw_outputs, draw_steering_state, list_places
 from decoding.requests import GenerateRequest, ProbeRequest
 from decoding.strategy import Activations, AttentionKeys, Step, Strategy, Tensors
 
@@ -64,7 +64,8 @@ def run_hooks_on_device(strategy: Strategy) -> Problems:
         for hook in ("edit_attention_scores", "gate_heads"):
             yield from call_on_device(strategy, hook, copy_to_device(scores), device_keys, state)
         for place in list_places(strategy):
-            yield from call_on_device(strategy, "steer", copy_to_device(draw_outputs(DTYPE)[0]), place, state)
+            steered = copy_all_to_device(draw_steering_state(strategy, samples))
+            yield from call_on_device(strategy, "steer", copy_to_device(draw_outputs(DTYPE)[0]), place, steered)
         for probe in probes:
             folded: Tensors = {}
             for activations in map(copy_activations_to_device, probe):
@@ -99,5 +100,6 @@ def copy_activations_to_device(activations: Activations) -> Activations:
         vision_attention=copy_all_to_device(activations.vision_attention),
         attention=copy_all_to_device(activations.attention),
         hidden_states=copy_all_to_device(activations.hidden_states),
+        attention_updates=copy_all_to_device(activations.attention_updates),
         logits=None if activations.logits is None else copy_to_device(activations.logits),
     )

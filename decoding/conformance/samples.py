@@ -20,7 +20,7 @@ VOCAB, LAYERS, HEADS, HEAD_DIM = 50, 8, 6, 4
 WIDTH = HEADS * HEAD_DIM  # of hidden states
 TOWER_LAYERS, TOWER_HEADS = 4, 2
 IMAGE_TOKENS, KEYS = 16, 21  # tokens of an image, and all keys of a query
-DESCRIPTION_TOKENS = 5
+DESCRIPTION_TOKENS, PROMPT_TOKENS = 5, 7
 # Heads attend to the answer less where they hallucinate, in all but one of six.
 STATISTICS = {
     "hallucinated": torch.full((LAYERS, HEADS), 0.05),
@@ -136,7 +136,12 @@ def draw_activations(request: GenerateRequest | ProbeRequest, seed: int) -> Iter
         hidden_states = {}
         if "hidden_states" in request.capture:
             hidden_states = {name: torch.randn(WIDTH, generator=random) for name in request.prompts}
-        yield Activations(heads, layer, LAYERS, vision_attention, attention, hidden_states=hidden_states)
+        updates = {}
+        if "attention_updates" in request.capture:
+            updates = {name: torch.randn(PROMPT_TOKENS, WIDTH, generator=random) for name in request.prompts}
+        yield Activations(
+            heads, layer, LAYERS, vision_attention, attention, hidden_states=hidden_states, attention_updates=updates
+        )
 
 
 def draw_attention(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, AttentionKeys]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from decoding.conformance.hook_calls import HookError, Problems, call
 from decoding.conformance.samples import DTYPES, LAYERS, MODEL_DEPTHS, WIDTH, Samples, collect_parameter_sets
+from decoding.pipeline.steering import LAYER_INPUT
 from decoding.strategy import PER_ROW, TEXT_SIDE, LayerPlace, Strategy, Tensors
 
 TOKENS = 4
@@ -38,7 +39,7 @@ def check_places(strategy: Strategy, label: str) -> Problems:
 def check_outputs(strategy: Strategy, dtype: torch.dtype, case: str, *, is_neutral: bool) -> Problems:
     """Require valid results, that do not depend on the other tokens of a call."""
     samples = Samples(strategy)
-    states = [samples.fold_state(strategy, seed) for seed in range(TOKENS)]
+    states = [draw_steering_state(strategy, samples, seed, dtype) for seed in range(TOKENS)]
     batch = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     outputs = draw_outputs(dtype)
     for place in list_places(strategy):
@@ -86,7 +87,7 @@ def check_steering_marks(strategy_class: type[Strategy]) -> Problems:
     strategy = strategy_class()
     marked = strategy_class.find_marked_fields(TEXT_SIDE) | strategy_class.find_marked_fields(PER_ROW)
     without = strategy.model_copy(update=dict.fromkeys(marked))
-    state, outputs = Samples(strategy).fold_state(strategy), draw_outputs(torch.float32)[0]
+    state, outputs = draw_steering_state(strategy, Samples(strategy)), draw_outputs(torch.float32)[0]
     try:
         is_equal = call(without, "steered_layers", LAYERS) == call(strategy, "steered_layers", LAYERS)
         for place in list_places(strategy):
@@ -102,6 +103,17 @@ def list_places(strategy: Strategy) -> Iterator[LayerPlace]:
     """List the places of a model of `LAYERS` layers on which a strategy acts."""
     steered = call(strategy, "steered_layers", LAYERS)
     return (LayerPlace(steered.part, layer, LAYERS) for layer in steered.layers if 0 <= layer < LAYERS)
+
+
+def draw_steering_state(
+    strategy: Strategy, samples: Samples, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensors:
+    """Draw the state of one token that `steer` receives, with its [width] input of the layer if it reads one."""
+    state = samples.fold_state(strategy, seed)
+    if strategy.reads_layer_input:
+        stream = 3 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
+        state = {**state, LAYER_INPUT: stream.to(dtype)}
+    return state
 
 
 def draw_outputs(dtype: torch.dtype) -> Tensor:

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from decoding.errors import BadRequest
+from decoding.hf_engine.captions import CaptionImages, encode_caption, read_lines
 from decoding.hf_engine.model.model import Model
 from decoding.hf_engine.taps.attention import AttentionEdit
-from decoding.prompt import ImageInput, Prompt
-from decoding.text.prompt_encoder import ModelInputs
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
-NUMBER = re.compile(r"\d+$")
-
-
-class InvalidCaptions(Exception):
-    """The captions cannot be used. The message names the file and the line."""
 
 
 class MentionLabel(BaseModel):
@@ -89,7 +78,7 @@ class AttentionMeans:
         mentions = [(number, label) for number, label in zip(numbers, labels, strict=True) if number]
         if not mentions:
             return
-        inputs, start = encode_caption(model, caption, images, question, encoding["input_ids"])
+        inputs, start = encode_caption(model, images, caption.image_id, question, encoding["input_ids"])
         before = torch.tensor([number for number, _ in mentions])  # tokens of the caption before each mention
         keys = torch.arange(len(inputs))
         is_seen = (keys >= start) & (keys < start + before[:, None])  # [mentions, keys]
@@ -114,98 +103,9 @@ def read_captions(file: Path) -> list[LabelledCaption]:
         file: File of JSON lines.
 
     Returns:
-        The captions.
-
-    Raises:
-        InvalidCaptions: The file cannot be read, or a line has another form.
+        The captions. A file that cannot be used raises `InvalidCaptions`.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidCaptions(f"{file} cannot be read: {error}") from None
-    captions = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            captions.append(LabelledCaption.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            path = ".".join(map(str, first["loc"])) or "line"
-            raise InvalidCaptions(f"{file}:{number}: {path}: {first['msg']}") from None
-    if not captions:
-        raise InvalidCaptions(f"{file} has no captions")
-    return captions
-
-
-class CaptionImages:
-    """Finds images by id: the name of a file, its stem, or the number at the end of its stem, as in COCO's names.
-
-    Args:
-        folder: Folder of the images.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._files: dict[str, set[Path]] = {}
-        files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
-        for file in files:
-            found = NUMBER.search(file.stem)
-            for key in {file.name, file.stem, *([str(int(found[0]))] if found else [])}:
-                self._files.setdefault(key, set()).add(file)
-
-    def load(self, image_id: int | str) -> ImageInput:
-        """Load an image.
-
-        Args:
-            image_id: Id of the image.
-
-        Returns:
-            The image.
-
-        Raises:
-            InvalidCaptions: The folder has no such image, or several, or it cannot be read.
-        """
-        files = self._files.get(str(image_id), set())
-        if len(files) != 1:
-            found = ", ".join(sorted(file.name for file in files)) or "no image"
-            raise InvalidCaptions(f"image_id {image_id!r}: {self.folder} has {found} of this id")
-        (file,) = files
-        try:
-            return ImageInput(Image.open(file).convert("RGB"))
-        except OSError as error:
-            raise InvalidCaptions(f"image_id {image_id!r}: {file} cannot be read: {error}") from None
-
-
-def encode_caption(
-    model: Model, caption: LabelledCaption, images: CaptionImages, question: str, tokens: Sequence[int]
-) -> tuple[ModelInputs, int]:
-    """Encode prompt and caption.
-
-    Args:
-        model: The model.
-        caption: The caption.
-        images: Folder of its image.
-        question: Its prompt.
-        tokens: Token ids of the caption.
-
-    Returns:
-        The inputs, and the position of the first token of the caption.
-
-    Raises:
-        InvalidCaptions: Prompt and caption do not fit the model's context, or the model rejects the prompt.
-    """
-    try:
-        prompt = model.encoder.encode(Prompt.from_text(question, images.load(caption.image_id)))
-    except BadRequest as error:
-        raise InvalidCaptions(f"image_id {caption.image_id!r}: {error.message}") from None
-    inputs = prompt.with_tokens(tokens)
-    if len(inputs) > model.max_model_len:
-        raise InvalidCaptions(
-            f"image_id {caption.image_id!r}: prompt and caption have {len(inputs)} tokens; the model's context is "
-            f"{model.max_model_len}"
-        )
-    return inputs, len(prompt)
+    return read_lines(file, LabelledCaption)
 
 
 def find_token(offsets: Sequence[tuple[int, int]], start: int) -> int:

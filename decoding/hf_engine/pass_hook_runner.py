@@ -23,7 +23,7 @@ from decoding.pipeline.attention_hooks import (
 )
 from decoding.pipeline.composition import copy_numbers
 from decoding.pipeline.early_exits import EarlyLogits
-from decoding.pipeline.steering import expand_steering_stack, steer_outputs
+from decoding.pipeline.steering import expand_steering_stack, reads_layer_input, steer_outputs
 from decoding.requests import MAIN
 from decoding.tensor_hooks import AttentionKeys, LayerPlace
 
@@ -148,13 +148,13 @@ def build_steering_edit(
         The edit.
     """
 
-    def steer(place: LayerPlace, outputs: Tensor) -> Tensor:
-        edited, failures = steer_outputs(stack, place, outputs)
+    def steer(place: LayerPlace, outputs: Tensor, layer_input: Tensor | None) -> Tensor:
+        edited, failures = steer_outputs(stack, place, outputs, layer_input)
         for number, error in failures.items():
             requests[number].failure = error
         return edited
 
-    return SteeringEdit(rows, tokens, requests[0].steered_places, steer)
+    return SteeringEdit(rows, tokens, requests[0].steered_places, steer, reads_layer_input(stack))
 
 
 def build_prompt_steering(row: int, request: RequestState, length: int) -> list[SteeringEdit]:

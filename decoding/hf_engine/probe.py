@@ -16,9 +16,12 @@ from decoding.hf_engine.taps.attention import AttentionEdit
 from decoding.hf_engine.taps.steering import SteeringEdit
 from decoding.pipeline.composition import attribute_errors, copy_numbers
 from decoding.pipeline.probe_fold import ProbeFold
+from decoding.pipeline.steering import select_prompt_steering, select_steering_stack
 from decoding.requests import ProbeRequest
-from decoding.tensor_hooks import Activations, LayerPlace
+from decoding.tensor_hooks import Activations, LayerPart, LayerPlace
 from decoding.text.prompt_encoder import ModelInputs
+
+Observer = Callable[[LayerPlace, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,11 +51,13 @@ class RunningProbe:
         request: The probe.
         rows: Name of a prompt -> row of the pass.
         probe_fold: Its state and its failure.
+        num_layers: Layers of the model.
     """
 
     request: ProbeRequest
     rows: Mapping[str, int]
     probe_fold: ProbeFold
+    num_layers: int
 
     def build_result(self, outputs: Sequence[PrefillOutput]) -> StoredStrategyState | Exception:
         """Build the result of the probe from the outputs of the pass.
@@ -67,11 +72,11 @@ class RunningProbe:
         try:
             with attribute_errors(strategy):
                 scales = strategy.head_scales(state)
+            steers_prompt = bool(select_prompt_steering(select_steering_stack([strategy], {}), self.num_layers))
         except Exception as error:
             return error
         is_scaled_later = scales is not None and not self.request.layerwise
-        acts_later = strategy.acts_on_attention() or "steer" in strategy.list_hooks()
-        if is_scaled_later or acts_later:  # the KV states were computed without
+        if is_scaled_later or strategy.acts_on_attention() or steers_prompt:  # the KV states were computed without
             return StoredStrategyState(state)
         output = outputs[self.rows[main]]
         output = replace(output, key_values=output.clone_key_values())
@@ -96,6 +101,7 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
             probe.request,
             {name: next(numbers) for name in probe.prompts},
             ProbeFold(probe.request.strategy, probe.request.layerwise),
+            model.num_layers,
         )
         for probe in probes
     ]
@@ -103,14 +109,16 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
     attention: dict[int, Tensor] = {}  # row -> [heads, image tokens] in the layer that has just run
     heads: dict[int, Tensor] = {}  # row -> [heads, head_dim] in the layer that runs
     hidden: dict[int, Tensor] = {}  # row -> [width] after the layer that has just run
-    observes_layers = "hidden_states" in capture
+    updates: dict[int, Tensor] = {}  # row -> [length, width] that the attention of the layer adds
+    observes_layers, observes_updates = "hidden_states" in capture, "attention_updates" in capture
+    folds_late = probes[0].request.captures_late
     vision: dict[int, Tensor] = {}  # row -> [tower layers, images, heads, patches]
 
     def observe_heads(layer: int, outputs: Tensor) -> Tensor:  # [rows, length, heads, head_dim], as the result
         if vision_attention and not vision:
             vision.update(enumerate(split_by_prompt(vision_attention, prompts)))
         heads.update({row: outputs[row, last].to(model.device) for row, last in enumerate(newest)})
-        factors = {} if observes_layers else fold(layer)
+        factors = {} if folds_late else fold(layer)
         if not factors:
             return outputs
         outputs = outputs.clone()
@@ -128,18 +136,24 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
                 {name: vision[row] for name, row in probe.rows.items()} if vision else {},
                 {name: attention[row] for name, row in probe.rows.items()} if attention else {},
                 hidden_states={name: hidden[row] for name, row in probe.rows.items()} if hidden else {},
+                attention_updates={name: updates[row] for name, row in probe.rows.items()} if updates else {},
             )
             scales = probe.probe_fold.fold(activations)
             if scales is not None:
                 factors[probe.rows[probe.request.main]] = scales
         return factors
 
-    def build_observer(row: int) -> Callable[[LayerPlace, Tensor], Tensor]:
-        def observe(place: LayerPlace, outputs: Tensor) -> Tensor:  # [1, width]
-            hidden[row] = outputs[0].clone().to(model.device)
-            if len(hidden) == len(prompts):
+    def build_observer(row: int) -> Observer:
+        def observe(place: LayerPlace, outputs: Tensor, _: Tensor | None) -> Tensor:  # [tokens, width]
+            own = outputs.clone().to(model.device)
+            if place.part == "attention":
+                updates[row] = own
+            else:
+                hidden[row] = own[0]
+            if len(hidden if observes_layers else updates) == len(prompts):  # the layer's last capture
                 fold(place.layer)
                 hidden.clear()
+                updates.clear()
             return outputs
 
         return observe
@@ -153,10 +167,15 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
     newest_positions = copy_numbers(newest, torch.long, model.device)
     edit = AttentionEdit(slice(None), newest_positions[:, None], observe_weights=observe_attention)
     edits = [edit] if "attention" in capture else []
-    places = frozenset(LayerPlace("layer", layer, model.num_layers) for layer in range(model.num_layers))
+    observed: dict[LayerPart, list[slice]] = {}  # part -> the tokens of each row
+    if observes_updates:
+        observed["attention"] = [slice(0, last + 1) for last in newest]
+    if observes_layers:
+        observed["layer"] = [slice(last, last + 1) for last in newest]
     observers = [
-        SteeringEdit(slice(row, row + 1), slice(last, last + 1), places, build_observer(row))
-        for row, last in enumerate(newest if observes_layers else ())
+        SteeringEdit(slice(row, row + 1), own_tokens, list_places(part, model), build_observer(row))
+        for part, tokens in observed.items()
+        for row, own_tokens in enumerate(tokens)
     ]
     with (
         capture_vision_attention(capture, model) as vision_attention,
@@ -165,6 +184,11 @@ def run_probes(probes: Sequence[EncodedProbe], model: Model) -> list[StoredStrat
     ):
         outputs = model.prefill_observed(prompts, observe_heads)
     return [probe.build_result(outputs) for probe in running]
+
+
+def list_places(part: LayerPart, model: Model) -> frozenset[LayerPlace]:
+    """List the places of a part in all layers."""
+    return frozenset(LayerPlace(part, layer, model.num_layers) for layer in range(model.num_layers))
 
 
 def capture_vision_attention(capture: Set[str], model: Model) -> AbstractContextManager[list[Tensor]]:

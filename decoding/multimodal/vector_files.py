@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from decoding.errors import BadRequest
+from decoding.errors import BadRequest, Unsupported
+from decoding.multimodal.weight_files import compute_weights_digest
 from decoding.requests import VectorsRequest
 
 FILE_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 VECTORS = "vectors"  # name of a tensor [layers, width]
 DIRECTION = re.compile(r"direction\.(\d{1,4})")  # name of the vector [width] of one layer, in other tools
+WEIGHTS = "weights"  # key of the digest of a model's weights in the metadata of a file that was measured on it
 MAX_FILE_BYTES = 64 << 20
 MAX_BYTES = 1 << 30  # of the vectors of all files that are loaded
 
@@ -40,12 +44,16 @@ class VectorFiles:
         num_layers: Layers of the model.
         width: Width of its hidden states.
         device: Device of the vectors.
+        model: Folder or hub id of the model. A file that was measured on another one is refused. None accepts all.
     """
 
-    def __init__(self, folder: Path, num_layers: int, width: int, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, num_layers: int, width: int, device: torch.device, model: str | None = None
+    ) -> None:
         self.folder = folder
         self.shape = (num_layers, width)
         self.device = device
+        self._model = model
         self._loaded: dict[str, LoadedFile] = {}
 
     def load(self, request: VectorsRequest) -> Tensor:
@@ -65,6 +73,7 @@ class VectorFiles:
         if loaded is None or loaded.version != version:
             try:
                 vectors = read_vectors(file, *self.shape)
+                self._require_model(file)
             except InvalidVectors as error:
                 raise BadRequest(
                     f"{request.param}: '{request.file}' does not fit: {error}.", param=request.param
@@ -77,6 +86,19 @@ class VectorFiles:
                 )
             loaded = self._loaded[request.file] = LoadedFile(version, vectors.to(self.device))
         return loaded.vectors
+
+    def _require_model(self, file: Path) -> None:
+        """Refuse a file that was measured on a model of other weights."""
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+        if self._model is None or WEIGHTS not in metadata:
+            return
+        try:
+            digest = compute_weights_digest(self._model)
+        except (Unsupported, OSError):  # their messages name folders of the server
+            raise InvalidVectors("the model on which it was measured cannot be compared with the server's") from None
+        if metadata[WEIGHTS] != digest:
+            raise InvalidVectors("it was measured on a model with other weights")
 
     def _find_file(self, request: VectorsRequest) -> tuple[Path, tuple[int, int]]:
         """Return a file of the folder, and its version."""
@@ -146,3 +168,18 @@ def require_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise InvalidVectors(f"its vectors have the type {tensor.dtype}")
     if tensor.shape != shape:
         raise InvalidVectors(f"its vectors have the shape {list(tensor.shape)} instead of {list(shape)}")
+
+
+def write_vector_file(file: Path, vectors: Tensor, model: str, origin: Mapping[str, str]) -> None:
+    """Write vectors that were measured on a model.
+
+    Args:
+        file: Safetensors file. It appears when it is complete.
+        vectors: [layers, width].
+        model: Folder or hub id of the model.
+        origin: Further metadata of the file.
+    """
+    metadata = {**origin, "model": model, WEIGHTS: compute_weights_digest(model)}
+    part = file.with_name(f"{file.name}.part")
+    save_file({VECTORS: vectors.contiguous()}, part, metadata)
+    part.replace(file)

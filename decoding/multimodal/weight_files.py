@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 import torch
+from transformers.utils import cached_file
 
 from decoding.errors import Unsupported
 
@@ -17,6 +19,7 @@ INDEX = "model.safetensors.index.json"
 LFS_POINTER = b"version https://git-lfs"
 LENGTH_BYTES = 8  # of the length of a header
 MAX_HEADER_BYTES = 100_000_000  # as in safetensors
+COMPARED_BYTES = 1 << 16  # at either end of a file of weights
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 TYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 AGAIN = "Download it again."
@@ -136,6 +139,27 @@ def read_tensors(file: Path) -> Iterator[tuple[str, list[int]]]:
             f"{LENGTH_BYTES + length + end:,}. {AGAIN}"
         )
     yield from described
+
+
+def compute_weights_digest(source: str) -> str:
+    """Compute a digest by which a checkpoint is known again, from both ends of its files of weights.
+
+    Args:
+        source: Folder or hub id of a checkpoint that is on the disk. One without such files raises `Unsupported`.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+    """
+    folder = Path(str(cached_file(source, "config.json", local_files_only=True))).parent
+    digest = hashlib.sha256()
+    for file in list_weight_files(folder):
+        size = file.stat().st_size
+        digest.update(struct.pack("<Q", size))
+        with file.open("rb") as stream:
+            digest.update(stream.read(COMPARED_BYTES))
+            stream.seek(max(size - COMPARED_BYTES, 0))
+            digest.update(stream.read())
+    return digest.hexdigest()
 
 
 def require_memory(source: str, weight_bytes: int, device: str) -> None:

@@ -13,6 +13,8 @@ REASONS = {
     "relevance": "the server has no image-text matcher; start it with --matcher",
     "attention_statistics": "the server has no statistics of the model's heads; start it with --attention-statistics",
     "vectors": "the server has no folder of steering vectors; start it with --steering-vectors",
+    "attention_updates": "the vLLM engine captures the last token of a prompt only",
+    "layer_inputs": "the vLLM engine sees what leaves the parts of a layer, and not what enters it",
     "vision_attention": "it needs a vision tower with a class token, as LLaVA's",
     "keep_image_tokens": "the transformers engine drops image tokens inside LLaVA models only",
 }
@@ -59,10 +61,14 @@ def require_hooks(
     """Check that an engine runs all tensor hooks of a stack, and raise `Unsupported` otherwise."""
     for strategy in stack:
         # An engine without lazy branches runs them in every step, which does not change the output.
-        needs = strategy.list_hooks() - {"needs_branches"} | find_statistics_needs(strategy)
+        needs = strategy.list_hooks() - {"needs_branches"} | find_declared_needs(strategy)
         require_capabilities(strategy, needs, capabilities, reasons)
 
 
-def find_statistics_needs(strategy: TensorHooks) -> frozenset[Capability]:
-    """Return the capability that a strategy needs because it reads statistics of the model's heads."""
-    return frozenset({"attention_statistics"}) if strategy.reads_attention_statistics else frozenset()
+def find_declared_needs(strategy: TensorHooks) -> frozenset[Capability]:
+    """Return the capabilities that a strategy needs for the inputs of its hooks that it declares."""
+    needs: dict[Capability, bool] = {
+        "attention_statistics": strategy.reads_attention_statistics,
+        "layer_inputs": strategy.reads_layer_input,
+    }
+    return frozenset(need for need, is_needed in needs.items() if is_needed)

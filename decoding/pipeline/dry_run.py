@@ -13,7 +13,7 @@ from decoding.drafts import DraftEffect, ReadDraft, Segment, SendTokens, StartDr
 from decoding.engine import Capability
 from decoding.errors import StrategyFailed
 from decoding.outputs import Answer, FinishInfo, RelevanceMap, StateHandle, Token, TokenLogprob, Usage
-from decoding.pipeline.capabilities import find_statistics_needs
+from decoding.pipeline.capabilities import find_declared_needs
 from decoding.pipeline.program import ProgramResult, start_program
 from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, Prompt, RelevanceRequest, VectorsRequest
 from decoding.strategy import Effect, Strategy
@@ -55,13 +55,13 @@ def dry_run(strategy: Strategy, max_requests: int = MAX_REQUESTS) -> DryRun:
     probes = [request for request in requests if isinstance(request, ProbeRequest)]
     relevances = [request for request in requests if isinstance(request, RelevanceRequest)]
     final = [outcome] if isinstance(outcome, GenerateRequest) else []
-    needs: set[Capability] = set(CAPABILITY_HOOKS & strategy.list_hooks() | find_statistics_needs(strategy))
+    needs: set[Capability] = set(CAPABILITY_HOOKS & strategy.list_hooks() | find_declared_needs(strategy))
     for request in (*generations, *final):
         needs |= find_request_needs(request)
     if probes:
         needs.add("probe")
         captured = frozenset[str]().union(*(probe.capture for probe in probes))
-        kinds: tuple[Capability, ...] = ("vision_attention", "attention", "hidden_states")
+        kinds: tuple[Capability, ...] = ("vision_attention", "attention", "hidden_states", "attention_updates")
         needs |= {kind for kind in kinds if kind in captured}
     if relevances:
         needs.add("relevance")

@@ -13,6 +13,8 @@ from decoding.pipeline.composition import attribute_errors, check_layout
 from decoding.pipeline.logits_hooks import Failures, isolate_failures
 from decoding.tensor_hooks import LayerPlace, TensorHooks, Tensors
 
+LAYER_INPUT = "layer_input"  # in the state of a strategy that reads it
+
 
 def select_steering_stack(stack: Sequence[TensorHooks], states: Mapping[str, Tensors]) -> StatefulStack:
     """Select the strategies of a request that steer.
@@ -32,6 +34,11 @@ def select_steering_stack(stack: Sequence[TensorHooks], states: Mapping[str, Ten
 def select_prompt_steering(stack: StatefulStack, num_layers: int) -> StatefulStack:
     """Select the strategies that also steer the tokens of the prompt."""
     return [(strategy, state) for strategy, state in stack if strategy.steered_layers(num_layers).acts_on_prompt]
+
+
+def reads_layer_input(stack: StatefulStack) -> bool:
+    """Return whether a strategy reads the residual stream that enters a layer."""
+    return any(strategy.reads_layer_input for strategy, _ in stack)
 
 
 def expand_steering_stack(stack: StatefulStack, count: int) -> StatefulStack:
@@ -69,13 +76,16 @@ def find_steered_places(stack: StatefulStack, num_layers: int) -> frozenset[Laye
     return frozenset(places)
 
 
-def steer_outputs(stack: StatefulStack, place: LayerPlace, outputs: Tensor) -> tuple[Tensor, Failures]:
+def steer_outputs(
+    stack: StatefulStack, place: LayerPlace, outputs: Tensor, layer_input: Tensor | None = None
+) -> tuple[Tensor, Failures]:
     """Edit the outputs of one place. A hook that fails, fails its own row.
 
     Args:
         stack: Strategies of rows with equal batch keys, with states of [rows, *shape].
         place: The part of the layer.
         outputs: [rows, width].
+        layer_input: [rows, width] residual stream that enters the layer, if a strategy reads it.
 
     Returns:
         [rows, width] outputs, and number of a row -> exception. Rows that fail keep their outputs.
@@ -85,25 +95,29 @@ def steer_outputs(stack: StatefulStack, place: LayerPlace, outputs: Tensor) -> t
     def call(numbers: Sequence[int]) -> None:
         nonlocal edited
         if len(numbers) == len(outputs):
-            edited = apply_steering_hooks(stack, place, outputs)
+            edited = apply_steering_hooks(stack, place, outputs, layer_input)
             return
         (number,) = numbers
         row = slice(number, number + 1)
         own_stack = [(strategy, {name: tensor[row] for name, tensor in state.items()}) for strategy, state in stack]
-        own = apply_steering_hooks(own_stack, place, outputs[row])
+        own_input = None if layer_input is None else layer_input[row]
+        own = apply_steering_hooks(own_stack, place, outputs[row], own_input)
         edited = torch.cat([edited[:number], own, edited[number + 1 :]])
 
     failures = isolate_failures(range(len(outputs)), call)
     return edited, failures
 
 
-def apply_steering_hooks(stack: StatefulStack, place: LayerPlace, outputs: Tensor) -> Tensor:
+def apply_steering_hooks(
+    stack: StatefulStack, place: LayerPlace, outputs: Tensor, layer_input: Tensor | None = None
+) -> Tensor:
     """Apply the hooks to all rows. `StrategyFailed` names a strategy whose hook raises or does not keep the layout.
 
     Args:
         stack: Strategies with their states.
         place: The part of the layer.
         outputs: [rows, width].
+        layer_input: [rows, width] residual stream that enters the layer, if a strategy reads it.
 
     Returns:
         [rows, width].
@@ -114,6 +128,8 @@ def apply_steering_hooks(stack: StatefulStack, place: LayerPlace, outputs: Tenso
             if steered.part != place.part or place.layer not in steered.layers:
                 continue
             own = {name: tensor.to(outputs.device) for name, tensor in state.items()}
+            if strategy.reads_layer_input and layer_input is not None:
+                own[LAYER_INPUT] = layer_input
             edited = strategy.steer(outputs, place, own)
         outputs = check_layout(strategy, edited, outputs, "steer")
     return outputs

@@ -20,8 +20,10 @@ from decoding.strategies.attention.vaf import VAF
 from decoding.strategies.deco import DeCo
 from decoding.strategies.nolan import NoLan
 from decoding.strategies.steering.fade import FADE
+from decoding.strategies.steering.rudder import RUDDER
 from decoding.strategies.steering.steer import Steer as AddVectors
 from decoding.strategies.steering.vista import VISTA
+from decoding.strategies.steering.vti import VTI
 from decoding.strategies.vdgd import VDGD
 
 Change = Callable[[int, Tensor], None]  # layer, [heads, tokens, tokens] scores, which it edits in place
@@ -166,8 +168,56 @@ def record_layers(found: dict[int, Tensor]) -> Steer:
     return record
 
 
-def rotate_outputs(vectors: Tensor, vista: VISTA) -> Steer:
-    """Rotate what the feed-forward networks return as VISTA does, by [layers, width] vectors."""
+def record_attention(found: dict[int, Tensor]) -> Steer:
+    """Record what the attention of each layer adds at every position."""
+
+    def record(part: str, number: int, hidden: Tensor) -> Tensor:
+        if part == "attention":
+            found[number] = hidden.double()
+        return hidden
+
+    return record
+
+
+def add_prompt_direction(updates: Mapping[int, Tensor], rudder: RUDDER, start: int, depth: int) -> Steer:
+    """Add the mean of what the attention of a layer adds to a prompt as RUDDER does, after `start` tokens.
+
+    Args:
+        updates: Layer -> [start, width] that its attention adds to the prompt.
+        rudder: The strategy.
+        start: Tokens of the prompt.
+        depth: Layers of the model.
+
+    Returns:
+        The edit.
+    """
+    layer = min(math.floor(rudder.layer * depth + 0.5), depth - 1)
+    sum_ = sum(row * (row.norm() if rudder.pooling == "weighted" else 1) for row in updates[layer])
+    direction = sum_ / sum_.norm()
+    stream: list[Tensor] = []
+
+    def edit(part: str, number: int, hidden: Tensor) -> Tensor:
+        if (part, number) == ("layer", layer - 1):
+            stream[:] = hidden.double()
+        if (part, number) != ("attention", layer):
+            return hidden
+        rows = [row.double() for row in hidden]
+        for position in range(start, len(rows)):
+            gate = 1.0
+            if rudder.adaptive:
+                cosine = float(stream[position] @ direction / stream[position].norm())
+                towards = math.log1p(math.exp(rudder.sharpness * cosine + rudder.offset))
+                away = math.log1p(math.exp(-rudder.sharpness * cosine + rudder.offset))
+                gate = min(1.0, max(0.05, towards / (towards + away)))
+            rows[position] = rows[position] + rudder.strength * gate * direction
+        return torch.stack(rows).to(hidden.dtype)
+
+    return edit
+
+
+def rotate_outputs(vectors: Tensor, strategy: VISTA | VTI) -> Steer:
+    """Rotate what the feed-forward networks return as VISTA or VTI does, by [layers, width] vectors."""
+    vectors = vectors.double()
 
     def edit(part: str, number: int, hidden: Tensor) -> Tensor:
         if part != "feed_forward":
@@ -175,7 +225,8 @@ def rotate_outputs(vectors: Tensor, vista: VISTA) -> Steer:
         vector, rows = vectors[number], []
         for row in hidden.double():
             cosine = float(row @ vector / (row.norm() * vector.norm()))
-            sum_ = row / row.norm() + vista.strength * (1 + max(0.0, -cosine)) * vector / vector.norm()
+            weight = 0.1 if isinstance(strategy, VTI) else 1 + max(0.0, -cosine)
+            sum_ = row / row.norm() + strategy.strength * weight * vector / vector.norm()
             rows.append(row.norm() * sum_ / sum_.norm())
         return torch.stack(rows).to(hidden.dtype)
 

@@ -21,8 +21,10 @@ def write_vectors(model: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="vectors"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config = load_config(str(model)).get_text_config()
-    vectors = torch.randn(config.num_hidden_layers, config.hidden_size, generator=torch.Generator().manual_seed(0))
-    save_file({"vectors": vectors}, folder / "steer.safetensors")
+    for number, name in enumerate(("steer", "vti")):
+        random = torch.Generator().manual_seed(number)
+        vectors = torch.randn(config.num_hidden_layers, config.hidden_size, generator=random)
+        save_file({"vectors": vectors}, folder / f"{name}.safetensors")
     return folder
 
 

@@ -68,7 +68,8 @@ class ToyEngine(RecordingEngine):
             steered = strategy.steered_layers(LAYERS)
             for layer in steered.layers if "steer" in strategy.list_hooks() else ():
                 place, own = LayerPlace(steered.part, layer, LAYERS), outputs[layer].flatten()
-                outputs[layer] = strategy.steer(own, place, states.get(strategy.name, {})).view(HEADS, WIDTH)
+                state = {**states.get(strategy.name, {}), "layer_input": own}
+                outputs[layer] = strategy.steer(own, place, state).view(HEADS, WIDTH)
         return outputs
 
     def logits(self, outputs: Tensor, factors: Tensor, depth: int = LAYERS) -> Tensor:
@@ -143,6 +144,7 @@ class ToyEngine(RecordingEngine):
                     self.draw_vision_attention(probe),
                     attention,
                     hidden_states={name: output[layer].flatten() for name, output in outputs.items()},
+                    attention_updates={name: output[layer].flatten()[None] for name, output in outputs.items()},
                 ),
             )
         return self.store_state(state), Usage()

@@ -42,8 +42,10 @@ from decoding.strategies.nolan import NoLan
 from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.steering.fade import FADE
+from decoding.strategies.steering.rudder import RUDDER
 from decoding.strategies.steering.steer import Steer as AddVectors
 from decoding.strategies.steering.vista import VISTA
+from decoding.strategies.steering.vti import VTI
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
@@ -54,6 +56,7 @@ from tests.decoding.naive_reference import (
     Gate,
     Steer,
     WeightChange,
+    add_prompt_direction,
     add_vectors,
     cut_layers,
     deco_rule,
@@ -69,6 +72,7 @@ from tests.decoding.naive_reference import (
     raise_image_scores,
     raise_mean_scores,
     rank_patches,
+    record_attention,
     record_layers,
     rotate_outputs,
     scale_scores,
@@ -181,6 +185,13 @@ class Reference:
                 case VISTA():
                     moved = [self.read_layers(each) for each in (prompt, prompt.without_images())]
                     steers.insert(0, rotate_outputs(moved[0] - moved[1], strategy))
+                case RUDDER():
+                    encoded, updates = self.encode(prompt), {}
+                    self.logits(encoded, [], {}, steers=[record_attention(updates)])
+                    sizes = len(encoded.ids), len(self.layers)
+                    steers.insert(0, add_prompt_direction(updates, strategy, *sizes))
+                case VTI():
+                    steers.insert(0, rotate_outputs(self.vectors[strategy.vectors], strategy))
                 case VAF():
                     visual = self.encode(prompt).ids == self.model.config.image_token_id
                     changes.append(scale_scores(visual, strategy, len(self.layers)))

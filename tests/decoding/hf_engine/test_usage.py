@@ -31,6 +31,7 @@ PASSES = {
     "adaiat": N,
     "spin": N,
     "vista": N + 2,
+    "rudder": N,
     "sid": 2 * N,
     "avisc": 2 * N,
     "dola": N,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from decoding.errors import BadRequest
 from decoding.multimodal import vector_files
-from decoding.multimodal.vector_files import VectorFiles
+from decoding.multimodal.vector_files import VectorFiles, write_vector_file
 from decoding.requests import VectorsRequest
 
 LAYERS, WIDTH = 3, 4
@@ -87,6 +87,29 @@ def test_damaged_and_large_files_are_refused(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(vector_files, "MAX_FILE_BYTES", 1 << 4)
     with pytest.raises(BadRequest, match="it has more than"):
         load(folder, "a.safetensors")
+
+
+def test_file_of_a_model_with_other_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    weights = torch.zeros(1 << 16)
+    for name, last in (("own", 0.0), ("copy", 0.0), ("other", 1.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        weights[-1] = last
+        save_file({"weights": weights}, tmp_path / name / "model.safetensors")
+    (tmp_path / "none").mkdir()
+    write_vector_file(folder / "b.safetensors", VECTORS, str(tmp_path / "own"), {"pairs": "3"})
+    assert sorted(file.name for file in folder.iterdir() if file.name.startswith("b.")) == ["b.safetensors"]
+    problems = {"other": "measured on a model with other weights", "none": "cannot be compared with the server's"}
+    for name in ("own", "copy", *problems):
+        files = VectorFiles(folder, LAYERS, WIDTH, torch.device("cpu"), str(tmp_path / name))
+        request = VectorsRequest("b.safetensors", "decoding.vti.vectors")
+        if name not in problems:
+            assert torch.equal(files.load(request), VECTORS)
+            continue
+        with pytest.raises(
+            BadRequest, match=f"^decoding.vti.vectors: 'b.safetensors' does not fit: .*{problems[name]}"
+        ):
+            files.load(request)
 
 
 def test_file_is_read_again_after_a_change(folder: Path) -> None:

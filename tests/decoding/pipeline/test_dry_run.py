@@ -55,6 +55,10 @@ def test_needs_and_costs_follow_from_the_requests() -> None:
             extra_rows=2,
         ),
         "fade": DryRun(frozenset({"steer"}), (), {}),
+        "rudder": DryRun(
+            frozenset({"steer", "probe", "attention_updates", "layer_inputs"}), (), {"probed prompts": 1}, extra_rows=1
+        ),
+        "vti": DryRun(frozenset({"steer", "vectors"}), (), {}),
         "steer": DryRun(frozenset({"steer", "vectors"}), (), {}),
         "spin": DryRun(frozenset({"gate_heads"}), (), {}),
         "hgai": DryRun(frozenset({"edit_attention_scores"}), (), {}),

@@ -21,7 +21,7 @@ from tests.decoding.fakes import make_request, random_image
 from tests.decoding.toy_engine import ToyEngine
 
 LARGE_IMAGE = random_image(size=(400, 300))  # large enough to be cut into crops
-WITHOUT_IMAGES = {"steer", "plain", "truncate", "sharpen", "verify"}  # accept prompts without an image
+WITHOUT_IMAGES = {"steer", "vti", "plain", "truncate", "sharpen", "verify"}  # accept prompts without an image
 SAMPLING_ONLY = {"plain", "truncate", "sharpen"}  # keep greedy answers
 CHECKS_ANSWERS = {"verify"}  # changes answers by their claims: those of the toy model have none
 FEW_TOKENS = {"damro": {"kept": 2}}  # by default, the images of the toy model have fewer tokens than it keeps

@@ -28,8 +28,10 @@ from decoding.strategies.plain import Plain
 from decoding.strategies.ritual import RITUAL
 from decoding.strategies.sharpen import Sharpen
 from decoding.strategies.steering.fade import FADE
+from decoding.strategies.steering.rudder import RUDDER
 from decoding.strategies.steering.steer import Steer
 from decoding.strategies.steering.vista import VISTA
+from decoding.strategies.steering.vti import VTI
 from decoding.strategies.truncate import Truncate
 from decoding.strategies.vcd import VCD
 from decoding.strategies.vdgd import VDGD
@@ -219,6 +221,40 @@ def test_vista_rotates_outputs_and_mixes_early_logits() -> None:
         pair = {"with_image": with_image[layer], "without_image": without[layer]}
         state = VISTA().update_state(state, Activations(layer=layer, layers=2, hidden_states=pair))
     torch.testing.assert_close(state["vectors"], torch.tensor([[0.5, 1.0], [-0.5, -2.0]]))
+
+
+def test_vti_rotates_outputs() -> None:
+    outputs, direction = torch.tensor([1.0, -2.0, 0.5, 2.0]), torch.tensor([1.71927, 0.719121, 0.14044, 0.21957])
+    assert VTI().steered_layers(2) == SteeredLayers((0, 1), "feed_forward")
+    after = VTI().steer(outputs, LayerPlace("feed_forward", 1, 2), {"vectors": torch.stack([outputs, direction])})
+    torch.testing.assert_close(after, torch.tensor([1.229985, -1.864911, 0.512059, 1.99926]), atol=1e-5, rtol=1e-5)
+
+
+def test_rudder_adds_the_direction_of_the_prompt() -> None:
+    updates = torch.tensor([[1.0, 0.0, 2.0], [0.0, -1.0, 0.5], [0.2, 0.1, 0.1]])
+    directions = {"mean": [0.399778, -0.299833, 0.866186], "weighted": [0.404091, -0.193382, 0.894044]}
+    for pooling, direction in directions.items():
+        state: Tensors = {}
+        for layer in range(32):
+            own = {"prompt": updates if layer == 30 else updates.flip(0) ** 2}
+            activations = Activations(layer=layer, layers=32, attention_updates=own)
+            state = RUDDER(pooling=pooling).update_state(state, activations)
+        torch.testing.assert_close(state["direction"], torch.tensor(direction), atol=1e-5, rtol=1e-5)
+    assert RUDDER().steered_layers(32) == SteeredLayers((30,), "attention", "answer")
+    stream, outputs, v = (
+        torch.tensor([0.5, -1.0, 1.0]),
+        torch.tensor([0.1, 0.2, -0.3]),
+        torch.tensor(directions["mean"]),
+    )
+    state, place = {"direction": v, "layer_input": stream}, LayerPlace("attention", 30, 32)
+    after = stream + RUDDER().steer(outputs, place, state)
+    torch.testing.assert_close(after, torch.tensor([8.555138, -6.766353, 17.936132]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(RUDDER(adaptive=False).steer(outputs, place, state), outputs + 20 * v)
+    cosines = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
+    streams = torch.stack([cosines, (1 - cosines**2).sqrt()], dim=-1)
+    gates = RUDDER().compute_gate(streams, torch.tensor([1.0, 0.0]).expand(5, 2))
+    expected = torch.tensor([0.05, 0.053981, 0.5, 0.946019, 0.996985])
+    torch.testing.assert_close(gates[:, 0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_fade_weakens_one_layer() -> None:

@@ -61,6 +61,7 @@ STACKS = {
     "fade": build_stack("fade", fade={"alpha": 1.0}),
     "vista": build_stack("vista"),
     "vcd+vista": build_stack("vcd+vista", vista={"strength": 0.5}),
+    "vti": build_stack("vti", vti={"strength": 5.0}),
     "nolan": build_stack("nolan"),
     "ritual": build_stack("ritual"),
     "sira": build_stack("sira"),

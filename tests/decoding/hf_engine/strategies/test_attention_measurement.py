@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from decoding.hf_engine.attention_measurement import (
-    AttentionMeans,
-    CaptionImages,
-    InvalidCaptions,
-    LabelledCaption,
-    read_captions,
-)
+from decoding.hf_engine.attention_measurement import AttentionMeans, LabelledCaption, read_captions
+from decoding.hf_engine.captions import CaptionImages, InvalidCaptions
 from decoding.hf_engine.engine import HFEngine
 from decoding.pipeline.attention_statistics import read_attention_statistics
 from decoding.prompt import Prompt
