@@ -53,6 +53,7 @@ class Strategy(TensorHooks):
     paper: ClassVar[str]
     official_code: ClassVar[str] = "none"  # repository of the authors' code on GitHub and its licence, as "a/b, MIT"
     neutral: ClassVar[Mapping[str, Any] | None] = None  # parameters with which decoding equals the plain model's
+    needs_images: ClassVar[bool] = False  # a prompt without an image is refused before `run` or `stream`
     sends_claims: ClassVar[bool] = False  # its `stream` checks the answer, so that `decoding.check` need not
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:

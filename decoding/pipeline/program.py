@@ -37,7 +37,7 @@ class StrategyProgram:
         """Send the reply to the last request. The first reply is None.
 
         Raises:
-            OnlySeenError: The strategy refuses the request.
+            OnlySeenError: The strategy refuses the request, or needs an image that the prompt lacks.
             StrategyFailed: The strategy raises another exception, or yields or returns something else than a request.
 
         Returns:
@@ -64,6 +64,8 @@ class StrategyProgram:
         return self.strategy.run(self._request)
 
     def _start(self) -> Generator[Any, Any, Any]:
+        if self.strategy.needs_images:
+            self._request.prompt.require_images(self.strategy.name)
         program = self._create_program()
         if not isinstance(program, Generator):
             raise StrategyFailed(

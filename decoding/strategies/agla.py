@@ -42,6 +42,7 @@ class AGLA(PlausibleContrast):
     paper = "arXiv:2406.12718"
     official_code = "Lackel/AGLA, no licence"
     neutral = {"alpha": 0, "beta": 0}
+    needs_images = True
 
     alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the masked image; 0 turns it off."), PER_ROW] = (
         2.0
@@ -56,7 +57,7 @@ class AGLA(PlausibleContrast):
     def run(self, request: GenerateRequest) -> Program:
         text = self.text or without_short_answer(request.prompt.question)
         masked: dict[ImageInput, ImageInput] = {}
-        for image in dict.fromkeys(request.prompt.require_images(self.name)):
+        for image in dict.fromkeys(request.prompt.images):
             relevance: RelevanceMap = yield RelevanceRequest(image, text)
             masked[image] = keep_relevant(image, relevance)
         return request.with_branch("local", request.prompt.map_images(masked.__getitem__))

@@ -40,6 +40,7 @@ class CODE(Strategy):
     paper = "arXiv:2406.01920"
     official_code = "IVY-LVLM/CODE, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
+    needs_images = True
     uncut = {"beta": 0.0}
 
     alpha: Annotated[
@@ -57,7 +58,6 @@ class CODE(Strategy):
     ] = DESCRIBE
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         # Not `request.replace`: its branches and stack belong to the final answer, not to the description.
         describe = request.prompt.with_question(self.description_prompt)
         described: Answer = yield GenerateRequest(describe, SamplingParams(max_tokens=self.description_tokens))

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from decoding.logits_ops import add, mask_logits, top_k_mask, top_p_mask
 from decoding.parameters import EarlyLayer, LayerRange, Normed
-from decoding.requests import GenerateRequest
 from decoding.strategy import EarlyExits, Step, Strategy
 
 
@@ -33,6 +32,7 @@ class DeCo(LayerRange, Strategy):
     paper = "arXiv:2410.11779"
     official_code = "zjunlp/Deco, licence not checked"
     neutral = {"alpha": 0, "top_p": 1, "top_k": 0}
+    needs_images = True
 
     alpha: EarlyLayer = 0.6
     top_p: Annotated[float, Field(gt=0, le=1, description="Total probability of the candidates.")] = 0.9
@@ -40,10 +40,6 @@ class DeCo(LayerRange, Strategy):
     first: Annotated[float, Field(ge=0, le=1, description="First early layer, as a share of the depth.")] = 20 / 32
     last: Annotated[float, Field(ge=0, le=1, description="Last early layer, as a share of the depth.")] = 28 / 32
     normed: Normed = True
-
-    def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
-        return request
 
     def early_exit_layers(self, layers: int, tied: bool) -> EarlyExits:
         return EarlyExits(tuple(self.select_layers(layers)), self.normed)

@@ -49,6 +49,7 @@ class Describe(Strategy):
     paper = "arXiv:2405.19716"
     official_code = "yihedeng9/STIC, licence not checked"
     neutral = {"description_tokens": 0}
+    needs_images = True
 
     style: Annotated[
         Literal["stic", "vdgd", "code"],
@@ -71,7 +72,6 @@ class Describe(Strategy):
     ] = None
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         if self.description_tokens == 0:
             return request
         # Not `request.replace`: its branches and stack belong to the final answer, not to the description.

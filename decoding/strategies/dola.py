@@ -7,7 +7,6 @@ from torch import Tensor
 
 from decoding.logits_ops import js_divergence, mask_logits, mean_kl_divergence, plausibility_mask, subtract
 from decoding.parameters import EarlyLayer, Normed, Plausibility
-from decoding.requests import GenerateRequest
 from decoding.strategy import EarlyExits, Step, Strategy
 
 MAX_BUCKET = 20  # layers
@@ -40,6 +39,7 @@ class DoLa(Strategy):
     paper = "arXiv:2309.03883"
     official_code = "voidism/DoLa, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
+    needs_images = True
     uncut = {"beta": 0.0}
 
     bucket: Annotated[Literal["low", "high"], Field(description="Half of the model that candidates come from.")] = "low"
@@ -54,10 +54,6 @@ class DoLa(Strategy):
     alpha: EarlyLayer = 1.0
     beta: Plausibility = 0.1
     normed: Normed = True
-
-    def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
-        return request
 
     def early_exit_layers(self, layers: int, tied: bool) -> EarlyExits:
         return EarlyExits(self.layers or self.select_bucket(layers, tied), self.normed)

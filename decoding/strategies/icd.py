@@ -42,6 +42,7 @@ class ICD(PlausibleContrast):
     paper = "arXiv:2403.18715"
     official_code = "p1k0pan/ICD, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
+    needs_images = True
 
     alpha: Contrast = 1.0
     role: Annotated[
@@ -59,7 +60,6 @@ class ICD(PlausibleContrast):
     )
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
         sentence = self.sentence or ROLES[self.role]
         if self.place == "system":
             return request.with_branch("disturbed", request.prompt.with_system(sentence))

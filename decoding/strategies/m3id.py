@@ -34,6 +34,7 @@ class M3ID(PlausibleContrast):
     name = "m3id"
     paper = "arXiv:2403.14003"
     neutral = {"decay": 0, "beta": 0}
+    needs_images = True
 
     decay: Annotated[
         float, Field(ge=0, le=10, description="Lambda: growth of the contrast per token; 0 turns it off.")
@@ -43,7 +44,6 @@ class M3ID(PlausibleContrast):
     )
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
         return request.with_branch("blind", request.prompt.without_images())
 
     def contrast(self, step: Step) -> Tensor:

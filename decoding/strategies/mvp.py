@@ -52,6 +52,7 @@ class MVP(Strategy):
     paper = "arXiv:2408.17150"
     official_code = "GasolSun36/MVP, no licence"
     neutral = {"bottom_up": 0, "top_down": 0, "regular": 0}
+    needs_images = True
 
     bottom_up: Annotated[float, Field(ge=0, le=1, description="Weight of the view from the details; 0 skips it.")] = 0.4
     top_down: Annotated[float, Field(ge=0, le=1, description="Weight of the view from the scene; 0 skips it.")] = 0.4
@@ -79,7 +80,6 @@ class MVP(Strategy):
         return None
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         weights = {view: weight for view in VIEWS if (weight := getattr(self, view)) > 0}
         if request.scored_texts or request.updates_state or not weights:
             return request

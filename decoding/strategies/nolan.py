@@ -37,6 +37,7 @@ class NoLan(Strategy):
     paper = "arXiv:2602.22144"
     official_code = "lingfengren/NoLan, Apache-2.0"
     neutral = {"scale": 0}
+    needs_images = True
 
     scale: Annotated[
         float,
@@ -46,7 +47,6 @@ class NoLan(Strategy):
     adaptive: Annotated[bool, Field(description="Raise the weight, up to twofold, where both branches agree.")] = True
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
         return request.with_branch("blind", request.prompt.without_images())
 
     def logits(self, step: Step) -> Tensor:

@@ -58,6 +58,7 @@ class RITUAL(PlausibleContrast):
     paper = "arXiv:2405.17821"
     official_code = "sangminwoo/RITUAL, MIT"
     neutral = {"alpha": 0, "beta": 0}
+    needs_images = True
 
     alpha: Annotated[
         float, Field(ge=0, le=100, description="Weight of the transformed image; 0 turns it off."), PER_ROW
@@ -78,7 +79,6 @@ class RITUAL(PlausibleContrast):
         return 1
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
         seed = self.seed + (request.sampling.seed or 0)
 
         def transform(image: ImageInput) -> ImageInput:

@@ -32,13 +32,13 @@ class VCD(PlausibleContrast):
     paper = "arXiv:2311.16922"
     official_code = "DAMO-NLP-SG/VCD, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
+    needs_images = True
 
     alpha: Contrast = 1.0
     noise_step: Annotated[int, Field(ge=0, le=999, description="Diffusion step of the noised image."), TEXT_SIDE] = 500
     noise_seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of the first image's noise."), TEXT_SIDE] = 0
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
         return request.with_branch("noisy", self.add_noise(request.prompt))
 
     def add_noise(self, prompt: Prompt) -> Prompt:

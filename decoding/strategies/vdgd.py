@@ -45,6 +45,7 @@ class VDGD(Strategy):
     paper = "arXiv:2405.15683"
     official_code = "Sreyan88/VDGD, licence not checked"
     neutral = {"truncation": "plausibility", "beta": 1}
+    needs_images = True
 
     reduction: Annotated[
         Literal["min", "mean", "sum"],
@@ -69,7 +70,6 @@ class VDGD(Strategy):
     official_scale: Annotated[bool, Field(description="Divide by the vocabulary, as the official code does.")] = False
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         question = request.prompt.question
         # Not `request.replace`: its branches and stack belong to the final answer, not to the description.
         describe = request.prompt.with_question(self.description_prompt.replace("{question}", question))

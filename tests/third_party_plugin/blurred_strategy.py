@@ -16,12 +16,12 @@ class Blurred(Strategy):
     name = "blurred"
     paper = "none"
     neutral = {"alpha": 0}
+    needs_images = True
 
     alpha: Annotated[float, Field(ge=0, le=10, description="Weight of the contrast; 0 turns it off.")] = 0.5
     radius: Annotated[float, Field(ge=0, le=100, description="Radius of the blur, in pixels."), TEXT_SIDE] = 8.0
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
         return request.with_branch("blurred", request.prompt.map_images(self.blur))
 
     def blur(self, image: ImageInput) -> ImageInput:

@@ -15,12 +15,12 @@ class Cautious(Strategy):
     name = "cautious"
     paper = "none"
     neutral = {"doubt": 0, "beta": 0}
+    needs_images = True
 
     doubt: Annotated[float, Field(ge=0, le=10, description="Weight of the contrast; 0 turns it off."), PER_ROW] = 0.5
     beta: Annotated[float, Field(ge=0, le=1, description="Plausibility threshold; 0 keeps all tokens."), PER_ROW] = 0.1
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
         return request.with_branch("blind", request.prompt.without_images())
 
     def logits(self, step: Step) -> Tensor:

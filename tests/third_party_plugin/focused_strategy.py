@@ -15,11 +15,11 @@ class Focused(Strategy):
     name = "focused"
     paper = "none"
     neutral = {"factor": 1}
+    needs_images = True
 
     factor: Annotated[float, Field(ge=0, le=10, description="Factor of the chosen heads; 1 changes nothing.")] = 1.5
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         prompts = {"with": request.prompt, "without": request.prompt.without_images()}
         state: StateHandle = yield ProbeRequest(prompts, main="with")
         return request.with_state(state)

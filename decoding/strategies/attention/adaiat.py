@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.parameters import FirstLayerShare, LastLayerShare, LayerRange
-from decoding.requests import GenerateRequest
 from decoding.strategy import AttentionKeys, Strategy, Tensors
 
 LEAST_FACTOR = 1e-6  # of an attention weight
@@ -45,6 +44,7 @@ class AdaIAT(LayerRange, Strategy):
     paper = "arXiv:2603.04908"
     official_code = "XianguiKang/AdaIAT, no licence"
     neutral = {"alpha": 0}
+    needs_images = True
     reads_attention_statistics = True
 
     alpha: Annotated[
@@ -57,10 +57,6 @@ class AdaIAT(LayerRange, Strategy):
     ] = 0.5
     first: FirstLayerShare = 5 / 32
     last: LastLayerShare = 17 / 32
-
-    def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
-        return request
 
     def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
         if keys.layer not in self.select_layers(keys.layers):

@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.parameters import FirstLayerShare, LastLayerShare, LayerRange
-from decoding.requests import GenerateRequest
 from decoding.strategy import AttentionKeys, Strategy, Tensors
 
 
@@ -36,16 +35,13 @@ class HGAI(LayerRange, Strategy):
     paper = "arXiv:2411.16724"
     official_code = "ZhangqiJiang07/middle_layers_indicating_hallucinations, no licence"
     neutral = {"alpha": 0}
+    needs_images = True
 
     alpha: Annotated[
         float, Field(ge=0, le=10, description="Increase of the attention scores of image tokens; 0 changes nothing.")
     ] = 0.5
     first: FirstLayerShare = 5 / 32
     last: LastLayerShare = 18 / 32
-
-    def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
-        return request
 
     def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
         if keys.layer not in self.select_layers(keys.layers):

@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.parameters import FirstLayerShare, LastLayerShare, LayerRange
-from decoding.requests import GenerateRequest
 from decoding.strategy import AttentionKeys, Strategy, Tensors
 
 
@@ -32,16 +31,13 @@ class IAT(LayerRange, Strategy):
     paper = "arXiv:2603.04908"
     official_code = "XianguiKang/AdaIAT, no licence"
     neutral = {"alpha": 0}
+    needs_images = True
 
     alpha: Annotated[
         float, Field(ge=0, le=10, description="Increase of the attention scores of the answer; 0 changes nothing.")
     ] = 0.8
     first: FirstLayerShare = 5 / 32
     last: LastLayerShare = 17 / 32
-
-    def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
-        return request
 
     def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
         if keys.layer not in self.select_layers(keys.layers):

@@ -39,6 +39,7 @@ class PAI(PlausibleContrast):
     paper = "arXiv:2407.21771"
     official_code = "LALBJ/PAI, MIT"
     neutral = {"alpha": 0, "gamma": 1}
+    needs_images = True
 
     alpha: Annotated[
         float, Field(ge=0, le=10, description="Increase of the attention scores of image tokens; 0 changes nothing.")
@@ -49,7 +50,6 @@ class PAI(PlausibleContrast):
     first_layer: FirstLayer = 2
 
     def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
         return request if self.gamma == 1 else request.with_branch("blind", request.prompt.without_images())
 
     def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:

@@ -44,6 +44,7 @@ class PAINT(Strategy):
     paper = "arXiv:2501.12206"
     official_code = "hasanar1f/PAINT, licence not checked"
     neutral = {"alpha": 0, "beta": 0}
+    needs_images = True
 
     alpha: Annotated[float, Field(ge=0, le=10, description="Increase of the attention scores of local patches.")] = 0.7
     beta: Annotated[float, Field(ge=0, le=10, description="Increase of the attention scores of summary patches.")] = 0.3
@@ -55,7 +56,6 @@ class PAINT(Strategy):
     ] = "uniform"
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         if self.modulation == "uniform":
             probe = ProbeRequest(
                 {"with_image": request.prompt}, main="with_image", capture=frozenset({"vision_attention"})

@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.parameters import FirstLayerShare, LastLayerShare, LayerRange
-from decoding.requests import GenerateRequest
 from decoding.strategy import AttentionKeys, Strategy, Tensors
 
 
@@ -36,6 +35,7 @@ class SPIN(LayerRange, Strategy):
     paper = "arXiv:2505.16411"
     official_code = "YUECHE77/SPIN, MIT"
     neutral = {"suppress": 1}
+    needs_images = True
 
     kept: Annotated[float, Field(ge=0, le=1, description="Share of the heads of a layer that keep their output.")] = (
         0.95
@@ -45,10 +45,6 @@ class SPIN(LayerRange, Strategy):
     ] = 0.08
     first: FirstLayerShare = 0.0
     last: LastLayerShare = 1.0
-
-    def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
-        return request
 
     def gate_heads(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor | None:
         if keys.layer not in self.select_layers(keys.layers):

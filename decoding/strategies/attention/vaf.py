@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.parameters import FirstLayerShare, LastLayerShare, LayerRange
-from decoding.requests import GenerateRequest
 from decoding.strategy import AttentionKeys, Strategy, Tensors
 
 
@@ -34,6 +33,7 @@ class VAF(LayerRange, Strategy):
     paper = "arXiv:2503.13107"
     official_code = "ustc-hyin/ClearSight, no licence of its own"
     neutral = {"enhance": 1, "suppress": 1}
+    needs_images = True
     edits_question = True
 
     enhance: Annotated[
@@ -45,10 +45,6 @@ class VAF(LayerRange, Strategy):
     ] = 0.95
     first: FirstLayerShare = 9 / 32
     last: LastLayerShare = 14 / 32
-
-    def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
-        return request
 
     def edit_attention_scores(self, scores: Tensor, keys: AttentionKeys, state: Tensors) -> Tensor:
         if keys.layer not in self.select_layers(keys.layers):

@@ -39,6 +39,7 @@ class VHR(Strategy):
     name = "vhr"
     paper = "arXiv:2412.13949"
     neutral = {"alpha": 1}
+    needs_images = True
 
     alpha: Annotated[float, Field(ge=0, le=10, description="Factor on the chosen heads; 1 changes nothing.")] = 2.0
     late: Annotated[float, Field(ge=0, le=1, description="Share of the layers, from the last, to reinforce.")] = 14 / 32
@@ -49,7 +50,6 @@ class VHR(Strategy):
     ] = "population"
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         pair = {"with_image": request.prompt, "without_image": request.prompt.without_images()}
         state: StateHandle = yield ProbeRequest(pair, main="with_image", layerwise=True)
         return request.with_state(state)

@@ -37,6 +37,7 @@ class AvisC(PlausibleContrast):
     paper = "arXiv:2405.17820"
     official_code = "sangminwoo/AvisC, MIT"
     neutral = {"alpha": 0, "beta": 0}
+    needs_images = True
 
     alpha: Contrast = 1.0
     gamma: Annotated[
@@ -51,7 +52,6 @@ class AvisC(PlausibleContrast):
     ] = "population"
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         probe = ProbeRequest({"with_image": request.prompt}, main="with_image", capture=frozenset({"attention"}))
         state: StateHandle = yield probe
         return request.with_branch("blind", request.prompt).with_state(state)

@@ -39,6 +39,7 @@ class DAMRO(PlausibleContrast):
     paper = "arXiv:2410.04514"
     official_code = "coder-gx/DAMRO, MIT in its README"
     neutral = {"alpha": 0, "beta": 0}
+    needs_images = True
 
     alpha: Contrast = 2.0
     kept: Annotated[
@@ -46,7 +47,6 @@ class DAMRO(PlausibleContrast):
     ] = 10
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         probe = ProbeRequest({"with_image": request.prompt}, main="with_image", capture=frozenset({"vision_attention"}))
         state: StateHandle = yield probe
         return request.with_branch("outlier", request.prompt).with_state(state)

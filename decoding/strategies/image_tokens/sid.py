@@ -42,6 +42,7 @@ class SID(PlausibleContrast):
     paper = "arXiv:2408.02032"
     official_code = "huofushuo/SID, no licence"
     neutral = {"alpha": 0, "beta": 0}
+    needs_images = True
 
     alpha: Contrast = 1.0
     kept: Annotated[float, Field(ge=0, le=1, description="Share of the image tokens that the branch keeps.")] = 0.1
@@ -50,7 +51,6 @@ class SID(PlausibleContrast):
     ] = 2
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         probe = ProbeRequest({"with_image": request.prompt}, main="with_image", capture=frozenset({"attention"}))
         state: StateHandle = yield probe
         return request.with_branch("least", request.prompt).with_state(state)

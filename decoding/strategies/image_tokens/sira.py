@@ -33,6 +33,7 @@ class SIRA(Strategy):
     name = "sira"
     paper = "arXiv:2605.14621"
     neutral = {"alpha": 0}
+    needs_images = True
 
     alpha: Contrast = 0.5
     boundary: Annotated[
@@ -40,7 +41,6 @@ class SIRA(Strategy):
     ] = 0.5
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         # The attention only has the number of image tokens. The answer continues from this pass over the prompt.
         probe = ProbeRequest({"with_image": request.prompt}, main="with_image", capture=frozenset({"attention"}))
         state: StateHandle = yield probe

@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor
 
 from decoding.parameters import SteeredPositions
-from decoding.requests import GenerateRequest
 from decoding.strategy import LayerPlace, SteeredLayers, Strategy, Tensors
 
 
@@ -30,16 +29,13 @@ class FADE(Strategy):
     name = "fade"
     paper = "arXiv:2606.29431"
     neutral = {"alpha": 0}
+    needs_images = True
 
     alpha: Annotated[
         float, Field(ge=0, le=1, description="Share of the output that is removed; 0 changes nothing.")
     ] = 0.6
     layer: Annotated[float, Field(ge=0, le=1, description="The edited layer, as a share of the depth.")] = 18 / 32
     positions: SteeredPositions = "all"
-
-    def prepare(self, request: GenerateRequest) -> GenerateRequest:
-        request.prompt.require_images(self.name)
-        return request
 
     def steered_layers(self, layers: int) -> SteeredLayers:
         return SteeredLayers((min(math.floor(self.layer * layers + 0.5), layers - 1),), "feed_forward", self.positions)

@@ -41,6 +41,7 @@ class VISTA(Strategy):
     paper = "arXiv:2502.03628"
     official_code = "LzVv123456/VISTA, MIT"
     neutral = {"strength": 0, "gamma": 0}
+    needs_images = True
 
     strength: Annotated[float, Field(ge=0, le=10, description="Weight of the steering; 0 turns it off.")] = 0.17
     gamma: Annotated[float, Field(ge=0, le=1, description="Weight of the logits of late layers; 0 turns them off.")] = (
@@ -48,7 +49,6 @@ class VISTA(Strategy):
     )
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         pair = {"with_image": request.prompt, "without_image": request.prompt.without_images()}
         state: StateHandle = yield ProbeRequest(pair, main="with_image", capture=frozenset({"hidden_states"}))
         return request.with_state(state)
