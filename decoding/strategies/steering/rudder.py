@@ -37,6 +37,7 @@ class RUDDER(Strategy):
     name = "rudder"
     paper = "arXiv:2511.10292"
     neutral = {"strength": 0}
+    needs_images = True
     reads_layer_input: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0, le=1000, description="Length of what is added; 0 turns it off.")] = 20.0
@@ -49,7 +50,6 @@ class RUDDER(Strategy):
     ] = "mean"
 
     def run(self, request: GenerateRequest) -> Program:
-        request.prompt.require_images(self.name)
         probe = ProbeRequest({"prompt": request.prompt}, main="prompt", capture=frozenset({"attention_updates"}))
         state: StateHandle = yield probe
         return request.with_state(state)
