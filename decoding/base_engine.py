@@ -32,6 +32,7 @@ from decoding.row_reservation import RowReservation, count_waiting_rows, reserve
 from decoding.sampling_params import Grammar, SamplingParams
 from decoding.text.grammar_mask import GrammarCompiler
 from decoding.text.prompt_encoder import AnswerStart, ModelInputs, PromptEncoder
+from decoding.text.prompt_logprobs import check_entries
 
 Result = TypeVar("Result")
 
@@ -357,7 +358,10 @@ class BaseEngine(ABC):
         prompts = self._encode_prompts({MAIN: request.prompt, **request.branches})
         if request.continued_tokens:
             self.encoder.check_length(max(map(len, prompts.values())) + request.continued_tokens)
-        return {name: prompt.with_tokens(answer_start.ids) for name, prompt in prompts.items()}
+        inputs = {name: prompt.with_tokens(answer_start.ids) for name, prompt in prompts.items()}
+        if request.prompt_logprobs is not None:
+            check_entries(len(inputs[MAIN]), request.prompt_logprobs)
+        return inputs
 
     async def _prepare_start(self, request: GenerateRequest) -> tuple[GenerateRequest, AnswerStart, ForcedPrefix]:
         """Encode the text to continue, with which the answer prefix then begins, and the ruled-out phrases.

@@ -33,6 +33,7 @@ Capability = Literal[
     "forced_token_ids",
     "answer_prefix",
     "logprobs",
+    "prompt_logprobs",
     "grammar",
     "tokenize",
 ]

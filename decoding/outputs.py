@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,6 +56,43 @@ class TokenLogprob:
     logprob: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptScores:
+    """Log-probabilities of the tokens of a prompt, each under the tokens before it. The first token has none.
+
+    Attributes:
+        logprobs: [length - 1], of the tokens themselves.
+        ranks: [length - 1]; 1 is the likeliest token.
+        top_ids: [length - 1, n] ids of the likeliest tokens.
+        top_logprobs: [length - 1, n].
+    """
+
+    logprobs: NDArray[np.float32]
+    ranks: NDArray[np.int64]
+    top_ids: NDArray[np.int64]
+    top_logprobs: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptLogprobs:
+    """The tokens of a prompt with their log-probabilities, without the strategies.
+
+    Attributes:
+        ids: [length] token ids.
+        offsets: [length + 1] characters of the prompt's text before each token, and of the whole text. Special tokens
+            are no part of the text.
+        scores: Log-probabilities.
+        is_scored: [length - 1] false for image tokens, which the model does not predict.
+        texts: Token id -> its text.
+    """
+
+    ids: Sequence[int]
+    offsets: Sequence[int]
+    scores: PromptScores
+    is_scored: NDArray[np.bool_]
+    texts: Mapping[int, str]
+
+
 @dataclass(frozen=True, slots=True)
 class FinishInfo:
     """End of an answer."""
@@ -64,6 +101,7 @@ class FinishInfo:
     usage: Usage
     state: StateHandle | None = None  # of the answer's logits, with `GenerateRequest.updates_state`
     text_logprobs: Mapping[str, float] = field(default_factory=dict)  # scored text -> log-probability
+    prompt_logprobs: PromptLogprobs | None = None  # with `GenerateRequest.prompt_logprobs`
 
 
 @dataclass(frozen=True, slots=True)

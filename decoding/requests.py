@@ -44,6 +44,7 @@ class GenerateRequest:
     branches: Mapping[str, Prompt] = field(default_factory=dict)  # "name", or "strategy/name" once qualified -> prompt
     state: StateHandle | None = None  # the strategy's own, until `with_strategy` moves it to `states`
     scored_texts: tuple[str, ...] = ()  # if not empty: one forward pass, no tokens; the result is `text_logprobs`
+    prompt_logprobs: int | None = None  # if set: likeliest tokens beside each of the prompt; one pass, no tokens
     updates_state: bool = False  # the strategy's `update_state` folds the raw logits of every step into `Answer.state`
     states: Mapping[str, StateHandle] = field(default_factory=dict)  # strategy -> state that its hooks receive
     stack: tuple[TensorHooks, ...] = ()  # strategies whose tensor hooks act on the request, outermost first

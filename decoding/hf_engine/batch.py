@@ -88,17 +88,20 @@ class Batch:
             prefills: Outputs of their prompts.
 
         Returns:
-            The first token of each new request, or the log-probabilities of its scored texts.
+            The first token of each new request, or the log-probabilities of its scored texts or of its prompt.
         """
+        scored = [request for request in requests if request.prompt_scores is not None]
+        requests = [request for request in requests if request.prompt_scores is None]
         for request in requests:
             self.lazy_branches.add_request(request)
             request.early_logits = prefills[id(request), MAIN].early_logits
         # A request for scored texts ends with its prompt, so it needs no row.
         joining = [request for request in requests if not request.source.scored_texts]
         outputs = self._add_rows(joining, prefills) if joining else []
-        return outputs + [
+        outputs += [
             (request, self._score_texts(request, prefills)) for request in requests if request.source.scored_texts
         ]
+        return outputs + [(request, request.add_prompt_logprobs()) for request in scored]
 
     def _add_rows(self, requests: Sequence[RequestState], prefills: PrefillOutputs) -> StepOutputs:
         """Add rows, and sample the first token of each new request."""

@@ -31,12 +31,16 @@ def prefill_requests(model: Model, requests: Sequence[RequestState], prefix_cach
         prefix_cache: Cache of prompt prefixes.
 
     Returns:
-        The output of each prompt.
+        The output of each prompt. A request for the log-probabilities of its prompt has none.
     """
     outputs: PrefillOutputs = {}
     sharing: dict[object, list[PromptOf]] = {}  # prompts that run once
     for request in requests:
         request.stats.scheduled_time = request.stats.scheduled_time or time.perf_counter()
+        if (count := request.source.prompt_logprobs) is not None:  # needs no keys and values
+            request.prompt_scores = model.score_prompt(request.inputs[MAIN], count)
+            request.stats.forward_passes += 1
+            continue
         for name, prompt in request.row_prompts.items():
             probed = request.find_probe_prefill() if name == MAIN else None
             if probed is not None:

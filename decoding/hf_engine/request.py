@@ -17,7 +17,7 @@ from decoding.errors import OnlySeenError
 from decoding.hf_engine.model.model import Model, PrefillOutput
 from decoding.hf_engine.sampler import SamplerState
 from decoding.hf_engine.strategy_state import StoredStrategyState
-from decoding.outputs import Token
+from decoding.outputs import NO_TOKEN, PromptScores, Token
 from decoding.pipeline.attention_hooks import (
     compute_attention_batch_key,
     find_question_start,
@@ -123,6 +123,7 @@ class RequestState:
         first_tokens: Scored text -> ids of tokens that can begin it.
         failure: Exception of a strategy inside the model.
         updated_state: State into which the answer's logits are folded.
+        prompt_scores: Scores of the prompt's tokens, for a request for them.
     """
 
     def __init__(
@@ -193,7 +194,9 @@ class RequestState:
             token_text,
             model.encoder.tokenizer,
             answer_prefix=answer_start.ids,
+            image_token_id=model.image_token_id,
         )
+        self.prompt_scores: PromptScores | None = None
         self.stats = self.output_processor.stats
         self._states = states
 
@@ -274,6 +277,11 @@ class RequestState:
         """
         logprobs = score_texts(scores, self.first_tokens)
         return self.output_processor.add_text_logprobs(int(scores.argmax()), changed, logprobs)
+
+    def add_prompt_logprobs(self) -> Token:
+        """Finish a request for the log-probabilities of its prompt, whose scores are known."""
+        assert self.prompt_scores is not None, "the prompt has run"
+        return self.output_processor.add_prompt_logprobs(NO_TOKEN, self.prompt_scores)
 
     def _rank_tokens(self, token: int, scores: Tensor) -> RankedTokens:
         if self.source.sampling.top_logprobs is None:

@@ -11,11 +11,18 @@ from typing import Any
 
 from decoding.engine import Engine
 from decoding.errors import NO_FINISH_REASON, EngineFailed, Unsupported
-from decoding.outputs import Answer, RelevanceMap, StateHandle, Token, Usage
+from decoding.outputs import Answer, PromptLogprobs, RelevanceMap, StateHandle, Token, Usage
 from decoding.pipeline.capabilities import require_hooks
 from decoding.pipeline.draft_runner import DraftedAnswer, DraftRunner, Outcome, as_request
 from decoding.pipeline.program import ProgramResult, StrategyProgram, advance_program
-from decoding.requests import GenerateRequest, ImageInput, ProbeRequest, RelevanceRequest, VectorsRequest
+from decoding.requests import (
+    GenerateRequest,
+    ImageInput,
+    ProbeRequest,
+    RelevanceRequest,
+    SamplingParams,
+    VectorsRequest,
+)
 from decoding.strategy import Effect, Strategy
 
 GROUNDING = "grounding/blind"
@@ -107,6 +114,27 @@ class StrategyRunner:
         async with aclosing(tokens):
             async for token in tokens:
                 yield token
+
+    async def score_prompt(self, request: GenerateRequest, count: int) -> PromptLogprobs:
+        """Compute the log-probabilities of the tokens of a client's prompt, without the strategies.
+
+        Args:
+            request: The client's request. The text to continue belongs to the prompt.
+            count: Likeliest tokens beside each token.
+
+        Returns:
+            The log-probabilities.
+
+        Raises:
+            EngineFailed: The engine ended the request without them.
+        """
+        plain = GenerateRequest(
+            request.prompt, SamplingParams(max_tokens=1), continued_text=request.continued_text, prompt_logprobs=count
+        )
+        finish = (await self._collect(plain)).finish
+        if finish.prompt_logprobs is None:
+            raise EngineFailed("The engine returned no log-probabilities of the prompt.")
+        return finish.prompt_logprobs
 
     def add_usage(self, usage: Usage) -> None:
         """Add the forward passes of a request. Steps and tokens are those of the final answer only."""

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 from tokenizers.decoders import DecodeStream
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from decoding.outputs import FinishInfo, FinishReason, RequestStats, StateHandle, Token, TokenLogprob, Usage
+from decoding.outputs import (
+    FinishInfo,
+    FinishReason,
+    PromptLogprobs,
+    PromptScores,
+    RequestStats,
+    StateHandle,
+    Token,
+    TokenLogprob,
+    Usage,
+)
 from decoding.requests import GenerateRequest
 from decoding.text.prompt_encoder import ModelInputs
 from decoding.text.stop_string_detector import StopStringDetector
@@ -34,6 +47,7 @@ class OutputProcessor:
         tokenizer: Any,
         state: StateHandle | None = None,
         answer_prefix: Sequence[int] = (),
+        image_token_id: int | None = None,
     ) -> None:
         """Start an answer.
 
@@ -46,8 +60,12 @@ class OutputProcessor:
             tokenizer: The model's tokenizer.
             state: Handle of the state that the request's strategy will have left when the answer ends.
             answer_prefix: Token ids with which the answer begins. They are not output.
+            image_token_id: Token at the positions of images, for the log-probabilities of the prompt.
         """
         self.request = request
+        self.input_ids = [*prompt.ids.tolist(), *answer_prefix] if request.prompt_logprobs is not None else []
+        self.image_token_id = image_token_id
+        self.tokenizer = tokenizer
         self.prompt_tokens = len(prompt) + request.continued_tokens
         self.max_new_tokens = max_new_tokens
         self.eos_token_ids = eos_token_ids
@@ -128,6 +146,20 @@ class OutputProcessor:
         """
         self._count_step(changed)
         return Token(token, "", finish=self._finish("stop", logprobs))
+
+    def add_prompt_logprobs(self, token: int, scores: PromptScores) -> Token:
+        """Finish a request for the log-probabilities of its prompt.
+
+        Args:
+            token: The token after the prompt.
+            scores: Scores of the prompt's tokens.
+
+        Returns:
+            The only token of the answer, without text.
+        """
+        self._count_step(changed=False)
+        logprobs = build_prompt_logprobs(self.input_ids, scores, self.image_token_id, self.token_text, self.tokenizer)
+        return Token(token, "", finish=replace(self._finish("stop"), prompt_logprobs=logprobs))
 
     def _count_step(self, changed: bool) -> None:
         self.stats.steps += 1
@@ -245,3 +277,30 @@ class TokenText:
         if piece.startswith("<0x") and piece.endswith(">"):
             return bytes([int(piece[3:-1], 16)])
         return piece.replace("▁", " ").encode()
+
+
+def build_prompt_logprobs(
+    ids: Sequence[int], scores: PromptScores, image_token_id: int | None, token_text: TokenText, tokenizer: Any
+) -> PromptLogprobs:
+    """Attach texts and offsets to the scores of a prompt.
+
+    Args:
+        ids: Token ids of the prompt.
+        scores: Their scores.
+        image_token_id: Token at the positions of images.
+        token_text: Text of single tokens.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        The log-probabilities.
+    """
+    detokenizer = Detokenizer(tokenizer, ())
+    offsets = list(accumulate((len(detokenizer.add_token(token)) for token in ids), initial=0))
+    shown = {*ids, *np.unique(scores.top_ids).tolist()}
+    return PromptLogprobs(
+        ids,
+        offsets,
+        scores,
+        np.asarray(ids[1:], dtype=np.int64) != image_token_id,
+        {token: token_text.build_logprob(token, 0.0).text for token in shown},
+    )

@@ -11,13 +11,15 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from decoding.errors import BadRequest
 from decoding.sampling_params import Grammar
-from decoding.text.grammar_check import LARK, REGEX, multiply_counts
+from decoding.text.grammar_check import LARK, REGEX, TAGS, multiply_counts
 from decoding.text.json_size import is_larger
 from decoding.text.regex_size import count_unrolled_atoms
 
@@ -136,6 +138,52 @@ def build_choice_grammar(choices: Sequence[str], param: str | None = None) -> Gr
     if len(alternatives) > MAX_CHARACTERS:
         raise InvalidSchema(f"it has more than {MAX_CHARACTERS} characters", param)
     return Grammar(f"{LARK}start: {alternatives}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A part of an answer whose content is JSON."""
+
+    begin: str
+    schema: Mapping[str, Any]
+    end: str
+
+
+def build_tag_grammar(tags: Sequence[Tag], triggers: Sequence[str], param: str | None = None) -> Grammar:
+    """Build `SamplingParams.grammar` for answers that are text, in which a tag follows each trigger.
+
+    Args:
+        tags: The tags.
+        triggers: Texts with which tags begin. A tag belongs to the first that it begins with.
+        param: Request field that an error names.
+
+    Returns:
+        The grammar, which is not compiled.
+
+    Raises:
+        InvalidSchema: A tag begins with no trigger, a trigger begins another one, or a schema is too large or too
+            complicated.
+    """
+    schemas = {"tags": [tag.schema for tag in tags]}
+    too_large = f"the tags have more than {MAX_CHARACTERS} characters"
+    if is_larger(schemas, MAX_CHARACTERS):
+        raise InvalidSchema(too_large, param)
+    if reason := find_excess(schemas):
+        raise InvalidSchema(reason, param)
+    by_trigger: dict[str, list[tuple[str, Any, str]]] = {}
+    for tag in tags:
+        trigger = next((each for each in triggers if tag.begin.startswith(each)), None)
+        if trigger is None:
+            raise InvalidSchema(f"'{tag.begin[:100]}' begins with no trigger", param)
+        content = {**tag.schema, "x-guidance": SPACING}
+        by_trigger.setdefault(trigger, []).append((tag.begin[len(trigger) :], content, tag.end))
+    for one, other in permutations(by_trigger, 2):
+        if other.startswith(one):  # the shorter one always ends the text first
+            raise InvalidSchema(f"the trigger '{one[:100]}' begins another trigger", param)
+    text = json.dumps(by_trigger)
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidSchema(too_large, param)
+    return Grammar(TAGS + text)
 
 
 def find_excess(schema: Mapping[str, Any]) -> str | None:

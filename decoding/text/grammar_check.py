@@ -39,7 +39,7 @@ COUNT = re.compile(r"\{([\s0-9,+]*)\}")  # of a repetition. Blanks may stand in 
 TOO_LARGE = "it is too large"
 MAX_REASON = 1_000  # characters; llguidance appends parts of the grammar
 # How the text of a grammar begins that is no JSON schema.
-REGEX, LARK = "regex:", "lark:"
+REGEX, LARK, TAGS = "regex:", "lark:", "tags:"
 STATUS = Path("/proc/self/status")
 
 
@@ -80,9 +80,35 @@ def convert_grammar(text: str) -> str:
         converted = LLMatcher.grammar_from_regex(text.removeprefix(REGEX))
     elif text.startswith(LARK):
         converted = LLMatcher.grammar_from_lark(text.removeprefix(LARK))
+    elif text.startswith(TAGS):
+        converted = LLMatcher.grammar_from_lark(write_tag_grammar(json.loads(text.removeprefix(TAGS))))
     else:
         converted = LLMatcher.grammar_from_json_schema(text)
     return converted
+
+
+def write_tag_grammar(tags: dict[str, list[tuple[str, Any, str]]]) -> str:
+    """Write the Lark grammar of text with tags.
+
+    Args:
+        tags: Trigger -> for each of its tags the text after the trigger, the schema of its content, and its end.
+
+    Returns:
+        The grammar. A trigger ends the text before it as soon as it is complete.
+    """
+    lines = [f"start: ({' | '.join(f'tag_{number}' for number in range(len(tags)))})* TEXT", r"TEXT: /(.|\n)*/"]
+    for number, (trigger, of_trigger) in enumerate(tags.items()):
+        lines.append(f"trigger_{number}[lazy]: TEXT {json.dumps(trigger, ensure_ascii=False)}")
+        contents = (
+            " ".join([*quote(begin), f"%json {json.dumps(schema)}", *quote(end)]) for begin, schema, end in of_trigger
+        )
+        lines.append(f"tag_{number}: trigger_{number} ({' | '.join(contents)})")
+    return "\n".join(lines)
+
+
+def quote(text: str) -> list[str]:
+    """Return the literal of a text in Lark; none for an empty text."""
+    return [json.dumps(text, ensure_ascii=False)] if text else []
 
 
 def estimate_states(text: str) -> int:
@@ -98,7 +124,11 @@ def estimate_states(text: str) -> int:
     """
     if text.startswith((REGEX, LARK)):
         return min(BASE_STATES + count_pattern_states(text), LIMITS.max_lexer_states)
-    states, strings, stack = BASE_STATES, dict[str, int](), [json.loads(text)]
+    states, strings, stack = BASE_STATES, dict[str, int](), [json.loads(text.removeprefix(TAGS))]
+    if text.startswith(TAGS):
+        states += LENGTH_STATES * sum(
+            len(trigger) + len(begin) + len(end) for trigger, tags in stack[0].items() for begin, _, end in tags
+        )
     while stack:
         value = stack.pop()
         if isinstance(value, list):

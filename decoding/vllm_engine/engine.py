@@ -135,6 +135,7 @@ class VllmEngine(BaseEngine):
             "forced_token_ids",
             "answer_prefix",
             "logprobs",
+            "prompt_logprobs",
             "grammar",
             "tokenize",
         }
@@ -228,7 +229,7 @@ class VllmEngine(BaseEngine):
                 members = await self._encode(lambda: self._build_members(request, updated_state, answer_start))
                 parser = self._build_parser(request, members, updated_state, answer_start)
                 new_tokens = parser.processor.max_new_tokens - len(answer_start.ids)
-                collectors = await self._submit(members, request.sampling, new_tokens)
+                collectors = await self._submit(members, request.sampling, new_tokens, request.prompt_logprobs)
                 parser.processor.stats.scheduled_time = time.perf_counter()
                 while not parser.is_finished:
                     output = await collectors[-1].get()
@@ -293,10 +294,15 @@ class VllmEngine(BaseEngine):
         return state
 
     async def _submit(
-        self, members: Sequence[MemberRequest], sampling: SamplingParams, new_tokens: int
+        self,
+        members: Sequence[MemberRequest],
+        sampling: SamplingParams,
+        new_tokens: int,
+        prompt_logprobs: int | None = None,
     ) -> list[OutputCollector]:
         """Submit a gang. The last of the returned outputs are those of the main row."""
-        requests = await self._encode(lambda: self._engine_request_builder.build(members, sampling, new_tokens))
+        build = self._engine_request_builder.build
+        requests = await self._encode(lambda: build(members, sampling, new_tokens, prompt_logprobs))
         return await self.client.submit(requests)
 
     def _abort(self, collectors: Sequence[OutputCollector], parser: OutputParser) -> asyncio.Future[None]:
@@ -346,6 +352,8 @@ class VllmEngine(BaseEngine):
         find_early_exits(request.stack, limits.num_layers, limits.has_tied_embeddings)
         find_steered_places(select_steering_stack(request.stack, {}), limits.num_layers)
         inputs = self._encode_request(request, answer_start)
+        if request.prompt_logprobs is not None and request.prompt.images:
+            checkpoint.require_scorable_images()
         first_tokens = self.encoder.find_first_tokens(request.scored_texts)
         if request.sampling.grammar is not None:  # vLLM reports only after scheduling that no token begins
             checkpoint.grammars.compile(request.sampling.grammar)
@@ -387,6 +395,7 @@ class VllmEngine(BaseEngine):
             checkpoint.tokenizer,
             updated_state,
             answer_start.ids,
+            checkpoint.image_token_id,
         )
         return OutputParser(processor, len(members))
 

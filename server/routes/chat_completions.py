@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from time import time
 from typing import Any, Literal
 from uuid import uuid4
@@ -25,6 +26,7 @@ from starlette.responses import Response
 from decoding.outputs import FinishReason, Token
 from server.errors import ErrorResponse
 from server.schemas.chat_request import parse_chat_request
+from server.schemas.prompt_logprobs import PromptLogprobList, PromptLogprobsField, dump_prompt_logprobs
 from server.schemas.response import (
     DONE,
     ClaimsUpdate,
@@ -62,6 +64,7 @@ class ChatCompletionResponse(ChatCompletion):
     """OpenAI's chat completion with the receipt."""
 
     choices: list[ChatChoice]  # type: ignore[assignment]
+    prompt_logprobs: PromptLogprobList | None = PromptLogprobsField
     onlyseen: Receipt
 
 
@@ -104,6 +107,7 @@ def parse_body(body: dict[str, Any]) -> ParsedRequest:
         chat.wants_continuous_usage,
         chat.forced_call,
         chat.continued_text if chat.echo else "",
+        chat.prompt_logprobs,
     )
     return ParsedRequest(chat.normalize(), formatter, bool(chat.stream))
 
@@ -118,6 +122,7 @@ class ChatCompletionFormatter:
     continuous_usage: bool
     forced_call: ForcedCall | None = None
     echo: str = ""  # the beginning of each answer, which the request has sent
+    prompt_logprobs: int | None = None  # likeliest tokens beside each token of the prompt
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time()))
 
@@ -144,6 +149,9 @@ class ChatCompletionFormatter:
         if self.logprobs.enabled:
             for choice_fields, choice_entries in zip(fields["choices"], entries, strict=True):
                 choice_fields["logprobs"]["content"] = join_entries(choice_entries)
+        if self.prompt_logprobs is not None:
+            dump = partial(dump_prompt_logprobs, count=self.prompt_logprobs)
+            fields["prompt_logprobs"] = (await generation.format_prompts(dump))[0]
         return orjson.dumps(fields)
 
     async def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:

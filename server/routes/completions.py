@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from time import time
 from typing import Any
@@ -12,7 +13,6 @@ from uuid import uuid4
 import orjson
 from fastapi import APIRouter, Request
 from openai.types import Completion, CompletionChoice
-from openai.types.completion_choice import Logprobs
 from openai.types.completion_usage import CompletionUsage
 from pydantic_core import to_json
 from sse_starlette import ServerSentEvent
@@ -21,6 +21,13 @@ from starlette.responses import Response
 from decoding.outputs import FinishInfo, Token, Usage
 from server.errors import ErrorResponse
 from server.schemas.completion_request import parse_completion_request
+from server.schemas.prompt_logprobs import (
+    CompletionLogprobs,
+    PromptLogprobList,
+    PromptLogprobsField,
+    build_echoed_logprobs,
+    dump_prompt_logprobs,
+)
 from server.schemas.response import (
     DONE,
     Receipt,
@@ -44,6 +51,8 @@ class TextCompletionChoice(CompletionChoice):
 
     finish_reason: str | None = None  # type: ignore[assignment]
     """null on every chunk of a choice but the last."""
+    logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptLogprobList | None = PromptLogprobsField
 
 
 class TextCompletionResponse(Completion):
@@ -72,6 +81,8 @@ def parse_body(body: dict[str, Any]) -> ParsedRequest:
         completion.wants_continuous_usage,
         completion.echoed_prompts,
         has_answer=completion.max_tokens != 0,
+        echoed_logprobs=completion.echoed_logprobs,
+        prompt_logprobs=completion.prompt_logprobs,
     )
     return ParsedRequest(completion.normalize(), formatter, bool(completion.stream))
 
@@ -86,6 +97,8 @@ class CompletionFormatter:
     continuous_usage: bool
     echoed_prompts: tuple[str, ...] = ()  # of each choice; empty without echo
     has_answer: bool = True  # whether the response has the generated tokens
+    echoed_logprobs: int | None = None  # likeliest tokens beside each token of the echoed prompts
+    prompt_logprobs: int | None = None  # the same, for the field of this name
     id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time()))
 
@@ -93,9 +106,12 @@ class CompletionFormatter:
         texts = [[self._get_echo(choice)] for choice in range(generation.choices)]
         offsets = [0] * generation.choices
         logprobs = [LogprobLists() for _ in range(generation.choices)]
+        for choice, echoed in enumerate(await self._format_echoes(generation)):
+            logprobs[choice].add(echoed)
+            offsets[choice] = len(self._get_echo(choice))
         async for choice, token in generation.stream_tokens():
             texts[choice].append(token.text if self.has_answer else "")
-            if self.logprobs:
+            if self._has_logprobs:
                 logprobs[choice].add(format_logprobs([token], offsets[choice]))
             offsets[choice] += len(token.text)
         choices = [
@@ -113,22 +129,28 @@ class CompletionFormatter:
         if self.logprobs:
             for choice_fields, lists in zip(fields["choices"], logprobs, strict=True):
                 choice_fields["logprobs"] = lists.to_json_fields()
+        if self.prompt_logprobs is not None:
+            dumped = await generation.format_prompts(partial(dump_prompt_logprobs, count=self.prompt_logprobs))
+            for choice_fields, prompt_logprobs in zip(fields["choices"], dumped, strict=True):
+                choice_fields["prompt_logprobs"] = prompt_logprobs
         return orjson.dumps(fields)
 
     async def stream_events(self, generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
         offsets: dict[int, int] = {}  # characters sent of each choice
+        echoes = await self._format_echoes(generation)
         async for choice, token in generation.stream_tokens():
             if not self.has_answer:
                 token = replace(token, text="")
             if choice not in offsets and (echo := self._get_echo(choice)):
-                yield build_event(dump_json(self._build_echo_chunk(choice, echo)))
+                yield build_event(dump_json(self._build_echo_chunk(choice, echo, echoes[choice] if echoes else None)))
+                offsets[choice] = len(echo)
             chunk = self._build_document(self._build_choice(choice, [token], offsets.get(choice, 0)))
             offsets[choice] = offsets.get(choice, 0) + len(token.text)
             if self.include_usage:
                 chunk.usage = self._get_usage(generation.usage_so_far) if self.continuous_usage else None
             elif generation.is_finished:
                 chunk.onlyseen = generation.receipt
-            if token.text or token.finish or (self.logprobs and has_logprob(token)):
+            if token.text or token.finish or (self._has_logprobs and has_logprob(token)):
                 yield build_event(dump_json(chunk))
         if self.include_usage:
             last = self._build_document()
@@ -148,8 +170,19 @@ class CompletionFormatter:
     def _get_usage(self, usage: Usage) -> CompletionUsage:
         return to_completion_usage(usage if self.has_answer else replace(usage, completion_tokens=0))
 
-    def _build_echo_chunk(self, index: int, echo: str) -> TextCompletionResponse:
-        choice = TextCompletionChoice(index=index, text=echo, logprobs=None, finish_reason=None)
+    async def _format_echoes(self, generation: Generation) -> list[CompletionLogprobs]:
+        """Format the log-probabilities of the echoed prompt of each choice; none if the request has none."""
+        if self.echoed_logprobs is None:
+            return []
+        return await generation.format_prompts(partial(build_echoed_logprobs, count=self.echoed_logprobs))
+
+    @property
+    def _has_logprobs(self) -> bool:
+        """Whether the response has the log-probabilities of generated tokens."""
+        return self.logprobs and self.has_answer
+
+    def _build_echo_chunk(self, index: int, echo: str, logprobs: CompletionLogprobs | None) -> TextCompletionResponse:
+        choice = TextCompletionChoice(index=index, text=echo, logprobs=logprobs, finish_reason=None)
         chunk = self._build_document(choice)
         if self.include_usage:
             chunk.usage = None
@@ -175,7 +208,7 @@ class CompletionFormatter:
         return TextCompletionChoice(
             index=index,
             text="".join(token.text for token in tokens),
-            logprobs=format_logprobs(tokens, offset) if self.logprobs else None,
+            logprobs=format_logprobs(tokens, offset) if self._has_logprobs else None,
             finish_reason=self._get_finish_reason(finish) if finish else None,
         )
 
@@ -184,9 +217,9 @@ class LogprobLists:
     """OpenAI's parallel lists of log-probabilities for a full response, as JSON, to which tokens are added."""
 
     def __init__(self) -> None:
-        self._lists: dict[str, list[bytes]] = {name: [] for name in Logprobs.model_fields}
+        self._lists: dict[str, list[bytes]] = {name: [] for name in CompletionLogprobs.model_fields}
 
-    def add(self, logprobs: Logprobs) -> None:
+    def add(self, logprobs: CompletionLogprobs) -> None:
         """Add the lists of further tokens."""
         for name, items in self._lists.items():
             items += map(to_json, getattr(logprobs, name))  # orjson.dumps would return 4 kB for each
@@ -196,7 +229,7 @@ class LogprobLists:
         return {name: join_entries(items) for name, items in self._lists.items()}
 
 
-def format_logprobs(tokens: list[Token], offset: int) -> Logprobs:
+def format_logprobs(tokens: list[Token], offset: int) -> CompletionLogprobs:
     """Format log-probabilities as OpenAI's parallel lists, without an end token that is not part of the answer."""
     offsets = accumulate((len(token.text) for token in tokens), initial=offset)
     entries = [
@@ -204,7 +237,7 @@ def format_logprobs(tokens: list[Token], offset: int) -> Logprobs:
         for token, text_offset in zip(tokens, offsets, strict=False)
         if has_logprob(token)
     ]
-    return Logprobs(
+    return CompletionLogprobs(
         tokens=[chosen.text for chosen, _, _ in entries],
         token_logprobs=[get_finite_logprob(chosen) for chosen, _, _ in entries],
         top_logprobs=[

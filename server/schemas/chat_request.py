@@ -44,7 +44,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "functions": NO_TOOLS,
     "modalities": NO_AUDIO,
     "moderation": NO_PLATFORM,
-    "prompt_logprobs": "only generated tokens have log-probabilities",
     "reasoning_effort": NO_REASONING,
     "verbosity": "state the length of the answer in the prompt",
     "web_search_options": NO_TOOLS,
@@ -245,6 +244,7 @@ class ChatCompletionRequest(SamplingFields, PlatformFields):
             output_format=self._to_output_format(),
             max_tokens_param="max_tokens" if self.max_tokens else "max_completion_tokens",
             choices=self.n or 1,
+            prompt_logprobs=self.prompt_logprobs,
             user=self.user,
             ignored=self._list_ignored(),
         )

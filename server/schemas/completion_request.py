@@ -22,7 +22,6 @@ UNSUPPORTED: Mapping[str, str] = {
     **VLLM_UNSUPPORTED,
     **dict.fromkeys(("add_generation_prompt", "continue_final_message"), NO_CHAT),
     "best_of": "send n and choose by logprobs",
-    "prompt_logprobs": "only generated tokens have log-probabilities",
     "response_format": "structured_outputs has the formats of completions",
     "suffix": "the served models only continue a text",
 }
@@ -43,8 +42,8 @@ class CompletionRequest(SamplingFields, PlatformFields):
     )
     echo: bool | None = Field(
         default=None,
-        description="Default false. The text begins with the prompt. Its tokens have no log-probabilities, so that "
-        "logprobs is refused with echo.",
+        description="Default false. The text begins with the prompt, and logprobs with those of its tokens. They are "
+        "those without the strategies.",
     )
     logprobs: int | None = Field(
         default=None,
@@ -60,9 +59,6 @@ class CompletionRequest(SamplingFields, PlatformFields):
             raise BadRequest(f"Only /v1/chat/completions supports {param}.", param=param)
         if self.wants_check:
             raise BadRequest("decoding.check needs an image, and a completion has none.", param="decoding.check")
-        if self.echo and self.logprobs is not None:
-            message = "'logprobs' is not supported with echo: only generated tokens have log-probabilities."
-            raise BadRequest(message, param="logprobs", code="unsupported_parameter")
         if self.max_tokens == 0 and not self.echo:
             raise BadRequest("max_tokens may be 0 with echo only.", param="max_tokens")
         self.check_shared_fields(self.max_new_tokens)
@@ -83,7 +79,13 @@ class CompletionRequest(SamplingFields, PlatformFields):
         """The text with which each choice begins; none without echo."""
         return tuple(prompt for prompt in self.prompts for _ in range(self.n or 1)) if self.echo else ()
 
+    @property
+    def echoed_logprobs(self) -> int | None:
+        """Likeliest tokens beside each token of the echoed prompt; None without their log-probabilities."""
+        return self.logprobs if self.echo else None
+
     def normalize(self) -> NormalizedRequest:
+        counts = [count for count in (self.prompt_logprobs, self.echoed_logprobs) if count is not None]
         return NormalizedRequest(
             self.model,
             "prompt",
@@ -92,6 +94,8 @@ class CompletionRequest(SamplingFields, PlatformFields):
             decoding=self.decoding or Decoding(),
             max_tokens_param="max_tokens",
             choices=self.n or 1,
+            prompt_logprobs=max(counts, default=None),
+            prompt_logprobs_param="logprobs" if self.prompt_logprobs is None else "prompt_logprobs",
             user=self.user,
             output_format=self.structured_outputs.to_output_format() if self.structured_outputs else None,
             ignored=list_ignored(self),

@@ -18,6 +18,8 @@ from decoding.text.grammar import build_choice_grammar, build_lark_grammar, buil
 from server.media.image_ref import ImageRef
 from server.schemas.base import MAX_TOKEN_BOUND, STRING_OR_ARRAY, StrictModel
 from server.schemas.field_policy import IGNORED, EngineFields, Ignored
+from server.schemas.prompt_logprobs import MAX_PROMPT_LOGPROBS
+from server.schemas.structural_tags import StructuralTagFormat, StructuralTagText, parse_structural_tag
 
 DEFAULT_SAMPLING = SamplingParams(temperature=1.0)  # OpenAI's defaults; an engine's temperature 0 is greedy
 SEED_LIMIT = 1 << 63
@@ -124,7 +126,9 @@ class JsonSchemaFormat(StrictModel):
     json_schema: JsonSchema
 
 
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat | StructuralTagFormat, Field(discriminator="type")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,8 @@ def to_output_format(response_format: ResponseFormat | None, param: str, value_p
     """Return the format of the answer; None for free text."""
     if response_format is None or isinstance(response_format, TextFormat):
         return None
+    if isinstance(response_format, StructuralTagFormat):
+        return OutputFormat(response_format.build_grammar(param), param, param)
     if isinstance(response_format, JsonObjectFormat):
         return OutputFormat({"type": "object"}, param, param)
     return OutputFormat(response_format.json_schema.schema_, param, value_param)
@@ -167,13 +173,16 @@ class StructuredOutputs(StrictModel):
     grammar: str | None = Field(
         default=None, min_length=1, max_length=64_000, description="A grammar in the Lark syntax of llguidance."
     )
+    structural_tag: StructuralTagText | None = Field(
+        default=None, description="The JSON text of a response_format of type structural_tag."
+    )
     disable_any_whitespace: Annotated[bool | None, IGNORED] = Ignored
 
     @model_validator(mode="after")
     def _has_one_constraint(self) -> StructuredOutputs:
-        values = (self.json_, self.json_object, self.regex, self.choice, self.grammar)
+        values = (self.json_, self.json_object, self.regex, self.choice, self.grammar, self.structural_tag)
         if sum(value is not None for value in values) != 1:
-            message = "Send one of json, json_object, regex, choice and grammar."
+            message = "Send one of json, json_object, regex, choice, grammar and structural_tag."
             raise BadRequest(message, param="structured_outputs")
         return self
 
@@ -194,6 +203,9 @@ class StructuredOutputs(StrictModel):
         elif self.grammar is not None:
             path = f"{param}.grammar"
             value = build_lark_grammar(self.grammar, path)
+        elif self.structural_tag is not None:
+            path = f"{param}.structural_tag"
+            value = parse_structural_tag(self.structural_tag, path).build_grammar(path)
         else:
             path = f"{param}.json"
             value = {"type": "object"} if self.json_ is None else self.json_
@@ -243,6 +255,13 @@ class SamplingFields(EngineFields):
         default=None, description="Tokens that end the answer, also with ignore_eos. They are not part of the text."
     )
     ignore_eos: bool | None = Field(default=None, description="Default false. Generate up to max_tokens.")
+    prompt_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_PROMPT_LOGPROBS,
+        description="The log-probability of each token of the prompt, without the strategies, and this number of "
+        "likeliest tokens beside it. Not in a stream.",
+    )
     n: int | None = Field(default=None, ge=1, le=8, description="Default 1. Answers to the same prompt.")
     structured_outputs: StructuredOutputs | None = Field(default=None, description="Default: free text.")
     stream: bool | None = Field(
@@ -258,12 +277,14 @@ class SamplingFields(EngineFields):
             max_new_tokens: The limit on the answer's tokens, under the route's own name for it.
 
         Raises:
-            BadRequest: The field min_tokens is above the limit, or stream_options has no stream.
+            BadRequest: The fields do not fit together.
         """
         if max_new_tokens and self.min_tokens and self.min_tokens > max_new_tokens:
             raise BadRequest("min_tokens is larger than max_tokens.", param="min_tokens")
         if self.structured_outputs is not None and (self.min_tokens or self.ignore_eos or self.stop_token_ids):
             raise BadRequest("An answer with a format ends when it is complete.", param="structured_outputs")
+        if self.prompt_logprobs is not None and self.stream:
+            raise BadRequest("prompt_logprobs is not available in a stream.", param="prompt_logprobs")
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options needs stream to be true.", param="stream_options")
 
@@ -335,6 +356,8 @@ class NormalizedRequest:
     output_format: OutputFormat | None = None
     max_tokens_param: str = "max_completion_tokens"
     choices: int = 1  # of each prompt
+    prompt_logprobs: int | None = None  # likeliest tokens beside each token of the prompts; None: no log-probabilities
+    prompt_logprobs_param: str = "prompt_logprobs"
     user: str | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)  # field without effect -> path of its first occurrence
     cache_salt: str | None = None  # set by the server: no cache is shared with requests of another salt
@@ -371,6 +394,7 @@ class NormalizedRequest:
         names = {
             "messages": self.prompt_param,
             "max_completion_tokens": self.max_tokens_param,
+            "prompt_logprobs": self.prompt_logprobs_param,
         }
         if self.output_format is not None:
             names["response_format"] = self.output_format.param

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import structlog
 from anyio.to_thread import run_sync
 
 from decoding.errors import NO_FINISH_REASON, BadRequest, EngineFailed, Unsupported
-from decoding.outputs import NO_TOKEN, Answer, FinishInfo, Token, Usage
+from decoding.outputs import NO_TOKEN, Answer, FinishInfo, PromptLogprobs, Token, Usage
 from decoding.requests import GenerateRequest
 from server.errors import RequestTimeout
 from server.observability import tracing
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("onlyseen.server")
 
+T = TypeVar("T")
 ChoiceToken = tuple[int, Token]  # the index of a choice, and its next token
 
 
@@ -51,6 +52,7 @@ class Generation:
         check: Strategy | None,
         trace: bool,
         ignored: Sequence[str],
+        prompt_logprobs: int | None,
         metrics: RequestMetrics,
         resources: ExitStack,
         max_rows: int,
@@ -68,13 +70,14 @@ class Generation:
             check: The check of claims, if there is one.
             trace: Whether the receipt has the images of the branches.
             ignored: Fields of the request without effect, for the receipt.
+            prompt_logprobs: Likeliest tokens beside each token of the prompts. None: no log-probabilities of them.
             metrics: Metrics of the request.
             resources: Memory of the grammar and the images. `close` releases it.
             max_rows: Rows of the engine. A request of more is refused.
             rows_at_once: Rows that the request may take at a time, the share of its API key. Choices beyond them start
                 when others have ended. One choice always runs. None: all choices run at a time.
             row_estimator: Estimates the rows of a choice.
-            work_limiter: Bounds the threads that render the images of the trace.
+            work_limiter: Bounds the threads that render the images of the trace or format log-probabilities.
         """
         self.choices = choices_per_prompt * len(requests)
         self.finish_infos: dict[int, FinishInfo] = {}  # by choice
@@ -85,6 +88,8 @@ class Generation:
         self._check = check
         self._trace = trace
         self._ignored = ignored
+        self._prompt_logprobs = prompt_logprobs
+        self._scored_prompts: list[PromptLogprobs] = []
         self._metrics = metrics
         self._resources = resources
         self._max_rows = max_rows
@@ -138,6 +143,10 @@ class Generation:
         requests = [final for final in finals if final is not None]
         self._branches = tuple(requests[0].branches) if requests else ()
         self._check_rows(self._choices_per_prompt * sum(1 + len(request.branches) for request in requests))
+        if self._prompt_logprobs is not None:
+            self._scored_prompts = [
+                await self._runner.score_prompt(request, self._prompt_logprobs) for request in self._requests
+            ]
         if self._trace:
             self._trace_images = (
                 await run_sync(
@@ -218,6 +227,18 @@ class Generation:
                 yield self._record(*choice_token)
         if len(self.finish_infos) < self.choices:
             raise EngineFailed(NO_FINISH_REASON)
+
+    async def format_prompts(self, function: Callable[[PromptLogprobs], T]) -> list[T]:
+        """Format the log-probabilities of the prompts in a thread, because those of a long prompt take seconds.
+
+        Args:
+            function: Formats those of one prompt.
+
+        Returns:
+            The result for each choice. The choices of a prompt share it.
+        """
+        formatted = [await run_sync(function, each, limiter=self._work_limiter) for each in self._scored_prompts]
+        return [each for each in formatted for _ in range(self._choices_per_prompt)]
 
     async def close(self) -> None:
         """Abort what still runs, free the request's states, and log the receipt of a finished request."""

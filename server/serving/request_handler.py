@@ -227,12 +227,15 @@ async def prepare_generation(
 
     Raises:
         BadRequest: The request has no image but requires grounding or a check.
+        Unsupported: The engine lacks something that the request needs.
     """
     settings, engine, decoding = service.settings, service.ready_engine, request.decoding
     if settings.strict:
         request.reject_ignored()
     stack = resolve_stack(request.model, decoding, service.model_name, settings.strategy)
     check = resolve_check(decoding, stack)
+    if request.prompt_logprobs is not None and "prompt_logprobs" not in engine.capabilities:
+        raise Unsupported("This engine has no log-probabilities of prompts.", param="prompt_logprobs")
     grammar = await compile_output_format(request, service, admission.owner, resources)
     check_length(request, engine)
     lease = service.image_loader.memory.lease(request.cache_salt)
@@ -265,6 +268,7 @@ async def prepare_generation(
         check=check,
         trace=bool(decoding.trace),
         ignored=tuple(request.ignored),
+        prompt_logprobs=request.prompt_logprobs,
         metrics=service.metrics.track_request(strategy),
         resources=resources,
         max_rows=settings.resolved_max_rows,

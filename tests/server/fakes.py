@@ -16,6 +16,8 @@ from decoding.outputs import (
     NO_TOKEN,
     Answer,
     FinishInfo,
+    PromptLogprobs,
+    PromptScores,
     RelevanceMap,
     RequestStats,
     StateHandle,
@@ -39,6 +41,7 @@ ALL_CAPABILITIES: frozenset[Capability] = frozenset(
         "scored_texts",
         "forced_token_ids",
         "logprobs",
+        "prompt_logprobs",
         "grammar",
         "tokenize",
     }
@@ -97,6 +100,11 @@ class FakeEngine:
         words = words[len(request.answer_prefix) : request.sampling.max_tokens]
         finished = False
         try:
+            if request.prompt_logprobs is not None:
+                finished = True
+                usage = Usage(prompt_tokens=3, forward_passes=1)
+                yield Token(NO_TOKEN, "", finish=FinishInfo("stop", usage, prompt_logprobs=score_words(request)))
+                return
             if request.scored_texts:
                 await asyncio.sleep(self.pause)
                 finished = True
@@ -189,6 +197,17 @@ class FakeEngine:
             seconds={"decode": 0.5},
         )
         return FinishInfo("length" if is_cut else "stop", usage, self._store_state() if request.state_updater else None)
+
+
+def score_words(request: GenerateRequest) -> PromptLogprobs:
+    """Score the words of a prompt: ids from 1 on, log-probabilities -1, -2, ..., and the third word is an image."""
+    words = [f"{word} " for word in f"{request.prompt.question} {request.continued_text}".split()]
+    count, ids = request.prompt_logprobs or 0, list(range(1, len(words) + 1))
+    top = np.arange(count)[None].repeat(len(words) - 1, 0)
+    scores = PromptScores(-np.arange(1.0, len(words), dtype=np.float32), np.array(ids[1:]), 100 + top, -0.5 - top)
+    texts = {**dict(zip(ids, words, strict=True)), **{100 + number: f"top{number}" for number in range(count)}}
+    offsets = [sum(map(len, words[:number])) for number in range(len(words) + 1)]
+    return PromptLogprobs(ids, offsets, scores, np.array(ids[1:]) != 3, texts)
 
 
 class FakePlain(Strategy):

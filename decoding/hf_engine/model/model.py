@@ -28,11 +28,14 @@ from decoding.hf_engine.taps.vision_attention import VisionAttentionTap
 from decoding.multimodal.config import load_config
 from decoding.multimodal.model_families import ModelFamily, get_family, get_max_model_len
 from decoding.multimodal.processor import get_eos_token_ids, load_processor
+from decoding.outputs import PromptScores
 from decoding.pipeline.attention_statistics import load_attention_statistics
 from decoding.pipeline.composition import copy_numbers
 from decoding.text.chat_template import use_chat_template
 from decoding.text.prompt_encoder import ModelInputs, PromptEncoder
+from decoding.text.prompt_logprobs import join_scores, score_tokens
 
+SCORED_TOKENS = 128  # tokens of a prompt whose logits exist at a time
 GPU_SHARE = 0.8  # of the memory that the weights leave; passes need the rest
 
 
@@ -198,6 +201,26 @@ class Model:
                 ]
             )
         return outputs
+
+    def score_prompt(self, prompt: ModelInputs, count: int) -> PromptScores:
+        """Run a prompt alone, and score its tokens.
+
+        Args:
+            prompt: The prompt.
+            count: Likeliest tokens at each place.
+
+        Returns:
+            The scores.
+        """
+        batch = self._collate([prompt])
+        position_kwargs, _ = self._build_positions(batch, [len(prompt)])
+        hidden = self.base_model(**batch, **position_kwargs, use_cache=False).last_hidden_state[0]
+        targets = prompt.ids[1:].to(self.device)
+        parts = [
+            score_tokens(self._compute_logits(hidden[start : start + len(ids)]), ids, count)
+            for start, ids in zip(range(0, len(hidden), SCORED_TOKENS), targets.split(SCORED_TOKENS), strict=False)
+        ]
+        return join_scores(parts)
 
     def _prefill(self, prompts: Sequence[ModelInputs], tap: AbstractContextManager[None]) -> list[PrefillOutput]:
         lengths = [len(prompt) for prompt in prompts]

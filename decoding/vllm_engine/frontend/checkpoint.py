@@ -68,6 +68,16 @@ class Checkpoint:
         self.grammars = GrammarCompiler(self.tokenizer, self.vocab_size, self.eos_token_ids, torch.device("cpu"))
         self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(self.encoder.processor.image_token)
 
+    def require_scorable_images(self) -> None:
+        """Check that vLLM can compute log-probabilities of prompts with images, which ends on an unknown token.
+
+        Raises:
+            Unsupported: The image token is beyond the vocabulary.
+        """
+        if self.image_token_id >= self.vocab_size:
+            message = "vLLM has no log-probabilities of prompts with images for this model."
+            raise Unsupported(message, param="prompt_logprobs")
+
 
 def load_generation_config(model: str) -> GenerationConfig:
     """Load the generation config of a checkpoint, or a default one where the checkpoint has none."""

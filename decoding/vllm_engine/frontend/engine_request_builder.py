@@ -51,7 +51,11 @@ class EngineRequestBuilder:
         self._numbers = itertools.count()
 
     def build(
-        self, members: Sequence[MemberRequest], sampling: SamplingParams, max_new_tokens: int
+        self,
+        members: Sequence[MemberRequest],
+        sampling: SamplingParams,
+        max_new_tokens: int,
+        prompt_logprobs: int | None = None,
     ) -> list[VllmEngineRequest]:
         """Build the requests of a gang.
 
@@ -59,6 +63,7 @@ class EngineRequestBuilder:
             members: Members of the gang, the main one first.
             sampling: Sampling parameters of the answer.
             max_new_tokens: Most tokens of the answer.
+            prompt_logprobs: Likeliest tokens beside each token of the main prompt; None: no log-probabilities of it.
 
         Returns:
             The requests, the main one last: when it arrives, the gang is complete.
@@ -67,7 +72,8 @@ class EngineRequestBuilder:
         requests: list[VllmEngineRequest] = []
         for each in reversed(members):
             if each.name == MAIN or each.member is None:
-                params = build_main_params(sampling, max_new_tokens, self.checkpoint.eos_token_ids, each.member)
+                eos_token_ids = self.checkpoint.eos_token_ids
+                params = build_main_params(sampling, max_new_tokens, eos_token_ids, each.member, prompt_logprobs)
             else:
                 params = build_branch_params(max_new_tokens, each.member)
             inputs = self.build_engine_input(each.inputs, each.prompt.images, each.cache_salt, each.image_salt)
@@ -133,7 +139,11 @@ class MainSamplingParams(VllmSamplingParams):
 
 
 def build_main_params(
-    sampling: SamplingParams, max_new_tokens: int, eos_token_ids: Sequence[int], member: Member | None
+    sampling: SamplingParams,
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int],
+    member: Member | None,
+    prompt_logprobs: int | None = None,
 ) -> VllmSamplingParams:
     """Build vLLM's sampling parameters of a main row. The output processor handles stop strings.
 
@@ -142,6 +152,7 @@ def build_main_params(
         max_new_tokens: Most tokens of the answer.
         eos_token_ids: Tokens that end an answer.
         member: The row's member; None without a gang.
+        prompt_logprobs: Likeliest tokens beside each token of the prompt. vLLM then reads no prefix cache.
 
     Returns:
         vLLM's parameters.
@@ -164,6 +175,7 @@ def build_main_params(
         ignore_eos=sampling.ignore_eos,
         structured_outputs=None if grammar is None else StructuredOutputsParams(json=build_grammar_spec(grammar)),
         logprobs=sampling.top_logprobs,
+        prompt_logprobs=prompt_logprobs,
         flat_logprobs=True,  # vLLM keeps those of the whole answer: as objects, they make garbage collections slow
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,

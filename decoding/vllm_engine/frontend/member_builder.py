@@ -245,7 +245,8 @@ def compute_max_new_tokens(
         raise BadRequest("A prompt of one token cannot be answered.", param="messages")
     room = limits.max_model_len - max(lengths)
     most = request.sampling.max_tokens
-    tokens = 1 if request.scored_texts else min(room if most is None else most - prefix_length, room)
+    is_scored = bool(request.scored_texts) or request.prompt_logprobs is not None
+    tokens = 1 if is_scored else min(room if most is None else most - prefix_length, room)
     if count_blocks(lengths, tokens, limits.block_size) <= limits.blocks:
         return tokens
     if request.sampling.max_tokens is None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from decoding.errors import NO_FINISH_REASON, EngineFailed, Overloaded, StrategyFailed
-from decoding.outputs import Token
+from decoding.outputs import PromptScores, Token
 from decoding.text.detokenizer import OutputProcessor, RankedTokens
 from decoding.text.grammar import TOO_COMPLICATED, InvalidSchema
 
@@ -58,6 +60,11 @@ class OutputParser:
         raise_failure(info, has_failed=has_failed and not is_rejected)
         for number, token in enumerate(completion.token_ids):
             logprobs = completion.logprobs[number] if completion.logprobs else None
+            if self.processor.request.prompt_logprobs is not None:
+                self.processor.stats.forward_passes += self.rows
+                self.token_ids.append(token)
+                yield self.processor.add_prompt_logprobs(token, to_prompt_scores(output.prompt_logprobs))
+                return
             yield self._add_token(token, logprobs, info)
             if self.is_finished:
                 return
@@ -83,6 +90,15 @@ class OutputParser:
         # A forced token was not sampled, so that vLLM may not have ranked it.
         own = info["logprob"] if "logprob" in info else logprobs[token].logprob
         return [(token, own), *((id_, entry.logprob) for id_, entry in best)]
+
+
+def to_prompt_scores(logprobs: Any) -> PromptScores:
+    """Convert vLLM's FlatLogprobs of a prompt. Each position but the first has the token itself, then the likeliest."""
+    positions = len(logprobs) - 1
+    ids = np.array(logprobs.token_ids, dtype=np.int64).reshape(positions, -1)
+    values = np.array(logprobs.logprobs, dtype=np.float32).reshape(positions, -1)
+    ranks = np.array(logprobs.ranks, dtype=np.int64).reshape(positions, -1)
+    return PromptScores(values[:, 0], ranks[:, 0], ids[:, 1:], values[:, 1:])
 
 
 def raise_failure(info: Mapping[str, Any], has_failed: bool = False) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from server.schemas import chat_request, completion_request, normalized_request, responses_request
 
 # They would change what a format allows, and are refused as unknown fields.
-REFUSED_OPTIONS = {"disable_additional_properties", "structural_tag", "whitespace_pattern"}
+REFUSED_OPTIONS = {"disable_additional_properties", "whitespace_pattern"}
 
 
 def list_names(model: Any) -> set[str]:
