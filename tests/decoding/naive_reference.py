@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from PIL.Image import Transpose
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from decoding.prompt import ImageInput
 from decoding.strategies.attention.adaiat import AdaIAT
 from decoding.strategies.attention.hgai import HGAI
 from decoding.strategies.attention.iat import IAT
@@ -179,19 +181,18 @@ def record_attention(found: dict[int, Tensor]) -> Steer:
     return record
 
 
-def add_prompt_direction(updates: Mapping[int, Tensor], rudder: RUDDER, start: int, depth: int) -> Steer:
-    """Add the mean of what the attention of a layer adds to a prompt as RUDDER does, after `start` tokens.
+def add_prompt_direction(updates: Mapping[int, Tensor], rudder: RUDDER) -> Steer:
+    """Add the mean of what the attention of a layer adds to a prompt as RUDDER does, after the prompt.
 
     Args:
-        updates: Layer -> [start, width] that its attention adds to the prompt.
+        updates: Layer -> [tokens of the prompt, width] that its attention adds.
         rudder: The strategy.
-        start: Tokens of the prompt.
-        depth: Layers of the model.
 
     Returns:
         The edit.
     """
-    layer = min(math.floor(rudder.layer * depth + 0.5), depth - 1)
+    layer = min(math.floor(rudder.layer * len(updates) + 0.5), len(updates) - 1)
+    start = len(updates[layer])
     sum_ = sum(row * (row.norm() if rudder.pooling == "weighted" else 1) for row in updates[layer])
     direction = sum_ / sum_.norm()
     stream: list[Tensor] = []
@@ -481,3 +482,8 @@ def rank_patches(tower: Any, pixels: Tensor | None) -> list[int]:
     scores = layer.self_attn.k_proj(normed) @ layer.self_attn.q_proj(normed)[0]
     order: list[int] = scores[1:].argsort(descending=True).tolist()
     return order
+
+
+def flip(image: ImageInput) -> ImageInput:
+    """Exchange left and right."""
+    return image.with_image(image.visible.transpose(Transpose.FLIP_LEFT_RIGHT))

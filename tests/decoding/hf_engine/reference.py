@@ -62,6 +62,7 @@ from tests.decoding.naive_reference import (
     deco_rule,
     edit_attention,
     edit_heads,
+    flip,
     mask_keys,
     most_divergent_layer,
     nolan_rule,
@@ -186,10 +187,8 @@ class Reference:
                     moved = [self.read_layers(each) for each in (prompt, prompt.without_images())]
                     steers.insert(0, rotate_outputs(moved[0] - moved[1], strategy))
                 case RUDDER():
-                    encoded, updates = self.encode(prompt), {}
-                    self.logits(encoded, [], {}, steers=[record_attention(updates)])
-                    sizes = len(encoded.ids), len(self.layers)
-                    steers.insert(0, add_prompt_direction(updates, strategy, *sizes))
+                    self.logits(self.encode(prompt), [], {}, steers=[record_attention(updates := {})])
+                    steers.insert(0, add_prompt_direction(updates, strategy))
                 case VTI():
                     steers.insert(0, rotate_outputs(self.vectors[strategy.vectors], strategy))
                 case VAF():
@@ -200,9 +199,8 @@ class Reference:
                 case RITUAL(transformation="horizontal_flip"):
                     branch_prompts["ritual"] = self.encode(prompt.map_images(flip))
                 case RITUAL():
-                    branch_prompts["ritual"] = self.encode(
-                        strategy.prepare(GenerateRequest(prompt)).branches["transformed"]
-                    )
+                    transformed = strategy.prepare(GenerateRequest(prompt)).branches["transformed"]
+                    branch_prompts["ritual"] = self.encode(transformed)
                 case SID() | AvisC() | SIRA() | DAMRO():
                     branch_prompts[strategy.name] = self.encode(prompt)
                     branch_changes[strategy.name] = mask_keys(self.hidden_tokens(self.encode(prompt), strategy))
@@ -375,8 +373,7 @@ class Reference:
         wanted = {1} | {layer for layer in range(depth) if depth - layer <= round(vhr.late * depth)}
         factors: dict[tuple[int, int], float] = {}
         for layer in sorted(wanted):
-            with_image: list[Tensor] = []
-            without: list[Tensor] = []
+            with_image, without = list[Tensor](), list[Tensor]()
             self.logits(encoded, [], factors, with_image)
             self.logits(encoded_without_image, [], {}, without)
             one, other = with_image[layer].numpy(), without[layer].numpy()
@@ -404,8 +401,7 @@ class Reference:
         )
         heads = None
         if paint.modulation == "sensitive":
-            with_image: list[Tensor] = []
-            without: list[Tensor] = []
+            with_image, without = list[Tensor](), list[Tensor]()
             self.logits(encoded, [], {}, with_image)
             self.logits(self.encode(prompt.without_images()), [], {}, without)
             moved = (torch.stack(with_image) - torch.stack(without)).norm(dim=-1)
@@ -427,9 +423,8 @@ class Reference:
         own, config._attn_implementation = config._attn_implementation, "eager"
         out = self.model(input_ids=encoded.ids[None], pixel_values=encoded.pixels, output_attentions=True)
         config._attn_implementation = own
-        attention = np.stack(
-            [layer[0, :, -1, image_tokens].mean(0).numpy() for layer in out.attentions]
-        )  # [layers, tokens]
+        # [layers, tokens]
+        attention = np.stack([layer[0, :, -1, image_tokens].mean(0).numpy() for layer in out.attentions])
         if isinstance(strategy, SID):
             kept = np.argsort(attention[strategy.layer - 1])[: int(strategy.kept * len(image_tokens))]
             first = strategy.layer
@@ -503,8 +498,3 @@ def apply_rule(
             return vdgd_rule(scores, z, description, strategy)
         case _:
             return scores
-
-
-def flip(image: ImageInput) -> ImageInput:
-    """Exchange left and right."""
-    return image.with_image(Image.fromarray(np.array(image.visible)[:, ::-1]))
