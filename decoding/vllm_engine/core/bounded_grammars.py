@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 from llguidance import LLMatcher, LLTokenizer
 
+from decoding.malloc import trim_heap
 from decoding.sampling_params import Grammar
 from decoding.text.grammar_check import compile_grammar
 
@@ -26,6 +27,11 @@ class SharedGrammar:
         self._schema = schema
         self._start: LLMatcher | None = None
         self._lock = Lock()  # vLLM compiles in several threads
+
+    def __del__(self) -> None:
+        # The small parts of a large automaton leave gaps, which the C library would keep.
+        self._start = None
+        trim_heap()
 
     def create_ll_matcher(self, tokenizer: LLTokenizer) -> LLMatcher:
         """Create the `LLMatcher` of an answer. The first call compiles the grammar."""

@@ -41,7 +41,9 @@ def test_an_error_of_a_grammar_does_not_log_the_grammar(monkeypatch: pytest.Monk
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the import of vLLM
-def test_choices_share_a_grammar_as_long_as_one_of_them_runs() -> None:
+def test_choices_share_a_grammar_as_long_as_one_of_them_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims = list[None]()
+    monkeypatch.setattr(bounded_grammars, "trim_heap", lambda: trims.append(None))
     backend = SimpleNamespace(ll_tokenizer=LLTokenizer("byte"), vocab_size=257)
     grammars = [Grammar('{"enum": ["a"]}') for _ in range(2)]
     choices = [
@@ -53,6 +55,8 @@ def test_choices_share_a_grammar_as_long_as_one_of_them_runs() -> None:
     assert choices[0].accept_tokens("first", list(b'"a'))
     assert choices[1].accept_tokens("second", list(b'"')), "the answers are apart"
     assert len(bounded_grammars._shared_grammars) == 2
+    assert not trims
     del choices
     gc.collect()
     assert not bounded_grammars._shared_grammars
+    assert len(trims) == 2, "the memory of both grammars returns to the system"
