@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import orjson
 from openai.types.completion_choice import Logprobs
@@ -74,11 +73,14 @@ def dump_prompt_logprobs(prompt: PromptLogprobs, count: int) -> orjson.Fragment:
 
 
 def dump_token(tokens: list[ScoredToken] | None, prompt: PromptLogprobs) -> bytes:
-    entries: dict[str, Any] | None = tokens and {
-        str(token): {"logprob": logprob, "rank": rank, "decoded_token": prompt.texts[token]}
-        for token, logprob, rank in tokens
-    }
-    return orjson.dumps(entries)
+    if tokens is None:
+        return b"null"
+    return orjson.dumps(
+        {
+            str(token): {"logprob": logprob, "rank": rank, "decoded_token": prompt.texts[token]}
+            for token, logprob, rank in tokens
+        }
+    )
 
 
 def build_echoed_logprobs(prompt: PromptLogprobs, count: int) -> CompletionLogprobs:

@@ -218,7 +218,9 @@ class Model:
         targets = prompt.ids[1:].to(self.device)
         parts = [
             score_tokens(self._compute_logits(hidden[start : start + len(ids)]), ids, count)
-            for start, ids in zip(range(0, len(hidden), SCORED_TOKENS), targets.split(SCORED_TOKENS), strict=False)
+            for start, ids in zip(
+                range(0, len(hidden), SCORED_TOKENS), torch.split(targets, SCORED_TOKENS), strict=False
+            )
         ]
         return join_scores(parts)
 

@@ -30,8 +30,9 @@ class SharedGrammar:
 
     def __del__(self) -> None:
         # The small parts of a large automaton leave gaps, which the C library would keep.
-        self._start = None
-        trim_heap()
+        if self._start is not None:
+            self._start = None
+            trim_heap()
 
     def create_ll_matcher(self, tokenizer: LLTokenizer) -> LLMatcher:
         """Create the `LLMatcher` of an answer. The first call compiles the grammar."""
