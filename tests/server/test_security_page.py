@@ -11,7 +11,7 @@ from decoding.hf_engine import engine
 from decoding.hf_engine.settings import DEFAULT_CONTEXTS
 from decoding.matcher import model
 from decoding.multimodal import vector_files
-from decoding.text import grammar
+from decoding.text import grammar, prompt_logprobs
 from decoding.text.grammar_check import LIMITS
 from server import __main__ as main
 from server import h11_bounds, service, timed_protocol
@@ -19,7 +19,7 @@ from server.batch import pagination, runner, store, uploads, validation
 from server.media import image_bounds, image_fetcher, image_structure, images
 from server.middleware import request_body, response_body
 from server.routes import batches
-from server.schemas import base, completion_request, json_bounds, normalized_request, tool_calls
+from server.schemas import base, completion_request, json_bounds, normalized_request, structural_tags, tool_calls
 from server.schemas.chat_request import ChatCompletionRequest
 from server.serving import request_handler, schema_compiler
 from server.settings import Settings
@@ -42,6 +42,8 @@ FIXED = {
     "Tools of a request": tool_calls.MAX_TOOLS,
     "Entries of `logit_bias`": normalized_request.MAX_BIASED_TOKENS,
     "Entries of `stop_token_ids`": normalized_request.MAX_STOP_TOKENS,
+    "Tags of a structural tag, and its triggers": structural_tags.MAX_TAGS,
+    "Log-probabilities of a prompt, with those of other tokens": prompt_logprobs.MAX_ENTRIES,
     "Content parts of a message": base.MAX_PARTS,
     "Choices of a request (`n`), for each of its prompts": MAX_CHOICES,
     "Prompts of a request for completions": completion_request.MAX_PROMPTS,
