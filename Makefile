@@ -34,7 +34,7 @@ install-vllm: .venv-vllm/installed
 test-vllm: install-vllm
 	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest --numprocesses 2 --dist loadfile --maxfail 10 $(VLLM_TESTS)
 
-# Toolkits pin other packages, and ms-vlmeval requires many that the tests do not use.
+# Toolkits pin other packages, which contradict each other. ms-vlmeval requires many that the tests do not use.
 install-toolkits: .venv-toolkits/installed
 
 .venv-toolkits/installed: pyproject.toml $(TOOLKIT_TESTS)/requirements.txt
@@ -43,7 +43,8 @@ install-toolkits: .venv-toolkits/installed
 	.venv-toolkits/bin/pip install --quiet torch==$(TORCH)
 	.venv-toolkits/bin/pip install --quiet --editable '.[dev]'
 	.venv-toolkits/bin/pip install --quiet --requirement $(TOOLKIT_TESTS)/requirements.txt
-	.venv-toolkits/bin/pip install --quiet --no-deps ms-vlmeval==0.0.20
+	.venv-toolkits/bin/pip install --quiet --no-deps ms-vlmeval==0.0.20 latex2sympy2-extended==1.11.0 pylatexenc==2.11 \
+		antlr4-python3-runtime==4.13.2
 	touch $@
 
 test-toolkits: install-toolkits
