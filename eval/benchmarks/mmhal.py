@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from eval.benchmarks.caption_metrics import ALL, build_length
 from eval.benchmarks.llm_judge import HALLUCINATED_BELOW, fill_template, hash_verdict, parse_rating
 from eval.core.dataset import ImageFolder
 from eval.core.hashing import hash_json
@@ -24,7 +25,6 @@ from eval.errors import InputError
 
 FILE = "response_template.json"
 IMAGE_FOLDERS = ("images", ".")
-ALL = {"n": 1.0}
 
 METRICS = (
     Metric(
@@ -40,16 +40,7 @@ METRICS = (
         primary=True,
         meaning="share of answers that the judge rates below 3",
     ),
-    Metric(
-        "words",
-        "Words",
-        {"words": 1},
-        ALL,
-        better="neither",
-        percent=False,
-        max_relative_change=0.15,
-        meaning="number of words of an answer",
-    ),
+    build_length("words", "Words", "words", "number of words of an answer"),
 )
 
 

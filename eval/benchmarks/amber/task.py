@@ -14,6 +14,7 @@ from typing import Any
 from eval.benchmarks.amber import discriminative, generative
 from eval.benchmarks.amber.answers import GENERATIVE, AmberAnswer
 from eval.benchmarks.amber.dataset import AmberFolder, AmberQuery
+from eval.benchmarks.caption_metrics import ALL, build_caption_rate, build_length, build_mention_rate
 from eval.benchmarks.pope.parsers import AnswerParser, YesNo
 from eval.benchmarks.yes_no import select_parser
 from eval.core.jsonl import JsonRecord
@@ -22,7 +23,6 @@ from eval.core.results import ExtraTable, TableRow
 from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score, TaskOptions
 
 DISCRIMINATIVE = "discriminative"
-ALL = {"n": 1.0}
 PARTS = ("existence", "attribute", "state", "number", "action", "relation")
 WORDS: Mapping[str | None, str] = {"yes": "Yes", "no": "No", None: ""}
 
@@ -54,28 +54,11 @@ QUESTION_METRICS = (
     Metric("yes_ratio", "Yes", {"yes": 1}, ALL, better="neither"),
 )
 CAPTION_METRICS = (
-    Metric(
-        "chair",
-        "CHAIR",
-        {"unsupported": 1},
-        {"nouns": 1},
-        better="lower",
-        primary=True,
-        meaning="share of mentions whose object is absent",
-    ),
+    build_mention_rate("chair", "CHAIR", "unsupported", "nouns"),
     Metric(
         "cover", "Cover", {"covered": 1}, {"present": 1}, meaning="share of annotated objects that captions mention"
     ),
-    Metric(
-        "hal",
-        "Hal",
-        {"bad": 1},
-        ALL,
-        better="lower",
-        per_question=True,
-        primary=True,
-        meaning="share of captions that mention an absent object",
-    ),
+    build_caption_rate("hal", "Hal"),
     Metric(
         "cog",
         "Cog",
@@ -84,16 +67,7 @@ CAPTION_METRICS = (
         better="lower",
         meaning="share of likely hallucinations that captions mention",
     ),
-    Metric(
-        "words",
-        "Words",
-        {"words": 1},
-        ALL,
-        better="neither",
-        percent=False,
-        max_relative_change=0.15,
-        meaning="number of words of a caption",
-    ),
+    build_length("words", "Words", "words", "number of words of a caption"),
 )
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from eval.benchmarks.caption_metrics import build_caption_rate, build_length, build_mention_rate
 from eval.benchmarks.chair.breakdown import count_by_category, count_by_position
 from eval.benchmarks.chair.ground_truth import CocoAnnotations, ImageId, load_annotations
 from eval.benchmarks.chair.object_extraction import Extractor, Variant, build_extractor
@@ -21,43 +22,16 @@ from eval.core.task import BenchmarkQuestion, BenchmarkTask, Score, TaskOptions
 from eval.errors import EvaluationError, InputError
 
 PROMPT = "Please describe this image in detail."
-ALL = {"n": 1.0}
 MAX_CATEGORIES = 12  # columns of the table of hallucinated objects
 PARTS = 5  # parts of a caption in the table by position
 
 METRICS = (
-    Metric(
-        "chair_s",
-        "CHAIR_s",
-        {"bad": 1},
-        ALL,
-        better="lower",
-        per_question=True,
-        primary=True,
-        meaning="share of captions that mention an absent object",
-    ),
-    Metric(
-        "chair_i",
-        "CHAIR_i",
-        {"hallucinated": 1},
-        {"mentions": 1},
-        better="lower",
-        primary=True,
-        meaning="share of mentions whose object is absent",
-    ),
+    build_caption_rate("chair_s", "CHAIR_s"),
+    build_mention_rate("chair_i", "CHAIR_i", "hallucinated", "mentions"),
     Metric(
         "recall", "Recall", {"recalled": 1}, {"present": 1}, meaning="share of present objects that captions mention"
     ),
-    Metric(
-        "len",
-        "Length",
-        {"length": 1},
-        ALL,
-        better="neither",
-        percent=False,
-        max_relative_change=0.15,
-        meaning="number of tokens of a caption",
-    ),
+    build_length("len", "Length", "length", "number of tokens of a caption"),
 )
 
 GroundTruthByImage = dict[ImageId, frozenset[str]]

@@ -23,22 +23,11 @@ from eval.core.results import (
 from eval.report.statements import describe_strategies, explain_metrics, recommend_strategy
 
 COLUMNS = [
-    MetricColumn(
-        name="chair_s",
-        title="CHAIR_s",
-        better="lower",
-        percent=True,
-        primary=True,
-        meaning="share of captions that mention an absent object",
-    ),
-    MetricColumn(
-        name="recall",
-        title="Recall",
-        better="higher",
-        percent=True,
-        primary=False,
-        meaning="share of present objects that captions mention",
-    ),
+    MetricColumn(name=name, title=title, better=better, percent=True, primary=primary, meaning=meaning)
+    for name, title, better, primary, meaning in (
+        ("chair_s", "CHAIR_s", "lower", True, "share of captions that mention an absent object"),
+        ("recall", "Recall", "higher", False, "share of present objects that captions mention"),
+    )
 ]
 
 
