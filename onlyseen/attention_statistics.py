@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
+
+from onlyseen.caption_measurement import build_parser, run_command, show_progress
 
 DESCRIPTION = "Measure where the attention heads of a model look when it mentions real and hallucinated objects."
 EPILOG = (
@@ -17,25 +17,9 @@ MIN_MENTIONS = 20
 
 def main() -> None:
     """Run the command. Exit with 2 if an input cannot be used."""
-    parser = argparse.ArgumentParser(prog="onlyseen attention-statistics", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--model", required=True, help="folder or hub id of the model")
-    parser.add_argument("--images", required=True, type=Path, help="folder of the images")
-    parser.add_argument(
-        "--captions", required=True, type=Path, help="JSON lines with image_id, caption and labelled mentions"
-    )
-    parser.add_argument("--out", required=True, type=Path, help="safetensors file that is written")
-    parser.add_argument("--prompt", default=PROMPT, help="prompt of the captions; default: the paper's")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; auto selects a GPU if there is one")
-    arguments = parser.parse_args()
-
-    from decoding.errors import OnlySeenError
-    from decoding.hf_engine.captions import InvalidCaptions
-
-    try:
-        measure(arguments)
-    except (InvalidCaptions, OnlySeenError) as error:
-        print(f"onlyseen attention-statistics: {error}", file=sys.stderr)
-        sys.exit(2)
+    captions = "--captions", "JSON lines with image_id, caption and labelled mentions"
+    prompt = PROMPT, "the paper's"
+    run_command(build_parser("attention-statistics", DESCRIPTION, EPILOG, captions=captions, prompt=prompt), measure)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -54,15 +38,10 @@ def measure(arguments: argparse.Namespace) -> None:
     from decoding.pipeline.attention_statistics import write_attention_statistics
 
     captions, images = read_captions(arguments.captions), CaptionImages(arguments.images)
-    if not arguments.out.absolute().parent.is_dir():
-        raise InvalidCaptions(f"--out: there is no folder {arguments.out.absolute().parent}")
     model = Model(HFSettings(arguments.model, device=arguments.device))
     means = AttentionMeans.zeros(model)
-    for number, caption in enumerate(captions, 1):
+    for caption in show_progress(captions, "captions"):
         means.add_caption(model, caption, images, arguments.prompt)
-        if sys.stderr.isatty():
-            end = "\n" if number == len(captions) else ""
-            print(f"\r{number} of {len(captions)} captions", end=end, file=sys.stderr)
     real, hallucinated = means.counts
     if min(real, hallucinated) < MIN_MENTIONS:
         raise InvalidCaptions(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
-from pathlib import Path
+
+from onlyseen.caption_measurement import build_parser, run_command, show_progress
 
 DESCRIPTION = "Measure the directions from hallucinated to true captions in the hidden states of a model, for `vti`."
 EPILOG = (
@@ -17,23 +17,9 @@ PROMPT = "Describe this image in detail."  # of the official code
 
 def main() -> None:
     """Run the command. Exit with 2 if an input cannot be used."""
-    parser = argparse.ArgumentParser(prog="onlyseen steering-vectors", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--model", required=True, help="folder or hub id of the model")
-    parser.add_argument("--images", required=True, type=Path, help="folder of the images")
-    parser.add_argument("--pairs", required=True, type=Path, help="JSON lines with pairs of captions")
-    parser.add_argument("--out", required=True, type=Path, help="safetensors file that is written")
-    parser.add_argument("--prompt", default=PROMPT, help="prompt of the captions; default: the official code's")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; auto selects a GPU if there is one")
-    arguments = parser.parse_args()
-
-    from decoding.errors import OnlySeenError
-    from decoding.hf_engine.captions import InvalidCaptions
-
-    try:
-        measure(arguments)
-    except (InvalidCaptions, OnlySeenError) as error:
-        print(f"onlyseen steering-vectors: {error}", file=sys.stderr)
-        sys.exit(2)
+    captions = "--pairs", "JSON lines with pairs of captions"
+    prompt = PROMPT, "the official code's"
+    run_command(build_parser("steering-vectors", DESCRIPTION, EPILOG, captions=captions, prompt=prompt), measure)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -52,18 +38,10 @@ def measure(arguments: argparse.Namespace) -> None:
     from decoding.multimodal.vector_files import FILE_NAME, write_vector_file
 
     pairs, images = read_lines(arguments.pairs, CaptionPair), CaptionImages(arguments.images)
-    if not arguments.out.absolute().parent.is_dir():
-        raise InvalidCaptions(f"--out: there is no folder {arguments.out.absolute().parent}")
     if not FILE_NAME.fullmatch(arguments.out.name):
         raise InvalidCaptions(f"--out: the server reads names such as vti.safetensors, and not {arguments.out.name}")
     model = Model(HFSettings(arguments.model, device=arguments.device))
-
-    def report(number: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if number == len(pairs) else ""
-            print(f"\r{number} of {len(pairs)} pairs", end=end, file=sys.stderr)
-
-    directions = measure_directions(model, pairs, images, arguments.prompt, report)
+    directions = measure_directions(model, show_progress(pairs, "pairs"), images, arguments.prompt)
     origin = {
         "pairs": str(len(pairs)),
         "pairs_sha256": hashlib.sha256(arguments.pairs.read_bytes()).hexdigest(),

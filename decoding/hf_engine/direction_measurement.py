@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import Self
 
 import torch
@@ -80,13 +80,7 @@ def read_last_states(model: Model, inputs: ModelInputs) -> Tensor:
     return torch.stack(states)
 
 
-def measure_directions(
-    model: Model,
-    pairs: Sequence[CaptionPair],
-    images: CaptionImages,
-    question: str,
-    report: Callable[[int], None] = lambda _: None,
-) -> Tensor:
+def measure_directions(model: Model, pairs: Iterable[CaptionPair], images: CaptionImages, question: str) -> Tensor:
     """Measure the directions of all pairs.
 
     Args:
@@ -94,15 +88,11 @@ def measure_directions(
         pairs: The pairs.
         images: Folder of their images.
         question: Their prompt.
-        report: Function that receives the number of finished pairs.
 
     Returns:
         [layers, width], float32.
     """
-    differences = []
-    for number, pair in enumerate(pairs, 1):
-        differences.append(measure_difference(model, pair, images, question))
-        report(number)
+    differences = [measure_difference(model, pair, images, question) for pair in pairs]
     return compute_directions(torch.stack(differences))[1:].float()
 
 

@@ -15,7 +15,7 @@ from decoding.hf_engine.engine import HFEngine
 from decoding.hf_engine.settings import HFSettings
 from decoding.multimodal.config import load_config
 from decoding.pipeline.attention_statistics import write_attention_statistics
-from tests.decoding.hf_engine.harness import FakeMatcher
+from tests.decoding.hf_engine.harness import FakeMatcher, make_image
 from tests.decoding.hf_engine.reference import Reference
 from tests.decoding.naive_reference import draw_attention_statistics
 from tests.decoding.steering_vectors import write_vectors
@@ -61,6 +61,16 @@ def captured_logs() -> Iterator[None]:
     """Capture the engine's log of failures and tracebacks."""
     with structlog.testing.capture_logs():
         yield
+
+
+@pytest.fixture
+def coco_images(tmp_path: Path) -> Path:
+    """Write two images under names as COCO has them."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in (1, 2):
+        make_image(number).visible.save(folder / f"COCO_val2014_{number:012d}.png")
+    return folder
 
 
 def run_engine(model: Path, **settings: Any) -> Iterator[HFEngine]:

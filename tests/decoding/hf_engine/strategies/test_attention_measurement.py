@@ -14,21 +14,11 @@ from decoding.hf_engine.engine import HFEngine
 from decoding.pipeline.attention_statistics import read_attention_statistics
 from decoding.prompt import Prompt
 from onlyseen import attention_statistics
-from tests.decoding.hf_engine.harness import make_image
 from tests.decoding.hf_engine.reference import Reference
 
 QUESTION = "Please describe this image in detail."
 CAPTION = "There is a cat on the table and a dog behind it."
 REAL, HALLUCINATED = ("There", "cat"), ("table", "dog")  # the first token has no token of the answer before it
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in (1, 2):
-        make_image(number).visible.save(folder / f"COCO_val2014_{number:012d}.png")
-    return folder
 
 
 def write_captions(file: Path, ids: list[int | str], caption: str = CAPTION) -> Path:
@@ -44,17 +34,17 @@ def write_captions(file: Path, ids: list[int | str], caption: str = CAPTION) -> 
 
 
 def test_means_equal_those_of_eager_attention(
-    engine: HFEngine, reference_of_tiny: Reference, images: Path, tmp_path: Path
+    engine: HFEngine, reference_of_tiny: Reference, coco_images: Path, tmp_path: Path
 ) -> None:
     captions = read_captions(write_captions(tmp_path / "c.jsonl", [1, "COCO_val2014_000000000002.png"]))
     means = AttentionMeans.zeros(engine.model)
     for caption in captions:
-        means.add_caption(engine.model, caption, CaptionImages(images), QUESTION)
+        means.add_caption(engine.model, caption, CaptionImages(coco_images), QUESTION)
     assert means.counts == [2, 4]
     tokenizer, config = reference_of_tiny.processor.tokenizer, reference_of_tiny.decoder.config
     expected: dict[bool, list[torch.Tensor]] = {False: [], True: []}
     for caption in captions:
-        prompt = reference_of_tiny.encode(Prompt.from_text(QUESTION, CaptionImages(images).load(caption.image_id)))
+        prompt = reference_of_tiny.encode(Prompt.from_text(QUESTION, CaptionImages(coco_images).load(caption.image_id)))
         tokens = tokenizer(CAPTION, add_special_tokens=False)["input_ids"]
         texts = [tokenizer.decode(tokens[: count + 1]) for count in range(len(tokens))]
         own, config._attn_implementation = config._attn_implementation, "eager"
@@ -72,10 +62,10 @@ def test_means_equal_those_of_eager_attention(
 
 
 def test_command_writes_the_file(
-    tiny: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, coco_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     captions = write_captions(tmp_path / "c.jsonl", [1, 2] * 10)
-    arguments = ["--model", tiny, "--images", images, "--captions", captions, "--out", tmp_path / "s.safetensors"]
+    arguments = ["--model", tiny, "--images", coco_images, "--captions", captions, "--out", tmp_path / "s.safetensors"]
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments), "--device", "cpu", "--prompt", QUESTION])
     attention_statistics.main()
     assert capsys.readouterr().out == f"{tmp_path}/s.safetensors: means of 20 real and 40 hallucinated mentions\n"
@@ -107,15 +97,15 @@ def test_wrong_line_is_named(line: str, message: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("image_id", "message"), [(3, "has no image of this id"), (1, r"has COCO\S+, a1\.png of")])
-def test_missing_or_ambiguous_image_is_named(image_id: int, message: str, images: Path) -> None:
-    (images / "a1.png").write_bytes(b"no image")
+def test_missing_or_ambiguous_image_is_named(image_id: int, message: str, coco_images: Path) -> None:
+    (coco_images / "a1.png").write_bytes(b"no image")
     with pytest.raises(InvalidCaptions, match=f"image_id {image_id}: .*{message}"):
-        CaptionImages(images).load(image_id)
+        CaptionImages(coco_images).load(image_id)
     with pytest.raises(InvalidCaptions, match=r"image_id 'a1': .* cannot be read"):
-        CaptionImages(images).load("a1")
+        CaptionImages(coco_images).load("a1")
 
 
-def test_caption_beyond_the_context_is_named(engine: HFEngine, images: Path, tmp_path: Path) -> None:
+def test_caption_beyond_the_context_is_named(engine: HFEngine, coco_images: Path, tmp_path: Path) -> None:
     (caption,) = read_captions(write_captions(tmp_path / "c.jsonl", [1], CAPTION + " cat" * 600))
     with pytest.raises(InvalidCaptions, match=r"image_id 1: prompt and caption have .* context is 512"):
-        AttentionMeans.zeros(engine.model).add_caption(engine.model, caption, CaptionImages(images), QUESTION)
+        AttentionMeans.zeros(engine.model).add_caption(engine.model, caption, CaptionImages(coco_images), QUESTION)

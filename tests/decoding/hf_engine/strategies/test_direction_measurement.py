@@ -18,7 +18,6 @@ from decoding.multimodal.vector_files import VectorFiles
 from decoding.prompt import Prompt
 from decoding.requests import VectorsRequest
 from onlyseen import steering_vectors
-from tests.decoding.hf_engine.harness import make_image
 from tests.decoding.hf_engine.reference import EncodedPrompt, Reference
 from tests.decoding.naive_reference import record_layers
 
@@ -28,15 +27,6 @@ PAIRS = (
     (2, "A person and a dog", "A person, a dog and a car."),
     ("COCO_val2014_000000000001.png", "A table", "A table with a cat and a dog on it."),
 )
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in (1, 2):
-        make_image(number).visible.save(folder / f"COCO_val2014_{number:012d}.png")
-    return folder
 
 
 @pytest.fixture
@@ -60,14 +50,14 @@ def read_states(reference: Reference, images: Path, image_id: int | str, caption
 
 
 def test_directions_equal_those_of_hidden_states(
-    engine: HFEngine, reference_of_tiny: Reference, images: Path, pairs: Path
+    engine: HFEngine, reference_of_tiny: Reference, coco_images: Path, pairs: Path
 ) -> None:
-    found = measure_directions(engine.model, read_lines(pairs, CaptionPair), CaptionImages(images), QUESTION)
+    found = measure_directions(engine.model, read_lines(pairs, CaptionPair), CaptionImages(coco_images), QUESTION)
     differences = torch.stack(
         [
             (
-                read_states(reference_of_tiny, images, image_id, caption)
-                - read_states(reference_of_tiny, images, image_id, hallucinated)
+                read_states(reference_of_tiny, coco_images, image_id, caption)
+                - read_states(reference_of_tiny, coco_images, image_id, hallucinated)
             ).flatten()
             for image_id, caption, hallucinated in PAIRS
         ]
@@ -92,7 +82,7 @@ def test_direction_is_the_mean_and_the_first_axis() -> None:
 
 def test_command_writes_a_file_of_the_model(
     tiny: Path,
-    images: Path,
+    coco_images: Path,
     pairs: Path,
     engine: HFEngine,
     tmp_path: Path,
@@ -102,13 +92,13 @@ def test_command_writes_a_file_of_the_model(
     file = tmp_path / "vti.safetensors"
 
     def run(out: Path = file, source: Path = pairs) -> str:
-        arguments = ["--model", tiny, "--images", images, "--pairs", source, "--out", out, "--device", "cpu"]
+        arguments = ["--model", tiny, "--images", coco_images, "--pairs", source, "--out", out, "--device", "cpu"]
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments), "--prompt", QUESTION])
         steering_vectors.main()
         return capsys.readouterr().out
 
     assert run() == f"{file}: directions of 3 pairs\n"
-    expected = measure_directions(engine.model, read_lines(pairs, CaptionPair), CaptionImages(images), QUESTION)
+    expected = measure_directions(engine.model, read_lines(pairs, CaptionPair), CaptionImages(coco_images), QUESTION)
     files = VectorFiles(tmp_path, *expected.shape, torch.device("cpu"), str(tiny))
     torch.testing.assert_close(files.load(VectorsRequest(file.name, "vectors")), expected)
     with safe_open(file, framework="pt") as opened:
