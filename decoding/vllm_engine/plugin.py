@@ -13,8 +13,6 @@ import threading
 import time
 from multiprocessing.process import BaseProcess
 
-from decoding.malloc import limit_arenas
-
 STOP_SECONDS = 10.0  # for an orderly end, after which the process is killed
 ENABLE_VARIABLE = "_ONLYSEEN_IN_VLLM"  # the underscore keeps it apart from the server's settings
 
@@ -25,7 +23,6 @@ def register() -> None:
         return
     # First: vLLM's functions read the backend where they are defined.
     avoid_cpp_compiler()
-    limit_arenas()  # the engine core would keep the memory of the largest grammars
     from decoding.vllm_engine.core import bounded_grammars, log_filters, utility_methods
     from decoding.vllm_engine.worker import model_runner_patch
 
