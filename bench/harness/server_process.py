@@ -78,11 +78,13 @@ class ServerProcess:
 
     @property
     def megabytes(self) -> float:
-        """Return the resident memory in megabytes, that of child processes included."""
-        pages = 0
-        for pid in (self.handle.pid, *list_children(self.handle.pid)):
-            with suppress(FileNotFoundError, ProcessLookupError):
-                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        """Return the resident memory in megabytes, that of child processes included.
+
+        A copy of the server that has not yet become another program is left out: it shares the pages of the server,
+        which would count twice.
+        """
+        pages, command = count_pages(self.handle.pid), read_command(self.handle.pid)
+        pages += sum(count_pages(pid) for pid in list_children(self.handle.pid) if read_command(pid) != command)
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     @property
@@ -93,6 +95,20 @@ class ServerProcess:
         """Return the sum of a metric over its labels."""
         lines = (await client.get(f"{self.url}/metrics")).text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"onlyseen_{name}[ {{]", line))
+
+
+def count_pages(pid: int) -> int:
+    """Return the resident pages of a process; 0 if it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return 0
+
+
+def read_command(pid: int) -> bytes:
+    """Return the command line of a process; empty if it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def list_children(pid: int) -> list[int]:
