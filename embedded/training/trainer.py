@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from embedded.training.muon import Float32Muon, has_fast_bfloat16
+
 CHECKPOINT_SECONDS = 120.0
 SHARDS = 2
 """Parts of a training batch. Each has its own random numbers, so results do not depend on the number of processes."""
@@ -28,8 +30,7 @@ def select_device() -> torch.device:
 
 def autocast(device: torch.device) -> torch.autocast:
     """Enable bfloat16 where the device has instructions for it; elsewhere it would be slower."""
-    fast = device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
 
 
 class Trainer:
@@ -89,8 +90,9 @@ class Trainer:
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
             parameter_groups = [{"params": listed, "lr": muon_rate * factor} for factor, listed in matrices.items()]
+            muon = torch.optim.Muon if has_fast_bfloat16(select_device()) else Float32Muon
             self.optimizers.append(
-                torch.optim.Muon(parameter_groups, lr=muon_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+                muon(parameter_groups, lr=muon_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
             )
         parameter_groups = [{"params": listed, "lr": adam_rate * factor} for factor, listed in others.items()]
         self.optimizers.append(torch.optim.AdamW(parameter_groups, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.02))
