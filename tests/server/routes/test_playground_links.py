@@ -18,6 +18,7 @@ from server.settings import Settings
 from tests.server.fakes import FakeEngine
 from tests.server.harness import serve
 from tests.server.routes.playground_page import (
+    CHAT,
     ask,
     choose,
     format_stream,
@@ -25,6 +26,7 @@ from tests.server.routes.playground_page import (
     read_body,
     record_problems,
     replace_answers,
+    wait_until_finished,
 )
 
 CAPABILITIES = frozenset(get_args(Capability))
@@ -129,7 +131,9 @@ def read_requests(page: Page) -> list[dict[str, Any]]:
         route.fulfill(body=format_stream("Fine."))
 
     with replace_answers(page, respond):
-        ask(page)
+        with page.expect_request(CHAT):  # the page loads the image first
+            ask(page)
+        wait_until_finished(page)
     return sorted(bodies, key=lambda body: str(body["decoding"]["strategy"]))
 
 
