@@ -5,6 +5,10 @@
 Fresh pictures are drawn. A job against a running server gives the reference rows, and the throughput of an engine
 behind its server. A job with one engine of its own gives the throughput to compare. In a third job with two engines, an
 engine is killed twice and the driver once, and the same command then ends the job. Its rows must equal the reference.
+
+    python -m bench.robustness.bulk_job --pictures 5000 --only memory
+
+measures the driver's memory instead, in jobs with two engines on a tenth of the pictures and on all of them.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from eval.bulk.inspection import iterate_rows
 
 SEED = 2024
 TIMEOUT = 36_000.0  # seconds of one job
+OPTIONS = ["--prompt", "Describe this image.", "--strategy", "verify", "--concurrency", "16"]
 COMPARED = {
     "key": True,
     "id": True,
@@ -158,7 +163,7 @@ def measure(folder: Path, pictures: Path, total: int) -> dict[str, Any]:
     Returns:
         The figures.
     """
-    common = [str(pictures), "--prompt", "Describe this image.", "--strategy", "verify", "--concurrency", "16"]
+    common = [str(pictures), *OPTIONS]
     with ServerProcess() as server:
         alone = JobProcess(folder / "alone", [*common, "--base-url", server.url], folder / "ray")
         served_rate = measure_rate(alone, total)
@@ -181,16 +186,46 @@ def measure(folder: Path, pictures: Path, total: int) -> dict[str, Any]:
     } | describe_machine()
 
 
+def measure_memory(folder: Path, pictures: Path, total: int) -> dict[str, Any]:
+    """Run a job on a tenth of the pictures and one on all of them.
+
+    Args:
+        folder: An empty folder.
+        pictures: The pictures.
+        total: Their number.
+
+    Returns:
+        The peaks of the driver's memory.
+
+    Raises:
+        RuntimeError: A job has ended without all of its rows.
+    """
+    first = folder / "first"
+    first.mkdir()
+    for picture in sorted(pictures.iterdir())[: total // 10]:
+        (first / picture.name).symlink_to(picture)
+    figures: dict[str, Any] = {}
+    for name, inputs, count in (("tenth", first, total // 10), ("all", pictures, total)):
+        job = JobProcess(folder / name, [str(inputs), *OPTIONS, "--engines", "2"], folder / "ray")
+        job.finish()
+        if count_rows(job.out) != count:
+            raise RuntimeError(f"the job has ended with {count_rows(job.out)} of {count} rows")
+        figures[f"driver MB with {count} pictures"] = round(job.peak_megabytes)
+    return figures | describe_machine()
+
+
 def main() -> None:
     """Draw pictures, run the jobs and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--only", choices=("memory",), help="measure the driver's memory, without killing anything")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bulk-") as name:
         folder = Path(name)
         (folder / "ray").mkdir()
         with draw_pictures(folder / "scenes", arguments.pictures) as pictures:
-            print(json.dumps(measure(folder, pictures, arguments.pictures), indent=1))
+            run = measure_memory if arguments.only else measure
+            print(json.dumps(run(folder, pictures, arguments.pictures), indent=1))
 
 
 if __name__ == "__main__":
