@@ -83,21 +83,21 @@ class Comparison:
 
     def build_result(self) -> ScopeResult:
         """Compare all arms with the reference and with their controls."""
-        rows = [self._build_row(arm) for arm in self.arms]
-        self._adjust_p_values(rows)
+        rows = {arm.label: self._build_row(arm) for arm in self.arms}
+        self._adjust_p_values(list(rows.values()))
         return ScopeResult(
             scope=self.scope or self.task.overall_scope or "all",
             questions=len(self.indices),
             images=self.table.count_images(self.indices),
             clusters=len(self.bootstrap.weights[0]),
-            rows=rows,
+            rows=list(rows.values()),
             constant_rows=[
                 StrategyResult(strategy=name, metrics=self.estimate(name), signal=self._detect_signal(name))
                 for name in self.task.constant_answers
                 if name in self.table.scores
             ],
             control_comparisons=[
-                self._compare_with_control(arm, control) for arm in self.arms for control in arm.controls
+                self._compare_with_control(rows[arm.label], control) for arm in self.arms for control in arm.controls
             ],
         )
 
@@ -121,11 +121,13 @@ class Comparison:
             for metric, interval in zip(self.metrics, intervals, strict=True)
         }
 
-    def _compare_with_control(self, arm: Arm, control: str) -> ControlComparison:
-        differences = self.compare(arm.label, control)
+    def _compare_with_control(self, row: StrategyResult, control: str) -> ControlComparison:
+        if control == self.reference:  # with the adjusted p-values, so that no report shows two for one difference
+            return ControlComparison(strategy=row.strategy, control=control, differences=row.against_plain)
+        differences = self.compare(row.strategy, control)
         for metric in self.task.metrics:
             differences[metric.name].verdict = decide_verdict(metric, differences[metric.name])
-        return ControlComparison(strategy=arm.label, control=control, differences=differences)
+        return ControlComparison(strategy=row.strategy, control=control, differences=differences)
 
     def compare(self, label: str, reference: str, outcomes_of: str | None = None) -> dict[str, Difference]:
         """Compute the paired differences between two columns of the table, without verdicts.

@@ -30,8 +30,9 @@ ESCAPED_PIPE = r"\|"
 
 EXPLANATION = (
     "Each number has its 95 % interval, resampled by {cluster}. Below it is the paired difference to plain decoding "
-    "with its interval and its p-value. The p-value is adjusted after Holm over the requested strategies. Detectable "
-    "is the smallest true difference that a run of this size detects with a power of 80 %."
+    "with its interval and its p-value. The p-value is adjusted after Holm over the requested strategies; "
+    "that of a comparison with another control is not. Detectable is the smallest true difference that a run of this "
+    "size detects with a power of 80 %."
 )
 
 

@@ -44,7 +44,7 @@ def recommend_strategy(results: Results) -> str:
     earned = [row for row in better if _list_earned(row, scope, results)]
     if not earned:
         return " ".join(_recommend_control(row, scope, results) for row in better)
-    earned.sort(key=lambda row: _measure_gain(row, scope, results), reverse=True)
+    earned.sort(key=lambda row: _rank_gain(row, scope, results))
     clean = [row for row in earned if not _list_changes(row, results, "worse")]
     if clean:
         return _recommend_clean(clean, scope, results)
@@ -101,7 +101,7 @@ def _recommend_clean(rows: list[StrategyResult], scope: ScopeResult, results: Re
             f"{row.strategy} ({parts[0]})" if (parts := _describe_cost(row.strategy, results)) else row.strategy
             for row in others
         )
-        sentence += f" Smaller gains at no price: {names}. The strategies are not tested against each other."
+        sentence += f" Other gains at no price: {names}. The strategies are not tested against each other."
     return sentence
 
 
@@ -145,11 +145,11 @@ def _list_rivals(strategy: str, column: MetricColumn, scope: ScopeResult) -> lis
     return rivals
 
 
-def _measure_gain(row: StrategyResult, scope: ScopeResult, results: Results) -> float:
-    """Return the gain in the first earned metric, so that strategies can be sorted."""
+def _rank_gain(row: StrategyResult, scope: ScopeResult, results: Results) -> tuple[int, float]:
+    """Return a sort key: the position of the first earned metric, then the gain in it, the largest gain first."""
     column = _list_earned(row, scope, results)[0]
     change = row.against_plain[column.name].value or 0.0
-    return -change if column.better == "lower" else change
+    return results.columns.index(column), change if column.better == "lower" else -change
 
 
 def _list_requested(scope: ScopeResult, results: Results) -> list[StrategyResult]:

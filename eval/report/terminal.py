@@ -40,8 +40,8 @@ from eval.report.statements import describe_strategies, explain_metrics, recomme
 
 LEGEND = (
     "The second number is the difference to plain: * p < 0.05, ** p < 0.01, *** p < 0.001, adjusted after Holm over "
-    "the requested strategies. Detectable: the smallest true difference that a run of this size detects with a power "
-    "of 80 %."
+    "the requested strategies; comparisons with other controls are not adjusted. Detectable: the smallest true "
+    "difference that a run of this size detects with a power of 80 %."
 )
 COLOURS = {"better": "green", "worse": "red", "unclear": "default"}
 
@@ -55,8 +55,10 @@ def print_results(results: Results, console: Console) -> None:
         console.print(f"[bold]{escape(strategy)}[/bold]: {escape(text)}", highlight=False)
     for scope in results.scopes:
         console.print(_build_metric_table(scope, results))
-        console.print(_build_detectable_table(scope, results))
-    console.print(LEGEND, style="dim", highlight=False)
+        if any(row.against_plain or row.signal for row in scope.rows):
+            console.print(_build_detectable_table(scope, results))
+    if any(row.against_plain for scope in results.scopes for row in scope.rows):
+        console.print(LEGEND, style="dim", highlight=False)
     overall = results.scopes[-1]
     for comparison in overall.control_comparisons:
         for column in results.columns:

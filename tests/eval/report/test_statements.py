@@ -161,8 +161,22 @@ def test_the_largest_gain_without_a_price_is_recommended(results: Results) -> No
     results.scopes[0].rows[2].warnings = ["Length changes by +30%"]
     assert recommend_strategy(results) == (
         "Use vcd: it is better than plain decoding in CHAIR_s, and significantly worse in no metric. Length changes by "
-        "+30%. Smaller gains at no price: vhr (1.8 passes per token). The strategies are not tested against each other."
+        "+30%. Other gains at no price: vhr (1.8 passes per token). The strategies are not tested against each other."
     )
+
+
+def test_gains_in_different_metrics_are_not_compared(results: Results) -> None:
+    """The first primary metric comes first, even if the gain in the second one is larger."""
+    results.columns[1].primary = True
+    unchanged = build_difference(0, 1, "unclear")
+    changes = {
+        "vhr": {"chair_s": unchanged, "recall": build_difference(0.3, 0.001, "better")},
+        "vcd": {"chair_s": build_difference(-0.02, 0.001, "better"), "recall": unchanged},
+    }
+    for row in results.scopes[0].rows:
+        row.against_plain = changes.get(row.strategy, row.against_plain)
+    results.scopes[0].control_comparisons = []
+    assert recommend_strategy(results).startswith("Use vcd: it is better than plain decoding in CHAIR_s,")
 
 
 def test_plain_decoding_is_recommended_with_the_size_that_a_run_detects(results: Results) -> None:

@@ -75,3 +75,13 @@ def test_a_second_table_shows_detectable_differences(results: Results) -> None:
     assert ["plain", "│", "│", "1.25", "│", "+0.10"] in lines
     assert "agla:alpha=1.5 does not differ significantly from plain in F1" in output.getvalue()
     assert max(map(len, output.getvalue().splitlines())) <= 100
+
+
+def test_a_run_of_plain_decoding_alone_has_no_second_table(results: Results) -> None:
+    [scope] = results.scopes
+    scope.control_comparisons, scope.rows = [], scope.rows[:1]
+    scope.rows[0].signal = None
+    output = io.StringIO()
+    print_results(results, Console(file=output, width=100))
+    assert "plain" in output.getvalue()
+    assert "etectable" not in output.getvalue()

@@ -30,8 +30,15 @@ def test_the_greedy_control_is_the_stack_without_the_strategy(
     server: ScriptedServer, data: Path, tmp_path: Path
 ) -> None:
     invoke_run(server, data, tmp_path / "run", "--strategies", "agla,agla+vhr")
-    controls = {each["label"]: each["controls"] for each in read_results(tmp_path / "run")["arms"]}
+    found = read_results(tmp_path / "run")
+    controls = {each["label"]: each["controls"] for each in found["arms"]}
     assert controls == {"plain": [], "agla": ["plain"], "agla+vhr": ["vhr"], "vhr": []}
+    for scope in found["scopes"]:
+        against_plain = next(row["against_plain"] for row in scope["rows"] if row["strategy"] == "agla")
+        assert against_plain["accuracy"]["p_holm"] > against_plain["accuracy"]["p"]
+        # One difference has one p-value and one verdict wherever it is shown.
+        matched = {each["strategy"]: each["differences"] for each in scope["control_comparisons"]}
+        assert matched["agla"] == against_plain
 
 
 def test_the_model_suffix_selects_the_strategy(server: ScriptedServer, data: Path, tmp_path: Path) -> None:
