@@ -34,10 +34,10 @@ EFFECTS = (
     ("sampled POPE, accuracy", "pope-sampled", "control", 1),
     ("sampled captions, CHAIR_i", "chair-sampled", "as control", 2),
     ("sampled POPE, accuracy", "pope-sampled", "as control", 1),
-    ("captions with the present weights, CHAIR_i", "verify", "plain", 1),
-    ("captions with the present weights, CHAIR_i", "fresh-greedy", "plain", 2),
-    ("captions with the present weights, recall", "fresh-greedy", "plain", 3),
-    ("sampled captions with the present weights, CHAIR_i", "fresh-sampled", "control", 2),
+    ("captions on fresh scenes, CHAIR_i", "verify", "plain", 1),
+    ("captions on fresh scenes, CHAIR_i", "fresh-greedy", "plain", 2),
+    ("captions on fresh scenes, recall", "fresh-greedy", "plain", 3),
+    ("sampled captions on fresh scenes, CHAIR_i", "fresh-sampled", "control", 2),
 )
 
 
