@@ -335,7 +335,9 @@ class Verification:
         offset = len(self.text)
         count = count_whole_tokens_before(self.pending, count_common_characters(self.pending_text, shorter))
         rest = shorter[len(join_text(self.pending[:count])) :]
-        self.pending = [*self.pending[:count], Token(NO_TOKEN, rest)]
+        self.pending = self.pending[:count]
+        if rest:  # none where the draft has a full stop there already
+            self.pending.append(Token(NO_TOKEN, rest))
         self.ends_at_stop = False
         claims = find_claims_after(self.text + shorter, offset)
         yield from self._send(len(shorter), claims, start)

@@ -108,6 +108,20 @@ async def test_a_sentence_that_can_end_before_the_phrase_is_cut_short() -> None:
     assert answer.finish.reason == "stop"
 
 
+async def test_a_sentence_that_is_cut_short_may_have_its_full_stop_already() -> None:
+    """The draft after the failed phrase begins with the full stop, and its own end is not grammatical."""
+
+    def write(prefix: str, ruled_out: tuple[str, ...], seed: int | None) -> str:
+        if prefix.endswith("boats."):
+            return " A bench can be seen."
+        return ". A" if ruled_out else "The image shows two boats cat."
+
+    engine = ScriptedEngine(write, {"cat": 0.1})
+    answer, _ = await verify(engine, tries=1)
+    assert answer.text == "The image shows two boats. A bench can be seen."
+    assert engine.drafts[-1].answer_prefix == tuple(engine.ids("The image shows two boats."))
+
+
 async def test_a_sentence_that_cannot_end_before_the_phrase_is_dropped() -> None:
     engine = ScriptedEngine(write_always("The image shows a dog. A cat sits there."), {"cat": 0.1})
     answer, _ = await verify(engine, tries=2)
