@@ -44,11 +44,12 @@ class RequestRejected(ServerError):
     Args:
         status: The HTTP status.
         message: The server's error message.
+        param: The field that the server names.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, param: str | None = None) -> None:
         super().__init__(f"the server rejects the request with status {status}: {message}")
-        self.status = status
+        self.status, self.param = status, param
 
 
 class ServerUnavailable(ServerError):

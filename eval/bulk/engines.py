@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import math
+import os
 import pkgutil
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -167,21 +168,21 @@ def _iterate_rows(options: JobOptions, engines: EngineOptions, store: RowStore) 
         yield [BulkRow.model_validate_json(row) for row in batch["row"].to_pylist()]
 
 
-def split_shares(inputs: Sequence[Path]) -> Iterator[list[list[str]]]:
+def split_shares(inputs: Sequence[Path]) -> Iterator[list[list[bytes]]]:
     """Split the files of the inputs into shares that one task reads: many picture files, or one other file.
 
     Args:
         inputs: Files and folders.
 
     Yields:
-        Paths and names of the files of a share.
+        Paths and names of the files of a share, in bytes, because they need not be UTF-8.
     """
-    share: list[list[str]] = []
+    share: list[list[bytes]] = []
     for file, name in list_files(list(inputs)):
         if file.suffix.lower() not in PICTURE_SUFFIXES:
-            yield [[str(file), name]]
+            yield [[os.fsencode(file), os.fsencode(name)]]
             continue
-        share.append([str(file), name])
+        share.append([os.fsencode(file), os.fsencode(name)])
         if len(share) == PICTURES_PER_SHARE:
             yield share
             share = []
@@ -208,7 +209,7 @@ class ShareReader:
         import ray
 
         done = ray.get(self._done)
-        files = [file for share in shares["files"].to_pylist() for file in share]
+        files = [map(os.fsdecode, file) for share in shares["files"].to_pylist() for file in share]
         items = chain.from_iterable(iterate_file(Path(path), name, self._options) for path, name in files)
         missing = (item for item in items if not has_key(done, item.key))
         is_empty = True

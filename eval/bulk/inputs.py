@@ -12,12 +12,12 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic_core import from_json
 
 from eval.bulk.items import BulkItem, split_prompts
-from eval.core.parquet import import_parquet, iterate_parquet
+from eval.core.parquet import count_parquet, iterate_parquet
 from eval.errors import InputError
 
 T = TypeVar("T")
@@ -92,9 +92,31 @@ def select_suffixes(folder: Path) -> tuple[str, ...]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Iterate over the files below a folder, in the order of their names."""
-    for root, folders, names in os.walk(folder):
-        folders.sort()
+    """Iterate over the files below a folder, in the order of their names.
+
+    Links are followed, each folder is visited once, and hidden files and folders are left out.
+
+    Args:
+        folder: The folder.
+
+    Yields:
+        The files.
+
+    Raises:
+        InputError: A folder cannot be read. Its pictures would be missing.
+    """  # noqa: DOC502 - the inner function raises it
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot be read: {error.strerror}", error.filename)
+
+    visited = set[tuple[int, int]]()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(root)
+        if (place := (status.st_dev, status.st_ino)) in visited:
+            folders.clear()
+            continue
+        visited.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
                 yield Path(root, name)
@@ -115,7 +137,7 @@ def iterate_items(inputs: list[Path], options: InputOptions) -> Iterator[BulkIte
 
 
 def iterate_file(file: Path, name: str, options: InputOptions) -> Iterator[BulkItem]:
-    """Iterate over the items of one file.
+    """Iterate over the items of one file. Names that are not UTF-8 are escaped, because no row can hold them.
 
     Args:
         file: The file.
@@ -127,7 +149,18 @@ def iterate_file(file: Path, name: str, options: InputOptions) -> Iterator[BulkI
 
     Raises:
         InputError: The file has no known suffix, or a picture comes without a prompt.
-    """
+    """  # noqa: DOC502 - the inner function raises it
+    for item in _iterate_file(file, name, options):
+        problem = None if item.problem is None else escape_name(item.problem)
+        yield replace(item, id=escape_name(item.id), source=escape_name(item.source), problem=problem)
+
+
+def escape_name(name: str) -> str:
+    """Escape the bytes of a file name that are not UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _iterate_file(file: Path, name: str, options: InputOptions) -> Iterator[BulkItem]:
     lowered = file.name.lower()
     if lowered.endswith(tuple(PICTURE_SUFFIXES)):
         if not options.prompts:
@@ -153,7 +186,7 @@ def count_records(file: Path) -> int:
     """Count the pictures of a file."""
     lowered = file.name.lower()
     if lowered.endswith(".parquet"):
-        return int(import_parquet().ParquetFile(file).metadata.num_rows)
+        return count_parquet(file)
     if lowered.endswith(tuple(LINE_SUFFIXES)):
         with file.open("rb") as lines:
             return sum(1 for line in lines if line.strip())
@@ -180,8 +213,9 @@ def read_picture(file: Path) -> BulkItem:
     """Read a picture file. An unreadable one gives an item with a problem."""
     try:
         return build_picture(file.read_bytes())
-    except OSError as error:
-        return build_problem(f"the picture cannot be read: {file}: {error.strerror}")
+    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return build_problem(f"the picture cannot be read: {file}: {reason}")
 
 
 def build_picture(content: bytes) -> BulkItem:
@@ -262,6 +296,17 @@ def _iterate_samples(file: Path, name: str, options: InputOptions) -> Iterator[B
         yield from expand(picture, record, f"{name}{SEPARATOR}{key}", f"{file}{SEPARATOR}{key}", options)
 
 
+class ArchiveHeader(tarfile.TarInfo):
+    """The header of a member. If it is damaged, it is an error, while `tarfile` takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
+
+
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     opened = archive.extractfile(member)
     return opened.read() if opened else b""
@@ -273,7 +318,7 @@ def _group_members(
     """Iterate over the samples of an archive: members side by side whose names agree up to the first dot."""
     current, members = "", dict[str, T]()
     try:
-        with tarfile.open(file, "r") as archive:
+        with tarfile.open(file, "r", tarinfo=ArchiveHeader) as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them, in memory for every sample
                 folder, _, base = member.name.rpartition("/")

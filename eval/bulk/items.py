@@ -50,16 +50,32 @@ class BulkItem(BenchmarkQuestion):
 
     def find_problem(self) -> str | None:
         """Return the reason why the item cannot be sent, None if there is none."""
-        if self.problem is None and self.content is not None and find_media_type(self.content) is None:
-            return "the picture cannot be read: it is in no known format"
-        return self.problem
+        if self.problem is not None or self.content is None:
+            return self.problem
+        try:
+            return None if find_media_type(self.content) else "the picture cannot be read: it is in no known format"
+        except Image.DecompressionBombError as error:
+            return f"the picture is too large: {error}"
 
 
 def find_media_type(content: bytes) -> str | None:
-    """Find the media type of a picture by its first bytes. Its pixels are not decoded."""
+    """Find the media type of a picture by its first bytes. Its pixels are not decoded.
+
+    Args:
+        content: The bytes of the picture file.
+
+    Returns:
+        The media type, None if the format is unknown or the file is damaged.
+
+    Raises:
+        DecompressionBombError: It has more pixels than Pillow decodes.
+    """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return Image.MIME.get(image.format or "")
+            # Phones write MPO files, which begin with a complete JPEG picture, under the name .jpg.
+            return "image/jpeg" if image.format == "MPO" else Image.MIME.get(image.format or "")
+    except Image.DecompressionBombError:
+        raise
     except Exception:  # Plugins of Pillow raise many types of errors for damaged files.
         return None
 

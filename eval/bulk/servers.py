@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from eval.runs.stack_spec import PLAIN, StackSpec
 
 FATAL_STATUSES = frozenset({401, 403, 404, 405})  # Every further request would be rejected, too.
 BUSY_STATUSES = frozenset({429, 503})  # a full queue, or an engine that loads its model
+STRATEGY_PARAMETER = re.compile(r"decoding\.\w+\.\w+")
 MAX_PAUSE = 30.0  # seconds for which a failing server gets no requests
 
 
@@ -233,7 +235,8 @@ def require_item_error(error: RequestRejected) -> None:
     Raises:
         ServerError: The refusal does not depend on the item.
     """
-    if error.status in FATAL_STATUSES:
+    # `decoding.vcd.alpha` does not depend on the item, but `decoding.strategy` may not suit a long prompt.
+    if error.status in FATAL_STATUSES or STRATEGY_PARAMETER.fullmatch(error.param or ""):
         raise ServerError(str(error)) from None
 
 

@@ -88,6 +88,7 @@ class RowStore:
         self._part_rows = part_rows
         self._pending = 0
         self._mutex = threading.Lock()  # of the connection: a thread adds rows while the event loop looks keys up
+        self._writing = threading.Lock()  # an error or Ctrl+C ends the job while a thread still adds rows
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
 
@@ -102,8 +103,7 @@ class RowStore:
                     file.unlink()
                 self._connection = sqlite3.connect(self.folder / STATE_NAME, check_same_thread=False)
                 self._connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {SCHEMA}")
-                self.totals = RowTotals(**dict(self._open.execute("SELECT name, value FROM totals")))
-                (self._pending,) = self._open.execute("SELECT count(*) FROM pending").fetchone()
+                self._load_counts()
         except BaseException:
             self._close()
             raise
@@ -112,7 +112,8 @@ class RowStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        with self._writing:
+            self._close()
 
     @property
     def _open(self) -> sqlite3.Connection:
@@ -140,7 +141,7 @@ class RowStore:
         Returns:
             The rows that are new. A key that has a row keeps it.
         """
-        with self._convert_errors():
+        with self._convert_errors(), self._writing:
             new = self._insert(rows)
             while self._pending >= self._part_rows:
                 self._write_part()
@@ -148,7 +149,8 @@ class RowStore:
 
     def finish(self) -> None:
         """Write the last part."""
-        with self._convert_errors():
+        with self._convert_errors(), self._writing:
+            self._load_counts()  # Ctrl+C may have come between a transaction and the counts in memory
             while self._pending:
                 self._write_part()
 
@@ -186,6 +188,10 @@ class RowStore:
         while numbered := self._open.execute(query, [number, end, READ_ROWS]).fetchall():
             number = numbered[-1][0]
             yield [BulkRow.model_validate_json(row) for _, row in numbered]
+
+    def _load_counts(self) -> None:
+        self.totals = RowTotals(**dict(self._open.execute("SELECT name, value FROM totals")))
+        (self._pending,) = self._open.execute("SELECT count(*) FROM pending").fetchone()
 
     def _save_totals(self, totals: RowTotals) -> None:
         self._open.executemany("INSERT OR REPLACE INTO totals VALUES (?, ?)", totals.model_dump().items())

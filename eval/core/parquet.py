@@ -27,6 +27,26 @@ def import_parquet() -> Any:
     return pyarrow.parquet
 
 
+def count_parquet(file: Path) -> int:
+    """Count the rows of a file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        InputError: The file cannot be read, or the parquet library is not installed.
+    """
+    parquet = import_parquet()
+    try:
+        with parquet.ParquetFile(file) as opened:
+            return int(opened.metadata.num_rows)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise InputError(f"cannot be read: {error}", file) from None
+
+
 def iterate_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Iterate over the rows of a file.
 

@@ -174,7 +174,7 @@ class EvalClient:
             retry_after = _parse_retry_after(response.headers.get("retry-after"))
             raise ServerUnavailable(problem, retry_after, response.status_code)
         if not response.is_success:
-            raise RequestRejected(response.status_code, _format_error_message(response))
+            raise RequestRejected(response.status_code, _format_error_message(response), _find_error_param(response))
         try:
             # Unlike `json`, this parser rejects lone surrogates, which no file can hold, and deeply nested values.
             document = from_json(response.content)
@@ -235,6 +235,15 @@ def _format_error_message(response: httpx.Response) -> str:
         return str(from_json(response.content)["error"]["message"])[:MAX_MESSAGE_LENGTH]
     except (ValueError, KeyError, TypeError):
         return _decode_body(response)[:MAX_MESSAGE_LENGTH].strip() or response.reason_phrase
+
+
+def _find_error_param(response: httpx.Response) -> str | None:
+    """Return the field that OpenAI's error body names."""
+    try:
+        param = from_json(response.content)["error"]["param"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return param if isinstance(param, str) else None
 
 
 def _decode_body(response: httpx.Response) -> str:

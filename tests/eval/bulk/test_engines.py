@@ -183,7 +183,7 @@ def test_shares_have_many_pictures_or_one_other_file(tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "a.tar", 1)
     shares = list(split_shares([pictures, archive]))
     assert [len(share) for share in shares] == [256, 1, 44]
-    assert shares[1] == [[str(archive), "a.tar"]]
+    assert shares[1] == [[bytes(archive), b"a.tar"]]
 
 
 def test_keys_are_found_in_the_sorted_array() -> None:

@@ -193,6 +193,15 @@ def test_refusal_that_concerns_all_requests_ends_the_job(
     assert [row["id"] for row in read_rows(tmp_path / "out") if row["id"] != "bad.png"] == []
 
 
+def test_refused_parameter_of_the_strategy_ends_the_job(server: ScriptedServer, pictures: Path, tmp_path: Path) -> None:
+    error = {"message": "decoding.vcd.alpha: Input should be a valid number.", "param": "decoding.vcd.alpha"}
+    server.script = lambda _: ScriptedReply(status=400, raw=json.dumps({"error": error}).encode())
+    result = run_job(server, pictures, tmp_path / "out", "--strategy", "vcd:alpha=much")
+    assert result.exit_code != 0
+    assert "decoding.vcd.alpha" in output_of(result)
+    assert [row["id"] for row in read_rows(tmp_path / "out") if row["id"] != "bad.png"] == []
+
+
 def test_unknown_strategy_ends_the_job_before_it_begins(server: ScriptedServer, pictures: Path, tmp_path: Path) -> None:
     result = run_job(server, pictures, tmp_path / "out", "--strategy", "none")
     assert "no strategy 'none'" in output_of(result)

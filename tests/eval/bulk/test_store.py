@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import re
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,3 +165,68 @@ def test_page_of_the_documentation_has_all_columns() -> None:
     _, _, table = page.partition("| column | type | content |")
     first_cells = [line.split("|")[1] for line in table.splitlines()[2:] if line.startswith("|")]
     assert [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)] == list(BulkRow.model_fields)
+
+
+def test_end_of_a_job_waits_for_rows_that_a_thread_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl+C and errors end a job while a thread writes a part. Its name is not given to another part."""
+    writing, checked = threading.Event(), threading.Event()
+
+    def write_slowly(slices: Iterator[list[BulkRow]], file: Path, row_format: store_module.RowFormat) -> int:
+        count = write_part(slices, file, row_format)
+        writing.set()
+        checked.wait(0.3)  # without a lock, the other thread is here meanwhile
+        return count
+
+    monkeypatch.setattr(store_module, "write_part", write_slowly)
+    rows = make_rows(0, 6)
+    with RowStore(tmp_path, JOB, part_rows=4) as store:
+        thread = threading.Thread(target=store.add, args=[rows])
+        thread.start()
+        assert writing.wait(10)
+        store.finish()
+        checked.set()
+        assert store.totals.parts == 2
+    thread.join()
+    assert [row["key"] for row in read_rows(tmp_path)] == keys_of(rows)
+
+
+def test_closed_store_is_closed_after_a_thread_has_stored_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = threading.Event()
+
+    def write_slowly(slices: Iterator[list[BulkRow]], file: Path, row_format: store_module.RowFormat) -> int:
+        writing.set()
+        time.sleep(0.3)
+        return write_part(slices, file, row_format)
+
+    monkeypatch.setattr(store_module, "write_part", write_slowly)
+    results = []
+    with RowStore(tmp_path, JOB, part_rows=2) as store:
+        thread = threading.Thread(target=lambda: results.append(store.add(make_rows(0, 2))))
+        thread.start()
+        assert writing.wait(10)
+    thread.join()
+    assert results == [make_rows(0, 2)]
+
+
+def test_ctrl_c_after_the_transaction_of_a_part_does_not_reuse_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(0, 5)
+    with RowStore(tmp_path, JOB, part_rows=3) as store:
+        save = store._save_totals
+
+        def save_and_interrupt(totals: store_module.RowTotals) -> None:
+            save(totals)
+            if totals.parts:
+                store._open.commit()
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_save_totals", save_and_interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                store.add(rows)
+        store.finish()
+        assert store.totals.parts == 2
+    assert [row["key"] for row in read_rows(tmp_path)] == keys_of(rows)
