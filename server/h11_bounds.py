@@ -11,6 +11,7 @@ MAX_HEADERS = 100  # lines; h11 takes about 2 microseconds for each
 TINY_CHUNK_BYTES = 16
 MAX_TINY_CHUNKS = 2000  # chunks of a body that are shorter on average
 HEAD_TOO_LARGE = f"The headers have more than {MAX_HEAD_BYTES // 1024} kB or {MAX_HEADERS} lines."
+TWO_LENGTHS = "The request has both Transfer-Encoding and Content-Length, or has Transfer-Encoding with HTTP/1.0."
 END_OF_LAST_HEADER = re.compile(rb"\n(?=\r?\n)")
 
 
@@ -22,14 +23,17 @@ class BoundedConnection(h11.Connection):
     h11 compares headers and trailers with its bound only while their end is missing. So it gets the data in pieces that
     are no larger than the bound.
 
-    A body of many tiny chunks is a protocol error: it takes a thousand times the work of its bytes.
+    A body of many tiny chunks is a protocol error: it takes a thousand times the work of its bytes. So is a body whose
+    length a proxy can read in another way than h11. The rest of it could be the request of another client.
 
     Attributes:
         events_left: Events that it returns next.
+        method: Method of the last request.
         refusal: Reason of its `RemoteProtocolError`, for the client; None for an error of h11.
     """
 
     events_left = 0
+    method = b""
     refusal: str | None = None
     _chunks = 0  # of the current body
     _chunk_bytes = 0
@@ -51,7 +55,8 @@ class BoundedConnection(h11.Connection):
         """Return the next event, unless `events_left` is 0.
 
         Raises:
-            RemoteProtocolError: The headers are too large, the body has too many tiny chunks, or h11 refuses the data.
+            RemoteProtocolError: The headers are too large, the length of the body is ambiguous, it has too many tiny
+                chunks, or h11 refuses the data.
         """
         if self.events_left == 0:
             return h11.NEED_DATA
@@ -59,6 +64,8 @@ class BoundedConnection(h11.Connection):
         event = self._parse_event()
         if isinstance(event, h11.Request):
             self._chunks = self._chunk_bytes = 0
+            self.method = event.method
+            self._check_body_length(event)
             return to_origin_form(event)
         if isinstance(event, h11.Data):
             self._chunks += event.chunk_start
@@ -69,6 +76,12 @@ class BoundedConnection(h11.Connection):
                 )
                 raise h11.RemoteProtocolError(self.refusal)
         return event
+
+    def _check_body_length(self, request: h11.Request) -> None:
+        names = {name for name, _ in request.headers}
+        if b"transfer-encoding" in names and (b"content-length" in names or request.http_version < b"1.1"):
+            self.refusal = TWO_LENGTHS
+            raise h11.RemoteProtocolError(TWO_LENGTHS)
 
     def _parse_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:

@@ -138,7 +138,7 @@ class TimedH11Protocol(H11Protocol):
         """Write a response without the application. h11 accepts no body for a HEAD request."""
         headers = [("content-type", "text/plain; charset=utf-8"), ("connection", "close")]
         events: list[h11.Event] = [h11.Response(status_code=status, headers=headers, reason=reason)]
-        is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
+        is_head = self.conn.our_state is h11.SEND_RESPONSE and self.conn.method == b"HEAD"
         if not is_head:
             events.append(h11.Data(data=body))
         for event in (*events, h11.EndOfMessage()):
@@ -196,7 +196,9 @@ class TimedH11Protocol(H11Protocol):
             self._watch_writing()
 
     def _update_timer(self) -> None:
-        if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
+        if self.transport.is_closing():  # A refused request has no cycle.
+            self._set_timer(None)
+        elif self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
             self._set_timer("body")
         elif self.conn.has_partial_request:
             self._set_timer("headers")

@@ -30,12 +30,14 @@ def split_into_chunks(content: bytes) -> bytes:
 
 
 class Recorder:
-    """An application that keeps the body of its request."""
+    """An application that keeps the bodies of its requests, and their number."""
 
     def __init__(self) -> None:
         self.body = b""
+        self.count = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.count += 1
         more_body = True
         while more_body:
             message = await receive()

@@ -82,6 +82,27 @@ async def test_long_chunks_make_up_for_tiny_ones() -> None:
     await wait_until(lambda: len(app.body) == count * 18 + 1)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        CHUNKED.replace(b"Host", b"Content-Length: 5\r\nHost"),
+        CHUNKED.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\nConnection: keep-alive\r\n"),
+    ],
+    ids=["two lengths", "HTTP/1.0"],
+)
+async def test_ambiguous_length_of_a_body_is_refused_and_the_connection_closed(head: bytes) -> None:
+    protocol = build_protocol(app := Recorder())
+    protocol.transport.close.side_effect = lambda: protocol.transport.is_closing.configure_mock(return_value=True)
+    protocol.data_received(head + b"0\r\n\r\n" + GET + b"\r\n")
+    received = b"".join(call.args[0] for call in protocol.transport.write.call_args_list)
+    assert received.startswith(b"HTTP/1.1 400")
+    assert h11_bounds.TWO_LENGTHS.encode() in received
+    assert received.count(b"HTTP/1.1") == 1
+    assert app.count == 0
+    protocol.transport.close.assert_called_once()
+    protocol.connection_lost(None)
+
+
 def test_connection_counts_its_events() -> None:
     connection = h11_bounds.BoundedConnection()
     connection.receive_data(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
