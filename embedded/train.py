@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from embedded.evaluation.benchmarks import (
 )
 from embedded.evaluation.grad_cam import evaluate_matcher
 from embedded.evaluation.robustness import evaluate_robustness
+from embedded.training.augmentation import FULL_AUGMENTATION, Augmentation
 from embedded.training.details_stage import train_details
 from embedded.training.export import export_model
 from embedded.training.finish_stage import train_finish
@@ -44,7 +45,7 @@ from embedded.training.joint_stage import (
     split_llava,
     train_joint,
 )
-from embedded.training.language_stage import train_language
+from embedded.training.language_stage import LanguageModel, train_language
 from embedded.training.matcher_model import train_matcher_tokenizer
 from embedded.training.matcher_stage import export_matcher, train_matcher
 from embedded.training.object_stage import ObjectHeads, train_objects
@@ -57,7 +58,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Scenes, steps and batch sizes of all stages."""
+    """Scenes, steps, batch sizes and augmentation of all stages."""
 
     near_scenes: int = 32_000
     far_scenes: int = 24_000
@@ -77,6 +78,7 @@ class TrainingConfig:
     details_batch: int = 8
     matcher_steps: int = 1500
     matcher_batch: int = 16
+    augmentation: Augmentation = field(default=FULL_AUGMENTATION, kw_only=True)
 
 
 TINY_CONFIG = TrainingConfig(40, 20, 8, 8, *[2] * 14)
@@ -130,44 +132,60 @@ class TrainingPipeline:
 
     def run_vision(self) -> VisionModel:
         """Train or load the vision model."""
-        steps, batch = self.config.vision_steps, self.config.vision_batch
+        config = self.config
         return train_vision(
-            self.work_dir, self.open_dataset("near"), self.open_dataset("tune"), steps=steps, batch_size=batch
+            self.work_dir,
+            self.open_dataset("near"),
+            self.open_dataset("tune"),
+            steps=config.vision_steps,
+            batch_size=config.vision_batch,
+            augmentation=config.augmentation,
         )
 
-    def run_language(self) -> None:
-        """Train the language model on synthetic image tokens."""
-        steps, batch = self.config.language_steps, self.config.language_batch
-        train_language(self.work_dir, self.open_dataset("near"), self.build_tokenizer(), steps=steps, batch_size=batch)
+    def run_language(self) -> LanguageModel:
+        """Train or load the language model, which reads synthetic image tokens."""
+        config = self.config
+        return train_language(
+            self.work_dir,
+            self.open_dataset("near"),
+            self.build_tokenizer(),
+            steps=config.language_steps,
+            batch_size=config.language_batch,
+            augmentation=config.augmentation,
+        )
 
     def run_joint(self) -> JointModel:
         """Train or load the joined model."""
-        config, tokenizer, dataset = self.config, self.build_tokenizer(), self.open_dataset("near")
+        config, tokenizer = self.config, self.build_tokenizer()
         if (self.work_dir / "joint.pt").exists():
             start = build_joint_model(tokenizer)
         else:
-            language = train_language(
-                self.work_dir, dataset, tokenizer, steps=config.language_steps, batch_size=config.language_batch
-            )
-            start = join_models(self.run_vision().cpu(), language.cpu(), tokenizer)
-        steps, batch = config.joint_steps, config.joint_batch
+            language = self.run_language().cpu()
+            start = join_models(self.run_vision().cpu(), language, tokenizer)
         return train_joint(
-            self.work_dir, start, dataset, self.open_dataset("tune"), tokenizer, steps=steps, batch_size=batch
+            self.work_dir,
+            start,
+            self.open_dataset("near"),
+            self.open_dataset("tune"),
+            tokenizer,
+            steps=config.joint_steps,
+            batch_size=config.joint_batch,
+            augmentation=config.augmentation,
         )
 
     def run_finish(self) -> JointModel:
         """Train or load the model on far scenes."""
         config, tokenizer = self.config, self.build_tokenizer()
         start = build_joint_model(tokenizer) if (self.work_dir / "finish.pt").exists() else self.run_joint().cpu()
-        steps, batch = config.finish_steps, config.finish_batch
         return train_finish(
             self.work_dir,
             start,
             self.open_dataset("far"),
             self.open_dataset("tune"),
             tokenizer,
-            steps=steps,
-            batch_size=batch,
+            steps=config.finish_steps,
+            batch_size=config.finish_batch,
+            augmentation=config.augmentation,
         )
 
     def run_objects(self) -> tuple[JointModel, ObjectHeads]:
@@ -178,9 +196,15 @@ class TrainingPipeline:
             joint = split_llava(model, tokenizer)
         else:
             joint = self.run_finish().cpu()
-        steps, batch = config.object_steps, config.object_batch
-        far, tune = self.open_dataset("far"), self.open_dataset("tune")
-        return joint, train_objects(self.work_dir, joint.vision, far, tune, steps=steps, batch_size=batch)
+        return joint, train_objects(
+            self.work_dir,
+            joint.vision,
+            self.open_dataset("far"),
+            self.open_dataset("tune"),
+            steps=config.object_steps,
+            batch_size=config.object_batch,
+            augmentation=config.augmentation,
+        )
 
     def run_details(self) -> JointModel:
         """Train or load the model on questions about number, position and colour."""
@@ -190,7 +214,6 @@ class TrainingPipeline:
             object_heads = ObjectHeads(joint.vision)
         else:
             joint, object_heads = self.run_objects()
-        steps, batch = config.details_steps, config.details_batch
         tuning_dataset = self.open_dataset("tune")
 
         def measure_detail_accuracy(model: LlavaForConditionalGeneration) -> dict[str, float]:
@@ -204,8 +227,9 @@ class TrainingPipeline:
             self.open_dataset("far"),
             tokenizer,
             measure_detail_accuracy,
-            steps=steps,
-            batch_size=batch,
+            steps=config.details_steps,
+            batch_size=config.details_batch,
+            augmentation=config.augmentation,
         )
 
     def run_matcher(self) -> None:
@@ -213,7 +237,13 @@ class TrainingPipeline:
         tokenizer, config = self.build_matcher_tokenizer(), self.config
         vision, dataset = self.run_vision(), self.open_dataset("near")
         matcher = train_matcher(
-            self.work_dir, vision, dataset, tokenizer, steps=config.matcher_steps, batch_size=config.matcher_batch
+            self.work_dir,
+            vision,
+            dataset,
+            tokenizer,
+            steps=config.matcher_steps,
+            batch_size=config.matcher_batch,
+            augmentation=config.augmentation,
         )
         if not dist.is_initialized() or not dist.get_rank():
             export_matcher(matcher, tokenizer, self.out_dir / "matcher")

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -104,6 +104,39 @@ def evaluate_pope(
     Returns:
         The figures of each kind, and the number of answers that are neither "yes" nor "no".
     """
+    unparsed, answers_by_kind = answer_pope(generator, dataset, scenes, batch, format_question)
+    figures: Figures = {"unparsed": unparsed}
+    for kind, (labels, predicted) in answers_by_kind.items():
+        hits = (predicted & labels).sum()
+        figures[kind] = {
+            "accuracy": to_percent((predicted == labels).mean()),
+            "interval": bootstrap_interval(len(labels), partial(_compute_mean, predicted == labels)),
+            "f1": to_percent(2 * hits / (predicted.sum() + labels.sum())),
+            "yes": to_percent(predicted.mean()),
+            "questions": labels.size,
+        }
+    return figures
+
+
+def answer_pope(
+    generator: AnswerGenerator,
+    dataset: SceneDataset,
+    scenes: int | None = None,
+    batch: int = 60,
+    format_question: QuestionFormat = lambda index, question: question,
+) -> tuple[int, dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]]:
+    """Answer the questions of POPE.
+
+    Args:
+        generator: The model.
+        dataset: The scenes.
+        scenes: Number of scenes with questions, by default all of them.
+        batch: Questions at once.
+        format_question: Completes the questions.
+
+    Returns:
+        The number of answers that are neither "yes" nor "no", and labels and answers of each kind, [scenes, questions].
+    """
     questions_by_kind = build_pope_questions(dataset)
     index_of = {build_image_file_name(index + 1): index for index in range(len(dataset))}
     queries = sorted(
@@ -121,7 +154,8 @@ def evaluate_pope(
         pixels = np.stack([dataset.pixels[index] for index, _ in chunk])
         prompts = [format_question(index, text + ONE_WORD) for index, text in chunk]
         answers |= zip(chunk, generator.generate_answers(pixels, prompts, max_tokens=4), strict=True)
-    figures: Figures = {"unparsed": sum(not re.match(r"(yes|no)\b", answer.lower()) for answer in answers.values())}
+    unparsed = sum(not re.match(r"(yes|no)\b", answer.lower()) for answer in answers.values())
+    answers_by_kind: dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = {}
     for kind in POPE_KINDS:
         rows = [
             (index_of[question["image"]], question["text"], question["label"] == "yes")
@@ -132,15 +166,8 @@ def evaluate_pope(
         predicted = np.array([answers[index, text].lower().startswith("yes") for index, text, _ in rows]).reshape(
             labels.shape
         )
-        hits = (predicted & labels).sum()
-        figures[kind] = {
-            "accuracy": to_percent((predicted == labels).mean()),
-            "interval": bootstrap_interval(len(chosen), partial(_compute_mean, predicted == labels)),
-            "f1": to_percent(2 * hits / (predicted.sum() + labels.sum())),
-            "yes": to_percent(predicted.mean()),
-            "questions": labels.size,
-        }
-    return figures
+        answers_by_kind[kind] = labels, predicted
+    return unparsed, answers_by_kind
 
 
 def generate_captions(
@@ -172,6 +199,26 @@ def generate_captions(
     return answers
 
 
+class MentionCounts(NamedTuple):
+    """Objects that captions mention, of each scene, shape [scenes]."""
+
+    hallucinated: NDArray[np.int64]
+    mentions: NDArray[np.int64]
+    found: NDArray[np.int64]
+    objects: NDArray[np.int64]
+
+
+def count_mentions(answers: list[str], dataset: SceneDataset) -> MentionCounts:
+    """Count hallucinated mentions, all mentions, present categories that are mentioned, and present categories."""
+    truth_sets = [{obj.name for obj in objects} for objects in dataset.objects[: len(answers)]]
+    predicted = [find_mentions(text) for text in answers]
+    rows = [
+        (sum(name not in truth for name in names), len(names), len(set(names) & truth), len(truth))
+        for names, truth in zip(predicted, truth_sets, strict=True)
+    ]
+    return MentionCounts(*np.array(rows).T)
+
+
 def evaluate_chair(answers: list[str], dataset: SceneDataset) -> Figures:
     """Measure CHAIR, recall, and the share of hallucinations by the position of a mention."""
     truth_sets = [{obj.name for obj in objects} for objects in dataset.objects[: len(answers)]]
@@ -179,10 +226,7 @@ def evaluate_chair(answers: list[str], dataset: SceneDataset) -> Figures:
     is_hallucinated = [
         [name not in truth for name in names] for names, truth in zip(predicted, truth_sets, strict=True)
     ]
-    hallucinated_counts = np.array([sum(flags) for flags in is_hallucinated])
-    mention_counts = np.array([len(flags) for flags in is_hallucinated])
-    found_counts = np.array([len(set(names) & truth) for names, truth in zip(predicted, truth_sets, strict=True)])
-    object_counts = np.array([len(truth) for truth in truth_sets])
+    hallucinated_counts, mention_counts, found_counts, object_counts = count_mentions(answers, dataset)
     count = len(answers)
     return {
         "captions": count,

@@ -14,10 +14,8 @@ from embedded.training.model_config import GRID, IMAGE_TOKENS, PATCH, PIXEL_MEAN
 
 NOISED_FRACTION = 0.08
 """Fraction of images with strong noise. It is small: the model must not learn to recognise objects in noised images."""
-MASKED_FRACTION = 0.2
-"""Fraction of images of which a part is black."""
 MIN_MASK, MAX_MASK = 0.25, 0.7
-"""Black part of such an image, objects that are kept included."""
+"""Black part of a masked image, objects that are kept included."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,16 @@ def normalize_pixels(pixels: NDArray[np.uint8]) -> torch.Tensor:
     return (image - PIXEL_MEAN) / PIXEL_STD
 
 
-def sample_batch(rng: np.random.Generator, dataset: SceneDataset, size: int, shift: int = 0) -> SceneBatch:
+def sample_batch(
+    rng: np.random.Generator, dataset: SceneDataset, size: int, *, masked_fraction: float, shift: int = 0
+) -> SceneBatch:
     """Sample scenes and augment them.
 
     Args:
         rng: Source of all random choices.
         dataset: The scenes.
         size: Number of scenes.
+        masked_fraction: Fraction of images of which a part is black.
         shift: Maximum displacement in pixels. Shifted images wrap around and their boxes stay: use 0 for texts.
 
     Returns:
@@ -58,7 +59,7 @@ def sample_batch(rng: np.random.Generator, dataset: SceneDataset, size: int, shi
             offset = tuple(rng.integers(-shift, shift + 1, 2))
             image, instances = np.roll(image, offset, (0, 1)), np.roll(instances, offset, (0, 1))
         mask = None
-        if rng.random() < MASKED_FRACTION:
+        if rng.random() < masked_fraction:
             mask, instances, objects = mask_objects(rng, instances, objects)
         masks.append(mask)
         pixels.append(image)

@@ -12,6 +12,7 @@ from embedded.data.attributes import ATTRIBUTE_SIZES
 from embedded.data.scene_dataset import SceneDataset
 from embedded.data.text_templates import QuestionMix
 from embedded.training.analytic_init import write_object_readout
+from embedded.training.augmentation import FULL_AUGMENTATION, Augmentation
 from embedded.training.finish_stage import REPETITION_WEIGHT, STRAY_WEIGHT, FinishModel
 from embedded.training.joint_stage import VISION_RATE, JointModel, assemble_llava, joint_loss
 from embedded.training.language_stage import PROBED_LAYERS
@@ -73,6 +74,7 @@ def train_details(
     *,
     steps: int,
     batch_size: int,
+    augmentation: Augmentation = FULL_AUGMENTATION,
     seed: int = 29,
 ) -> JointModel:
     """Train the joint model on questions about details, from its last checkpoint if there is one.
@@ -86,6 +88,7 @@ def train_details(
         evaluate: Measures a model for the log, every 250 steps.
         steps: Steps of the stage.
         batch_size: Scenes per step.
+        augmentation: Augmentation of images and texts.
         seed: Seed of the stage.
 
     Returns:
@@ -94,7 +97,7 @@ def train_details(
     device = select_device()
     torch.manual_seed(seed)
     model = DetailsModel(joint, object_heads).to(device)
-    packer = Packer(tokenizer, MIX)
+    packer = Packer(tokenizer, augmentation.adapt_mix(MIX))
     if not (work_dir / "details.pt").exists():
         write_object_readout(joint.eval(), object_heads, packer, dataset)
     joint.language.head_noise.rate = 0.25
@@ -115,7 +118,8 @@ def train_details(
 
     def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         loss, tokens, batch, figures = joint_loss(
-            joint, packer, rng, dataset, batch_size // SHARDS, device, STRAY_WEIGHT, model.word_loss
+            *(joint, packer, rng, dataset, batch_size // SHARDS, device, STRAY_WEIGHT, model.word_loss),
+            masked_fraction=augmentation.masked_fraction,
         )
         object_loss = object_heads.loss(tokens, batch)
         position_loss = model.position_loss(tokens)

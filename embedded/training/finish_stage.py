@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from embedded.data.scene_dataset import SceneDataset
 from embedded.data.text_templates import QuestionMix
+from embedded.training.augmentation import FULL_AUGMENTATION, Augmentation
 from embedded.training.joint_stage import VISION_RATE, JointModel, joint_loss, measure_recognition_periodically
 from embedded.training.model_config import GRID, WIDTH
 from embedded.training.packing import Packer, TextMix
@@ -55,13 +56,14 @@ def train_finish(
     *,
     steps: int,
     batch_size: int,
+    augmentation: Augmentation = FULL_AUGMENTATION,
     seed: int = 23,
 ) -> JointModel:
     """Train the joint model on far scenes, from its last checkpoint if there is one."""
     device = select_device()
     torch.manual_seed(seed)
     model = FinishModel(joint).to(device)
-    packer = Packer(tokenizer, MIX)
+    packer = Packer(tokenizer, augmentation.adapt_mix(MIX))
     joint.language.head_noise.rate = 0.25
     joint.language.repetition_weight = REPETITION_WEIGHT
     trainer = Trainer(
@@ -77,7 +79,10 @@ def train_finish(
     )
 
     def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        loss, tokens, _, figures = joint_loss(joint, packer, rng, dataset, batch_size // SHARDS, device, STRAY_WEIGHT)
+        loss, tokens, _, figures = joint_loss(
+            *(joint, packer, rng, dataset, batch_size // SHARDS, device, STRAY_WEIGHT),
+            masked_fraction=augmentation.masked_fraction,
+        )
         position_loss = model.position_loss(tokens)
         return loss + POSITION_LOSS_WEIGHT * position_loss, figures | {"position": position_loss.item()}
 

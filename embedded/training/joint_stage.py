@@ -8,6 +8,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from embedded.data.scene_dataset import SceneDataset
+from embedded.training.augmentation import FULL_AUGMENTATION, Augmentation
 from embedded.training.batch import SceneBatch, sample_batch
 from embedded.training.language_stage import AuxiliaryLoss, LanguageModel
 from embedded.training.model_config import build_language_config, build_llava
@@ -70,6 +71,8 @@ def joint_loss(
     device: torch.device,
     stray_weight: float = 2.0,
     auxiliary_loss: AuxiliaryLoss | None = None,
+    *,
+    masked_fraction: float,
 ) -> tuple[torch.Tensor, torch.Tensor, SceneBatch, dict[str, float]]:
     """Compute the loss of the texts about `batch_size` scenes, and of the patches of `DENSE_SCENES` times as many.
 
@@ -82,11 +85,12 @@ def joint_loss(
         device: Device of the model.
         stray_weight: Weight of the penalty on image tokens outside the class vectors.
         auxiliary_loss: Further loss on the hidden states.
+        masked_fraction: Fraction of images of which a part is black.
 
     Returns:
         The loss, all image tokens [DENSE_SCENES * batch_size, 64, 256], their scenes, and figures for the log.
     """
-    batch = sample_batch(rng, dataset, DENSE_SCENES * batch_size)
+    batch = sample_batch(rng, dataset, DENSE_SCENES * batch_size, masked_fraction=masked_fraction)
     scenes = batch.scenes[:batch_size]
     with_image = [bool(rng.random() >= packer.mix.without_image_rate) for _ in scenes]
     with autocast(device):
@@ -116,12 +120,13 @@ def train_joint(
     *,
     steps: int,
     batch_size: int,
+    augmentation: Augmentation = FULL_AUGMENTATION,
     seed: int = 17,
 ) -> JointModel:
     """Train the joint model, from its last checkpoint if there is one."""
     device = select_device()
     joint.to(device)
-    packer = Packer(tokenizer, MIX)
+    packer = Packer(tokenizer, augmentation.adapt_mix(MIX))
     trainer = Trainer(
         "joint",
         work_dir,
@@ -136,7 +141,9 @@ def train_joint(
     joint.language.head_noise.rate = 0.25
 
     def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        loss, _, _, figures = joint_loss(joint, packer, rng, dataset, batch_size // SHARDS, device)
+        loss, _, _, figures = joint_loss(
+            *(joint, packer, rng, dataset, batch_size // SHARDS, device), masked_fraction=augmentation.masked_fraction
+        )
         return loss, figures
 
     for step in trainer:

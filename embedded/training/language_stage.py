@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from embedded.data.categories import CATEGORIES, NAMES
 from embedded.data.renderer import RenderedScene
 from embedded.data.scene_dataset import SceneDataset
+from embedded.training.augmentation import FULL_AUGMENTATION, Augmentation
 from embedded.training.batch import patch_targets
 from embedded.training.model_config import IMAGE_TOKENS, WIDTH, build_class_vectors, build_language_config
 from embedded.training.packing import KIND_IDS, PackedBatch, Packer, TextMix
@@ -230,12 +231,13 @@ def train_language(
     *,
     steps: int,
     batch_size: int,
+    augmentation: Augmentation = FULL_AUGMENTATION,
     seed: int = 13,
 ) -> LanguageModel:
     """Train the language model on synthetic image tokens, from its last checkpoint if there is one."""
     device = select_device()
     torch.manual_seed(seed)
-    mix = TextMix()
+    mix = augmentation.adapt_mix(TextMix())
     packer = Packer(tokenizer, mix)
     model = LlamaForCausalLM._from_config(build_language_config(len(tokenizer)), attn_implementation="eager")
     language = LanguageModel(model, packer)

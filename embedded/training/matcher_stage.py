@@ -11,6 +11,7 @@ from embedded.data.categories import BY_NAME, CATEGORIES, INDEX
 from embedded.data.renderer import NEAR_VIEW, SIZE, render_scene
 from embedded.data.scene_dataset import SceneDataset
 from embedded.data.scene_sampler import SceneContents
+from embedded.training.augmentation import FULL_AUGMENTATION, Augmentation
 from embedded.training.batch import SceneBatch, normalize_pixels, patch_targets, sample_batch
 from embedded.training.matcher_model import (
     MAX_TEXT_TOKENS,
@@ -217,6 +218,7 @@ def train_matcher(
     *,
     steps: int,
     batch_size: int,
+    augmentation: Augmentation = FULL_AUGMENTATION,
     seed: int = 19,
 ) -> BlipForImageTextRetrieval:
     """Train the matcher, from its last checkpoint if there is one."""
@@ -238,7 +240,7 @@ def train_matcher(
     )
 
     def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = sample_batch(rng, dataset, batch_size // SHARDS)
+        batch = sample_batch(rng, dataset, batch_size // SHARDS, masked_fraction=augmentation.masked_fraction)
         replace_with_empty_scenes(rng, batch)
         texts = [make_texts(rng, scene, TEXTS_PER_PICTURE) for scene in batch.scenes]
         loss: tuple[torch.Tensor, dict[str, float]] = model(batch, texts)

@@ -10,6 +10,7 @@ from embedded.data.attributes import ATTRIBUTE_SIZES, MAX_COUNT, compute_categor
 from embedded.data.categories import INDEX, NAMES
 from embedded.data.renderer import RenderedScene
 from embedded.data.scene_dataset import SceneDataset
+from embedded.training.augmentation import FULL_AUGMENTATION, Augmentation
 from embedded.training.batch import SceneBatch, center_targets, normalize_pixels, sample_batch
 from embedded.training.model_config import GRID, IMAGE_TOKENS, PATCH, WIDTH
 from embedded.training.position_init import write_positions
@@ -127,6 +128,7 @@ def train_objects(
     *,
     steps: int,
     batch_size: int,
+    augmentation: Augmentation = FULL_AUGMENTATION,
     seed: int = 37,
 ) -> ObjectHeads:
     """Train the tower on single objects, from its last checkpoint if there is one."""
@@ -148,7 +150,7 @@ def train_objects(
     )
 
     def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = sample_batch(rng, dataset, batch_size // SHARDS)
+        batch = sample_batch(rng, dataset, batch_size // SHARDS, masked_fraction=augmentation.masked_fraction)
         with autocast(device):
             tokens = vision.compute_image_tokens(batch.pixels.to(device))
         dense = vision.loss(tokens, batch.present.to(device), stray_weight=0.0)

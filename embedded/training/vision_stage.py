@@ -9,6 +9,7 @@ from torch import nn
 from transformers import CLIPVisionModel
 
 from embedded.data.scene_dataset import SceneDataset
+from embedded.training.augmentation import FULL_AUGMENTATION, Augmentation
 from embedded.training.batch import normalize_pixels, patch_targets, sample_batch
 from embedded.training.model_config import (
     GRID,
@@ -182,7 +183,14 @@ def measure_recognition(vision: VisionModel, dataset: SceneDataset, count: int =
 
 
 def train_vision(
-    work_dir: Path, dataset: SceneDataset, tuning_dataset: SceneDataset, *, steps: int, batch_size: int, seed: int = 11
+    work_dir: Path,
+    dataset: SceneDataset,
+    tuning_dataset: SceneDataset,
+    *,
+    steps: int,
+    batch_size: int,
+    augmentation: Augmentation = FULL_AUGMENTATION,
+    seed: int = 11,
 ) -> VisionModel:
     """Train the vision model, from its last checkpoint if there is one."""
     device = select_device()
@@ -193,7 +201,7 @@ def train_vision(
     trainer = Trainer("vision", work_dir, vision, steps, seed=seed, horizon=HORIZON)
 
     def compute_loss(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = sample_batch(rng, dataset, batch_size, shift=10)
+        batch = sample_batch(rng, dataset, batch_size, masked_fraction=augmentation.masked_fraction, shift=10)
         with autocast(device):
             tokens = vision.compute_image_tokens(batch.pixels.to(device))
         loss = vision.loss(tokens, batch.present.to(device))

@@ -118,7 +118,7 @@ def test_masked_scenes_keep_the_objects_that_they_show(pipeline: TrainingPipelin
 @needs_font
 def test_scenes_without_objects_match_no_request_for_a_description(pipeline: TrainingPipeline) -> None:
     rng, dataset = np.random.default_rng(0), pipeline.open_dataset("near")
-    batch = sample_batch(rng, dataset, 60)
+    batch = sample_batch(rng, dataset, 60, masked_fraction=0.2)
     replace_with_empty_scenes(rng, batch)
     is_empty = [not scene.objects for scene in batch.scenes]
     assert 0 < sum(is_empty) < 30
